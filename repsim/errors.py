@@ -1,0 +1,39 @@
+"""What repsim says when something cannot be done: what must hold, what was received, what to try."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RepsimError(Exception):
+    """Something outside the code is not as it must be: weights, images, activations, a directory."""
+
+
+class UsageError(RepsimError):
+    """The call itself is wrong: an unknown name, a number out of range, options that clash."""
+
+
+def near(got: str, choices: Iterable[str], most: int = 4) -> list[str]:
+    """The choices most like what was typed, best first; those that contain it count as like it."""
+    choices = list(choices)
+    alike = difflib.get_close_matches(got, choices, n=most, cutoff=0.6)
+    containing = [c for c in choices if got and got in c and c not in alike]
+    return (alike + sorted(containing, key=len))[:most]
+
+
+def one_of(what: str, got: str, choices: Iterable[str], advice: str = "") -> UsageError:
+    """The error for a name that is not among the known ones.
+
+    >>> print(one_of("model", "vit_b61", ["vit_b16", "vit_b32", "resnet50"]))
+    unknown model 'vit_b61'; did you mean 'vit_b16' or 'vit_b32'?
+    """
+    choices = list(choices)
+    alike = near(got, choices)
+    if alike:
+        hint = f"; did you mean {' or '.join(repr(c) for c in alike)}?"
+    elif len(choices) <= 12:
+        hint = f"; choose one of {', '.join(choices)}"
+    else:
+        hint = ""
+    return UsageError(f"unknown {what} {got!r}{hint}" + (f" {advice}" if advice else ""))

@@ -1,0 +1,1 @@
+"""The arithmetic: torch only; no models, no files, no tables."""

@@ -1,0 +1,246 @@
+r"""Centred kernel alignment (CKA) with linear kernels: 1 for the same representation, 0 for unrelated.
+
+For representations X (n, p1) and Y (n, p2) of the same n images, K = XX^T and L = YY^T:
+
+    CKA(K, L) = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))
+
+The paper (section 3) estimates HSIC without bias and over minibatches (Song et al. 2012; Nguyen
+et al. 2021): with K~, L~ the Grams with zero diagonal,
+
+    HSIC_1(K, L) = [ tr(K~ L~) + (1'K~1)(1'L~1) / ((n-1)(n-2)) - 2 (1'K~L~1) / (n-2) ] / (n (n-3))
+
+and CKA is mean_b HSIC_1(K_b, L_b) over the root of the product of the means of the two others.
+
+The three terms nearly cancel, which float32 does not survive. The same number is the inner product
+of the two *U-centred* Grams (Szekely & Rizzo 2014, eq. 3.1), which is what is computed here: features
+centred per batch, Gram in float32, everything after it in float64.
+
+Unbiased values of unrelated representations scatter around 0, so some are negative. They stay so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from repsim.errors import RepsimError, UsageError
+from repsim.measures.running import GroupedSums, jackknife
+
+BLOCK = 2048
+"""Features multiplied at a time; a Gram is a sum of products of blocks of this width."""
+SCRATCH = 2**20
+"""Numbers centred at a time: what fits into a core's cache, so that centring costs little."""
+
+
+def flatten(x: Tensor) -> Tensor:
+    """(n, ...) -> (n, p), without a copy where the examples lie one after another in memory.
+
+    A Gram does not depend on the order of the features, so a dense tensor (channels-last maps,
+    say) is read in the order in which it lies in memory.
+    """
+    p = x[0].numel()
+    expected = 1
+    for size, stride in sorted(zip(x.shape[1:], x.stride()[1:]), key=lambda axis: axis[1]):
+        if size != 1 and stride != expected:
+            return x.reshape(len(x), p)
+        expected *= size
+    if x.stride(0) != p:
+        return x.reshape(len(x), p)
+    return x.as_strided((len(x), p), (p, 1))
+
+
+def centred_gram(x: Tensor, scratch: Tensor | None = None) -> Tensor:
+    """Gram matrix of features centred over the batch, X_c X_c^T.
+
+    The products are taken in float32 (float64 for float64 input) on blocks of features centred
+    just before, and summed in float64. Only a block is ever copied.
+
+    Args:
+        x: (n, p) one row per example.
+        scratch: 1-D float32 memory to centre in, used again by the next call; see `scratch_for`.
+
+    Returns:
+        (n, n) float64. Exactly zero if no feature varies by more than float rounding of its size.
+    """
+    n, p = x.shape
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    width = max(BLOCK, SCRATCH // n // BLOCK * BLOCK)
+    if scratch is None or scratch.dtype != dtype or scratch.device != x.device or len(scratch) < n * min(width, p):
+        scratch = torch.empty(n * min(width, p), dtype=dtype, device=x.device)
+    gram = torch.zeros(n, n, dtype=torch.float64, device=x.device)
+    for piece in x.split(width, dim=1):
+        if piece.dtype.itemsize < dtype.itemsize:
+            piece = piece.to(dtype)
+        centred = scratch[: piece.numel()].view(piece.shape)
+        torch.sub(piece, piece.mean(0), out=centred)
+        blocks = piece.shape[1] // BLOCK
+        if blocks:
+            whole = centred[:, : blocks * BLOCK].view(n, blocks, BLOCK).transpose(0, 1)
+            gram += torch.bmm(whole, whole.transpose(1, 2)).sum(0, dtype=torch.float64)
+        rest = centred[:, blocks * BLOCK :]
+        if rest.shape[1]:
+            gram += rest @ rest.T
+    # A constant feature, centred, leaves rounding of its own size, which must not pass for signal.
+    rounding = len(x) * (2 * torch.finfo(dtype).eps * torch.linalg.vector_norm(x[0], dtype=torch.float64)) ** 2
+    return gram * (gram.trace() > rounding)
+
+
+def scratch_for(n: int, device: torch.device) -> Tensor:
+    """Memory for `centred_gram` on batches of n; fresh memory for each Gram would cost more than it."""
+    return torch.empty(max(SCRATCH, n * BLOCK), dtype=torch.float32, device=device)
+
+
+def u_centre(gram: Tensor) -> Tensor:
+    """U-centred Gram (Szekely & Rizzo 2014): zero diagonal, and rows that sum to zero.
+
+    Args:
+        gram: (n, n) symmetric, n >= 4. Centred features or not: it makes no difference beyond rounding.
+
+    Returns:
+        (n, n); the inner product of two such matrices over n(n-3) is HSIC_1.
+    """
+    n = len(gram)
+    off = gram - torch.diag(gram.diagonal())
+    means = off.sum(0) / (n - 2)
+    means = means - means.sum() / (2 * (n - 1))
+    off = off - means[:, None] - means[None, :]
+    return off - torch.diag(off.diagonal())
+
+
+def double_centre(gram: Tensor) -> Tensor:
+    """HKH with H = I - 11^T/n; the inner product of two over (n-1)^2 is the biased HSIC."""
+    return gram - gram.mean(0, keepdim=True) - gram.mean(1, keepdim=True) + gram.mean()
+
+
+def hsic(gram_x: Tensor, gram_y: Tensor, *, unbiased: bool = True) -> Tensor:
+    """Hilbert-Schmidt independence criterion of two (n, n) Grams: HSIC_1, or the biased HSIC_0."""
+    n = len(gram_x)
+    if unbiased:
+        return (u_centre(gram_x) * u_centre(gram_y)).sum() / (n * (n - 3))
+    return (double_centre(gram_x) * double_centre(gram_y)).sum() / (n - 1) ** 2
+
+
+def cka(x: Tensor | np.ndarray, y: Tensor | np.ndarray, *, unbiased: bool = True) -> float:
+    """Linear CKA of two representations of the same examples, in float64.
+
+    Args:
+        x: (n, ...) features of n >= 4 examples; all axes but the first are flattened.
+        y: (n, ...) features of the same examples in the same order.
+        unbiased: HSIC_1 (default), which does not depend on n and may come out slightly negative;
+            else the biased HSIC_0, which tends to 1 for any two representations with p >> n.
+
+    Returns:
+        At most 1. NaN if x or y is the same for all examples, since CKA is then undefined.
+
+    Raises:
+        UsageError: different numbers of examples, or fewer than 4.
+        RepsimError: NaN or infinite features.
+
+    >>> x = np.random.default_rng(0).normal(size=(64, 10))
+    >>> round(cka(x, 3 * x), 6)
+    1.0
+
+    Reference: paper section 3 and 2.1 of Kornblith et al. (2019); Song et al. (2012), eq. 5.
+    """
+    x, y = (torch.as_tensor(features).detach() for features in (x, y))
+    if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
+        sizes = " and ".join(f"{len(t)} rows" if t.ndim else "no rows" for t in (x, y))
+        raise UsageError(f"cka needs the same images in both: got {sizes}; pass one set of images through both")
+    if len(x) < 4:
+        raise UsageError(f"cka needs at least 4 examples, got {len(x)}")
+    grams = []
+    for name, features in (("x", x), ("y", y)):
+        if not torch.isfinite(features).all():
+            raise RepsimError(f"cka needs finite features: {name} holds NaN or infinity")
+        grams.append(centred_gram(_unit_scale(features.reshape(len(features), -1).double())))
+    cross, own_x, own_y = (
+        hsic(a, b, unbiased=unbiased).item() for a, b in ((grams[0], grams[1]), (grams[0],) * 2, (grams[1],) * 2)
+    )
+    return cross / (own_x**0.5 * own_y**0.5) if own_x > 0 and own_y > 0 else float("nan")
+
+
+def _unit_scale(x: Tensor) -> Tensor:
+    """x over its largest magnitude: CKA does not depend on scale, squares of 1e-200 would vanish."""
+    largest = x.abs().max() if x.numel() else x.new_ones(())
+    return x / largest if largest > 0 else x
+
+
+class GramRow(NamedTuple):
+    """A U-centred Gram as a vector: all that the similarity of layers needs of an activation."""
+
+    direction: Tensor
+    """(n(n-1)/2,) float32: the entries above the diagonal, scaled so that twice their squares sum to 1."""
+    norm: Tensor
+    """() float64: the Frobenius norm; 0 for a constant layer, NaN or infinite for broken activations."""
+
+
+@lru_cache(maxsize=8)
+def _above_diagonal(n: int, device: torch.device) -> Tensor:
+    rows, columns = torch.triu_indices(n, n, 1, device=device)
+    return rows * n + columns
+
+
+def gram_row(x: Tensor, scratch: Tensor | None = None) -> GramRow:
+    """Reduce the activations of one batch, (n, p), to their U-centred Gram.
+
+    On the CPU a Gram too large or small for float32 (features beyond about 1e15 or under 1e-12)
+    is taken again in float64.
+    """
+    gram = centred_gram(x, scratch)
+    if x.device.type == "cpu" and x.dtype != torch.float64 and not 1e-20 < gram.trace() < 1e30:
+        gram = centred_gram(x.double())
+    gram = u_centre(gram)
+    norm = torch.linalg.matrix_norm(gram)
+    direction = gram.flatten()[_above_diagonal(len(gram), gram.device)] / torch.where(norm > 0, norm, 1)
+    return GramRow(direction.float(), norm)
+
+
+def stacked_hsic(rows: Sequence[GramRow], n: int, columns: int = 2**18) -> Tensor:
+    """HSIC_1 of every pair of L layers on one batch of n examples, as one product. (L, L) float64."""
+    directions = torch.stack([row.direction for row in rows])
+    norms = torch.stack([row.norm for row in rows])
+    inner = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=directions.device)
+    for piece in directions.split(columns, dim=1):
+        piece = piece.double()
+        inner += piece @ piece.T
+    return 2 * inner * norms[:, None] * norms[None, :] / (n * (n - 3))
+
+
+def normalise(hsics: Tensor) -> Tensor:
+    """(L, L) HSIC -> (L, L) CKA. Rows and columns of layers with HSIC(K, K) = 0 become NaN."""
+    root = hsics.diagonal().sqrt()
+    return hsics / torch.where(root > 0, root, torch.nan)[:, None] / torch.where(root > 0, root, torch.nan)
+
+
+class MinibatchCKA:
+    """CKA of every pair of L layers from minibatches: HSICs are averaged, then divided.
+
+    Feed it one `GramRow` per layer and batch; `merge` joins the sums of two runs whose batches were
+    numbered apart. Batches must all have the same size n.
+
+    Reference: paper section 3; Nguyen, Raghu & Kornblith (2021), eq. 3.
+    """
+
+    def __init__(self, sums: GroupedSums | None = None) -> None:
+        self.sums = sums or GroupedSums()
+
+    def update(self, rows: Sequence[GramRow], n: int, batch: int | None = None) -> MinibatchCKA:
+        """Add one batch of n examples: a row for each of the L layers, always in the same order."""
+        self.sums.update(stacked_hsic(rows, n), batch)
+        return self
+
+    def merge(self, other: MinibatchCKA) -> MinibatchCKA:
+        return MinibatchCKA(self.sums.merge(other.sums))
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """CKA and its jackknife standard error over minibatches, both (L, L) float64."""
+        return self.jackknife(lambda similarity: similarity)
+
+    def jackknife(self, statistic: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Any function of the (L, L) CKA matrix, with its standard error over minibatches."""
+        return jackknife(self.sums, lambda hsics: statistic(normalise(hsics)))

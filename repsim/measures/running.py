@@ -1,0 +1,95 @@
+"""Sums over batches that can be merged, and the standard error of what is computed from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from repsim.errors import RepsimError
+
+
+class GroupedSums:
+    """Sums of one tensor per batch, kept in a fixed number of groups for the jackknife.
+
+    Batch b is added to group b mod `groups`, so memory does not grow with the number of batches;
+    up to `groups` batches, every group is one batch and the jackknife is the usual delete-one.
+
+    Attributes:
+        sums: (groups, ...) float64, the sum of the values of each group.
+        counts: (groups,) number of batches in each group.
+    """
+
+    def __init__(self, groups: int = 32) -> None:
+        self.counts = torch.zeros(groups, dtype=torch.int64)
+        self.sums: Tensor | None = None
+
+    @property
+    def batches(self) -> int:
+        return int(self.counts.sum())
+
+    @torch.no_grad()
+    def update(self, value: Tensor, batch: int | None = None) -> GroupedSums:
+        """Add the value of one batch; `batch` is its number where batches arrive out of order."""
+        if self.sums is None:
+            shape = (len(self.counts), *value.shape)
+            self.sums = torch.zeros(shape, dtype=torch.float64, device=value.device)
+        group = (self.batches if batch is None else batch) % len(self.counts)
+        self.sums[group] += value
+        self.counts[group] += 1
+        return self
+
+    def merge(self, other: GroupedSums) -> GroupedSums:
+        """The sums over the batches of both; number the batches of each apart from the other's."""
+        if len(self.counts) != len(other.counts):
+            raise ValueError(f"cannot merge {len(self.counts)} groups with {len(other.counts)}")
+        merged = GroupedSums(len(self.counts))
+        merged.counts = self.counts + other.counts
+        parts = [part.sums for part in (self, other) if part.sums is not None]
+        merged.sums = torch.stack(parts).sum(0) if parts else None
+        return merged
+
+    def mean(self) -> Tensor:
+        """Mean over all batches."""
+        if self.sums is None:
+            raise RepsimError("nothing was summed: not one whole batch was seen")
+        return self.sums.sum(0) / self.batches
+
+    def leave_one_out(self) -> Iterator[tuple[Tensor, int]]:
+        """For each group that holds batches: the mean over all others, and the group's size."""
+        total = self.sums.sum(0)
+        for value, count in zip(self.sums, self.counts.tolist()):
+            if count:
+                yield (total - value) / (self.batches - count), count
+
+
+def jackknife(sums: GroupedSums, statistic: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    r"""A function of the mean over batches, with its jackknife standard error.
+
+    With g groups of m_j out of k batches, h_j = k / m_j and theta_(-j) the statistic without
+    group j, the variance is that of the pseudo-values h_j theta - (h_j - 1) theta_(-j):
+
+    .. math:: \frac{1}{g} \sum_j \frac{1}{h_j - 1}
+              \left(h_j \theta - (h_j - 1)\theta_{(-j)} - \theta_J\right)^2
+
+    where theta_J is the jackknife estimate, g theta - sum_j (1 - m_j/k) theta_(-j). For groups of
+    one size this is the textbook (g-1)/g sum_j (theta_(-j) - mean)^2.
+
+    Args:
+        sums: one value per batch, summed in groups.
+        statistic: maps the mean over batches to a tensor of any shape.
+
+    Returns:
+        The statistic and its standard error, of the same shape; NaN where there is one group only.
+
+    Reference: Busing, Meijer & van der Leeden (1999), "Delete-m jackknife for unequal m", eq. 5-9.
+    """
+    theta = statistic(sums.mean())
+    without = [(statistic(rest), sums.batches / size) for rest, size in sums.leave_one_out() if sums.batches > size]
+    if len(without) < 2:
+        return theta, torch.full_like(theta, torch.nan)
+    groups = len(without)
+    estimate = groups * theta - sum((1 - 1 / h) * rest for rest, h in without)
+    variance = sum((h * theta - (h - 1) * rest - estimate) ** 2 / (h - 1) for rest, h in without) / groups
+    return theta, variance.sqrt()
