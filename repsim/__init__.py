@@ -1,0 +1,42 @@
+"""Representation analysis of vision networks, after Raghu et al. (NeurIPS 2021).
+
+The notebook names; each is imported when first used, so that `import repsim` costs nothing.
+
+    import repsim as rs
+    table = rs.layer_cka("vit_mini", "resnet_mini", rs.ImageSet("sample", images=512))
+    rs.plots.heatmap(table)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "cka": "repsim.measures.cka",
+    "MinibatchCKA": "repsim.measures.cka",
+    "Network": "repsim.models",
+    "EvalTransform": "repsim.models",
+    "load_model": "repsim.models",
+    "Layer": "repsim.layers",
+    "find_layers": "repsim.layers",
+    "capture": "repsim.hooks",
+    "ImageSet": "repsim.images",
+    "layer_cka": "repsim.studies.similarity",
+    "RepsimError": "repsim.errors",
+    "UsageError": "repsim.errors",
+}
+__all__ = [*_HOME, "plots"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "plots":
+        return importlib.import_module("repsim.plots")
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'repsim' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,15 +1,473 @@
-"""Fashion-MNIST from its files."""
+"""Images: where they come from, which are chosen, and batches that several networks share."""
 
+from __future__ import annotations
+
+import dataclasses
 import gzip
+import os
+import queue
+import threading
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+from repsim.errors import RepsimError, UsageError, one_of
+
+SAMPLE = Path(__file__).parent / "sample" / "fashion_mnist.npz"
+SPLITS = ("train", "test")
+FASHION_MNIST_PLACES = (Path("data/fashion-mnist"), Path("/usr/share/datasets/fashion-mnist"))
+TIMM_SCHEMES = ("torch/", "hfds/", "hfids/", "wds/", "tfds/")
+FEWEST = 4  # HSIC_1 divides by n - 3
+
+Transform = Callable[[Image.Image], Tensor]
 
 
-def read_fashion_mnist(split: str) -> tuple[np.ndarray, np.ndarray]:
+class BrokenImage(RepsimError):
+    """An image that cannot be read, and its name."""
+
+
+class Source(Protocol):
+    """Images by number. `labels` is None where there are none."""
+
+    labels: np.ndarray | None
+
+    def __len__(self) -> int: ...
+    def load(self, index: int) -> Image.Image | Tensor: ...
+    def name(self, index: int) -> str: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    number: int
+    positions: Tensor
+    """(n,) which images these are, as positions in `ImageSet.chosen`."""
+    inputs: dict[Hashable, Tensor]
+    """For each transform, (n, c, h, w)."""
+
+
+@dataclass
+class Counts:
+    """What happened to the images of a pass; filled while it runs."""
+
+    asked: int
+    used: int = 0
+    dropped: int = 0
+    """Images of the last, short batch, which is left out."""
+    broken: list[str] = dataclasses.field(default_factory=list)
+    batches: int = 0
+    batch_size: int = 0
+
+
+class ImageSet:
+    """A fixed, seeded choice of images, in an order that all networks share.
+
+    Args:
+        data: `sample` (the bundled part of Fashion-MNIST), `fashion-mnist`, `noise`, a folder of
+            images or of folders named after classes, a data set as timm names them (`torch/cifar10`,
+            `hfds/owner/name`, `wds/name`, `tfds/name`), a float tensor (n, c, h, w) that goes into the
+            networks as it is, or a uint8 array (n, h, w) or (n, h, w, 3) that goes through their transforms.
+        split: `test` (default) or `train` of the sample and fashion-mnist; of timm's data sets what they
+            call it (default `validation`); of a folder, a folder inside it.
+        root: where timm's data sets lie.
+        images: how many, chosen at random without replacement; None takes all (2,560 of `noise`).
+            Where there are fewer, all are taken.
+        seed: of the choice and its order, and of the noise.
+
+    Raises:
+        UsageError: no such data, or fewer than 4 images.
+
+    >>> len(ImageSet("sample", images=100))
+    100
+    """
+
+    def __init__(
+        self,
+        data: str | os.PathLike[str] | Tensor | np.ndarray = "sample",
+        *,
+        split: str | None = None,
+        root: str | os.PathLike[str] | None = None,
+        images: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if images is not None and images < FEWEST:
+            raise UsageError(f"at least {FEWEST} images are needed, got images={images}")
+        self.data = f"{type(data).__name__} {tuple(data.shape)}" if hasattr(data, "shape") else os.fspath(data)
+        self.split, self.seed, self.asked = split, seed, images
+        self.source = _source(data, split, root, images, seed)
+        if len(self.source) < FEWEST:
+            raise UsageError(f"at least {FEWEST} images are needed; {self.data} has {len(self.source)}")
+        self.chosen = _choose(len(self.source), images, seed)
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """(n,) class of each chosen image, or None where classes are not known."""
+        return None if self.source.labels is None else self.source.labels[self.chosen]
+
+    @property
+    def tensor_size(self) -> tuple[int, int, int] | None:
+        """(c, h, w) of images that go into the networks as they are; None if transforms make them."""
+        return tuple(self.source.tensors.shape[1:]) if isinstance(self.source, _Tensors) else None
+
+    def redrawn(self, seed: int) -> ImageSet:
+        """Another choice of as many images from the same source."""
+        other = object.__new__(ImageSet)
+        other.__dict__ = {**self.__dict__, "seed": seed, "chosen": _choose(len(self.source), len(self), seed)}
+        return other
+
+    def record(self) -> dict[str, Any]:
+        """What `run.json` says of the images."""
+        kept = {"data": self.data, "split": self.split, "seed": self.seed, "asked": self.asked}
+        return {**kept, "available": len(self.source), "chosen": len(self)}
+
+    def batches(
+        self,
+        transforms: Iterable[Transform],
+        batch_size: int,
+        *,
+        counts: Counts | None = None,
+        workers: int | None = None,
+        skip_broken: bool = False,
+    ) -> Iterator[Batch]:
+        """Whole batches of the chosen images, each image read and decoded once for all transforms.
+
+        Loading goes on in the background while the caller computes. A last short batch is dropped
+        and counted.
+
+        Args:
+            transforms: what the networks want done to an image; equal ones are done once.
+            batch_size: images per batch, at least 4.
+            counts: filled while batches are handed out.
+            workers: processes that decode; None: one per core up to 8 for files, none for memory.
+            skip_broken: go on without images that cannot be read.
+
+        Raises:
+            BrokenImage: one cannot be read; the message names it.
+        """
+        transforms = list(dict.fromkeys(transforms))
+        counts = counts if counts is not None else Counts(len(self))
+        counts.batch_size = batch_size
+        if isinstance(self.source, _Tensors):
+            items = self._slices(transforms, batch_size)
+        else:
+            items = self._decoded(transforms, batch_size, workers)
+        position = 0
+        waiting: list[tuple[Tensor, list[Tensor]]] = []
+        for positions, tensors, broken in items:
+            if broken and not skip_broken:
+                raise BrokenImage(f"{broken[0]}; leave such images out with --skip-broken (skip_broken=True)")
+            counts.broken += broken
+            waiting.append((positions, tensors))
+            while sum(len(p) for p, _ in waiting) >= batch_size:
+                positions, tensors = _joined(waiting)
+                inputs = dict(zip(transforms, (t[:batch_size] for t in tensors)))
+                waiting = [(positions[batch_size:], [t[batch_size:] for t in tensors])]
+                counts.used += batch_size
+                counts.batches += 1
+                yield Batch(position, positions[:batch_size], inputs)
+                position += 1
+        counts.dropped = sum(len(p) for p, _ in waiting)
+
+    def _slices(self, transforms: Sequence[Transform], batch_size: int) -> Iterator[_Loaded]:
+        for start in range(0, len(self), batch_size):
+            positions = torch.arange(start, min(start + batch_size, len(self)))
+            tensors = self.source.tensors[torch.from_numpy(self.chosen)[positions]]
+            yield positions, [tensors for _ in transforms], []
+
+    def _decoded(self, transforms: Sequence[Transform], batch_size: int, workers: int | None) -> Iterator[_Loaded]:
+        if workers is None:
+            workers = min(os.cpu_count() or 1, 8) if isinstance(self.source, _Files) else 0
+        loader = DataLoader(
+            _Decoding(self.source, self.chosen, transforms),
+            batch_size=batch_size,
+            num_workers=workers,
+            collate_fn=_stacked,
+        )
+        return iter(loader) if workers else _ahead(loader)
+
+
+_Loaded = tuple[Tensor, list[Tensor], list[str]]
+
+
+def _choose(available: int, images: int | None, seed: int) -> np.ndarray:
+    order = torch.randperm(available, generator=torch.Generator().manual_seed(seed)).numpy()
+    return order if images is None else order[:images]
+
+
+def _joined(waiting: list[tuple[Tensor, list[Tensor]]]) -> tuple[Tensor, list[Tensor]]:
+    """Join what was loaded; nothing is copied where there is only one piece with images in it."""
+    filled = [piece for piece in waiting if len(piece[0])]
+    if len(filled) == 1:
+        return filled[0]
+    return torch.cat([p for p, _ in filled]), [torch.cat(pieces) for pieces in zip(*(t for _, t in filled))]
+
+
+class _Decoding(Dataset):
+    """Position -> the image after each transform, or what is wrong with it."""
+
+    def __init__(self, source: Source, chosen: np.ndarray, transforms: Sequence[Transform]) -> None:
+        self.source, self.chosen, self.transforms = source, chosen, transforms
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, position: int) -> tuple[int, list[Tensor] | str]:
+        index = int(self.chosen[position])
+        try:
+            image = self.source.load(index)
+            image.load()
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            reason = str(error).split("\n")[0] or type(error).__name__
+            return position, f"cannot read image {self.source.name(index)}: {reason}"
+        return position, [transform(image) for transform in self.transforms]
+
+
+def _stacked(items: list[tuple[int, list[Tensor] | str]]) -> _Loaded:
+    good = [(position, tensors) for position, tensors in items if not isinstance(tensors, str)]
+    broken = [message for _, message in items if isinstance(message, str)]
+    if not good:
+        return torch.empty(0, dtype=torch.int64), [], broken
+    return torch.tensor([p for p, _ in good]), [torch.stack(each) for each in zip(*(t for _, t in good))], broken
+
+
+def _ahead(items: Iterable[Any]) -> Iterator[Any]:
+    """Iterate in a thread, one item ahead of the caller."""
+    ready: queue.Queue = queue.Queue(maxsize=1)
+    stop = threading.Event()
+
+    def put(item: Any) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                put((item, None))
+                if stop.is_set():
+                    return
+            put((None, StopIteration()))
+        except BaseException as error:  # noqa: BLE001  handed to the caller
+            put((None, error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        stop.set()
+        thread.join()
+
+
+# Sources
+
+
+class _Arrays:
+    """uint8 images in memory, (n, h, w) grey or (n, h, w, 3)."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray | None = None) -> None:
+        if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
+            raise UsageError(
+                f"arrays of images are uint8 (n, h, w) or (n, h, w, 3), got {images.dtype} {images.shape}; "
+                "give float images that need no transform as a torch tensor (n, c, h, w)"
+            )
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def load(self, index: int) -> Image.Image:
+        return Image.fromarray(self.images[index])
+
+    def name(self, index: int) -> str:
+        return f"number {index}"
+
+
+class _Tensors(_Arrays):
+    """Float images that go into the networks as they are, (n, c, h, w)."""
+
+    def __init__(self, tensors: Tensor) -> None:
+        if tensors.ndim != 4 or not tensors.is_floating_point():
+            raise UsageError(f"tensors of images are float (n, c, h, w), got {tensors.dtype} {tuple(tensors.shape)}")
+        self.tensors = self.images = tensors.detach()
+        self.labels = None
+
+
+class _Noise:
+    """Uniform noise, a function of (seed, index) alone."""
+
+    labels = None
+
+    def __init__(self, images: int, seed: int, side: int = 224) -> None:
+        self.images, self.seed, self.side = images, seed, side
+
+    def __len__(self) -> int:
+        return self.images
+
+    def load(self, index: int) -> Image.Image:
+        rng = np.random.default_rng((self.seed, index))
+        return Image.fromarray(rng.integers(0, 256, (self.side, self.side, 3), dtype=np.uint8))
+
+    def name(self, index: int) -> str:
+        return f"noise {index}"
+
+
+class _Files:
+    """A folder of images, flat or by class; found by timm's reader, in natural order of names."""
+
+    def __init__(self, root: Path) -> None:
+        from timm.data.readers.reader_image_folder import find_images_and_targets
+
+        found, classes = find_images_and_targets(str(root))
+        self.root, self.classes = root, classes
+        self.paths = [path for path, _ in found]
+        self.labels = np.array([target for _, target in found]) if len(classes) > 1 else None
+        if not found:
+            raise UsageError(f"there are no images in {root}; it may hold images, or one folder of images per class")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def load(self, index: int) -> Image.Image:
+        return Image.open(self.paths[index])
+
+    def name(self, index: int) -> str:
+        return self.paths[index]
+
+
+class _TimmDataset:
+    """A data set made by timm's factory that can be indexed."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset, self.labels = dataset, None
+        targets = getattr(dataset, "targets", None)
+        if targets is not None and len(targets) == len(dataset):
+            self.labels = np.asarray(targets)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def load(self, index: int) -> Image.Image:
+        return self.dataset[index][0]
+
+    def name(self, index: int) -> str:
+        return f"number {index}"
+
+
+class _Streamed(_TimmDataset):
+    """Images of a data set that can only be iterated: a seeded reservoir sample, kept in memory."""
+
+    def __init__(self, dataset: Iterable[tuple[Image.Image, Any]], images: int | None, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        kept: list[tuple[Image.Image, Any]] = []
+        for seen, item in enumerate(dataset):
+            if images is None or seen < images:
+                kept.append(item)
+            elif (place := rng.integers(0, seen + 1)) < images:
+                kept[place] = item
+        self.dataset = kept
+        self.labels = np.array([int(target) for _, target in kept])
+
+
+def _source(
+    data: Any, split: str | None, root: str | os.PathLike[str] | None, images: int | None, seed: int
+) -> Source:
+    if isinstance(data, Tensor):
+        return _Tensors(data)
+    if isinstance(data, np.ndarray):
+        return _Arrays(data)
+    data = os.fspath(data)
+    if data == "noise":
+        return _Noise(images or 2560, seed)
+    if data == "sample":
+        with np.load(SAMPLE) as arrays:
+            split = _known_split(split)
+            return _Arrays(arrays[f"{split}_images"], arrays[f"{split}_labels"].astype(np.int64))
+    if data == "fashion-mnist":
+        pixels, labels = read_fashion_mnist(_known_split(split), places=[Path(root)] if root else None)
+        return _Arrays(pixels, labels.astype(np.int64))
+    if data.startswith(TIMM_SCHEMES):
+        return _from_timm(data, split, root, images, seed)
+    return _Files(_folder(data, split))
+
+
+def _known_split(split: str | None) -> str:
+    if split not in (None, *SPLITS):
+        raise one_of("split", split, SPLITS)
+    return split or "test"
+
+
+def _folder(data: str, split: str | None) -> Path:
+    folder = Path(data).expanduser()
+    if split is not None:
+        folder = folder / split
+    if not folder.is_dir():
+        known = ", ".join(("sample", "fashion-mnist", "noise", *(f"{scheme}NAME" for scheme in TIMM_SCHEMES)))
+        raise UsageError(f"there is no folder {str(folder)!r}; data is a folder of images or one of {known}")
+    return folder
+
+
+def _from_timm(data: str, split: str | None, root: Any, images: int | None, seed: int) -> Source:
+    from timm.data import create_dataset
+
+    try:
+        where = os.fspath(root) if root else None
+        dataset = create_dataset(data, root=where, split=split or "validation", download=data.startswith("torch/"))
+        if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+            return _TimmDataset(dataset)
+        return _Streamed(dataset, images, seed)
+    except Exception as error:
+        line = str(error).strip().split("\n")[0] or type(error).__name__
+        raise RepsimError(f"timm cannot open the data set {data!r} (root {root}, split {split}): {line}") from None
+
+
+def read_fashion_mnist(split: str, *, places: Sequence[Path] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """All images (n, 28, 28) and labels (n,) of Fashion-MNIST, uint8.
+
+    Looked for in `data/fashion-mnist/`, then where Debian's package dataset-fashion-mnist puts it,
+    then downloaded through torchvision into `data/`.
+    """
     stem = {"train": "train", "test": "t10k"}[split]
-    images = gzip.open(FASHION_MNIST / f"{stem}-images-idx3-ubyte.gz").read()
-    labels = gzip.open(FASHION_MNIST / f"{stem}-labels-idx1-ubyte.gz").read()
-    return np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28), np.frombuffer(labels, np.uint8, offset=8)
+    for place in places or FASHION_MNIST_PLACES:
+        files = [_zipped_or_not(place / f"{stem}-{what}-ubyte") for what in ("images-idx3", "labels-idx1")]
+        if all(files):
+            images, labels = (_read_bytes(file) for file in files)
+            pixels = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28)
+            return pixels, np.frombuffer(labels, np.uint8, offset=8)
+    if places:
+        raise RepsimError(f"there is no Fashion-MNIST in {places[0]}; it should hold {stem}-images-idx3-ubyte.gz")
+    from torchvision.datasets import FashionMNIST
+
+    try:
+        downloaded = FashionMNIST("data", train=split == "train", download=True)
+    except Exception as error:
+        raise RepsimError(
+            f"Fashion-MNIST is not in {' or '.join(map(str, FASHION_MNIST_PLACES))}, and cannot be downloaded "
+            f"({str(error).splitlines()[0]}); data/README.md says how to get it"
+        ) from None
+    return downloaded.data.numpy(), downloaded.targets.numpy().astype(np.uint8)
+
+
+def _zipped_or_not(file: Path) -> Path | None:
+    return next((f for f in (file, file.with_name(f"{file.name}.gz")) if f.is_file()), None)
+
+
+def _read_bytes(file: Path) -> bytes:
+    return gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()

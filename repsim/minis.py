@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from safetensors import safe_open
 from timm.models.mlp_mixer import MlpMixer
 from timm.models.resnet import Bottleneck, ResNet
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -89,3 +90,11 @@ def bundled() -> list[str]:
 def weights_file(name: str) -> Path:
     """Where the trained weights of a bundled network lie (it may not have been trained yet)."""
     return WEIGHTS / f"{name}.safetensors"
+
+
+def build(name: str, **changes) -> nn.Module:
+    """The untrained network; its weights file names the architecture of one that is not in the table."""
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name](**changes)
+    with safe_open(weights_file(name), framework="pt") as file:
+        return ARCHITECTURES[file.metadata()["architecture"]](**changes)

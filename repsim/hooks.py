@@ -1,0 +1,94 @@
+"""Taking activations from a network while it runs, and leaving no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from repsim.layers import Layer, find_layers
+from repsim.models import Network, as_network
+
+Reduce = Callable[[Layer, Tensor], Any]
+
+
+@contextmanager
+def capture(
+    network: Network | nn.Module | str, layers: str | Iterable[str | Layer] = "blocks", reduce: Reduce | None = None
+) -> Iterator[dict[str, Any]]:
+    """Within the `with`, every forward pass fills a dictionary: layer name -> activation.
+
+    The hooks go on at the start and are gone at the end, also after an error. What the network
+    computes does not change.
+
+    Args:
+        network: a `Network`, a module or a name.
+        layers: layers from `find_layers`, or what `find_layers` takes: a preset, a regular expression, names.
+        reduce: called inside the hook with the layer and its activation, (n, ...) with the images on the
+            first axis; what it returns is kept instead of the activation. It must not keep or change the
+            tensor it gets: later modules may write into it in place. Without it, a copy is kept.
+
+    Yields:
+        The dictionary, in the order in which layers run; emptied when the network is called again.
+
+    Raises:
+        UsageError: a layer is not there, before the network runs.
+
+    >>> from repsim.models import load_model
+    >>> import torch
+    >>> vit = load_model("vit_mini")
+    >>> with capture(vit, ["blocks.0", "blocks.11"]) as seen:
+    ...     _ = vit.module(torch.zeros(2, 1, 28, 28))
+    >>> {name: tuple(x.shape) for name, x in seen.items()}
+    {'blocks.0': (2, 50, 96), 'blocks.11': (2, 50, 96)}
+    """
+    network = as_network(network)
+    layers = layers if isinstance(layers, str) else list(layers)
+    if isinstance(layers, str) or not all(isinstance(layer, Layer) for layer in layers):
+        layers = find_layers(network, layers)
+    keep = reduce or (lambda layer, activation: activation.detach().clone())
+    seen: dict[str, Any] = {}
+    calls: dict[tuple[str, str], int] = {}
+
+    def start(module: nn.Module, arguments: tuple) -> None:
+        seen.clear()
+        calls.clear()
+
+    handles = [network.module.register_forward_pre_hook(start)]
+    try:
+        for (path, side), at_module in _grouped(layers).items():
+            module = network.module.get_submodule(path)
+            take = _hook(at_module, (path, side), calls, seen, keep)
+            if side == "output":
+                handles.append(module.register_forward_hook(lambda m, args, out, take=take: take(out)))
+            else:
+                handles.append(
+                    module.register_forward_pre_hook(lambda m, args, kw, take=take: take(args or kw), with_kwargs=True)
+                )
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _grouped(layers: Iterable[Layer]) -> dict[tuple[str, str], list[Layer]]:
+    groups: dict[tuple[str, str], list[Layer]] = {}
+    for layer in layers:
+        groups.setdefault((layer.path, layer.side), []).append(layer)
+    return groups
+
+
+def _hook(
+    layers: list[Layer], key: tuple[str, str], calls: dict[tuple[str, str], int], seen: dict[str, Any], keep: Reduce
+) -> Callable[[Any], None]:
+    """A hook that knows which call of its module it is in, and takes the layers of that call."""
+
+    def take(value: Any) -> None:
+        number = calls[key] = (calls.get(key, -1) + 1) % layers[0].calls
+        for layer in layers:
+            if layer.call == number:
+                seen[layer.name] = keep(layer, layer.read(value))
+
+    return take

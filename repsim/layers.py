@@ -1,0 +1,539 @@
+"""What can be compared in a network: its layers, found by running it once without data.
+
+`find_layers` traces one forward pass on meta tensors (shapes, no arithmetic), so every layer it
+returns is known to run, in the order given, with the example axis where `Layer` says it is.
+Blocks are found by structure, not by name: the compound elements of a container (`Sequential`,
+`ModuleList`), looked for inside stages where a network has those.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from repsim.errors import RepsimError, UsageError, near
+from repsim.models import Network, as_network, evaluating
+from repsim.tokens import Layout, Tokens, one_of_tokens, select
+
+PRESETS = ("blocks", "paper", "all")
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One place in a network where an activation is taken, and how to read it there."""
+
+    name: str
+    """Path of the module (`blocks.0.norm1`), `path:k` for call k > 0 of one that runs several times, or `stem`."""
+    kind: str
+    """`stem`, `block`, `attention`, `norm`, `conv`, `mlp_hidden`, `mlp`, or what the module is."""
+    index: int
+    """Position among the layers selected, in the order in which they run."""
+    depth: float
+    """index / (number of layers - 1): 0 for the first, 1 for the last."""
+    shape: tuple[int, ...]
+    """Shape of the activation of one image."""
+    path: str
+    """Path of the module that is hooked; the layer is its output, or its input."""
+    side: Literal["output", "input"]
+    call: int
+    calls: int
+    """Call number of this layer's, and how often the module runs in one forward pass."""
+    batch_axis: int
+    fold: int
+    """How many rows of the first axis one image has (windows, say); 1 almost always."""
+    layout: Layout
+    prefix: int
+    """Tokens before the grid: CLS, distillation, registers."""
+
+    def read(self, activation: Any) -> Tensor:
+        """The activation with images on the first axis, (n, *shape), whatever the module returned."""
+        x = first_tensor(activation)
+        if self.batch_axis:
+            x = x.movedim(self.batch_axis, 0)
+        return x.reshape(x.shape[0] // self.fold, *self.shape) if self.fold > 1 else x
+
+    def select(self, activation: Tensor, tokens: Tokens) -> Tensor:
+        """The asked-for tokens of what `read` gave."""
+        return select(activation, tokens, layout=self.layout, prefix=self.prefix)
+
+
+def find_layers(
+    network: Network | nn.Module | str, layers: str | Iterable[str] = "blocks", *, tokens: Tokens = "all"
+) -> list[Layer]:
+    """The layers of a network that a preset, a regular expression or a list of names selects.
+
+    Args:
+        network: a `Network`, a module, or a name for `load_model`.
+        layers: `blocks`: block or unit outputs and the stem; `paper`: inside each block the norms,
+            convolutions, attention, hidden and output activations of the MLP, and the block's output
+            (6 per ViT block, 7 per bottleneck unit, projections, stem; paper section 3); `all`: every
+            leaf module that runs; otherwise a regular expression that must match whole names, or names.
+        tokens: what will be selected at each layer; it is an error here if one does not have it.
+
+    Returns:
+        Layers in the order in which they run.
+
+    Raises:
+        UsageError: nothing matches, or a layer has no such token.
+    """
+    network = as_network(network)
+    one_of_tokens(tokens)
+    trace = _Trace.of(network)
+    if not isinstance(layers, str):
+        found = _by_name(trace, list(layers))
+    elif layers == "blocks":
+        found = _blocks_preset(trace, inside=False)
+    elif layers == "paper":
+        found = _blocks_preset(trace, inside=True)
+    elif layers == "all":
+        found = [_Spot(c, _kind(c.module)) for c in trace.calls if not _children(c.module) and c.path]
+    else:
+        found = _by_pattern(trace, layers)
+    found = [spot for spot in found if spot.activation is not None]
+    if not found:
+        raise UsageError(f"{network.name} has no layer for {layers!r} whose first axis is the images")
+    last = max(len(found) - 1, 1)
+    selected = [_layer(trace, spot, i, i / last) for i, spot in enumerate(found)]
+    for layer in selected:
+        if tokens == "cls" and layer.layout != "vector" and not (layer.layout == "tokens" and layer.prefix):
+            raise UsageError(
+                f"layer {layer.name!r} of {network.name} has no CLS token; choose other layers, "
+                "or tokens all, spatial or pooled"
+            )
+    return selected
+
+
+def first_tensor(value: Any) -> Tensor | None:
+    """The tensor itself, or the first one in a tuple, list or dictionary; None if there is none."""
+    if isinstance(value, Tensor):
+        return value
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
+    return next((t for t in map(first_tensor, values) if t is not None), None)
+
+
+# Tracing: which modules run, how often, in which order, on which shapes
+
+
+@dataclass(frozen=True)
+class _Activation:
+    """Shape of one image's part of a tensor, and where in the tensor the images are."""
+
+    shape: tuple[int, ...]
+    batch_axis: int
+    fold: int
+
+
+@dataclass(eq=False)
+class _Call:
+    path: str
+    module: nn.Module
+    number: int
+    started: int
+    ended: int = -1
+    arguments: tuple[int, ...] | None = None
+    result: tuple[int, ...] | None = None
+    input: _Activation | None = None
+    output: _Activation | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.path}:{self.number}" if self.number else self.path
+
+
+@dataclass(frozen=True, eq=False)
+class _Spot:
+    """A call of a module, of which a layer takes the output or the input."""
+
+    call: _Call
+    kind: str
+    name: str | None = None
+    side: Literal["output", "input"] = "output"
+
+    @property
+    def activation(self) -> _Activation | None:
+        return self.call.output if self.side == "output" else self.call.input
+
+    @property
+    def when(self) -> int:
+        return self.call.ended if self.side == "output" else self.call.started
+
+
+@dataclass(frozen=True)
+class _Trace:
+    network: Network
+    calls: list[_Call]
+    """In the order in which they end; the root's is the last."""
+
+    @classmethod
+    def of(cls, network: Network) -> _Trace:
+        """Two forward passes, of 2 and 3 images: the axis that grows by half holds the images."""
+        try:
+            two, three = (_run(network, n, meta=True) for n in (2, 3))
+        except Exception:  # data-dependent Python, tensors that are not buffers: run it for real
+            two, three = (_run(network, n, meta=False) for n in (2, 3))
+        if [c.name for c in two] != [c.name for c in three]:
+            raise RepsimError(f"{network.name} runs other modules for 3 images than for 2; repsim cannot follow it")
+        for a, b in zip(two, three):
+            a.input = _images_axis(a.arguments, b.arguments)
+            a.output = _images_axis(a.result, b.result)
+        return cls(network, two)
+
+    def calls_of(self, path: str) -> list[_Call]:
+        return [call for call in self.calls if call.path == path]
+
+
+def _run(network: Network, n: int, *, meta: bool) -> list[_Call]:
+    root, calls, clock = network.module, [], iter(range(1 << 62))
+    open_calls: list[_Call] = []
+    counts: dict[str, int] = {}
+
+    def before(path: str):
+        def hook(module, arguments, keywords):
+            number = counts[path] = counts.get(path, -1) + 1
+            call = _Call(path, module, number, next(clock), arguments=_shape(arguments or keywords))
+            open_calls.append(call)
+
+        return hook
+
+    def after(path: str):
+        def hook(module, arguments, result):
+            call = open_calls.pop()
+            call.ended, call.result = next(clock), _shape(result)
+            calls.append(call)
+
+        return hook
+
+    handles = []
+    try:
+        for path, module in root.named_modules():
+            handles.append(module.register_forward_pre_hook(before(path), with_kwargs=True))
+            handles.append(module.register_forward_hook(after(path)))
+        with evaluating(root), torch.no_grad():
+            images = torch.zeros(n, *network.input_size, device="meta" if meta else network.device)
+            if meta:
+                state = {k: t.detach().to("meta") for k, t in (*root.named_parameters(), *root.named_buffers())}
+                torch.func.functional_call(root, state, (images,))
+            else:
+                root(images)
+    except Exception as error:
+        if meta:
+            raise
+        size = "x".join(map(str, network.input_size))
+        line = str(error).strip().split("\n")[0]
+        raise RepsimError(f"{network.name} cannot run on images of {size}: {line}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    tensor = first_tensor(value)
+    return None if tensor is None else tuple(tensor.shape)
+
+
+def _images_axis(two: tuple[int, ...] | None, three: tuple[int, ...] | None) -> _Activation | None:
+    """Where the images are in a tensor, from its shapes for 2 and for 3 of them."""
+    if two is None or three is None or len(two) != len(three):
+        return None
+    grown = [axis for axis, (a, b) in enumerate(zip(two, three)) if a != b]
+    if len(grown) != 1 or two[grown[0]] * 3 != three[grown[0]] * 2:
+        return None
+    axis = grown[0]
+    fold = two[axis] // 2
+    rest = two[:axis] + two[axis + 1 :]
+    if not rest or (axis and fold > 1):
+        return None
+    return _Activation((fold, *rest) if fold > 1 else rest, axis, fold)
+
+
+# What a module is
+
+
+def _children(module: nn.Module) -> bool:
+    return next(module.children(), None) is not None
+
+
+def _is(module: nn.Module, *words: str) -> bool:
+    name = type(module).__name__.lower()
+    return any(word in name for word in words)
+
+
+def _is_attention(module: nn.Module) -> bool:
+    return _is(module, "attn", "attention", "mhsa", "gpsa") and not _is(module, "pool", "norm")
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return _is(module, "norm") and not _is(module, "prenorm")
+
+
+def _is_mlp(module: nn.Module) -> bool:
+    return _is(module, "mlp", "feedforward", "ffn")
+
+
+def _is_activation(module: nn.Module) -> bool:
+    return type(module).__module__.startswith(("torch.nn.modules.activation", "timm.layers.activations")) or _is(
+        module, "gelu", "relu", "silu", "swish"
+    )
+
+
+def _kind(module: nn.Module) -> str:
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return "conv"
+    for kind, holds in (("norm", _is_norm), ("attention", _is_attention), ("activation", _is_activation)):
+        if holds(module):
+            return kind
+    if isinstance(module, nn.Linear):
+        return "linear"
+    return type(module).__name__.lower()
+
+
+# Presets
+
+
+def _blocks_preset(trace: _Trace, *, inside: bool) -> list[_Spot]:
+    root = trace.network.module
+    spots: list[_Spot] = []
+    for path in _block_paths(root):
+        block = _block_output(trace, path)
+        if block is None:
+            continue
+        if not spots:
+            spots.append(_Spot(_first_call(trace, path), "stem", "stem", "input"))
+        if inside:
+            spots += [s for s in _inside(trace, path) if s.call is not block.call or s.side != block.side]
+        spots.append(block)
+    if not spots:  # no repeated structure: the parts of the network, one after another
+        parts = [name for name, _ in root.named_children()]
+        spots = [_Spot(c, _kind(c.module)) for c in trace.calls if c.path in parts]
+    return sorted(spots, key=lambda spot: spot.when)
+
+
+def _container(module: nn.Module) -> bool:
+    """A Sequential or ModuleList whose elements have parts of their own: a row of blocks or stages."""
+    return isinstance(module, (nn.Sequential, nn.ModuleList)) and any(_children(m) for m in module)
+
+
+def _is_stage(module: nn.Module) -> bool:
+    """Holds rows of blocks rather than being a block: most of its parameters are in such rows."""
+    if _container(module):
+        return any(_container(m) or _children(m) for m in module) and not _pair(module)
+    rows = [child for child in module.children() if _container(child) and not _pair(child)]
+    return sum(map(_size, rows)) > 0.5 * _size(module)
+
+
+def _pair(module: nn.Module) -> bool:
+    """The attention and MLP of one block, kept in a bare list (as vit-pytorch does)."""
+    elements = list(module)
+    return isinstance(module, nn.ModuleList) and 2 <= len(elements) <= 3 and _is_mlp_like(elements[-1])
+
+
+def _is_mlp_like(module: nn.Module) -> bool:
+    """An MLP, wrapped or not."""
+    return _is_mlp(module) or (_is(module, "prenorm", "residual") and any(_is_mlp(m) for m in module.modules()))
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _passed_over(name: str, module: nn.Module) -> bool:
+    """Patch and position embeddings and downsampling between stages: not blocks, nor are there any inside."""
+    return "embed" in name or name.startswith("pos") or _is(module, "embed", "downsample", "posconv", "merging")
+
+
+def _block_paths(module: nn.Module, path: str = "") -> Iterator[str]:
+    for name, child in module.named_children():
+        if _passed_over(name, child):
+            continue
+        here = f"{path}.{name}" if path else name
+        if _container(child):
+            stages = any(_is_stage(element) for element in child)
+            for element_name, element in child.named_children():
+                inner = f"{here}.{element_name}"
+                stem_among_stages = stages and isinstance(element, nn.Sequential) and not _container(element)
+                if not _children(element) or _passed_over(element_name, element) or stem_among_stages:
+                    continue
+                if _is_stage(element):
+                    if _container(element):
+                        yield from (f"{inner}.{n}" for n, m in element.named_children() if _children(m))
+                    else:
+                        yield from _block_paths(element, inner)
+                else:
+                    yield inner
+        elif _children(child):
+            yield from _block_paths(child, here)
+
+
+def _first_call(trace: _Trace, path: str) -> _Call:
+    """The first module to run at or below a path."""
+    below = [c for c in trace.calls if c.path == path or c.path.startswith(f"{path}.")]
+    return min(below, key=lambda call: call.started)
+
+
+def _block_output(trace: _Trace, path: str) -> _Spot | None:
+    """The output of a block; of one that is a bare list, what is handed on once its parts have run."""
+    calls = trace.calls_of(path)
+    if calls:
+        return _Spot(calls[-1], "block")
+    below = [c for c in trace.calls if c.path.startswith(f"{path}.") and c.output is not None]
+    if not below:
+        return None
+    last = max(below, key=lambda call: call.ended)
+    parent = path.rpartition(".")[0].rpartition(".")[0]
+    around = [c for c in trace.calls_of(parent) if c.ended > last.ended]
+    following = [
+        c
+        for c in trace.calls
+        if c.started > last.ended and c.input == last.output and (not around or c.ended < around[0].ended)
+    ]
+    if following:
+        return _Spot(min(following, key=lambda call: call.started), "block", path, "input")
+    return _Spot(around[0], "block", path) if around else None
+
+
+def _inside(trace: _Trace, path: str) -> Iterator[_Spot]:
+    """The paper's layers within one block, but for its output."""
+    calls = [c for c in trace.calls if c.path.startswith(f"{path}.")]
+    attentions = [c for c in calls if _is_attention(c.module)]
+    mlps = [c for c in calls if _is_mlp(c.module)]
+    outer = [c for c in calls if not any(_within(c, other) for other in (*attentions, *mlps))]
+    for call in outer:
+        if _is_attention(call.module):
+            yield from _pre_norm(call, calls)
+            yield _Spot(call, "attention")
+        elif _is_mlp(call.module):
+            yield from _pre_norm(call, calls)
+            hidden = [c for c in calls if _within(c, call) and _is_activation(c.module)]
+            yield from (_Spot(c, "mlp_hidden") for c in hidden[-1:])
+            yield _Spot(call, "mlp")
+        elif _is_norm(call.module):
+            yield _Spot(call, "norm")
+        elif isinstance(call.module, nn.Conv2d):
+            yield _Spot(call, "conv")
+
+
+def _within(call: _Call, other: _Call) -> bool:
+    return call is not other and other.started < call.started and call.ended < other.ended
+
+
+def _pre_norm(outer: _Call, calls: list[_Call]) -> Iterator[_Spot]:
+    """A norm that is the first thing an attention or MLP module runs is the block's pre-norm."""
+    leaves = [c for c in calls if _within(c, outer) and not _children(c.module)]
+    first = min(leaves, key=lambda call: call.started, default=None)
+    if first is not None and _is_norm(first.module) and first.input == outer.input:
+        yield _Spot(first, "norm")
+
+
+# By name
+
+
+def _by_pattern(trace: _Trace, pattern: str) -> list[_Spot]:
+    try:
+        regex = re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"{pattern!r} is neither a preset ({', '.join(PRESETS)}) nor a regular expression: {error}") from None
+    found = [spot for spot in _named(trace) if regex.fullmatch(spot.name or spot.call.name)]
+    if not found:
+        raise _unknown(trace, pattern)
+    return found
+
+
+def _by_name(trace: _Trace, names: Sequence[str]) -> list[_Spot]:
+    spots = {spot.name or spot.call.name: spot for spot in _named(trace)}
+    for name in names:
+        if name not in spots:
+            raise _unknown(trace, name)
+    return sorted((spots[name] for name in dict.fromkeys(names)), key=lambda spot: spot.when)
+
+
+def _named(trace: _Trace) -> list[_Spot]:
+    """Everything with a name: all modules that run, and what the presets call by another name."""
+    presets = {(s.call.path, s.call.number, s.side): s for s in _blocks_preset(trace, inside=True)}
+    extra = [s for s in presets.values() if s.side == "input" or s.name]
+    modules = [
+        presets.get((c.path, c.number, "output"), _Spot(c, _kind(c.module))) for c in trace.calls if c.path
+    ]
+    return sorted([*modules, *(s for s in extra if s not in modules)], key=lambda spot: spot.when)
+
+
+def _unknown(trace: _Trace, what: str) -> UsageError:
+    names = [spot.name or spot.call.name for spot in _named(trace)]
+    alike = near(what, names)
+    hint = f"near it: {', '.join(alike)}; " if alike else ""
+    network = trace.network.name
+    return UsageError(
+        f"no layer of {network} matches {what!r}; {hint}the presets are {', '.join(PRESETS)}, and "
+        f"`repsim layers {network} --layers '.*'` lists all {len(names)} names"
+    )
+
+
+# How to read an activation
+
+
+def _layer(trace: _Trace, spot: _Spot, index: int, depth: float) -> Layer:
+    call, activation = spot.call, spot.activation
+    layout = _layout(activation, call, spot.side, trace.network.module)
+    shape = activation.shape
+    if layout == "tokens" and len(shape) == 3:  # windows of tokens
+        prefix = 0
+    else:
+        prefix = _prefix(shape[0], trace.network) if layout == "tokens" else 0
+    return Layer(
+        name=spot.name or call.name,
+        kind=spot.kind,
+        index=index,
+        depth=depth,
+        shape=shape,
+        path=call.path,
+        side=spot.side,
+        call=call.number,
+        calls=len(trace.calls_of(call.path)),
+        batch_axis=activation.batch_axis,
+        fold=activation.fold,
+        layout=layout,
+        prefix=prefix,
+    )
+
+
+def _layout(activation: _Activation, call: _Call, side: str, root: nn.Module) -> Layout:
+    dims = len(activation.shape)
+    if dims == 1:
+        return "vector"
+    if dims == 2:
+        return "tokens"
+    if dims != 3:
+        return "other"
+    module = call.module
+    if isinstance(module, (nn.Conv2d, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)) or _is(module, "pool", "2d"):
+        return "channels_first"
+    if activation.fold > 1:
+        return "windows"
+    a, b, c = activation.shape
+    if isinstance(module, nn.LayerNorm) or (a == b != c):
+        return "channels_last"
+    if b == c != a:
+        return "channels_first"
+    return "channels_last" if str(getattr(root, "output_fmt", "")).endswith("NHWC") else "channels_first"
+
+
+def _prefix(tokens: int, network: Network) -> int:
+    """How many tokens stand before the grid: what the network declares, else the fewest that leave one."""
+    declared = getattr(network.module, "num_prefix_tokens", None)
+    for prefix in ([declared, 0] if declared is not None else [0, 1, 2]):
+        if prefix < tokens and _is_grid(tokens - prefix, network.input_size):
+            return prefix
+    return 0
+
+
+def _is_grid(tokens: int, input_size: tuple[int, int, int]) -> bool:
+    """Whether so many tokens tile the image with cells as wide as high."""
+    _, height, width = input_size
+    rows = math.isqrt(tokens * height // width) if width else 0
+    return any(r > 0 and tokens % r == 0 and r * width == (tokens // r) * height for r in (rows, rows + 1))

@@ -1,0 +1,213 @@
+"""Similarity of layers within and between networks by minibatch CKA (paper, Figures 1, 2, B.1, G.2, H)."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from repsim.errors import RepsimError, UsageError
+from repsim.images import Batch, ImageSet
+from repsim.layers import Layer, find_layers
+from repsim.measures.cka import GramRow, MinibatchCKA, flatten, gram_row, scratch_for
+from repsim.models import Network, as_network
+from repsim.sweep import Progress, sweep
+from repsim.tables import SIMILARITY
+from repsim.tokens import Tokens
+
+
+class LayerSimilarity:
+    """The study: CKA of every pair of layers of one or two networks, within and across."""
+
+    def __init__(self, networks: Sequence[Network], layers: Sequence[Sequence[Layer]], tokens: Tokens = "all") -> None:
+        self.networks, self.layers, self.tokens = networks, layers, tokens
+        self.cka = MinibatchCKA()
+        self._scratch: Tensor | None = None
+
+    def reduce(self, network: int, layer: Layer, activation: Tensor) -> GramRow:
+        x = flatten(layer.select(activation, self.tokens))
+        if self._scratch is None or self._scratch.device != x.device:
+            self._scratch = scratch_for(len(x), x.device)
+        return gram_row(x, self._scratch)
+
+    def update(self, reduced: Sequence[dict[str, GramRow]], batch: Batch) -> None:
+        rows = [seen[layer.name] for seen, layers in zip(reduced, self.layers) for layer in layers]
+        device = rows[0].norm.device
+        rows = [GramRow(row.direction.to(device), row.norm.to(device)) for row in rows]
+        broken = ~torch.isfinite(torch.stack([row.norm for row in rows]))
+        if broken.any():
+            name, layer = self._named()[int(broken.nonzero()[0])]
+            raise RepsimError(
+                f"activations of {name}, layer {layer.name!r}, are NaN or infinite in batch {batch.number}; "
+                "check its weights and its input, or choose other layers"
+            )
+        self.cka.update(rows, len(batch.positions), batch.number)
+
+    def _named(self) -> list[tuple[str, Layer]]:
+        return [(net.name, layer) for net, layers in zip(self.networks, self.layers) for layer in layers]
+
+    def constant(self) -> list[tuple[str, str]]:
+        """(network, layer) of layers that are the same for all images: their CKA is undefined."""
+        own = self.cka.sums.mean().diagonal().tolist()
+        return [(name, layer.name) for (name, layer), hsic in zip(self._named(), own) if not hsic > 0]
+
+
+def layer_cka(
+    a: Network | nn.Module | str,
+    b: Network | nn.Module | str | None = None,
+    images: ImageSet | Tensor | np.ndarray | None = None,
+    *,
+    layers: str | Sequence[str] = "blocks",
+    tokens: Tokens = "all",
+    batch_size: int = 256,
+    repeats: int = 1,
+    progress: Progress | None = None,
+    workers: int | None = None,
+    skip_broken: bool = False,
+) -> pd.DataFrame:
+    """CKA of every pair of layers within `a`, within `b` and across, from one pass over the images.
+
+    HSIC_1 is averaged over minibatches, then divided: 1 for the same representation (up to rotation
+    and scale), about 0, also slightly below, for unrelated ones. The paper's protocol is 10,240
+    images, `batch_size=1024, repeats=20`.
+
+    Args:
+        a, b: networks, modules or names; without `b`, within `a` only.
+        images: an `ImageSet`, a float tensor (n, c, h, w) that goes into the networks as it is, or a
+            uint8 array; None: the bundled sample.
+        layers: what `find_layers` takes, for both networks.
+        tokens: `all`, `cls`, `spatial` or `pooled`.
+        batch_size: images per minibatch, at least 4; the last short one is dropped.
+        repeats: passes, each over newly chosen images; the mean of their CKA is given.
+        progress: wraps the iterator of batches, for instance `tqdm.auto.tqdm`.
+        workers, skip_broken: see `ImageSet.batches`.
+
+    Returns:
+        Long table, one row per ordered pair of layers: model_a, layer_a, kind_a, index_a, depth_a,
+        the same of b, cka, and se, its jackknife standard error over minibatches (with repeats: of one
+        repeat, root mean square, and sd_repeats, the spread over them). NaN where a layer is constant.
+
+    Reference: paper section 3, Figures 1 and 2; Nguyen, Raghu & Kornblith (2021).
+    """
+    networks = [as_network(a)] if b is None else [as_network(a), as_network(b)]
+    images = images if isinstance(images, ImageSet) else ImageSet("sample" if images is None else images)
+    comparison = compare(
+        networks,
+        images,
+        layers=layers,
+        tokens=tokens,
+        batch_size=batch_size,
+        repeats=repeats,
+        progress=progress,
+        workers=workers,
+        skip_broken=skip_broken,
+    )
+    for reason in comparison.undefined:
+        warnings.warn(reason, stacklevel=2)
+    return comparison.table
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A table of `layer_cka`, and what the run record says of it."""
+
+    table: pd.DataFrame
+    undefined: list[str]
+    """Why some values are NaN, one sentence per layer."""
+    protocol: dict[str, Any]
+    images: dict[str, Any]
+
+
+def compare(
+    networks: Sequence[Network],
+    images: ImageSet,
+    *,
+    layers: str | Sequence[str] = "blocks",
+    tokens: Tokens = "all",
+    batch_size: int = 256,
+    repeats: int = 1,
+    **how: Any,
+) -> Comparison:
+    """What `layer_cka` does, with the record of it; see there."""
+    if repeats < 1:
+        raise UsageError(f"repeats must be at least 1, got {repeats}")
+    networks = _told_apart([_sized(network, images) for network in networks])
+    found = [find_layers(network, layers, tokens=tokens) for network in networks]
+    studies, counts = [], []
+    for repeat in range(repeats):
+        chosen = images if repeat == 0 else images.redrawn(images.seed + repeat)
+        studies.append(LayerSimilarity(networks, found, tokens))
+        counts.append(sweep(chosen, networks, studies[-1:], batch_size=batch_size, **how))
+    undefined = [f"layer {layer!r} of {name} is constant over all images, so its CKA is undefined" for name, layer in studies[0].constant()]
+    return Comparison(
+        table=_table(studies),
+        undefined=undefined,
+        protocol={
+            "layers": layers,
+            "tokens": tokens,
+            "estimator": "minibatch CKA, unbiased HSIC_1 averaged over batches",
+            "batch_size": counts[0].batch_size,
+            "batches": counts[0].batches,
+            "repeats": repeats,
+        },
+        images={
+            **images.record(),
+            "used_per_repeat": counts[0].used,
+            "dropped_in_short_batch": counts[0].dropped,
+            "broken": sorted({name for c in counts for name in c.broken}),
+            "broken_count": len({name for c in counts for name in c.broken}),
+        },
+    )
+
+
+def _sized(network: Network, images: ImageSet) -> Network:
+    """The network, told the size of images that go into it as they are."""
+    if images.tensor_size is None:
+        channels = network.input_size[0]
+        if channels not in (1, 3):
+            raise UsageError(f"{network.name} takes {channels} channels; give its images as a float tensor (n, c, h, w)")
+        return network
+    transform = dataclasses.replace(network.transform, input_size=images.tensor_size)
+    return dataclasses.replace(network, transform=transform)
+
+
+def _told_apart(networks: Sequence[Network]) -> list[Network]:
+    """Give networks of the same name names of their own: the table knows them by nothing else."""
+    names = [network.name for network in networks]
+    return [
+        dataclasses.replace(network, name=f"{network.name}#{names[:i].count(network.name) + 1}")
+        if names.count(network.name) > 1
+        else network
+        for i, network in enumerate(networks)
+    ]
+
+
+def _table(studies: Sequence[LayerSimilarity]) -> pd.DataFrame:
+    """All ordered pairs, sorted by where they stand in the (L, L) matrix."""
+    results = [study.cka.compute() for study in studies]
+    values = torch.stack([cka.cpu() for cka, _ in results])
+    errors = torch.stack([se.cpu() for _, se in results])
+    sides = pd.DataFrame(
+        [(name, layer.name, layer.kind, layer.index, layer.depth) for name, layer in studies[0]._named()],
+        columns=["model", "layer", "kind", "index", "depth"],
+    )
+    count = len(sides)
+    table = pd.concat(
+        [
+            sides.iloc[np.repeat(np.arange(count), count)].add_suffix("_a").reset_index(drop=True),
+            sides.iloc[np.tile(np.arange(count), count)].add_suffix("_b").reset_index(drop=True),
+        ],
+        axis=1,
+    )
+    table["cka"] = values.mean(0).flatten().numpy()
+    table["se"] = errors.square().mean(0).sqrt().flatten().numpy()
+    if len(studies) > 1:
+        table["sd_repeats"] = values.std(0).flatten().numpy()
+        return table[[*SIMILARITY, "sd_repeats"]]
+    return table[SIMILARITY]

@@ -1,0 +1,73 @@
+"""Tables and run records: their columns, and files that appear whole or not at all. No torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from repsim.errors import RepsimError, UsageError
+
+SIMILARITY = [
+    *("model_a", "layer_a", "kind_a", "index_a", "depth_a"),
+    *("model_b", "layer_b", "kind_b", "index_b", "depth_b"),
+    *("cka", "se"),
+]
+"""One row per ordered pair of layers. `depth`: 0 first to 1 last; `se`: standard error of `cka`."""
+
+RECORD = "run.json"
+
+
+def prepare(directory: str | os.PathLike[str]) -> Path:
+    """Make the output directory, and find out before anything runs whether it can be written to."""
+    directory = Path(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / f".writable-{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise RepsimError(f"cannot write into {directory}: {error.strerror}; choose another directory with --out") from None
+    return directory
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place if all goes well, and vanishes if not."""
+    part = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    try:
+        yield part
+        os.replace(part, path)
+    except OSError as error:
+        raise RepsimError(f"cannot write {path}: {error.strerror or error}; choose another directory with --out") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def save_table(table: pd.DataFrame, path: Path) -> None:
+    with whole(path) as part:
+        table.to_csv(part, index=False, float_format="%.12g")
+
+
+def save_record(record: dict[str, Any], path: Path) -> None:
+    with whole(path) as part:
+        part.write_text(json.dumps(record, indent=2, default=str) + "\n")
+
+
+def load_table(path: Path, columns: list[str]) -> pd.DataFrame:
+    """A saved table; an error that names what is wrong with it if it is not one."""
+    try:
+        table = pd.read_csv(path)
+    except FileNotFoundError:
+        raise UsageError(f"there is no {path.name} in {path.parent}; give the directory of a finished run") from None
+    except (OSError, ValueError) as error:
+        raise RepsimError(f"cannot read {path}: {error}") from None
+    missing = [column for column in columns if column not in table]
+    if missing:
+        raise RepsimError(f"{path} lacks the columns {', '.join(missing)}")
+    return table
