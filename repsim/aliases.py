@@ -27,7 +27,11 @@ ALIASES: dict[str, Alias] = {
         "vit_l16_in1k": ("deit3_large_patch16_224.fb_in1k", "ViT-L/16, ImageNet (nearest)", "ImageNet-1k, DeiT III"),
         "vit_h14_in1k": ("deit3_huge_patch14_224.fb_in1k", "ViT-H/14, ImageNet (nearest)", "ImageNet-1k, DeiT III"),
         "vit_b16_ft": ("vit_base_patch16_224.orig_in21k_ft_in1k", "ViT-B/16, JFT to ImageNet", "21k, fine-tuned on 1k"),
-        "vit_l16_ft": ("vit_large_patch16_224.augreg_in21k_ft_in1k", "ViT-L/16, JFT to ImageNet", "21k, fine-tuned on 1k"),
+        "vit_l16_ft": (
+            "vit_large_patch16_224.augreg_in21k_ft_in1k",
+            "ViT-L/16, JFT to ImageNet",
+            "21k, fine-tuned on 1k",
+        ),
         "vit_gap": ("vit_medium_patch16_gap_256.sw_in12k_ft_in1k", "ViT-B/32 GAP (nearest)", "12k, fine-tuned on 1k"),
         "resnet50": ("resnet50.tv_in1k", "ResNet50, ImageNet", "ImageNet-1k, torchvision"),
         "resnet152": ("resnet152.tv_in1k", "ResNet152, ImageNet", "ImageNet-1k, torchvision"),
@@ -38,7 +42,11 @@ ALIASES: dict[str, Alias] = {
         "mixer_b16": ("mixer_b16_224.goog_in21k", "Mixer-B/16", "ImageNet-21k"),
         "mixer_l16": ("mixer_l16_224.goog_in21k", "Mixer-L/16", "ImageNet-21k"),
         "mixer_b32": ("mixer_b32_224", "Mixer-B/32", "none public: `random` or a file"),
-        "deit_b16": ("deit_base_patch16_224.fb_in1k", "ViT-B/16, ImageNet (DeiT recipe)", "ImageNet-1k, strong augmentation"),
+        "deit_b16": (
+            "deit_base_patch16_224.fb_in1k",
+            "ViT-B/16, ImageNet (DeiT recipe)",
+            "ImageNet-1k, strong augmentation",
+        ),
     }.items()
 }
 

@@ -386,9 +386,7 @@ class _Streamed(_TimmDataset):
         self.labels = np.array([int(target) for _, target in kept])
 
 
-def _source(
-    data: Any, split: str | None, root: str | os.PathLike[str] | None, images: int | None, seed: int
-) -> Source:
+def _source(data: Any, split: str | None, root: str | os.PathLike[str] | None, images: int | None, seed: int) -> Source:
     if isinstance(data, Tensor):
         return _Tensors(data)
     if isinstance(data, np.ndarray):

@@ -22,6 +22,8 @@ from repsim.models import Network, as_network, evaluating
 from repsim.tokens import Layout, Tokens, one_of_tokens, select
 
 PRESETS = ("blocks", "paper", "all")
+MANY = 10_007
+"""Images of the traced batch: a prime no other size will share. On meta tensors they cost nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,16 +174,20 @@ class _Trace:
 
     @classmethod
     def of(cls, network: Network) -> _Trace:
-        """Two forward passes, of 2 and 3 images: the axis that grows by half holds the images."""
+        """One forward pass on shapes alone, else two real ones, of 2 and of 3 images."""
         try:
-            two, three = (_run(network, n, meta=True) for n in (2, 3))
-        except Exception:  # data-dependent Python, tensors that are not buffers: run it for real
+            calls = _run(network, MANY, meta=True)
+            for call in calls:
+                call.input = _images_axis(call.arguments, MANY)
+                call.output = _images_axis(call.result, MANY)
+            return cls(network, calls)
+        except Exception:  # data-dependent Python, tensors that are not buffers
             two, three = (_run(network, n, meta=False) for n in (2, 3))
         if [c.name for c in two] != [c.name for c in three]:
             raise RepsimError(f"{network.name} runs other modules for 3 images than for 2; repsim cannot follow it")
         for a, b in zip(two, three):
-            a.input = _images_axis(a.arguments, b.arguments)
-            a.output = _images_axis(a.result, b.result)
+            a.input = _images_axis(a.arguments, 2, b.arguments)
+            a.output = _images_axis(a.result, 2, b.result)
         return cls(network, two)
 
     def calls_of(self, path: str) -> list[_Call]:
@@ -238,19 +244,19 @@ def _shape(value: Any) -> tuple[int, ...] | None:
     return None if tensor is None else tuple(tensor.shape)
 
 
-def _images_axis(two: tuple[int, ...] | None, three: tuple[int, ...] | None) -> _Activation | None:
-    """Where the images are in a tensor, from its shapes for 2 and for 3 of them."""
-    if two is None or three is None or len(two) != len(three):
+def _images_axis(shape: tuple[int, ...] | None, n: int, one_more: tuple[int, ...] | None = None) -> _Activation | None:
+    """Where the n images are in a tensor: the axis that is a multiple of a large prime n, or that grows with n."""
+    if shape is None:
         return None
-    grown = [axis for axis, (a, b) in enumerate(zip(two, three)) if a != b]
-    if len(grown) != 1 or two[grown[0]] * 3 != three[grown[0]] * 2:
+    if one_more is None:
+        axes = [axis for axis, size in enumerate(shape) if size and size % n == 0]
+    else:
+        axes = [axis for axis, (a, b) in enumerate(zip(shape, one_more)) if a and b * n == a * (n + 1)]
+    rest = [size for axis, size in enumerate(shape) if axis not in axes]
+    fold = shape[axes[0]] // n if axes else 0
+    if len(axes) != 1 or not rest or (axes[0] and fold > 1):
         return None
-    axis = grown[0]
-    fold = two[axis] // 2
-    rest = two[:axis] + two[axis + 1 :]
-    if not rest or (axis and fold > 1):
-        return None
-    return _Activation((fold, *rest) if fold > 1 else rest, axis, fold)
+    return _Activation((fold, *rest) if fold > 1 else tuple(rest), axes[0], fold)
 
 
 # What a module is
@@ -438,7 +444,9 @@ def _by_pattern(trace: _Trace, pattern: str) -> list[_Spot]:
     try:
         regex = re.compile(pattern)
     except re.error as error:
-        raise UsageError(f"{pattern!r} is neither a preset ({', '.join(PRESETS)}) nor a regular expression: {error}") from None
+        raise UsageError(
+            f"{pattern!r} is neither a preset ({', '.join(PRESETS)}) nor a regular expression: {error}"
+        ) from None
     found = [spot for spot in _named(trace) if regex.fullmatch(spot.name or spot.call.name)]
     if not found:
         raise _unknown(trace, pattern)
@@ -457,9 +465,7 @@ def _named(trace: _Trace) -> list[_Spot]:
     """Everything with a name: all modules that run, and what the presets call by another name."""
     presets = {(s.call.path, s.call.number, s.side): s for s in _blocks_preset(trace, inside=True)}
     extra = [s for s in presets.values() if s.side == "input" or s.name]
-    modules = [
-        presets.get((c.path, c.number, "output"), _Spot(c, _kind(c.module))) for c in trace.calls if c.path
-    ]
+    modules = [presets.get((c.path, c.number, "output"), _Spot(c, _kind(c.module))) for c in trace.calls if c.path]
     return sorted([*modules, *(s for s in extra if s not in modules)], key=lambda spot: spot.when)
 
 
@@ -526,7 +532,7 @@ def _layout(activation: _Activation, call: _Call, side: str, root: nn.Module) ->
 def _prefix(tokens: int, network: Network) -> int:
     """How many tokens stand before the grid: what the network declares, else the fewest that leave one."""
     declared = getattr(network.module, "num_prefix_tokens", None)
-    for prefix in ([declared, 0] if declared is not None else [0, 1, 2]):
+    for prefix in [declared, 0] if declared is not None else [0, 1, 2]:
         if prefix < tokens and _is_grid(tokens - prefix, network.input_size):
             return prefix
     return 0

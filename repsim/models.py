@@ -200,7 +200,9 @@ def _from_minis(name: str, weights: str, model_args: dict[str, Any]) -> Network:
         raise UsageError(f"{name} does not take these arguments: {_first_line(error)}") from None
     if weights == "pretrained":
         if not file.is_file():
-            raise RepsimError(f"{name} is not shipped trained; train it with `python analyses/train_minis.py {name}`; or {WAYS_OUT}")
+            raise RepsimError(
+                f"{name} is not shipped trained; train it with `python analyses/train_minis.py {name}`; or {WAYS_OUT}"
+            )
         _load_file(module, file, name)
     return Network(module, name, f"repsim.minis:{name}", weights, _transform_of(module, model_args, minis.DATA_CONFIG))
 
@@ -216,7 +218,9 @@ def _from_timm(name: str, weights: str, model_args: dict[str, Any]) -> Network:
         with _quick_when_offline():
             module = timm.create_model(exact, pretrained=weights == "pretrained", **model_args)
     except (TypeError, AttributeError) as error:
-        raise UsageError(f"{exact} does not take these arguments ({_shown(model_args)}): {_first_line(error)}") from None
+        raise UsageError(
+            f"{exact} does not take these arguments ({_shown(model_args)}): {_first_line(error)}"
+        ) from None
     except Exception as error:
         if weights != "pretrained" and not on_hub:
             raise UsageError(f"cannot build {exact} with {_shown(model_args)}: {_first_line(error)}") from None

@@ -63,11 +63,14 @@ def sweep(
     if progress is not None:
         batches = progress(batches, total=len(images) // size)
     with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode())
+        stack.enter_context(torch.no_grad())  # not inference_mode, in which tensors do not count their changes
         for network in networks:
             stack.enter_context(evaluating(network.module))
         seen = [
-            [stack.enter_context(capture(network, study.layers[i], _reduction(study, i))) for i, network in enumerate(networks)]
+            [
+                stack.enter_context(capture(network, study.layers[i], _reduction(study, i)))
+                for i, network in enumerate(networks)
+            ]
             for study in studies
         ]
         for batch in batches:

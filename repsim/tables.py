@@ -32,7 +32,9 @@ def prepare(directory: str | os.PathLike[str]) -> Path:
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        raise RepsimError(f"cannot write into {directory}: {error.strerror}; choose another directory with --out") from None
+        raise RepsimError(
+            f"cannot write into {directory}: {error.strerror}; choose another directory with --out"
+        ) from None
     return directory
 
 
@@ -44,7 +46,9 @@ def whole(path: Path) -> Iterator[Path]:
         yield part
         os.replace(part, path)
     except OSError as error:
-        raise RepsimError(f"cannot write {path}: {error.strerror or error}; choose another directory with --out") from None
+        raise RepsimError(
+            f"cannot write {path}: {error.strerror or error}; choose another directory with --out"
+        ) from None
     finally:
         part.unlink(missing_ok=True)
 

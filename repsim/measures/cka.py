@@ -33,6 +33,8 @@ from repsim.measures.running import GroupedSums, jackknife
 
 BLOCK = 2048
 """Features multiplied at a time; a Gram is a sum of products of blocks of this width."""
+ROUNDING = 3e-6
+"""Error of a CKA through float32 products (one standard deviation) from which features are centred first."""
 SCRATCH = 2**20
 """Numbers centred at a time: what fits into a core's cache, so that centring costs little."""
 
@@ -54,6 +56,26 @@ def flatten(x: Tensor) -> Tensor:
     return x.as_strided((len(x), p), (p, 1))
 
 
+def gram(x: Tensor) -> Tensor:
+    """XX^T for x (n, p): products in x's precision on blocks of features, summed in float64."""
+    n, p = x.shape
+    blocks = p // BLOCK
+    total = torch.zeros(n, n, dtype=torch.float64, device=x.device)
+    if blocks:
+        whole = x[:, : blocks * BLOCK].view(n, blocks, BLOCK).transpose(0, 1)
+        half = n // 2 if n >= 128 else 0  # a Gram is symmetric: a quarter of it need not be computed
+        for rows in (slice(half), slice(half, n)) if half else (slice(n),):
+            columns = slice(rows.start, n)
+            product = torch.bmm(whole[:, rows], whole[:, columns].transpose(1, 2)).sum(0, dtype=torch.float64)
+            total[rows, columns] += product
+        if half:
+            total[half:, :half] = total[:half, half:].T
+    rest = x[:, blocks * BLOCK :]
+    if rest.shape[1]:
+        total += rest @ rest.T
+    return total
+
+
 def centred_gram(x: Tensor, scratch: Tensor | None = None) -> Tensor:
     """Gram matrix of features centred over the batch, X_c X_c^T.
 
@@ -72,22 +94,15 @@ def centred_gram(x: Tensor, scratch: Tensor | None = None) -> Tensor:
     width = max(BLOCK, SCRATCH // n // BLOCK * BLOCK)
     if scratch is None or scratch.dtype != dtype or scratch.device != x.device or len(scratch) < n * min(width, p):
         scratch = torch.empty(n * min(width, p), dtype=dtype, device=x.device)
-    gram = torch.zeros(n, n, dtype=torch.float64, device=x.device)
+    total = torch.zeros(n, n, dtype=torch.float64, device=x.device)
     for piece in x.split(width, dim=1):
-        if piece.dtype.itemsize < dtype.itemsize:
-            piece = piece.to(dtype)
+        piece = piece.to(dtype)
         centred = scratch[: piece.numel()].view(piece.shape)
         torch.sub(piece, piece.mean(0), out=centred)
-        blocks = piece.shape[1] // BLOCK
-        if blocks:
-            whole = centred[:, : blocks * BLOCK].view(n, blocks, BLOCK).transpose(0, 1)
-            gram += torch.bmm(whole, whole.transpose(1, 2)).sum(0, dtype=torch.float64)
-        rest = centred[:, blocks * BLOCK :]
-        if rest.shape[1]:
-            gram += rest @ rest.T
+        total += gram(centred)
     # A constant feature, centred, leaves rounding of its own size, which must not pass for signal.
-    rounding = len(x) * (2 * torch.finfo(dtype).eps * torch.linalg.vector_norm(x[0], dtype=torch.float64)) ** 2
-    return gram * (gram.trace() > rounding)
+    rounding = n * (2 * torch.finfo(dtype).eps * torch.linalg.vector_norm(x[0], dtype=torch.float64)) ** 2
+    return total * (total.trace() > rounding)
 
 
 def scratch_for(n: int, device: torch.device) -> Tensor:
@@ -177,6 +192,8 @@ class GramRow(NamedTuple):
     """(n(n-1)/2,) float32: the entries above the diagonal, scaled so that twice their squares sum to 1."""
     norm: Tensor
     """() float64: the Frobenius norm; 0 for a constant layer, NaN or infinite for broken activations."""
+    centred: bool
+    """Whether the features had to be centred before the product."""
 
 
 @lru_cache(maxsize=8)
@@ -185,19 +202,34 @@ def _above_diagonal(n: int, device: torch.device) -> Tensor:
     return rows * n + columns
 
 
-def gram_row(x: Tensor, scratch: Tensor | None = None) -> GramRow:
+def gram_row(x: Tensor, scratch: Tensor | None = None, *, centre: bool = False) -> GramRow:
     """Reduce the activations of one batch, (n, p), to their U-centred Gram.
 
-    On the CPU a Gram too large or small for float32 (features beyond about 1e15 or under 1e-12)
-    is taken again in float64.
+    U-centring makes the centring of features redundant but for rounding, and centring costs more
+    than the product. So on the CPU the product is taken of the features as they are, and again of
+    centred ones where rounding could change a CKA by more than `ROUNDING`; `centre=True` does the
+    latter at once. A Gram too large or small for float32 (features beyond about 1e15 or under
+    1e-12) is taken again in float64.
     """
-    gram = centred_gram(x, scratch)
-    if x.device.type == "cpu" and x.dtype != torch.float64 and not 1e-20 < gram.trace() < 1e30:
-        gram = centred_gram(x.double())
+    if not centre and x.device.type == "cpu" and x.dtype == torch.float32:
+        plain = gram(x)
+        row = _row(plain, centred=False)
+        # 5 units of the last place per block of BLOCK products, as measured, independent between
+        # blocks; the norm is that of n x n entries.
+        off_by = 5 * 2**-24 * plain.diagonal().mean() / max(x.shape[1] / BLOCK, 1) ** 0.5
+        if 1e-20 < plain.trace() < 1e30 and off_by < ROUNDING * row.norm:
+            return row
+    centred = centred_gram(x, scratch)
+    if x.device.type == "cpu" and x.dtype != torch.float64 and not 1e-20 < centred.trace() < 1e30:
+        centred = centred_gram(x.double())
+    return _row(centred, centred=True)
+
+
+def _row(gram: Tensor, *, centred: bool) -> GramRow:
     gram = u_centre(gram)
     norm = torch.linalg.matrix_norm(gram)
     direction = gram.flatten()[_above_diagonal(len(gram), gram.device)] / torch.where(norm > 0, norm, 1)
-    return GramRow(direction.float(), norm)
+    return GramRow(direction.float(), norm, centred)
 
 
 def stacked_hsic(rows: Sequence[GramRow], n: int, columns: int = 2**18) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,17 +30,27 @@ class LayerSimilarity:
         self.networks, self.layers, self.tokens = networks, layers, tokens
         self.cka = MinibatchCKA()
         self._scratch: Tensor | None = None
+        self._to_centre: set[tuple[int, str]] = set()
+        self._last: tuple[Any, ...] | None = None
 
     def reduce(self, network: int, layer: Layer, activation: Tensor) -> GramRow:
+        # Identity and, in evaluation, dropout hand on the very tensor that was just reduced.
+        same = (activation._version, layer.layout, layer.prefix)
+        if self._last is not None and self._last[0]() is activation and self._last[1] == same:
+            return self._last[2]
         x = flatten(layer.select(activation, self.tokens))
         if self._scratch is None or self._scratch.device != x.device:
             self._scratch = scratch_for(len(x), x.device)
-        return gram_row(x, self._scratch)
+        row = gram_row(x, self._scratch, centre=(network, layer.name) in self._to_centre)
+        if row.centred:
+            self._to_centre.add((network, layer.name))
+        self._last = (weakref.ref(activation), same, row)
+        return row
 
     def update(self, reduced: Sequence[dict[str, GramRow]], batch: Batch) -> None:
         rows = [seen[layer.name] for seen, layers in zip(reduced, self.layers) for layer in layers]
         device = rows[0].norm.device
-        rows = [GramRow(row.direction.to(device), row.norm.to(device)) for row in rows]
+        rows = [row._replace(direction=row.direction.to(device), norm=row.norm.to(device)) for row in rows]
         broken = ~torch.isfinite(torch.stack([row.norm for row in rows]))
         if broken.any():
             name, layer = self._named()[int(broken.nonzero()[0])]
@@ -144,7 +155,10 @@ def compare(
         chosen = images if repeat == 0 else images.redrawn(images.seed + repeat)
         studies.append(LayerSimilarity(networks, found, tokens))
         counts.append(sweep(chosen, networks, studies[-1:], batch_size=batch_size, **how))
-    undefined = [f"layer {layer!r} of {name} is constant over all images, so its CKA is undefined" for name, layer in studies[0].constant()]
+    undefined = [
+        f"layer {layer!r} of {name} is constant over all images, so its CKA is undefined"
+        for name, layer in studies[0].constant()
+    ]
     return Comparison(
         table=_table(studies),
         undefined=undefined,
@@ -171,7 +185,9 @@ def _sized(network: Network, images: ImageSet) -> Network:
     if images.tensor_size is None:
         channels = network.input_size[0]
         if channels not in (1, 3):
-            raise UsageError(f"{network.name} takes {channels} channels; give its images as a float tensor (n, c, h, w)")
+            raise UsageError(
+                f"{network.name} takes {channels} channels; give its images as a float tensor (n, c, h, w)"
+            )
         return network
     transform = dataclasses.replace(network.transform, input_size=images.tensor_size)
     return dataclasses.replace(network, transform=transform)

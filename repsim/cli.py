@@ -1,0 +1,354 @@
+"""The command line. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+
+from repsim.errors import RepsimError, UsageError
+
+PACKAGES = ("torch", "timm", "torchvision", "numpy", "pandas", "matplotlib", "seaborn")
+
+
+class Commands(click.Group):
+    """Turns repsim's errors into one line and an exit code: 2 for a wrong call, 1 for the rest."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RepsimError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(2 if isinstance(error, UsageError) else 1)
+        except MemoryError:
+            click.echo("Error: out of memory; try a smaller --batch-size", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="repsim-vision", prog_name="repsim")
+def main() -> None:
+    """Compare what vision networks compute, layer by layer (Raghu et al., NeurIPS 2021)."""
+
+
+def options(*decorators: Callable) -> Callable:
+    """Several click options as one decorator, shared by commands."""
+
+    def decorate(command: Callable) -> Callable:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+def image_options(images: int) -> Callable:
+    return options(
+        click.option(
+            "--data",
+            metavar="DATA",
+            help="Folder of images, `sample`, `fashion-mnist`, `noise`, or a timm data set such as torch/cifar10. Default: the bundled sample for bundled networks, else data/imagenet/val or $REPSIM_IMAGENET.",
+        ),  # noqa: E501
+        click.option("--data-dir", metavar="DIR", help="Where timm's data sets or Fashion-MNIST lie."),
+        click.option("--split", help="Which split, or which folder inside DATA."),
+        click.option("--images", type=int, default=images, show_default=True, help="How many, drawn at random."),
+        click.option("--seed", type=int, default=0, show_default=True, help="Of the draw, and of untrained weights."),
+        click.option("--workers", type=int, help="Processes that decode images.  [default: one per core, up to 8]"),
+        click.option("--skip-broken", is_flag=True, help="Go on without images that cannot be read, and count them."),
+    )
+
+
+def run_options(command: str) -> Callable:
+    return options(
+        click.option("--device", help="cpu, cuda, cuda:1, mps ...  [default: cuda where there is one]"),
+        click.option(
+            "--out", type=click.Path(path_type=Path), help=f"Directory of the results.  [default: runs/{command}-...]"
+        ),  # noqa: E501
+        click.option(
+            "--redraw",
+            type=click.Path(path_type=Path),
+            metavar="DIR",
+            help="Only draw the pictures of a finished run anew.",
+        ),  # noqa: E501
+        click.option("--quiet", is_flag=True, help="No progress; errors only."),
+    )
+
+
+LAYERS = options(
+    click.option(
+        "--layers", default="blocks", show_default=True, help="`blocks`, `paper`, `all`, or a regular expression."
+    ),  # noqa: E501
+    click.option("--tokens", type=click.Choice(["all", "cls", "spatial", "pooled"]), default="all", show_default=True),
+)
+
+
+def model_option(side: str, help: str, default: str | None = None) -> Callable:
+    return options(
+        click.option(f"--model-{side}", metavar="MODEL", default=default, help=help),
+        click.option(
+            f"--weights-{side}",
+            metavar="WEIGHTS",
+            default="pretrained",
+            show_default=True,
+            help="`pretrained`, `random`, or a file.",
+        ),  # noqa: E501
+        click.option(
+            f"--arg-{side}",
+            metavar="KEY=VALUE",
+            multiple=True,
+            help="Model argument, such as img_size=384; repeatable.",
+        ),  # noqa: E501
+    )
+
+
+@main.command()
+@model_option("a", "Alias, timm name, hf-hub:..., local-dir:... or package.module:factory.  [default: vit_mini]")
+@model_option("b", "The other network. Without it: within model A.  [default: resnet_mini if A is not given either]")
+@LAYERS
+@image_options(2560)
+@click.option("--batch-size", type=int, default=256, show_default=True, help="Images per minibatch of CKA.")
+@click.option("--repeats", type=int, default=1, show_default=True, help="Passes over newly drawn images.")
+@run_options("cka")
+def cka(
+    model_a: str | None,
+    weights_a: str,
+    arg_a: tuple[str, ...],
+    model_b: str | None,
+    weights_b: str,
+    arg_b: tuple[str, ...],
+    layers: str,
+    tokens: str,
+    data: str | None,
+    data_dir: str | None,
+    split: str | None,
+    images: int,
+    seed: int,
+    workers: int | None,
+    skip_broken: bool,
+    batch_size: int,
+    repeats: int,
+    device: str | None,
+    out: Path | None,
+    redraw: Path | None,
+    quiet: bool,
+) -> None:
+    """Similarity of all layers of one or two networks by minibatch CKA (paper, Figures 1 and 2).
+
+    Writes cka.csv, run.json, cka.png and cka.pdf. The paper's protocol is
+    --layers paper --images 10240 --batch-size 1024 --repeats 20.
+    """
+    if redraw is not None:
+        return _finish(redraw, quiet)
+    if model_b is None and (weights_b != "pretrained" or arg_b):
+        if model_a is not None:
+            raise UsageError("--weights-b and --arg-b need --model-b")
+    if model_a is None and model_b is None:
+        model_a, model_b = "vit_mini", "resnet_mini"
+    model_a = model_a or "vit_mini"
+    check_range("--images", images, 4)
+    check_range("--batch-size", batch_size, 4)
+    check_range("--repeats", repeats, 1)
+    if workers is not None:
+        check_range("--workers", workers, 0)
+
+    from repsim.tables import prepare
+
+    started = time.perf_counter()
+    asked = [(model_a, weights_a, arg_a)] + ([(model_b, weights_b, arg_b)] if model_b else [])
+    out = prepare(out or default_directory("cka", [label(model, weights) for model, weights, _ in asked]))
+    chosen = image_set(data, data_dir, split, images, seed, [model for model, _, _ in asked])
+    networks = load(asked, device, seed)
+
+    from repsim.studies.similarity import compare
+    from repsim.tables import RECORD, save_record, save_table
+
+    short = len(chosen) < batch_size
+    notices = []
+    if len(chosen) < images:
+        notices.append(f"{images} images were asked for, there are {len(chosen)}; all are used")
+    if short:
+        notices.append(
+            f"fewer images than --batch-size {batch_size}: one batch of {len(chosen)}, so no standard errors"
+        )
+    for notice in notices:
+        say(notice, quiet)
+    comparison = compare(
+        networks,
+        chosen,
+        layers=layers,
+        tokens=tokens,
+        batch_size=batch_size,
+        repeats=repeats,
+        progress=progress_bar(quiet, repeats),
+        workers=workers,
+        skip_broken=skip_broken,
+    )
+    for reason in comparison.undefined:
+        say(reason, quiet)
+    record = {
+        "command": command_line(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "networks": [network.record() for network in networks],
+        "images": comparison.images,
+        "protocol": {**comparison.protocol, "seed": seed},
+        "random": any(network.weights == "random" for network in networks),
+        "undefined": comparison.undefined,
+        "notices": notices,
+        "versions": versions(),
+        "device": device_name(networks[0].device),
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+    save_table(comparison.table, out / "cka.csv")
+    save_record(record, out / RECORD)
+    _finish(out, quiet)
+
+
+def _finish(directory: Path, quiet: bool) -> None:
+    """Draw a run's pictures from its table and say where everything is."""
+    from repsim.plots import heatmap, save
+    from repsim.tables import RECORD, SIMILARITY, load_table, prepare
+
+    table = load_table(directory / "cka.csv", SIMILARITY)
+    prepare(directory)
+    random = table["model_a"].str.contains("-random", regex=False).any()
+    figure = heatmap(table)
+    pictures = save(figure, directory / "cka")
+    if random:
+        pictures += save(figure, directory / "cka-random")
+    found = [directory / "cka.csv", directory / RECORD, *pictures]
+    say("wrote " + ", ".join(str(path) for path in found if path.exists()), quiet)
+
+
+@main.command()
+def models() -> None:
+    """Networks by the paper's names: what each stands for, and which public weights are used."""
+    from repsim.aliases import ALIASES, BUNDLED
+
+    rows = [("alias", "in the paper", "timm name", "weights")]
+    rows += [(name, alias.stands_for, alias.timm_name, alias.weights) for name, alias in ALIASES.items()]
+    rows += [(name, what, "bundled", "Fashion-MNIST") for name, what in BUNDLED.items()]
+    print_columns(rows)
+    click.echo("\nAlso: every timm name, hf-hub:owner/name, local-dir:path, package.module:factory.")
+
+
+@main.command()
+@click.argument("model")
+@click.option("--layers", default="paper", show_default=True, help="`blocks`, `paper`, `all`, or a regular expression.")
+@click.option("--arg", metavar="KEY=VALUE", multiple=True, help="Model argument, such as img_size=384; repeatable.")
+def layers(model: str, layers: str, arg: tuple[str, ...]) -> None:
+    """What can be compared in MODEL: name, kind, index, relative depth, shape for one image."""
+    from repsim.layers import find_layers
+    from repsim.models import load_model, parse_model_args
+
+    network = load_model(model, weights="random", **parse_model_args(arg))
+    rows = [("index", "depth", "kind", "layer", "shape")]
+    for layer in find_layers(network, layers):
+        shape = " x ".join(map(str, layer.shape))
+        rows.append((str(layer.index), f"{layer.depth:.3f}", layer.kind, layer.name, shape))
+    print_columns(rows)
+
+
+# Helpers that the commands share
+
+
+def load(asked: list[tuple[str, str, tuple[str, ...]]], device: str | None, seed: int) -> list[Any]:
+    """The networks of a command, each loaded once."""
+    import torch
+
+    from repsim.models import load_model, parse_model_args
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return [
+        load_model(model, weights=weights, device=device, seed=seed, **parse_model_args(args))
+        for model, weights, args in asked
+    ]
+
+
+def image_set(
+    data: str | None, root: str | None, split: str | None, images: int, seed: int, networks: list[str]
+) -> Any:
+    """The images asked for, or those that go with the networks."""
+    from repsim.images import ImageSet
+
+    return ImageSet(data or default_data(networks), split=split, root=root, images=images, seed=seed)
+
+
+def default_data(networks: list[str]) -> str:
+    """The bundled sample for the bundled networks, else ImageNet where it is."""
+    from repsim.minis import ARCHITECTURES, bundled
+
+    if all(name in ARCHITECTURES or name in bundled() for name in networks):
+        return "sample"
+    places = [os.environ.get("REPSIM_IMAGENET"), "data/imagenet/val"]
+    for place in places:
+        if place and Path(place).is_dir():
+            return place
+    raise UsageError(
+        "no images: give a folder with --data DIR (data/README.md says how to get some), or put ImageNet's validation "
+        "images into data/imagenet/val or name their folder in REPSIM_IMAGENET; `--data noise` gives a dry run"
+    )
+
+
+def label(model: str, weights: str) -> str:
+    suffix = {"pretrained": "", "random": "-random"}.get(weights, f"@{Path(weights).stem}")
+    return re.sub(r"[^\w.@+-]+", "-", model.rstrip("/").split("/")[-1]) + suffix
+
+
+def default_directory(command: str, labels: list[str]) -> Path:
+    return Path("runs") / "-".join([command, *labels])
+
+
+def check_range(option: str, value: int, least: int) -> None:
+    if value < least:
+        raise UsageError(f"{option} must be at least {least}, got {value}")
+
+
+def progress_bar(quiet: bool, repeats: int = 1) -> Callable | None:
+    """tqdm on stderr, one bar per repeat; nothing when quiet or not on a terminal."""
+    from functools import partial
+
+    from tqdm import tqdm
+
+    if quiet or not sys.stderr.isatty():
+        return None
+    counter = iter(range(1, repeats + 1))
+    return lambda batches, **more: partial(tqdm, unit="batch", dynamic_ncols=True)(
+        batches, desc=f"repeat {next(counter)} of {repeats}" if repeats > 1 else "images", **more
+    )
+
+
+def say(text: str, quiet: bool) -> None:
+    if not quiet:
+        click.echo(text, err=True)
+
+
+def print_columns(rows: list[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+
+
+def command_line() -> str:
+    return shlex.join(["repsim", *sys.argv[1:]])
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in ("repsim-vision", *PACKAGES)}}
+
+
+def device_name(device: Any) -> str:
+    import torch
+
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)

@@ -1,0 +1,92 @@
+"""Heatmaps of similarity between layers (paper, Figures 1 and 2)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from repsim.errors import UsageError, one_of
+from repsim.plots.style import SIMILARITY_CMAP, UNDEFINED, look
+
+MOST_TICKS = 14
+INCHES = 3.6
+
+
+def heatmap(table: pd.DataFrame, *, title: str | None = None) -> Figure:
+    """CKA of all pairs of layers: within each model and, for two, across, side by side on one scale.
+
+    Args:
+        table: what `layer_cka` returns, or `cka.csv`.
+        title: above all panels; None names the models.
+
+    Returns:
+        The figure; its axes are the panels and, last, the colour bar. Layers run from the input at the
+        origin, outwards. Grey cells are undefined.
+    """
+    models = list(dict.fromkeys(table["model_a"]))
+    pairs = [(m, m) for m in models] + ([(models[1], models[0])] if len(models) == 2 else [])
+    low, high = colour_range(table)
+    with look():
+        # A figure of its own, not pyplot's: nothing is shown, nothing has to be closed.
+        figure = Figure(figsize=(INCHES * len(pairs) + 0.7, INCHES + 0.5))
+        axes = figure.subplots(1, len(pairs), squeeze=False)[0]
+        for ax, (down, across) in zip(axes, pairs):
+            panel(table, down, across, ax=ax, low=low, high=high)
+        figure.colorbar(axes[0].collections[0], ax=list(axes), label="CKA", fraction=0.03, pad=0.01)
+        figure.suptitle(title if title is not None else f"Layer similarity: {' and '.join(models)}")
+    return figure
+
+
+def panel(
+    table: pd.DataFrame,
+    model_a: str,
+    model_b: str,
+    *,
+    ax: Axes | None = None,
+    low: float | None = None,
+    high: float | None = None,
+) -> Axes:
+    """One heatmap: layers of `model_a` upwards, of `model_b` to the right, both from the input on."""
+    for model in (model_a, model_b):
+        if model not in set(table["model_a"]):
+            raise one_of("model of this table", model, dict.fromkeys(table["model_a"]))
+    part = table[(table["model_a"] == model_a) & (table["model_b"] == model_b)]
+    if part.empty:
+        raise UsageError(f"the table does not compare {model_a} with {model_b}")
+    matrix = part.pivot(index="index_a", columns="index_b", values="cka").sort_index().sort_index(axis=1)
+    names_a, names_b = names_of(part, "a"), names_of(part, "b")
+    if low is None or high is None:
+        low, high = colour_range(part)
+    with look():
+        if ax is None:
+            ax = Figure(figsize=(INCHES + 0.7, INCHES + 0.3)).subplots()
+        ax.set_facecolor(UNDEFINED)
+        options = {"cbar": False, "rasterized": True, "xticklabels": False, "yticklabels": False}
+        sns.heatmap(matrix, ax=ax, vmin=low, vmax=high, cmap=SIMILARITY_CMAP, square=True, **options)
+        ax.invert_yaxis()
+        for axis, names in ((ax.xaxis, names_b), (ax.yaxis, names_a)):
+            where = ticks(len(names))
+            axis.set_ticks([i + 0.5 for i in where], [names[i] for i in where])
+        ax.tick_params(axis="x", rotation=90)
+        ax.tick_params(axis="y", rotation=0)
+        ax.set(xlabel=f"layers of {model_b}", ylabel=f"layers of {model_a}")
+        ax.set_title(f"within {model_a}" if model_a == model_b else f"{model_a} against {model_b}")
+    return ax
+
+
+def names_of(table: pd.DataFrame, side: str) -> list[str]:
+    """Layer names in the order of their index."""
+    return list(table.drop_duplicates(f"index_{side}").sort_values(f"index_{side}")[f"layer_{side}"])
+
+
+def ticks(count: int, most: int = MOST_TICKS) -> list[int]:
+    """Evenly spaced positions of at most `most` labels, the first among them."""
+    return list(range(0, count, -(-count // most)))
+
+
+def colour_range(table: pd.DataFrame) -> tuple[float, float]:
+    """0 to 1, and further down where an unbiased value is negative."""
+    return min(0.0, float(np.nanmin(table["cka"]))) if table["cka"].notna().any() else 0.0, 1.0

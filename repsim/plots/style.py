@@ -1,0 +1,47 @@
+"""One look for all figures, and how they are saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from repsim.tables import whole
+
+SIMILARITY_CMAP = "magma"
+UNDEFINED = "0.75"
+
+LOOK = {
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "figure.titlesize": 10,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 200,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+}
+
+
+@contextmanager
+def look() -> Iterator[None]:
+    """Draw in repsim's look, and leave the user's settings as they were."""
+    with mpl.rc_context(LOOK):
+        yield
+
+
+def save(figure: Figure, path: Path) -> list[Path]:
+    """Write `path`.png and `path`.pdf, each whole or not at all."""
+    written = []
+    with look():
+        for suffix in (".png", ".pdf"):
+            target = path.with_name(path.name + suffix)
+            with whole(target) as part:
+                figure.savefig(part, metadata={"CreationDate": None} if suffix == ".pdf" else None)
+            written.append(target)
+    return written
