@@ -57,8 +57,9 @@ def image_options(images: int) -> Callable:
         click.option(
             "--data",
             metavar="DATA",
-            help="Folder of images, `sample`, `fashion-mnist`, `noise`, or a timm data set such as torch/cifar10. Default: the bundled sample for bundled networks, else data/imagenet/val or $REPSIM_IMAGENET.",
-        ),  # noqa: E501
+            help="Folder of images, `sample`, `fashion-mnist`, `noise`, or a timm data set such as torch/cifar10.  "
+            "[default: the bundled sample for bundled networks, else data/imagenet/val or $REPSIM_IMAGENET]",
+        ),
         click.option("--data-dir", metavar="DIR", help="Where timm's data sets or Fashion-MNIST lie."),
         click.option("--split", help="Which split, or which folder inside DATA."),
         click.option("--images", type=int, default=images, show_default=True, help="How many, drawn at random."),
@@ -73,13 +74,13 @@ def run_options(command: str) -> Callable:
         click.option("--device", help="cpu, cuda, cuda:1, mps ...  [default: cuda where there is one]"),
         click.option(
             "--out", type=click.Path(path_type=Path), help=f"Directory of the results.  [default: runs/{command}-...]"
-        ),  # noqa: E501
+        ),
         click.option(
             "--redraw",
             type=click.Path(path_type=Path),
             metavar="DIR",
             help="Only draw the pictures of a finished run anew.",
-        ),  # noqa: E501
+        ),
         click.option("--quiet", is_flag=True, help="No progress; errors only."),
     )
 
@@ -87,7 +88,7 @@ def run_options(command: str) -> Callable:
 LAYERS = options(
     click.option(
         "--layers", default="blocks", show_default=True, help="`blocks`, `paper`, `all`, or a regular expression."
-    ),  # noqa: E501
+    ),
     click.option("--tokens", type=click.Choice(["all", "cls", "spatial", "pooled"]), default="all", show_default=True),
 )
 
@@ -101,13 +102,13 @@ def model_option(side: str, help: str, default: str | None = None) -> Callable:
             default="pretrained",
             show_default=True,
             help="`pretrained`, `random`, or a file.",
-        ),  # noqa: E501
+        ),
         click.option(
             f"--arg-{side}",
             metavar="KEY=VALUE",
             multiple=True,
             help="Model argument, such as img_size=384; repeatable.",
-        ),  # noqa: E501
+        ),
     )
 
 
@@ -161,11 +162,14 @@ def cka(
     if workers is not None:
         check_range("--workers", workers, 0)
 
+    from repsim.models import check_name
     from repsim.tables import prepare
 
     started = time.perf_counter()
     asked = [(model_a, weights_a, arg_a)] + ([(model_b, weights_b, arg_b)] if model_b else [])
     out = prepare(out or default_directory("cka", [label(model, weights) for model, weights, _ in asked]))
+    for model, _, _ in asked:
+        check_name(model)
     chosen = image_set(data, data_dir, split, images, seed, [model for model, _, _ in asked])
     networks = load(asked, device, seed)
 

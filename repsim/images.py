@@ -224,7 +224,6 @@ class _Decoding(Dataset):
         index = int(self.chosen[position])
         try:
             image = self.source.load(index)
-            image.load()
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             reason = str(error).split("\n")[0] or type(error).__name__
             return position, f"cannot read image {self.source.name(index)}: {reason}"
@@ -346,7 +345,9 @@ class _Files:
         return len(self.paths)
 
     def load(self, index: int) -> Image.Image:
-        return Image.open(self.paths[index])
+        with Image.open(self.paths[index]) as image:
+            image.load()
+        return image
 
     def name(self, index: int) -> str:
         return self.paths[index]

@@ -6,7 +6,6 @@ import ast
 import dataclasses
 import hashlib
 import importlib
-import inspect
 import os
 import socket
 import sys
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 
 from repsim import minis
 from repsim.aliases import ALIASES
-from repsim.errors import RepsimError, UsageError, near, one_of
+from repsim.errors import RepsimError, UsageError, one_of
 
 WAYS_OUT = (
     "give weights as a file (safetensors or a state dict), ask for `random` ones, "
@@ -173,6 +172,12 @@ def load_model(
     return network
 
 
+def check_name(name: str) -> None:
+    """Raise `UsageError` for a name that nothing is known by, before anything is downloaded or built."""
+    if ":" not in name and name not in minis.ARCHITECTURES and name not in minis.bundled():
+        _check_timm_name(ALIASES[name].timm_name if name in ALIASES else name)
+
+
 def _build(name: str, weights: str, model_args: dict[str, Any]) -> Network:
     file = None if weights in ("pretrained", "random") else Path(weights)
     if file is not None and not file.is_file():
@@ -210,7 +215,7 @@ def _from_minis(name: str, weights: str, model_args: dict[str, Any]) -> Network:
 def _from_timm(name: str, weights: str, model_args: dict[str, Any]) -> Network:
     exact = ALIASES[name].timm_name if name in ALIASES else name
     on_hub = exact.startswith(("hf-hub:", "hf_hub:"))
-    if not on_hub and not exact.startswith("local-dir:"):
+    if ":" not in exact:
         _check_timm_name(exact)
         if weights == "pretrained" and not _has_weights(exact):
             raise RepsimError(f"timm has no pretrained weights for {exact}; {WAYS_OUT}")
@@ -358,6 +363,3 @@ def _shown(model_args: dict[str, Any]) -> str:
 
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-
-
-__all__ = ["EvalTransform", "Network", "as_network", "evaluating", "load_model", "parse_model_args"]

@@ -27,7 +27,7 @@ def heatmap(table: pd.DataFrame, *, title: str | None = None) -> Figure:
         origin, outwards. Grey cells are undefined.
     """
     models = list(dict.fromkeys(table["model_a"]))
-    pairs = [(m, m) for m in models] + ([(models[1], models[0])] if len(models) == 2 else [])
+    pairs = [(m, m) for m in models] + ([(models[0], models[1])] if len(models) == 2 else [])
     low, high = colour_range(table)
     with look():
         # A figure of its own, not pyplot's: nothing is shown, nothing has to be closed.

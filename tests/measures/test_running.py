@@ -1,0 +1,44 @@
+import pytest
+import torch
+
+from repsim.errors import RepsimError
+from repsim.measures.running import GroupedSums, jackknife
+
+
+def filled(values, groups=32):
+    sums = GroupedSums(groups)
+    for value in values:
+        sums.update(value)
+    return sums
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error():
+    values = torch.randn(20, 3, dtype=torch.float64)
+    mean, se = jackknife(filled(values), lambda m: m)
+    torch.testing.assert_close(mean, values.mean(0))
+    torch.testing.assert_close(se, values.std(0) / 20**0.5)
+
+
+def test_groups_of_one_size_are_the_mean_over_groups():
+    values = torch.randn(12, dtype=torch.float64)
+    _, se = jackknife(filled(values, groups=4), lambda m: m)
+    torch.testing.assert_close(se, values.view(3, 4).mean(0).std() / 2)
+
+
+def test_unequal_groups_stay_close_to_the_truth():
+    torch.manual_seed(0)
+    values = torch.randn(200, 70, dtype=torch.float64)
+    se = torch.stack([jackknife(filled(row, groups=32), lambda m: m)[1] for row in values])
+    assert se.mean().item() == pytest.approx(70**-0.5, rel=0.03)
+
+
+def test_one_batch_has_no_standard_error():
+    value, se = jackknife(filled([torch.tensor(2.0)]), lambda m: m)
+    assert value == 2 and se.isnan()
+
+
+def test_nothing_summed():
+    with pytest.raises(RepsimError, match="not one whole batch"):
+        GroupedSums().mean()
+    with pytest.raises(ValueError, match="cannot merge 32 groups with 4"):
+        GroupedSums().merge(GroupedSums(4))

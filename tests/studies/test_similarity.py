@@ -1,0 +1,155 @@
+"""The table of `layer_cka` against CKA of saved activations, pair by pair."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import FAMILIES, noise
+from measures.test_cka import hsic_from_definition
+from torch import nn
+
+import repsim as rs
+from repsim.tables import SIMILARITY
+
+
+def reference(networks, images, layers, batch_size, tokens="all"):
+    """Minibatch CKA of every ordered pair in float64, from activations that were saved."""
+    saved: dict[tuple[str, str], list[torch.Tensor]] = {}
+    for network in networks:
+        found = {layer.name: layer for layer in rs.find_layers(network, layers)}
+        with torch.no_grad(), rs.capture(network, layers) as seen:
+            for batch in images.split(batch_size):
+                network.module(batch)
+                for name, x in seen.items():
+                    x = found[name].select(x, tokens).flatten(1).double()
+                    saved.setdefault((network.name, name), []).append(x - x.mean(0))
+    hsic = {
+        (a, b): np.mean([hsic_from_definition(x, y).item() for x, y in zip(saved[a], saved[b])])
+        for a in saved
+        for b in saved
+    }
+    return {(a, b): value / (hsic[a, a] * hsic[b, b]) ** 0.5 for (a, b), value in hsic.items()}
+
+
+@pytest.mark.parametrize(
+    "a, b, layers, tokens",
+    [
+        ("vit", "resnet18", "all", "all"),
+        ("vit_registers", "swin", "paper", "all"),
+        ("deit_distilled", "pit", r".*blocks\.\d", "cls"),
+        ("convnext", "mixer", "paper", "pooled"),
+        ("bit", "pvt_v2", "blocks", "spatial"),
+        ("deepvit", "twins", "blocks", "all"),
+    ],
+)
+def test_every_pair_equals_the_reference(a, b, layers, tokens):
+    networks = [FAMILIES[a].load(), FAMILIES[b].load()]
+    images = noise(networks[0], 24)
+    table = rs.layer_cka(*networks, images, layers=layers, tokens=tokens, batch_size=8)
+    assert list(table.columns) == SIMILARITY
+    # Images are taken in a seeded order; the reference takes them in the same.
+    order = torch.from_numpy(rs.ImageSet(images).chosen)
+    expected = reference(networks, images[order], layers, 8, tokens)
+    found = {((r.model_a, r.layer_a), (r.model_b, r.layer_b)): r.cka for r in table.itertuples()}
+    assert found.keys() == expected.keys() and len(table) == len(expected)
+    worst = max(found, key=lambda pair: abs(found[pair] - expected[pair]))
+    assert found[worst] == pytest.approx(expected[worst], abs=1e-5), worst
+    own = table[(table.model_a == table.model_b) & (table.layer_a == table.layer_b)]
+    assert own.cka.to_numpy() == pytest.approx(1, abs=1e-12)
+
+
+def test_the_bundled_networks(vit, resnet):
+    images = rs.ImageSet("sample", images=512)
+    table = rs.layer_cka(vit, resnet, images, batch_size=64)
+    assert len(table) == (13 + 17) ** 2
+    assert (table.se.dropna() < 0.1).all() and table.cka.between(-0.1, 1 + 1e-9).all()
+    matrix = table.cka.to_numpy().reshape(30, 30)
+    assert np.array_equal(matrix, matrix.T)
+    again = rs.layer_cka(vit, resnet, rs.ImageSet("sample", images=512), batch_size=64)
+    pd.testing.assert_frame_equal(table, again)
+
+
+def test_one_network_alone(vit):
+    table = rs.layer_cka(vit, images=rs.ImageSet(images=64), batch_size=16, layers=r"blocks\.\d")
+    assert set(table.model_b) == {"vit_mini"} and len(table) == 100
+
+
+def test_two_networks_of_one_name_are_told_apart(vit):
+    table = rs.layer_cka(vit, vit, rs.ImageSet(images=32), batch_size=16, layers="stem")
+    assert set(table.model_a) == {"vit_mini#1", "vit_mini#2"}
+    assert table.cka.to_numpy() == pytest.approx(1, abs=1e-12)
+
+
+def test_repeats_average_over_newly_chosen_images(vit):
+    images = rs.ImageSet(images=64, seed=3)
+    options = {"layers": ["stem", "blocks.11"], "batch_size": 16}
+    table = rs.layer_cka(vit, images=images, repeats=3, **options)
+    single = [rs.layer_cka(vit, images=images.redrawn(3 + r), **options).cka for r in range(3)]
+    assert table.cka.to_numpy() == pytest.approx(np.mean(single, 0))
+    assert table.sd_repeats.to_numpy() == pytest.approx(np.std(single, 0, ddof=1))
+    assert table.sd_repeats[1] > 0
+
+
+class Toy(nn.Module):
+    """Two layers, the second of which can be made constant."""
+
+    def __init__(self, constant=False):
+        super().__init__()
+        self.first = nn.Linear(12, 5)
+        self.second = nn.Linear(5, 4)
+        if constant:
+            nn.init.zeros_(self.second.weight)
+
+    def forward(self, x):
+        return self.second(self.first(x.flatten(1)))
+
+
+def test_a_constant_layer_is_nan_with_a_reason():
+    with pytest.warns(UserWarning, match="layer 'second' of Toy is constant"):
+        table = rs.layer_cka(Toy(constant=True), images=torch.randn(16, 3, 2, 2), batch_size=8)
+    undefined = (table.layer_a == "second") | (table.layer_b == "second")
+    assert table.cka.isna().equals(undefined)
+
+
+def test_broken_activations_name_network_layer_and_batch():
+    images = torch.randn(24, 3, 2, 2)
+    order = rs.ImageSet(images).chosen
+    images[order[17]] = torch.inf
+    with pytest.raises(rs.RepsimError, match=r"of Toy, layer 'first', are NaN or infinite in batch 2"):
+        rs.layer_cka(Toy(), images=images, batch_size=8)
+
+
+def test_identity_shares_a_gram_but_an_in_place_operation_does_not():
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Identity(), nn.ReLU(inplace=True), nn.Dropout(), nn.Flatten())
+    images = torch.randn(16, 3, 4, 4)
+    table = rs.layer_cka(module, images=images, batch_size=16)
+    cka = table.pivot(index="layer_a", columns="layer_b", values="cka")
+    assert cka.loc["0", "1"] == pytest.approx(1, abs=1e-12) and cka.loc["2", "3"] == pytest.approx(1, abs=1e-12)
+    x = module[0](images[torch.from_numpy(rs.ImageSet(images).chosen)])
+    assert cka.loc["1", "2"] == pytest.approx(rs.cka(x, x.relu()), abs=1e-5) and cka.loc["1", "2"] < 0.99
+
+
+def test_networks_keep_their_mode_and_their_hooks(vit):
+    module = Toy().train()
+    rs.layer_cka(module, images=torch.randn(8, 3, 2, 2), batch_size=8)
+    assert module.training and not module.first._forward_hooks
+
+
+def test_bad_calls(vit):
+    with pytest.raises(rs.UsageError, match="repeats must be at least 1"):
+        rs.layer_cka(vit, images=rs.ImageSet(images=8), repeats=0)
+    with pytest.raises(rs.UsageError, match="at least 4 images, got batch_size=3"):
+        rs.layer_cka(vit, images=rs.ImageSet(images=8), batch_size=3)
+    with pytest.raises(rs.UsageError, match="takes 5 channels"):
+        five = rs.Network(nn.Conv2d(5, 2, 1), "five", transform=rs.EvalTransform(input_size=(5, 8, 8)))
+        rs.layer_cka(five, images=rs.ImageSet(images=8))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_equals_the_cpu():
+    images = rs.ImageSet("sample", images=128)
+    tables = [
+        rs.layer_cka(*(rs.load_model(m, device=d) for m in ("vit_mini", "resnet_mini")), images, batch_size=32)
+        for d in ("cpu", "cuda")
+    ]
+    assert (tables[0].cka - tables[1].cka).abs().max() < 2e-3

@@ -1,0 +1,148 @@
+"""The commands as a user types them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+import repsim as rs
+from repsim.cli import main
+from repsim.tables import SIMILARITY
+
+
+def repsim(*arguments) -> Result:
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture
+def somewhere(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("REPSIM_IMAGENET", raising=False)
+    return tmp_path
+
+
+def test_cka_writes_table_record_and_pictures(somewhere):
+    result = repsim("cka", "--images", 130, "--batch-size", 32)
+    assert result.exit_code == 0, result.output
+    out = somewhere / "runs" / "cka-vit_mini-resnet_mini"
+    assert sorted(os.listdir(out)) == ["cka.csv", "cka.pdf", "cka.png", "run.json"]
+    assert str(out.relative_to(somewhere) / "cka.png") in result.output
+    table = pd.read_csv(out / "cka.csv")
+    assert list(table.columns) == SIMILARITY and len(table) == 30 * 30
+    assert not table.duplicated(["model_a", "layer_a", "model_b", "layer_b"]).any()
+    record = json.loads((out / "run.json").read_text())
+    assert record["images"]["used_per_repeat"] == 128 and record["images"]["dropped_in_short_batch"] == 2
+    assert [n["name"] for n in record["networks"]] == ["vit_mini", "resnet_mini"]
+    assert all(len(n["weights_sha256"]) == 64 for n in record["networks"]) and not record["random"]
+    assert {"versions", "device", "seconds", "command", "protocol"} <= set(record)
+    expected = rs.layer_cka("vit_mini", "resnet_mini", rs.ImageSet("sample", images=130), batch_size=32)
+    assert np.allclose(table.cka, expected.cka, atol=1e-9)
+
+
+def test_within_one_network_untrained_and_said_so(somewhere):
+    result = repsim("cka", "--model-a", "vit_mini", "--weights-a", "random", "--images", 64, "--batch-size", 16)
+    assert result.exit_code == 0, result.output
+    out = somewhere / "runs" / "cka-vit_mini-random"
+    assert {"cka-random.png", "cka-random.pdf"} < set(os.listdir(out))
+    assert set(pd.read_csv(out / "cka.csv").model_b) == {"vit_mini-random"}
+    assert json.loads((out / "run.json").read_text())["random"] is True
+
+
+def test_redraw_needs_no_torch(somewhere):
+    repsim("cka", "--model-a", "vit_mini", "--images", 32, "--batch-size", 16, "--out", "here")
+    (somewhere / "here" / "cka.png").unlink()
+    script = (
+        "import sys; from repsim.cli import main; main(['cka', '--redraw', 'here'], standalone_mode=False); "
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=somewhere)
+    assert (somewhere / "here" / "cka.png").exists()
+
+
+def test_help_imports_nothing_heavy():
+    script = (
+        "import sys; from repsim.cli import main; main(['--help'], standalone_mode=False); "
+        "assert not {'torch', 'pandas', 'matplotlib', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_folder_with_a_broken_image(somewhere):
+    for i in range(9):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (30, 30, 3), dtype=np.uint8)).save(f"{i}.png")
+    Path("3.png").write_bytes(b"not an image")
+    options = ["cka", "--model-a", "vit_mini", "--data", ".", "--images", 9, "--batch-size", 4, "--out", "o"]
+    result = repsim(*options)
+    assert result.exit_code == 1 and "3.png" in result.output and not Path("o/cka.csv").exists()
+    assert repsim(*options, "--skip-broken").exit_code == 0
+    record = json.loads(Path("o/run.json").read_text())["images"]
+    assert record["broken_count"] == 1 and record["used_per_repeat"] == 8
+
+
+def test_fewer_images_than_a_batch(somewhere):
+    result = repsim("cka", "--model-a", "vit_mini", "--images", 20, "--out", "o")
+    assert result.exit_code == 0 and "one batch of 20, so no standard errors" in result.output
+    assert pd.read_csv("o/cka.csv").se.isna().all()
+
+
+def test_quiet_says_nothing(somewhere):
+    assert repsim("cka", "--model-a", "vit_mini", "--images", 16, "--quiet").output == ""
+
+
+@pytest.mark.parametrize(
+    "arguments, code, message",
+    [
+        (["--model-a", "vit_b61"], 2, "did you mean 'vit_b16'"),
+        (["--layers", "blocs"], 2, "the presets are blocks, paper, all"),
+        (["--model-a", "vit_tiny_patch16_224", "--weights-a", "random"], 2, "`--data noise` gives a dry run"),
+        (["--data", "nowhere"], 2, "there is no folder 'nowhere'"),
+        (["--images", 3], 2, "--images must be at least 4, got 3"),
+        (["--batch-size", 2], 2, "--batch-size must be at least 4, got 2"),
+        (["--repeats", 0], 2, "--repeats must be at least 1"),
+        (["--weights-a", "nowhere.pt"], 1, "there is no file 'nowhere.pt'"),
+        (["--model-a", "mixer_b32", "--data", "noise"], 1, "timm has no pretrained weights"),
+        (["--out", "/proc/nowhere"], 1, "cannot write into /proc/nowhere"),
+        (["--redraw", "nowhere"], 2, "there is no cka.csv in nowhere"),
+        (["--model-a", "vit_mini", "--weights-b", "random"], 2, "need --model-b"),
+        (["--arg-a", "depth"], 2, "KEY=VALUE"),
+        (["--tokens", "cls"], 2, "has no CLS token"),
+        (["--device", "cuda:99"], 1, "cannot put vit_mini on device"),
+        (["--nonsense"], 2, "No such option"),
+    ],
+)
+def test_bad_input(somewhere, arguments, code, message):
+    result = repsim("cka", *arguments)
+    assert result.exit_code == code and message in result.output
+    assert "Traceback" not in result.output
+    errors = [line for line in result.output.splitlines() if line.startswith("Error")]
+    assert len(errors) == 1
+    assert not list(somewhere.rglob("*.csv"))
+
+
+def test_models_and_layers():
+    output = repsim("models").output
+    for words in ("vit_b16", "vit_base_patch16_224.orig_in21k", "ViT-B/16, JFT-300M", "resnet_mini"):
+        assert words in output
+    lines = repsim("layers", "vit_mini", "--layers", "blocks").output.splitlines()
+    assert lines[0].split() == ["index", "depth", "kind", "layer", "shape"]
+    assert lines[-1].split() == ["12", "1.000", "block", "blocks.11", "50", "x", "96"]
+    assert repsim("layers", "vit_mini", "--layers", "no").exit_code == 2
+
+
+def test_imagenet_is_found_by_its_variable(somewhere, monkeypatch):
+    from repsim.cli import default_data
+
+    (somewhere / "val").mkdir()
+    monkeypatch.setenv("REPSIM_IMAGENET", str(somewhere / "val"))
+    assert default_data(["vit_b16"]) == str(somewhere / "val")
+    assert default_data(["vit_mini", "resnet_mini"]) == "sample"

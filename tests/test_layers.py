@@ -1,0 +1,173 @@
+"""Which layers are found in networks of every family, and how they are read."""
+
+from collections import Counter
+
+import pytest
+import torch
+from conftest import Family, noise
+from torch import nn
+
+import repsim as rs
+from repsim.layers import find_layers
+
+
+def test_presets_of_every_family(family: Family):
+    network = family.load()
+    kinds = Counter(layer.kind for layer in find_layers(network, "blocks"))
+    assert kinds == {"stem": 1, "block": family.blocks}
+    kinds = Counter(layer.kind for layer in find_layers(network, "paper"))
+    assert kinds == {"stem": 1, "block": family.blocks, **family.paper}
+    assert find_layers(network)[-1].prefix == family.prefix
+
+
+@pytest.mark.parametrize("preset", ["blocks", "paper", "all"])
+def test_what_is_captured_has_the_shape_that_was_promised(family: Family, preset: str):
+    network = family.load()
+    layers = find_layers(network, preset)
+    assert [layer.index for layer in layers] == list(range(len(layers)))
+    assert (layers[0].depth, layers[-1].depth) == (0, 1)
+    assert len({layer.name for layer in layers}) == len(layers)
+    with torch.no_grad(), rs.capture(network, layers) as seen:
+        network.module(noise(network, 3))
+    assert list(seen) == [layer.name for layer in layers]
+    assert {name: tuple(x.shape) for name, x in seen.items()} == {x.name: (3, *x.shape) for x in layers}
+
+
+def test_images_are_the_first_axis(family: Family):
+    """An image's activations do not depend on its neighbours in the batch, in any layer."""
+    network = family.load()
+    images = noise(network, 3)
+    with torch.no_grad(), rs.capture(network, "all") as seen:
+        network.module(images)
+        together = {name: x[2:] for name, x in seen.items()}
+        network.module(images[2:])
+    for name, x in seen.items():
+        assert (x - together[name]).abs().max() <= 1e-4 * x.abs().max(), name
+
+
+@pytest.mark.parametrize(
+    "name, blocks", [("vit_large_patch16_224", 24), ("resnet152", 50), ("vit_base_patch32_224", 12)]
+)
+def test_counts_of_the_paper(name: str, blocks: int):
+    """6 layers per ViT block, 7 per ResNet unit and two per projection, and the stem (Figures 1 and B.1)."""
+    network = rs.load_model(name, weights="random")
+    expected = 6 * blocks + 1 if name.startswith("vit") else 7 * blocks + 2 * 4 + 1
+    assert len(find_layers(network, "paper")) == expected
+
+
+def test_order_within_a_vit_block(vit):
+    names = [layer.name.removeprefix("blocks.0") for layer in find_layers(vit, "paper")][1:7]
+    assert names == [".norm1", ".attn", ".norm2", ".mlp.act", ".mlp", ""]
+
+
+class Unseen(nn.Module):
+    """Nothing repsim knows by name: a module that runs twice, a tuple, channels last, an in-place ReLU."""
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(6, 6)
+
+        def forward(self, x):
+            return self.a(x), x
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 4, 4)
+        self.relu = nn.ReLU(inplace=True)
+        self.two = self.Two()
+        self.never = nn.Linear(3, 3)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = self.relu(self.conv(x)).permute(0, 2, 3, 1)
+        x, skip = self.two(x)
+        x, _ = self.two(x + skip)
+        return self.head(x.mean((1, 2)))
+
+
+def unseen() -> rs.Network:
+    torch.manual_seed(0)
+    return rs.Network(Unseen(), "unseen", transform=rs.EvalTransform(input_size=(3, 16, 16)))
+
+
+def test_a_plain_module():
+    names = [layer.name for layer in find_layers(unseen(), "all")]
+    assert names == ["conv", "relu", "two.a", "two.a:1", "head"]
+    assert [layer.name for layer in find_layers(unseen())] == ["conv", "relu", "two", "two:1", "head"]
+
+
+def test_one_layer_per_call_of_a_module():
+    network = unseen()
+    images = noise(network, 4)
+    with torch.no_grad(), rs.capture(network, r"two(:1)?") as seen:
+        network.module(images)
+    x = network.module.relu(network.module.conv(images)).permute(0, 2, 3, 1)
+    first = network.module.two(x)[0]
+    torch.testing.assert_close(seen["two"], first)
+    torch.testing.assert_close(seen["two:1"], network.module.two(first + x)[0])
+
+
+def test_sequence_first_activations_are_turned_round():
+    class SequenceFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix = nn.Linear(3, 5)
+
+        def forward(self, x):  # (n, c, h, w) -> (t, n, d)
+            return self.mix(x.flatten(2).permute(2, 0, 1)).mean(0)
+
+    network = rs.Network(SequenceFirst(), "s", transform=rs.EvalTransform(input_size=(3, 4, 4)))
+    (layer,) = find_layers(network, "mix")
+    assert layer.batch_axis == 1 and layer.shape == (16, 5)
+    with rs.capture(network, "mix") as seen:
+        network.module(torch.zeros(7, 3, 4, 4))
+    assert seen["mix"].shape == (7, 16, 5)
+
+
+def test_a_network_that_cannot_run_without_data():
+    class Peeks(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x / max(x.abs().max().item(), 1))
+
+    module = Peeks(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten())
+    assert [layer.name for layer in find_layers(module)] == ["0", "1", "2"]
+
+
+def test_tracing_leaves_training_modes_alone(vit):
+    network = rs.load_model("vit_mini")
+    module = network.module.train()
+    module.blocks[3].eval()
+    find_layers(network, "all")
+    assert module.training and not module.blocks[3].training and module.blocks[4].training
+
+
+def test_channels_last_and_first(vit, resnet):
+    swin = rs.load_model("swin_tiny_patch4_window7_224", weights="random")
+    assert {layer.layout for layer in find_layers(swin)} == {"channels_last"}
+    assert {layer.layout for layer in find_layers(resnet)} == {"channels_first"}
+    assert {layer.layout for layer in find_layers(vit)} == {"tokens"}
+
+
+@pytest.mark.parametrize(
+    "layers, message",
+    [
+        ("block.0", r"near it: blocks\.0.*presets are blocks, paper, all"),
+        ("[", "neither a preset"),
+        (["blocks.0", "nope"], "no layer of vit_mini matches 'nope'"),
+    ],
+)
+def test_unknown_layers(vit, layers, message):
+    with pytest.raises(rs.UsageError, match=message):
+        find_layers(vit, layers)
+
+
+def test_cls_where_there_is_none(resnet):
+    with pytest.raises(rs.UsageError, match="has no CLS token"):
+        find_layers(resnet, tokens="cls")
+
+
+def test_wrong_image_size_says_so():
+    network = rs.Network(nn.Sequential(nn.Flatten(), nn.Linear(10, 2)), "flat")
+    with pytest.raises(rs.RepsimError, match="flat cannot run on images of 3x224x224"):
+        find_layers(network)
