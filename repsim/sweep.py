@@ -63,7 +63,8 @@ def sweep(
     if progress is not None:
         batches = progress(batches, total=len(images) // size)
     with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())  # not inference_mode, in which tensors do not count their changes
+        # Not inference_mode, in which tensors do not count the changes made to them.
+        stack.enter_context(torch.no_grad())
         for network in networks:
             stack.enter_context(evaluating(network.module))
         seen = [

@@ -57,7 +57,6 @@ def panel(
     if part.empty:
         raise UsageError(f"the table does not compare {model_a} with {model_b}")
     matrix = part.pivot(index="index_a", columns="index_b", values="cka").sort_index().sort_index(axis=1)
-    names_a, names_b = names_of(part, "a"), names_of(part, "b")
     if low is None or high is None:
         low, high = colour_range(part)
     with look():
@@ -67,9 +66,10 @@ def panel(
         options = {"cbar": False, "rasterized": True, "xticklabels": False, "yticklabels": False}
         sns.heatmap(matrix, ax=ax, vmin=low, vmax=high, cmap=SIMILARITY_CMAP, square=True, **options)
         ax.invert_yaxis()
-        for axis, names in ((ax.xaxis, names_b), (ax.yaxis, names_a)):
-            where = ticks(len(names))
-            axis.set_ticks([i + 0.5 for i in where], [names[i] for i in where])
+        for axis, side in ((ax.xaxis, "b"), (ax.yaxis, "a")):
+            layers = part.drop_duplicates(f"index_{side}").sort_values(f"index_{side}").reset_index()
+            where = ticks(list(layers[f"kind_{side}"]))
+            axis.set_ticks([i + 0.5 for i in where], layers[f"layer_{side}"][where])
         ax.tick_params(axis="x", rotation=90)
         ax.tick_params(axis="y", rotation=0)
         ax.set(xlabel=f"layers of {model_b}", ylabel=f"layers of {model_a}")
@@ -77,14 +77,12 @@ def panel(
     return ax
 
 
-def names_of(table: pd.DataFrame, side: str) -> list[str]:
-    """Layer names in the order of their index."""
-    return list(table.drop_duplicates(f"index_{side}").sort_values(f"index_{side}")[f"layer_{side}"])
-
-
-def ticks(count: int, most: int = MOST_TICKS) -> list[int]:
-    """Evenly spaced positions of at most `most` labels, the first among them."""
-    return list(range(0, count, -(-count // most)))
+def ticks(kinds: list[str], most: int = MOST_TICKS) -> list[int]:
+    """Positions of at most `most` labels, evenly spaced; where not all fit, outputs of blocks come first."""
+    labelled = list(range(len(kinds)))
+    if len(kinds) > most and "block" in kinds:
+        labelled = [i for i in labelled if kinds[i] in ("block", "stem")]
+    return labelled[:: -(-len(labelled) // most)]
 
 
 def colour_range(table: pd.DataFrame) -> tuple[float, float]:

@@ -135,6 +135,7 @@ class Comparison:
     images: dict[str, Any]
 
 
+@torch.inference_mode(mode=False)  # in a caller's inference mode no sum could be added to
 def compare(
     networks: Sequence[Network],
     images: ImageSet,

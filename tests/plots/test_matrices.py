@@ -39,7 +39,10 @@ def test_the_origin_is_low_and_ticks_name_layers():
 
 
 def test_many_layers_have_few_ticks():
-    assert ticks(145)[:3] == [0, 11, 22] and len(ticks(145)) == 14 and ticks(3) == [0, 1, 2]
+    assert ticks(["norm"] * 145)[:3] == [0, 11, 22] and len(ticks(["norm"] * 145)) == 14
+    assert ticks(["norm"] * 3) == [0, 1, 2]
+    within_blocks = ["stem", *["norm", "mlp", "block"] * 6]
+    assert ticks(within_blocks) == [0, 3, 6, 9, 12, 15, 18]
 
 
 def test_negative_and_undefined_values():

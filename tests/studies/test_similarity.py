@@ -135,6 +135,13 @@ def test_networks_keep_their_mode_and_their_hooks(vit):
     assert module.training and not module.first._forward_hooks
 
 
+def test_it_runs_inside_inference_mode(vit):
+    images = rs.ImageSet(images=16)
+    with torch.inference_mode():
+        inside = rs.layer_cka(vit, images=images, batch_size=16)
+    pd.testing.assert_frame_equal(inside, rs.layer_cka(vit, images=images, batch_size=16))
+
+
 def test_bad_calls(vit):
     with pytest.raises(rs.UsageError, match="repeats must be at least 1"):
         rs.layer_cka(vit, images=rs.ImageSet(images=8), repeats=0)
