@@ -23,6 +23,7 @@ _HOME = {
     "capture": "repsim.hooks",
     "ImageSet": "repsim.images",
     "layer_cka": "repsim.studies.similarity",
+    "attention_distance": "repsim.studies.attention",
     "RepsimError": "repsim.errors",
     "UsageError": "repsim.errors",
 }

@@ -112,6 +112,11 @@ def model_option(side: str, help: str, default: str | None = None) -> Callable:
     )
 
 
+MODEL = "Alias, timm name, hf-hub:..., local-dir:... or package.module:factory."
+WEIGHTS = "`pretrained`, `random`, or a file."
+ARGUMENT = "Model argument, such as img_size=384; repeatable."
+
+
 @main.command()
 @model_option("a", "Alias, timm name, hf-hub:..., local-dir:... or package.module:factory.  [default: vit_mini]")
 @model_option("b", "The other network. Without it: within model A.  [default: resnet_mini if A is not given either]")
@@ -149,7 +154,7 @@ def cka(
     --layers paper --images 10240 --batch-size 1024 --repeats 20.
     """
     if redraw is not None:
-        return _finish(redraw, quiet)
+        return draw_cka(redraw, quiet)
     if model_b is None and (weights_b != "pretrained" or arg_b):
         if model_a is not None:
             raise UsageError("--weights-b and --arg-b need --model-b")
@@ -176,16 +181,12 @@ def cka(
     from repsim.studies.similarity import compare
     from repsim.tables import RECORD, save_record, save_table
 
-    short = len(chosen) < batch_size
-    notices = []
-    if len(chosen) < images:
-        notices.append(f"{images} images were asked for, there are {len(chosen)}; all are used")
-    if short:
+    notices = notices_of(chosen, images, quiet)
+    if len(chosen) < batch_size:
         notices.append(
             f"fewer images than --batch-size {batch_size}: one batch of {len(chosen)}, so no standard errors"
         )
-    for notice in notices:
-        say(notice, quiet)
+        say(notices[-1], quiet)
     comparison = compare(
         networks,
         chosen,
@@ -199,38 +200,115 @@ def cka(
     )
     for reason in comparison.undefined:
         say(reason, quiet)
-    record = {
-        "command": command_line(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "networks": [network.record() for network in networks],
-        "images": comparison.images,
-        "protocol": {**comparison.protocol, "seed": seed},
-        "random": any(network.weights == "random" for network in networks),
-        "undefined": comparison.undefined,
-        "notices": notices,
-        "versions": versions(),
-        "device": device_name(networks[0].device),
-        "seconds": round(time.perf_counter() - started, 2),
-    }
+    more = {"undefined": comparison.undefined, "notices": notices}
+    record = run_record(networks, comparison.images, {**comparison.protocol, "seed": seed}, started, **more)
     save_table(comparison.table, out / "cka.csv")
     save_record(record, out / RECORD)
-    _finish(out, quiet)
+    draw_cka(out, quiet)
 
 
-def _finish(directory: Path, quiet: bool) -> None:
+def draw_cka(directory: Path, quiet: bool) -> None:
     """Draw a run's pictures from its table and say where everything is."""
-    from repsim.plots import heatmap, save
-    from repsim.tables import RECORD, SIMILARITY, load_table, prepare
+    from repsim.plots import heatmap
+    from repsim.tables import SIMILARITY, load_table
 
     table = load_table(directory / "cka.csv", SIMILARITY)
-    prepare(directory)
-    random = table["model_a"].str.contains("-random", regex=False).any()
-    figure = heatmap(table)
-    pictures = save(figure, directory / "cka")
-    if random:
-        pictures += save(figure, directory / "cka-random")
-    found = [directory / "cka.csv", directory / RECORD, *pictures]
-    say("wrote " + ", ".join(str(path) for path in found if path.exists()), quiet)
+    finish(directory, "cka", heatmap(table), list(table["model_a"]), quiet)
+
+
+@main.command()
+@click.option("--model", metavar="MODEL", default="vit_mini", show_default=True, help=MODEL)
+@click.option("--weights", metavar="WEIGHTS", default="pretrained", show_default=True, help=WEIGHTS)
+@click.option("--arg", metavar="KEY=VALUE", multiple=True, help=ARGUMENT)
+@click.option("--blocks", help="Blocks to draw, such as 0,1,10,11, or `all`.  [default: two lowest, two highest]")
+@click.option("--renormalize", is_flag=True, help="Divide attention rows by their sum once CLS is taken out.")
+@click.option("--maps", type=int, default=0, metavar="N", help="Also draw CLS attention and rollout over N images.")
+@image_options(5000)
+@click.option("--batch-size", type=int, default=50, show_default=True, help="Images per forward pass.")
+@run_options("attention")
+def attention(
+    model: str,
+    weights: str,
+    arg: tuple[str, ...],
+    blocks: str | None,
+    renormalize: bool,
+    maps: int,
+    data: str | None,
+    data_dir: str | None,
+    split: str | None,
+    images: int,
+    seed: int,
+    workers: int | None,
+    skip_broken: bool,
+    batch_size: int,
+    device: str | None,
+    out: Path | None,
+    redraw: Path | None,
+    quiet: bool,
+) -> None:
+    """How far each attention head looks, in pixels (paper, Figures 3, 4, C.5, C.6).
+
+    Writes attention.csv, run.json, attention.png and attention.pdf; with --maps also attention_maps.npz and its
+    picture.
+    """
+    drawn = parse_blocks(blocks)
+    if redraw is not None:
+        return draw_attention(redraw, drawn, quiet)
+    check_range("--images", images, 4)
+    check_range("--batch-size", batch_size, 4)
+    check_range("--maps", maps, 0)
+
+    from repsim.models import check_name
+    from repsim.studies.attention import AttentionDistance, attention_maps
+    from repsim.sweep import sweep
+    from repsim.tables import RECORD, prepare, save_arrays, save_record, save_table
+
+    started = time.perf_counter()
+    check_name(model)
+    chosen = image_set(data, data_dir, split, images, seed, [model])
+    (network,) = load([(model, weights, arg)], device, seed)
+    out = prepare(out or default_directory("attention", [label(model, weights)]))
+    notices = notices_of(chosen, images, quiet)
+    study = AttentionDistance(network.sized(chosen.tensor_size), renormalize=renormalize)
+    how = {"progress": progress_bar(quiet), "workers": workers, "skip_broken": skip_broken}
+    counts = sweep(chosen, [study.network], [study], batch_size=batch_size, **how)
+    table = study.table()
+    picked = attention_maps(network, chosen, maps)._asdict() if maps else None
+    protocol = {"renormalize": renormalize, "batch_size": counts.batch_size, "seed": seed, "maps": maps}
+    record = run_record([network], {**chosen.record(), **counts.record()}, protocol, started, notices=notices)
+    save_table(table, out / "attention.csv")
+    if picked:
+        save_arrays(picked, out / "attention_maps.npz")
+    save_record(record, out / RECORD)
+    draw_attention(out, drawn, quiet)
+
+
+def draw_attention(directory: Path, blocks: list[int] | str | None, quiet: bool) -> None:
+    import numpy as np
+
+    from repsim.plots import attention_distance, attention_maps
+    from repsim.tables import ATTENTION, load_table
+
+    table = load_table(directory / "attention.csv", ATTENTION)
+    models = list(table["model"])
+    chosen = sorted(table["block"].unique()) if blocks == "all" else blocks
+    maps = directory / "attention_maps.npz"
+    if maps.exists():
+        with np.load(maps) as arrays:
+            figure = attention_maps(
+                **arrays, title=f"{models[0]}: attention rollout, and heads of the last block from CLS"
+            )
+        finish(directory, "attention_maps", figure, models, True)
+    finish(directory, "attention", attention_distance(table, blocks=chosen).figure, models, quiet)
+
+
+def parse_blocks(blocks: str | None) -> list[int] | str | None:
+    if blocks is None or blocks == "all":
+        return blocks
+    try:
+        return [int(block) for block in blocks.split(",")]
+    except ValueError:
+        raise UsageError(f"--blocks takes numbers such as 0,1,10,11, or `all`, got {blocks!r}") from None
 
 
 @main.command()
@@ -263,6 +341,46 @@ def layers(model: str, layers: str, arg: tuple[str, ...]) -> None:
 
 
 # Helpers that the commands share
+
+
+def run_record(
+    networks: list[Any], images: dict[str, Any], protocol: dict[str, Any], started: float, **more: Any
+) -> dict[str, Any]:
+    """What `run.json` holds: everything needed to know what was computed, and to do it again."""
+    return {
+        "command": command_line(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "networks": [network.record() for network in networks],
+        "images": images,
+        "protocol": protocol,
+        "random": any(network.weights == "random" for network in networks),
+        **more,
+        "versions": versions(),
+        "device": device_name(networks[0].device),
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+
+
+def finish(directory: Path, name: str, figure: Any, models: list[str], quiet: bool) -> None:
+    """Save a figure under its name, and once more with `random` in it for untrained networks; say where it is."""
+    from repsim.plots import save
+    from repsim.tables import RECORD, prepare
+
+    prepare(directory)
+    pictures = save(figure, directory / name)
+    if any("-random" in model for model in models):
+        pictures += save(figure, directory / f"{name}-random")
+    found = [directory / f"{name}.csv", directory / RECORD, *pictures]
+    say("wrote " + ", ".join(str(path) for path in found if path.exists()), quiet)
+
+
+def notices_of(chosen: Any, images: int, quiet: bool) -> list[str]:
+    notices = []
+    if len(chosen) < images:
+        notices.append(f"{images} images were asked for, there are {len(chosen)}; all are used")
+    for notice in notices:
+        say(notice, quiet)
+    return notices
 
 
 def load(asked: list[tuple[str, str, tuple[str, ...]]], device: str | None, seed: int) -> list[Any]:

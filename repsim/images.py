@@ -64,6 +64,15 @@ class Counts:
     batches: int = 0
     batch_size: int = 0
 
+    def record(self) -> dict[str, Any]:
+        """What `run.json` says of the pass."""
+        return {
+            "used": self.used,
+            "dropped_in_short_batch": self.dropped,
+            "broken": self.broken,
+            "broken_count": len(self.broken),
+        }
+
 
 class ImageSet:
     """A fixed, seeded choice of images, in an order that all networks share.

@@ -88,6 +88,16 @@ class Network:
         tensors = [*self.module.parameters(), *self.module.buffers()]
         return tensors[0].device if tensors else torch.device("cpu")
 
+    def sized(self, size: tuple[int, int, int] | None) -> Network:
+        """The network, told the (c, h, w) of images that go into it as they are; None: its transform makes them."""
+        if size is not None:
+            return dataclasses.replace(self, transform=dataclasses.replace(self.transform, input_size=size))
+        if self.input_size[0] not in (1, 3):
+            raise UsageError(
+                f"{self.name} takes {self.input_size[0]} channels; give its images as a float tensor (n, c, h, w)"
+            )
+        return self
+
     @cached_property
     def weights_sha256(self) -> str:
         """Hash of all parameters and buffers: names, types, shapes and bytes."""

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from repsim.errors import UsageError
-from repsim.hooks import capture
 from repsim.images import FEWEST, Batch, Counts, ImageSet
-from repsim.layers import Layer
 from repsim.models import Network, evaluating
 
 Progress = Callable[..., Iterable[Batch]]
 
 
 class Study(Protocol):
-    """What a sweep feeds: it names its layers, reduces activations inside the hooks, and sums."""
+    """What a sweep feeds: it reduces activations while a network runs, and sums what is left of them."""
 
-    layers: Sequence[Sequence[Layer]]
-    """The layers wanted of each network."""
+    def watch(self, index: int, network: Network) -> AbstractContextManager[Mapping[str, Any]]:
+        """Within it, every forward pass of network number `index` fills the mapping with reduced values."""
 
-    def reduce(self, network: int, layer: Layer, activation: Tensor) -> Any:
-        """Called inside the hook; the activation must not be kept."""
-
-    def update(self, reduced: Sequence[dict[str, Any]], batch: Batch) -> None:
-        """Add one batch to the sums: for each network, what `reduce` made of each layer."""
+    def update(self, seen: Sequence[Mapping[str, Any]], batch: Batch) -> None:
+        """Add one batch to the sums, from what was seen in each network."""
 
 
 def sweep(
@@ -67,22 +61,12 @@ def sweep(
         stack.enter_context(torch.no_grad())
         for network in networks:
             stack.enter_context(evaluating(network.module))
-        seen = [
-            [
-                stack.enter_context(capture(network, study.layers[i], _reduction(study, i)))
-                for i, network in enumerate(networks)
-            ]
-            for study in studies
-        ]
+        seen = [[stack.enter_context(study.watch(i, net)) for i, net in enumerate(networks)] for study in studies]
         for batch in batches:
             for network in networks:
                 network.module(batch.inputs[network.transform].to(network.device, non_blocking=True))
-            for study, reduced in zip(studies, seen):
-                study.update(reduced, batch)
+            for study, what in zip(studies, seen):
+                study.update(what, batch)
     if not counts.batches:
         raise UsageError(f"not one batch of {size} images is left: {len(counts.broken)} of {len(images)} are broken")
     return counts
-
-
-def _reduction(study: Study, network: int) -> Callable[[Layer, Tensor], Any]:
-    return lambda layer, activation: study.reduce(network, layer, activation)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from repsim.errors import RepsimError, UsageError
@@ -19,6 +20,12 @@ SIMILARITY = [
     *("cka", "se"),
 ]
 """One row per ordered pair of layers. `depth`: 0 first to 1 last; `se`: standard error of `cka`."""
+
+ATTENTION = [
+    *("model", "layer", "block", "head"),
+    *("distance_px", "distance_se", "entropy", "cls_share", "self_share"),
+]
+"""One row per attention head. `block` counts attention modules from 0; `entropy` is in nats."""
 
 RECORD = "run.json"
 
@@ -56,6 +63,11 @@ def whole(path: Path) -> Iterator[Path]:
 def save_table(table: pd.DataFrame, path: Path) -> None:
     with whole(path) as part:
         table.to_csv(part, index=False, float_format="%.12g")
+
+
+def save_arrays(arrays: dict[str, np.ndarray], path: Path) -> None:
+    with whole(path) as part:
+        np.savez_compressed(part, **arrays)
 
 
 def save_record(record: dict[str, Any], path: Path) -> None:

@@ -41,7 +41,7 @@ def test_cka_writes_table_record_and_pictures(somewhere):
     assert list(table.columns) == SIMILARITY and len(table) == 30 * 30
     assert not table.duplicated(["model_a", "layer_a", "model_b", "layer_b"]).any()
     record = json.loads((out / "run.json").read_text())
-    assert record["images"]["used_per_repeat"] == 128 and record["images"]["dropped_in_short_batch"] == 2
+    assert record["images"]["used"] == 128 and record["images"]["dropped_in_short_batch"] == 2
     assert [n["name"] for n in record["networks"]] == ["vit_mini", "resnet_mini"]
     assert all(len(n["weights_sha256"]) == 64 for n in record["networks"]) and not record["random"]
     assert {"versions", "device", "seconds", "command", "protocol"} <= set(record)
@@ -86,7 +86,7 @@ def test_a_folder_with_a_broken_image(somewhere):
     assert result.exit_code == 1 and "3.png" in result.output and not Path("o/cka.csv").exists()
     assert repsim(*options, "--skip-broken").exit_code == 0
     record = json.loads(Path("o/run.json").read_text())["images"]
-    assert record["broken_count"] == 1 and record["used_per_repeat"] == 8
+    assert record["broken_count"] == 1 and record["used"] == 8
 
 
 def test_fewer_images_than_a_batch(somewhere):

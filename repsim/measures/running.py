@@ -64,6 +64,44 @@ class GroupedSums:
                 yield (total - value) / (self.batches - count), count
 
 
+class Moments:
+    """Mean and standard error over images of values that images have one each of.
+
+    Attributes:
+        count: images seen.
+        total, squares: sums of the values and of their squares, float64.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total: Tensor | float = 0.0
+        self.squares: Tensor | float = 0.0
+
+    def update(self, values: Tensor) -> Moments:
+        """Add (n, ...), the values of n images."""
+        values = values.double()
+        self.count += len(values)
+        self.total = self.total + values.sum(0)
+        self.squares = self.squares + values.square().sum(0)
+        return self
+
+    def merge(self, other: Moments) -> Moments:
+        merged = Moments()
+        merged.count = self.count + other.count
+        merged.total, merged.squares = self.total + other.total, self.squares + other.squares
+        return merged
+
+    def mean(self) -> Tensor:
+        return self.total / self.count
+
+    def se(self) -> Tensor:
+        """Standard error of the mean; NaN for a single image."""
+        if self.count < 2:
+            return torch.full_like(self.total, torch.nan)
+        variance = (self.squares - self.total**2 / self.count) / (self.count - 1)
+        return (variance.clamp(min=0) / self.count).sqrt()  # rounding may leave it just below zero
+
+
 def jackknife(sums: GroupedSums, statistic: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     r"""A function of the mean over batches, with its jackknife standard error.
 

@@ -6,6 +6,7 @@ import dataclasses
 import warnings
 import weakref
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from repsim.errors import RepsimError, UsageError
+from repsim.hooks import capture
 from repsim.images import Batch, ImageSet
 from repsim.layers import Layer, find_layers
 from repsim.measures.cka import GramRow, MinibatchCKA, flatten, gram_row, scratch_for
@@ -33,7 +35,10 @@ class LayerSimilarity:
         self._to_centre: set[tuple[int, str]] = set()
         self._last: tuple[Any, ...] | None = None
 
-    def reduce(self, network: int, layer: Layer, activation: Tensor) -> GramRow:
+    def watch(self, index: int, network: Network) -> AbstractContextManager[dict[str, GramRow]]:
+        return capture(network, self.layers[index], lambda layer, x: self._reduce(index, layer, x))
+
+    def _reduce(self, network: int, layer: Layer, activation: Tensor) -> GramRow:
         # Identity and, in evaluation, dropout hand on the very tensor that was just reduced.
         same = (activation._version, layer.layout, layer.prefix)
         if self._last is not None and self._last[0]() is activation and self._last[1] == same:
@@ -47,8 +52,8 @@ class LayerSimilarity:
         self._last = (weakref.ref(activation), same, row)
         return row
 
-    def update(self, reduced: Sequence[dict[str, GramRow]], batch: Batch) -> None:
-        rows = [seen[layer.name] for seen, layers in zip(reduced, self.layers) for layer in layers]
+    def update(self, seen: Sequence[dict[str, GramRow]], batch: Batch) -> None:
+        rows = [rows[layer.name] for rows, layers in zip(seen, self.layers) for layer in layers]
         device = rows[0].norm.device
         rows = [row._replace(direction=row.direction.to(device), norm=row.norm.to(device)) for row in rows]
         broken = ~torch.isfinite(torch.stack([row.norm for row in rows]))
@@ -149,7 +154,7 @@ def compare(
     """What `layer_cka` does, with the record of it; see there."""
     if repeats < 1:
         raise UsageError(f"repeats must be at least 1, got {repeats}")
-    networks = _told_apart([_sized(network, images) for network in networks])
+    networks = _told_apart([network.sized(images.tensor_size) for network in networks])
     found = [find_layers(network, layers, tokens=tokens) for network in networks]
     studies, counts = [], []
     for repeat in range(repeats):
@@ -160,6 +165,7 @@ def compare(
         f"layer {layer!r} of {name} is constant over all images, so its CKA is undefined"
         for name, layer in studies[0].constant()
     ]
+    broken = sorted({name for c in counts for name in c.broken})
     return Comparison(
         table=_table(studies),
         undefined=undefined,
@@ -171,27 +177,8 @@ def compare(
             "batches": counts[0].batches,
             "repeats": repeats,
         },
-        images={
-            **images.record(),
-            "used_per_repeat": counts[0].used,
-            "dropped_in_short_batch": counts[0].dropped,
-            "broken": sorted({name for c in counts for name in c.broken}),
-            "broken_count": len({name for c in counts for name in c.broken}),
-        },
+        images={**images.record(), **counts[0].record(), "broken": broken, "broken_count": len(broken)},
     )
-
-
-def _sized(network: Network, images: ImageSet) -> Network:
-    """The network, told the size of images that go into it as they are."""
-    if images.tensor_size is None:
-        channels = network.input_size[0]
-        if channels not in (1, 3):
-            raise UsageError(
-                f"{network.name} takes {channels} channels; give its images as a float tensor (n, c, h, w)"
-            )
-        return network
-    transform = dataclasses.replace(network.transform, input_size=images.tensor_size)
-    return dataclasses.replace(network, transform=transform)
 
 
 def _told_apart(networks: Sequence[Network]) -> list[Network]:

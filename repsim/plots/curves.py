@@ -1,0 +1,52 @@
+"""Curves over heads, layers and depth."""
+
+from __future__ import annotations
+
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from repsim.errors import UsageError
+from repsim.plots.style import look
+
+
+def ends(blocks: list[int], each: int = 2) -> list[int]:
+    """The lowest and the highest few of a list of blocks, as the paper draws them."""
+    blocks = sorted(blocks)
+    return blocks if len(blocks) <= 2 * each else blocks[:each] + blocks[-each:]
+
+
+def attention_distance(table: pd.DataFrame, *, blocks: list[int] | None = None, ax: Axes | None = None) -> Axes:
+    """Mean attention distance of each head, sorted within its block, with two standard errors (paper, Figure 3).
+
+    Args:
+        table: what `rs.attention_distance` returns, or `attention.csv`.
+        blocks: which to draw; None: the two lowest and the two highest.
+        ax: where to draw.
+    """
+    present = sorted(table["block"].unique())
+    blocks = ends(present) if blocks is None else blocks
+    missing = [block for block in blocks if block not in present]
+    if missing:
+        raise UsageError(f"there is no block {missing[0]}; attention blocks are {present[0]} to {present[-1]}")
+    with look():
+        if ax is None:
+            ax = Figure(figsize=(4, 3)).subplots()
+        for block, colour in zip(blocks, sns.color_palette("viridis", len(blocks))):
+            heads = table[table["block"] == block].sort_values("distance_px").reset_index(drop=True)
+            ax.errorbar(
+                heads.index,
+                heads["distance_px"],
+                yerr=2 * heads["distance_se"].fillna(0),
+                color=colour,
+                marker="o",
+                markersize=3,
+                linewidth=1,
+                label=f"block {block}",
+            )
+        ax.set(xlabel="attention head, sorted by distance", ylabel="mean attention distance (px)", ylim=(0, None))
+        ax.set_title(str(table["model"].iloc[0]))
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.legend(frameon=False, ncols=2 if len(blocks) > 6 else 1)
+    return ax
