@@ -8,6 +8,8 @@ Blocks are found by structure, not by name: the compound elements of a container
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -100,8 +102,7 @@ def find_layers(
     found = [spot for spot in found if spot.activation is not None]
     if not found:
         raise UsageError(f"{network.name} has no layer for {layers!r} whose first axis is the images")
-    last = max(len(found) - 1, 1)
-    selected = [_layer(trace, spot, i, i / last) for i, spot in enumerate(found)]
+    selected = _layers(trace, found)
     for layer in selected:
         if tokens == "cls" and layer.layout != "vector" and not (layer.layout == "tokens" and layer.prefix):
             raise UsageError(
@@ -109,6 +110,56 @@ def find_layers(
                 "or tokens all, spatial or pooled"
             )
     return selected
+
+
+def residual_layers(network: Network | nn.Module | str, *, branch: bool = False) -> list[Layer]:
+    """Where residual sums end, sublayer by sublayer, or the long branch that enters each sum.
+
+    For a transformer block, the stream after attention (named `...+skip`) and after the MLP (the block's output);
+    for a ResNet unit, its output. With `branch`, what attention, MLP or the last norm of the unit
+    adds to the stream. The stem comes first in both.
+
+    Reference: paper, Figures 6 and C.1 to C.4 (post-residual and pre-residual).
+    """
+    network = as_network(network)
+    trace = _Trace.of(network)
+    spots: list[_Spot] = []
+    for path in _block_paths(trace):
+        block = _block_output(trace, path)
+        if block is None:
+            continue
+        if not spots:
+            spots.append(_Spot(_first_call(trace, path), "stem", "stem", "input"))
+        branches = _branches(trace, path, block)
+        if branch:
+            spots += branches
+            continue
+        for first, second in zip(branches, branches[1:]):
+            # The stream between two sublayers is what the norm before the second one is given.
+            norms = [
+                c
+                for c in trace.calls
+                if first.call.ended < c.started < second.call.ended
+                and _is_norm(c.module)
+                and c.input == first.call.output
+            ]
+            entry = min(norms, key=lambda call: call.started, default=second.call)
+            spots.append(_Spot(entry, first.kind, f"{first.call.name}+skip", "input"))
+        spots.append(block)
+    if not spots:
+        raise UsageError(f"{network.name} has no blocks with residual sums that repsim can find")
+    return _layers(trace, spots)
+
+
+def _branches(trace: _Trace, path: str, block: _Spot) -> list[_Spot]:
+    """The sublayers of a block whose outputs are added to the stream, in the order in which they run."""
+    inside = sorted(_inside(trace, path), key=lambda spot: spot.when)
+    sublayers = [spot for spot in inside if spot.kind in ("attention", "mlp")]
+    if sublayers:
+        return sublayers
+    # A unit of convolutions: the last one, or its norm, of the block's own shape and not on the shortcut.
+    main = [s for s in inside if s.activation == block.activation and "downsample" not in s.call.path]
+    return main[-1:]
 
 
 def first_tensor(value: Any) -> Tensor | None:
@@ -138,8 +189,8 @@ class _Call:
     number: int
     started: int
     ended: int = -1
-    arguments: tuple[int, ...] | None = None
-    result: tuple[int, ...] | None = None
+    argument: Tensor | None = None
+    result: Tensor | None = None
     input: _Activation | None = None
     output: _Activation | None = None
 
@@ -178,39 +229,49 @@ class _Trace:
         try:
             calls = _run(network, MANY, meta=True)
             for call in calls:
-                call.input = _images_axis(call.arguments, MANY)
-                call.output = _images_axis(call.result, MANY)
+                call.input = _images_axis(_shape(call.argument), MANY)
+                call.output = _images_axis(_shape(call.result), MANY)
             return cls(network, calls)
         except Exception:  # data-dependent Python, tensors that are not buffers
             two, three = (_run(network, n, meta=False) for n in (2, 3))
         if [c.name for c in two] != [c.name for c in three]:
             raise RepsimError(f"{network.name} runs other modules for 3 images than for 2; repsim cannot follow it")
         for a, b in zip(two, three):
-            a.input = _images_axis(a.arguments, 2, b.arguments)
-            a.output = _images_axis(a.result, 2, b.result)
+            a.input = _images_axis(_shape(a.argument), 2, _shape(b.argument))
+            a.output = _images_axis(_shape(a.result), 2, _shape(b.result))
         return cls(network, two)
 
     def calls_of(self, path: str) -> list[_Call]:
         return [call for call in self.calls if call.path == path]
 
 
+def _without_data(module: nn.Module) -> nn.Module:
+    """A copy with parameters and buffers on the meta device; nothing a traced pass writes reaches the original."""
+    memo: dict[int, Any] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        empty = tensor.detach().to("meta")
+        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    return copy.deepcopy(module, memo)
+
+
 def _run(network: Network, n: int, *, meta: bool) -> list[_Call]:
-    root, calls, clock = network.module, [], iter(range(1 << 62))
-    open_calls: list[_Call] = []
+    root = _without_data(network.module) if meta else network.module
+    calls: list[_Call] = []
+    running: list[_Call] = []
     counts: dict[str, int] = {}
+    clock = itertools.count()
 
     def before(path: str):
         def hook(module, arguments, keywords):
             number = counts[path] = counts.get(path, -1) + 1
-            call = _Call(path, module, number, next(clock), arguments=_shape(arguments or keywords))
-            open_calls.append(call)
+            running.append(_Call(path, module, number, next(clock), argument=first_tensor(arguments or keywords)))
 
         return hook
 
     def after(path: str):
         def hook(module, arguments, result):
-            call = open_calls.pop()
-            call.ended, call.result = next(clock), _shape(result)
+            call = running.pop()
+            call.ended, call.result = next(clock), first_tensor(result)
             calls.append(call)
 
         return hook
@@ -221,12 +282,7 @@ def _run(network: Network, n: int, *, meta: bool) -> list[_Call]:
             handles.append(module.register_forward_pre_hook(before(path), with_kwargs=True))
             handles.append(module.register_forward_hook(after(path)))
         with evaluating(root), torch.no_grad():
-            images = torch.zeros(n, *network.input_size, device="meta" if meta else network.device)
-            if meta:
-                state = {k: t.detach().to("meta") for k, t in (*root.named_parameters(), *root.named_buffers())}
-                torch.func.functional_call(root, state, (images,))
-            else:
-                root(images)
+            root(torch.zeros(n, *network.input_size, device="meta" if meta else network.device))
     except Exception as error:
         if meta:
             raise
@@ -239,8 +295,7 @@ def _run(network: Network, n: int, *, meta: bool) -> list[_Call]:
     return calls
 
 
-def _shape(value: Any) -> tuple[int, ...] | None:
-    tensor = first_tensor(value)
+def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
     return None if tensor is None else tuple(tensor.shape)
 
 
@@ -306,7 +361,7 @@ def _kind(module: nn.Module) -> str:
 def _blocks_preset(trace: _Trace, *, inside: bool) -> list[_Spot]:
     root = trace.network.module
     spots: list[_Spot] = []
-    for path in _block_paths(root):
+    for path in _block_paths(trace):
         block = _block_output(trace, path)
         if block is None:
             continue
@@ -316,9 +371,16 @@ def _blocks_preset(trace: _Trace, *, inside: bool) -> list[_Spot]:
             spots += [s for s in _inside(trace, path) if s.call is not block.call or s.side != block.side]
         spots.append(block)
     if not spots:  # no repeated structure: the parts of the network, one after another
-        parts = [name for name, _ in root.named_children()]
+        parts = [p for name, part in root.named_children() for p in _parts(name, part)]
         spots = [_Spot(c, _kind(c.module)) for c in trace.calls if c.path in parts]
     return sorted(spots, key=lambda spot: spot.when)
+
+
+def _parts(name: str, module: nn.Module) -> list[str]:
+    """A part of a network without blocks, or what it is a plain sequence of."""
+    if isinstance(module, nn.Sequential) and not _container(module):
+        return [f"{name}.{inner}" for inner, _ in module.named_children()]
+    return [name]
 
 
 def _container(module: nn.Module) -> bool:
@@ -326,12 +388,39 @@ def _container(module: nn.Module) -> bool:
     return isinstance(module, (nn.Sequential, nn.ModuleList)) and any(_children(m) for m in module)
 
 
-def _is_stage(module: nn.Module) -> bool:
-    """Holds rows of blocks rather than being a block: most of its parameters are in such rows."""
+def _numbered(module: nn.Module) -> bool:
+    """Holds a row of blocks as children of its own: `b1`, `b2`, ... of one class (RegNet's stages)."""
+    names = [name for name, _ in module.named_children()]
+    classes = {type(child) for child in module.children()}
+    return (
+        len(classes) == 1
+        and all(re.fullmatch(r"[a-z_]+\d+", n) for n in names)
+        and _children(module.get_submodule(names[0]))
+    )
+
+
+def _is_stage(trace: _Trace, path: str, module: nn.Module) -> bool:
+    """Holds rows of blocks rather than being a block.
+
+    Most of its parameters are in such rows, and what the last of them puts out is not worked on any
+    further: neither added to a shortcut nor fed to another compound module.
+    """
     if _container(module):
         return any(_container(m) or _children(m) for m in module) and not _pair(module)
-    rows = [child for child in module.children() if _container(child) and not _pair(child)]
-    return sum(map(_size, rows)) > 0.5 * _size(module)
+    rows = {name: child for name, child in module.named_children() if _container(child) and not _pair(child)}
+    if sum(map(_size, rows.values())) <= 0.5 * _size(module):
+        return False
+    own = trace.calls_of(path)
+    if not own:
+        return True
+    starts = [_first_call(trace, f"{path}.{name}").argument for name in rows]
+    if any(a is b for a, b in itertools.combinations(starts, 2)):
+        return False  # parallel branches
+    inside = [c for c in trace.calls if any(c.path.startswith(f"{path}.{name}") for name in rows)]
+    last = max(inside, key=lambda call: call.ended)
+    after = [c for c in trace.calls if last.ended < c.started < own[-1].ended and _children(c.module)]
+    added = _shape(last.result) == _shape(own[-1].result) and last.result is not own[-1].result
+    return not after and not added
 
 
 def _pair(module: nn.Module) -> bool:
@@ -350,31 +439,50 @@ def _size(module: nn.Module) -> int:
 
 
 def _passed_over(name: str, module: nn.Module) -> bool:
-    """Patch and position embeddings and downsampling between stages: not blocks, nor are there any inside."""
-    return "embed" in name or name.startswith("pos") or _is(module, "embed", "downsample", "posconv", "merging")
+    """Stems, heads, embeddings, and what stands between blocks: not blocks, nor are there any inside."""
+    return (
+        "embed" in name
+        or name.startswith(("pos", "stem"))
+        or name in ("head", "heads", "classifier")
+        or _is(module, "embed", "downsample", "posconv", "merging", "pool")
+        or _is_norm(module)
+    )
 
 
-def _block_paths(module: nn.Module, path: str = "") -> Iterator[str]:
-    for name, child in module.named_children():
+def _block_paths(trace: _Trace, path: str = "") -> Iterator[str]:
+    """Paths of the blocks below a module."""
+    for name, child in trace.network.module.get_submodule(path).named_children():
         if _passed_over(name, child):
             continue
         here = f"{path}.{name}" if path else name
         if _container(child):
-            stages = any(_is_stage(element) for element in child)
-            for element_name, element in child.named_children():
-                inner = f"{here}.{element_name}"
-                stem_among_stages = stages and isinstance(element, nn.Sequential) and not _container(element)
-                if not _children(element) or _passed_over(element_name, element) or stem_among_stages:
-                    continue
-                if _is_stage(element):
-                    if _container(element):
-                        yield from (f"{inner}.{n}" for n, m in element.named_children() if _children(m))
-                    else:
-                        yield from _block_paths(element, inner)
-                else:
-                    yield inner
+            yield from _elements(trace, here, child)
+        elif _numbered(child):
+            yield from (f"{here}.{n}" for n, _ in child.named_children())
         elif _children(child):
-            yield from _block_paths(child, here)
+            yield from _block_paths(trace, here)
+
+
+def _elements(trace: _Trace, path: str, container: nn.Module) -> Iterator[str]:
+    """Blocks among the elements of a container, and inside those that are stages."""
+    ran = [(n, m) for n, m in container.named_children() if _children(m) and _ran(trace, f"{path}.{n}")]
+    stage = {n: _is_stage(trace, f"{path}.{n}", m) for n, m in ran}
+    blocks = {type(m) for n, m in ran if not stage[n] and not isinstance(m, nn.Sequential)}
+    for name, element in ran:
+        inner = f"{path}.{name}"
+        stem_among_stages = any(stage.values()) and isinstance(element, nn.Sequential) and not _container(element)
+        if _passed_over(name, element) or stem_among_stages:
+            continue
+        if not stage[name] or type(element) in blocks:  # one kind of module is a block everywhere in a row
+            yield inner
+        elif _container(element):
+            yield from (f"{inner}.{n}" for n, m in element.named_children() if _children(m))
+        else:
+            yield from _block_paths(trace, inner)
+
+
+def _ran(trace: _Trace, path: str) -> bool:
+    return any(c.path == path or c.path.startswith(f"{path}.") for c in trace.calls)
 
 
 def _first_call(trace: _Trace, path: str) -> _Call:
@@ -458,6 +566,8 @@ def _by_name(trace: _Trace, names: Sequence[str]) -> list[_Spot]:
     for name in names:
         if name not in spots:
             raise _unknown(trace, name)
+        if spots[name].activation is None:
+            raise UsageError(f"layer {name!r} of {trace.network.name} cannot be compared: it has no axis of images")
     return sorted((spots[name] for name in dict.fromkeys(names)), key=lambda spot: spot.when)
 
 
@@ -481,6 +591,11 @@ def _unknown(trace: _Trace, what: str) -> UsageError:
 
 
 # How to read an activation
+
+
+def _layers(trace: _Trace, spots: Sequence[_Spot]) -> list[Layer]:
+    last = max(len(spots) - 1, 1)
+    return [_layer(trace, spot, i, i / last) for i, spot in enumerate(spots)]
 
 
 def _layer(trace: _Trace, spot: _Spot, index: int, depth: float) -> Layer:

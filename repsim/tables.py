@@ -27,6 +27,9 @@ ATTENTION = [
 ]
 """One row per attention head. `block` counts attention modules from 0; `entropy` is in nats."""
 
+RECEPTIVE = ["model", "layer", "index", "depth", "radius50_px", "radius95_px", "centre_share"]
+"""One row per layer: radii around the centre in pixels, share of the centre's own patch."""
+
 RECORD = "run.json"
 
 

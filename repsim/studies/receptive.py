@@ -1,0 +1,175 @@
+"""Effective receptive fields of the layers of a network (paper, Figures 6 and C.1 to C.4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from repsim.errors import UsageError
+from repsim.hooks import capture
+from repsim.images import FEWEST, ImageSet
+from repsim.layers import Layer, find_layers, residual_layers
+from repsim.measures.receptive import centre_gradients, field_statistics
+from repsim.models import Network, as_network, evaluating
+from repsim.tables import RECEPTIVE
+
+BUDGET = 2**29
+"""Bytes that gradients of channels batched together may take, roughly."""
+
+
+@dataclass(frozen=True)
+class ReceptiveFields:
+    table: pd.DataFrame
+    """model, layer, index, depth, radius50_px, radius95_px, centre_share: one row per layer."""
+    maps: dict[str, np.ndarray]
+    """Layer -> (h, w): the receptive field, a mean over images, channels and colours."""
+    channels: dict[str, list[int] | str]
+    """Layer -> which channels were taken, or `all`."""
+
+
+def receptive_fields(
+    network: Network | nn.Module | str,
+    images: ImageSet | Tensor | np.ndarray | None = None,
+    *,
+    layers: str | Sequence[str] | None = None,
+    branch: bool = False,
+    proxy: bool = False,
+    channels: int | None = None,
+    seed: int = 0,
+    batch_size: int = 8,
+    progress: Any = None,
+    workers: int | None = None,
+    skip_broken: bool = False,
+) -> ReceptiveFields:
+    """Mean |d centre / d pixel| of each layer, over images and channels.
+
+    Args:
+        network: a network, module or name.
+        images: see `layer_cka`; None: 32 of the bundled sample, as many as the paper takes.
+        layers: what `find_layers` takes; None: after every residual sum.
+        branch: None of the above, but what enters each residual sum beside the skip (C.4).
+        proxy: the gradient of the *sum* over channels instead: cheap, and not the paper's quantity.
+        channels: exact over all channels if None; else over so many, chosen with `seed`.
+        batch_size: images per pass; no image is dropped for it.
+        progress: wraps the iterator of batches, as `tqdm` does.
+        workers, skip_broken: see `ImageSet.batches`.
+
+    Returns:
+        Table, maps, and which channels were taken.
+
+    Raises:
+        UsageError: a layer is not a map or a grid of tokens.
+    """
+    network = as_network(network)
+    images = (
+        images
+        if isinstance(images, ImageSet)
+        else ImageSet("sample", images=32)
+        if images is None
+        else ImageSet(images)
+    )
+    network = network.sized(images.tensor_size)
+    if layers is not None and branch:
+        raise UsageError("give either layers or branch: branch chooses its own layers")
+    found = residual_layers(network, branch=branch) if layers is None else find_layers(network, layers)
+    grids = {layer.name: grid_of(layer, network) for layer in found}
+    chosen = {layer.name: _channels(layer, channels, seed) for layer in found}
+    largest = max(math.prod(layer.shape) for layer in find_layers(network, "all"))
+
+    batch_size = _divisor(len(images), batch_size)
+    at_once = max(1, BUDGET // (4 * 4 * largest * batch_size))
+    batches = images.batches([network.transform], batch_size, workers=workers, skip_broken=skip_broken)
+    if progress is not None:
+        batches = progress(batches, total=len(images) // batch_size)
+    totals: dict[str, Tensor] = {}
+    seen_images = 0
+    with frozen(network.module), capture(network, found, lambda layer, x: centre(layer, x, grids[layer.name])) as seen:
+        for batch in batches:
+            inputs = batch.inputs[network.transform].to(network.device).requires_grad_()
+            with torch.enable_grad():
+                network.module(inputs)
+            seen_images += len(inputs)
+            for name in list(seen):
+                z, which = seen[name], chosen[name].to(network.device)
+                if proxy:
+                    z, which = z.sum(1, keepdim=True), torch.zeros(1, dtype=torch.int64, device=network.device)
+                gradient = centre_gradients(z, inputs, which, at_once=at_once)
+                totals[name] = totals.get(name, 0) + gradient.mean(1).double().sum(0).cpu()
+            seen.clear()
+    maps = {name: total / seen_images for name, total in totals.items()}
+    rows = [
+        (network.name, layer.name, layer.index, layer.depth, *field_statistics(maps[layer.name], grids[layer.name]))
+        for layer in found
+    ]
+    full = {layer.name: len(chosen[layer.name]) == _width(layer) for layer in found}
+    return ReceptiveFields(
+        table=pd.DataFrame(rows, columns=RECEPTIVE),
+        maps={name: field.float().numpy() for name, field in maps.items()},
+        channels={name: "all" if full[name] else which.tolist() for name, which in chosen.items()},
+    )
+
+
+def grid_of(layer: Layer, network: Network) -> tuple[int, int]:
+    """Rows and columns of a layer's map or grid of tokens."""
+    if layer.layout == "channels_first":
+        return layer.shape[1], layer.shape[2]
+    if layer.layout == "channels_last":
+        return layer.shape[0], layer.shape[1]
+    if layer.layout == "tokens":
+        _, height, width = network.input_size
+        tokens = layer.shape[0] - layer.prefix
+        rows = round(math.sqrt(tokens * height / width))
+        if rows and tokens % rows == 0:
+            return rows, tokens // rows
+    raise UsageError(f"layer {layer.name!r} of {network.name}, {layer.shape}, is no map or grid with a centre")
+
+
+def centre(layer: Layer, activation: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(n, d): the activation at row h // 2, column w // 2; a copy, for later modules may write in place."""
+    row, column = grid[0] // 2, grid[1] // 2
+    if layer.layout == "tokens":
+        return activation[:, layer.prefix + row * grid[1] + column].clone()
+    if layer.layout == "channels_last":
+        return activation[:, row, column].clone()
+    return activation[:, :, row, column].clone()
+
+
+@contextmanager
+def frozen(module: nn.Module):
+    """Evaluation mode, parameters that ask for no gradient, and attention in a form whose gradients batch."""
+    asked = [p for p in module.parameters() if p.requires_grad]
+    try:
+        with torch.inference_mode(False), evaluating(module), sdpa_kernel(SDPBackend.MATH):
+            for p in asked:
+                p.requires_grad_(False)
+            yield
+    finally:
+        for p in asked:
+            p.requires_grad_(True)
+
+
+def _width(layer: Layer) -> int:
+    return layer.shape[0] if layer.layout == "channels_first" else layer.shape[-1]
+
+
+def _channels(layer: Layer, channels: int | None, seed: int) -> Tensor:
+    width = _width(layer)
+    if channels is None or channels >= width:
+        return torch.arange(width)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(width, generator=generator)[:channels].sort().values
+
+
+def _divisor(images: int, most: int) -> int:
+    """The largest batch size up to `most` that leaves no image over, if one of at least 4 does."""
+    sizes = [size for size in range(FEWEST, max(most, FEWEST) + 1) if images % size == 0]
+    return max(sizes, default=min(most, images))
