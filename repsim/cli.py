@@ -30,9 +30,6 @@ class Commands(click.Group):
         except RepsimError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(2 if isinstance(error, UsageError) else 1)
-        except MemoryError:
-            click.echo("Error: out of memory; try a smaller --batch-size", err=True)
-            ctx.exit(1)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -63,7 +60,13 @@ def image_options(images: int) -> Callable:
         click.option("--data-dir", metavar="DIR", help="Where timm's data sets or Fashion-MNIST lie."),
         click.option("--split", help="Which split, or which folder inside DATA."),
         click.option("--images", type=int, default=images, show_default=True, help="How many, drawn at random."),
-        click.option("--seed", type=int, default=0, show_default=True, help="Of the draw, and of untrained weights."),
+        click.option(
+            "--seed",
+            type=click.IntRange(0, 2**63 - 1),
+            default=0,
+            show_default=True,
+            help="Of the draw, and of untrained weights.",
+        ),
         click.option("--workers", type=int, help="Processes that decode images.  [default: one per core, up to 8]"),
         click.option("--skip-broken", is_flag=True, help="Go on without images that cannot be read, and count them."),
     )
@@ -172,11 +175,11 @@ def cka(
 
     started = time.perf_counter()
     asked = [(model_a, weights_a, arg_a)] + ([(model_b, weights_b, arg_b)] if model_b else [])
-    out = prepare(out or default_directory("cka", [label(model, weights) for model, weights, _ in asked]))
     for model, _, _ in asked:
         check_name(model)
     chosen = image_set(data, data_dir, split, images, seed, [model for model, _, _ in asked])
     networks = load(asked, device, seed)
+    out = prepare(out or default_directory("cka", [label(model, weights) for model, weights, _ in asked]))
 
     from repsim.studies.similarity import compare
     from repsim.tables import RECORD, save_record, save_table
@@ -200,6 +203,10 @@ def cka(
     )
     for reason in comparison.undefined:
         say(reason, quiet)
+    if repeats > 1 and len(chosen) == comparison.images["available"]:
+        notices.append("every repeat saw the same images, newly batched: sd_repeats says nothing of other images")
+        say(notices[-1], quiet)
+    notices += notices_of_losses(comparison.images, quiet)
     more = {"undefined": comparison.undefined, "notices": notices}
     record = run_record(networks, comparison.images, {**comparison.protocol, "seed": seed}, started, **more)
     save_table(comparison.table, out / "cka.csv")
@@ -275,7 +282,9 @@ def attention(
     table = study.table()
     picked = attention_maps(network, chosen, maps)._asdict() if maps else None
     protocol = {"renormalize": renormalize, "batch_size": counts.batch_size, "seed": seed, "maps": maps}
-    record = run_record([network], {**chosen.record(), **counts.record()}, protocol, started, notices=notices)
+    taken = {**chosen.record(), **counts.record()}
+    notices += notices_of_losses(taken, quiet)
+    record = run_record([network], taken, protocol, started, notices=notices)
     save_table(table, out / "attention.csv")
     if picked:
         save_arrays(picked, out / "attention_maps.npz")
@@ -309,6 +318,97 @@ def parse_blocks(blocks: str | None) -> list[int] | str | None:
         return [int(block) for block in blocks.split(",")]
     except ValueError:
         raise UsageError(f"--blocks takes numbers such as 0,1,10,11, or `all`, got {blocks!r}") from None
+
+
+@main.command()
+@click.option("--model", metavar="MODEL", default="vit_mini", show_default=True, help=MODEL)
+@click.option("--weights", metavar="WEIGHTS", default="pretrained", show_default=True, help=WEIGHTS)
+@click.option("--arg", metavar="KEY=VALUE", multiple=True, help=ARGUMENT)
+@click.option("--layers", help="`blocks`, `paper`, `all`, or a regular expression.  [default: after residual sums]")
+@click.option("--branch", is_flag=True, help="What enters each residual sum beside the skip, before the sum.")
+@click.option("--proxy", is_flag=True, help="Gradient of the sum over channels: cheap, not the paper's quantity.")
+@click.option("--channels", type=int, default=16, show_default=True, help="Random channels per layer; 0: all, exactly.")
+@image_options(32)
+@click.option("--batch-size", type=int, default=8, show_default=True, help="Images per pass.")
+@run_options("receptive")
+def receptive(
+    model: str,
+    weights: str,
+    arg: tuple[str, ...],
+    layers: str | None,
+    branch: bool,
+    proxy: bool,
+    channels: int,
+    data: str | None,
+    data_dir: str | None,
+    split: str | None,
+    images: int,
+    seed: int,
+    workers: int | None,
+    skip_broken: bool,
+    batch_size: int,
+    device: str | None,
+    out: Path | None,
+    redraw: Path | None,
+    quiet: bool,
+) -> None:
+    """Which pixels the centre of each layer depends on (paper, Figures 6 and C.1 to C.4).
+
+    Writes receptive.csv, receptive.npz (the maps), run.json, receptive.png and receptive.pdf.
+    """
+    if redraw is not None:
+        return draw_receptive(redraw, quiet)
+    check_range("--images", images, 4)
+    check_range("--batch-size", batch_size, 4)
+    check_range("--channels", channels, 0)
+
+    from repsim.models import check_name
+    from repsim.studies.receptive import receptive_fields
+    from repsim.tables import RECORD, prepare, save_arrays, save_record, save_table
+
+    started = time.perf_counter()
+    check_name(model)
+    chosen = image_set(data, data_dir, split, images, seed, [model])
+    (network,) = load([(model, weights, arg)], device, seed)
+    out = prepare(out or default_directory("receptive", [label(model, weights)]))
+    notices = notices_of(chosen, images, quiet)
+    fields = receptive_fields(
+        network,
+        chosen,
+        layers=layers,
+        branch=branch,
+        proxy=proxy,
+        channels=channels or None,
+        seed=seed,
+        batch_size=batch_size,
+        progress=progress_bar(quiet),
+        workers=workers,
+        skip_broken=skip_broken,
+    )
+    taken = {**chosen.record(), **fields.counts.record()}
+    notices += notices_of_losses(taken, quiet)
+    quantity = "gradient of the sum over channels (proxy)" if proxy else "mean over channels of |gradient|"
+    protocol = {"quantity": quantity, "branch": branch, "seed": seed, "channels": fields.channels}
+    record = run_record([network], taken, protocol, started, notices=notices)
+    save_table(fields.table, out / "receptive.csv")
+    save_arrays(fields.maps, out / "receptive.npz")
+    save_record(record, out / RECORD)
+    draw_receptive(out, quiet)
+
+
+def draw_receptive(directory: Path, quiet: bool) -> None:
+    import numpy as np
+
+    from repsim.plots import receptive_fields
+    from repsim.tables import RECEPTIVE, load_table
+
+    table = load_table(directory / "receptive.csv", RECEPTIVE)
+    try:
+        with np.load(directory / "receptive.npz") as arrays:
+            maps = dict(arrays)
+    except (OSError, ValueError) as error:
+        raise RepsimError(f"cannot read the maps beside the table: {error}") from None
+    finish(directory, "receptive", receptive_fields(table, maps), list(table["model"]), quiet)
 
 
 @main.command()
@@ -370,8 +470,20 @@ def finish(directory: Path, name: str, figure: Any, models: list[str], quiet: bo
     pictures = save(figure, directory / name)
     if any("-random" in model for model in models):
         pictures += save(figure, directory / f"{name}-random")
+    else:  # an earlier run into this directory may have been untrained
+        for suffix in (".png", ".pdf"):
+            (directory / f"{name}-random{suffix}").unlink(missing_ok=True)
     found = [directory / f"{name}.csv", directory / RECORD, *pictures]
     say("wrote " + ", ".join(str(path) for path in found if path.exists()), quiet)
+
+
+def notices_of_losses(images: dict[str, Any], quiet: bool) -> list[str]:
+    """What became of images that were chosen and not used."""
+    losses = [("dropped_in_short_batch", "left out, a short last batch"), ("broken_count", "could not be read")]
+    notices = [f"{images['used']} images used; {images[key]} {what}" for key, what in losses if images[key]]
+    for notice in notices:
+        say(notice, quiet)
+    return notices
 
 
 def notices_of(chosen: Any, images: int, quiet: bool) -> list[str]:
@@ -411,8 +523,10 @@ def default_data(networks: list[str]) -> str:
 
     if all(name in ARCHITECTURES or name in bundled() for name in networks):
         return "sample"
-    places = [os.environ.get("REPSIM_IMAGENET"), "data/imagenet/val"]
-    for place in places:
+    named = os.environ.get("REPSIM_IMAGENET")
+    if named and not Path(named).is_dir():
+        raise UsageError(f"REPSIM_IMAGENET names {named!r}, which is no folder")
+    for place in (named, "data/imagenet/val"):
         if place and Path(place).is_dir():
             return place
     raise UsageError(

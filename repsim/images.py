@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import io
 import os
 import queue
 import threading
@@ -24,6 +25,8 @@ SAMPLE = Path(__file__).parent / "sample" / "fashion_mnist.npz"
 SPLITS = ("train", "test")
 FASHION_MNIST_PLACES = (Path("data/fashion-mnist"), Path("/usr/share/datasets/fashion-mnist"))
 TIMM_SCHEMES = ("torch/", "hfds/", "hfids/", "wds/", "tfds/")
+PIECE = 32
+"""Images that are loaded together; several pieces, each waiting in shared memory, make a batch."""
 FEWEST = 4  # HSIC_1 divides by n - 3
 
 Transform = Callable[[Image.Image], Tensor]
@@ -105,6 +108,8 @@ class ImageSet:
         images: int | None = None,
         seed: int = 0,
     ) -> None:
+        if not 0 <= seed < 2**63:
+            raise UsageError(f"seed must be from 0 to 2**63 - 1, got {seed}")
         if images is not None and images < FEWEST:
             raise UsageError(f"at least {FEWEST} images are needed, got images={images}")
         self.data = f"{type(data).__name__} {tuple(data.shape)}" if hasattr(data, "shape") else os.fspath(data)
@@ -156,7 +161,7 @@ class ImageSet:
             transforms: what the networks want done to an image; equal ones are done once.
             batch_size: images per batch, at least 4.
             counts: filled while batches are handed out.
-            workers: processes that decode; None: one per core up to 8 for files, none for memory.
+            workers: processes that decode; None: one per core up to 8 for files, none for images in memory.
             skip_broken: go on without images that cannot be read.
 
         Raises:
@@ -184,7 +189,12 @@ class ImageSet:
                 counts.batches += 1
                 yield Batch(position, positions[:batch_size], inputs)
                 position += 1
-        counts.dropped = sum(len(p) for p, _ in waiting)
+        positions, tensors = _joined(waiting)
+        if not counts.batches and len(positions) >= FEWEST:  # broken images left less than one batch
+            counts.used, counts.batches, counts.batch_size = len(positions), 1, len(positions)
+            yield Batch(position, positions, dict(zip(transforms, tensors)))
+        else:
+            counts.dropped = len(positions)
 
     def _slices(self, transforms: Sequence[Transform], batch_size: int) -> Iterator[_Loaded]:
         for start in range(0, len(self), batch_size):
@@ -194,10 +204,10 @@ class ImageSet:
 
     def _decoded(self, transforms: Sequence[Transform], batch_size: int, workers: int | None) -> Iterator[_Loaded]:
         if workers is None:
-            workers = min(os.cpu_count() or 1, 8) if isinstance(self.source, _Files) else 0
+            workers = min(_cores(), 8) if isinstance(self.source, _Files) else 0
         loader = DataLoader(
             _Decoding(self.source, self.chosen, transforms),
-            batch_size=batch_size,
+            batch_size=min(batch_size, PIECE),
             num_workers=workers,
             collate_fn=_stacked,
         )
@@ -205,6 +215,10 @@ class ImageSet:
 
 
 _Loaded = tuple[Tensor, list[Tensor], list[str]]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _choose(available: int, images: int | None, seed: int) -> np.ndarray:
@@ -215,6 +229,8 @@ def _choose(available: int, images: int | None, seed: int) -> np.ndarray:
 def _joined(waiting: list[tuple[Tensor, list[Tensor]]]) -> tuple[Tensor, list[Tensor]]:
     """Join what was loaded; nothing is copied where there is only one piece with images in it."""
     filled = [piece for piece in waiting if len(piece[0])]
+    if not filled:
+        return torch.empty(0, dtype=torch.int64), []
     if len(filled) == 1:
         return filled[0]
     return torch.cat([p for p, _ in filled]), [torch.cat(pieces) for pieces in zip(*(t for _, t in filled))]
@@ -343,7 +359,8 @@ class _Files:
     def __init__(self, root: Path) -> None:
         from timm.data.readers.reader_image_folder import find_images_and_targets
 
-        found, classes = find_images_and_targets(str(root))
+        readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+        found, classes = find_images_and_targets(str(root), types=readable)
         self.root, self.classes = root, classes
         self.paths = [path for path, _ in found]
         self.labels = np.array([target for _, target in found]) if len(classes) > 1 else None
@@ -375,10 +392,18 @@ class _TimmDataset:
         return len(self.dataset)
 
     def load(self, index: int) -> Image.Image:
-        return self.dataset[index][0]
+        reader = getattr(self.dataset, "reader", None)
+        if reader is None:
+            return self.dataset[index][0]
+        # timm's ImageDataset itself would hand out the next image in place of one that is broken.
+        opened, _ = reader[index]
+        with Image.open(io.BytesIO(opened) if isinstance(opened, bytes) else opened) as image:
+            image.load()
+        return image
 
     def name(self, index: int) -> str:
-        return f"number {index}"
+        reader = getattr(self.dataset, "reader", None)
+        return f"number {index}" if reader is None else str(reader.filename(index, absolute=True))
 
 
 class _Streamed(_TimmDataset):

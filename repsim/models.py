@@ -176,6 +176,10 @@ def load_model(
     network.module.eval()
     if device is not None:
         try:
+            device = torch.device(device)
+        except RuntimeError as error:
+            raise UsageError(f"unknown device {device!r}: {_first_line(error)}") from None
+        try:
             network.module.to(device)
         except (RuntimeError, AssertionError) as error:
             raise RepsimError(f"cannot put {name} on device {str(device)!r}: {_first_line(error)}") from None
@@ -198,13 +202,13 @@ def _build(name: str, weights: str, model_args: dict[str, Any]) -> Network:
         network = _from_minis(name, weights, model_args)
     else:
         network = _from_timm(name, weights, model_args)
-    label = network.name
+    label, given = network.name, network.weights
     if file is not None:
         _load_file(network.module, file, name)
-        label = f"{label}@{file.stem}"
+        label, given = f"{label}@{file.stem}", weights
     elif weights == "random":
-        label = f"{label}-random"
-    return dataclasses.replace(network, name=label, model_args=model_args)
+        label, given = f"{label}-random", "random"
+    return dataclasses.replace(network, name=label, weights=given, model_args=model_args)
 
 
 def _from_minis(name: str, weights: str, model_args: dict[str, Any]) -> Network:
@@ -285,20 +289,21 @@ def _from_factory(name: str, weights: str, model_args: dict[str, Any]) -> Networ
         factory = importlib.import_module(path)
         for part in attribute.split("."):
             factory = getattr(factory, part)
-    except ImportError as error:
-        raise UsageError(f"cannot import {path!r} for model {name!r}: {_first_line(error)}") from None
     except AttributeError:
         raise one_of(f"factory of {path}", attribute, [n for n in vars(sys.modules[path]) if n[0] != "_"]) from None
+    except Exception as error:  # whatever the user's module does when it is imported
+        raise UsageError(f"cannot import {path!r} for model {name!r}: {_first_line(error)}") from None
     try:
         made = factory(**model_args)
     except TypeError as error:
         raise UsageError(f"{name} does not take these arguments ({_shown(model_args)}): {_first_line(error)}") from None
+    except Exception as error:
+        raise RepsimError(f"{name} failed to build: {type(error).__name__}: {_first_line(error)}") from error
     if not isinstance(made, (nn.Module, Network)):
         raise UsageError(f"{name} must return an nn.Module or a repsim.Network, it returned {type(made).__name__}")
     if isinstance(made, Network):
         return dataclasses.replace(made, source=name)
-    given = "random" if weights == "random" else "factory"
-    return Network(made, attribute.split(".")[-1], name, given, _transform_of(made, model_args))
+    return Network(made, attribute.split(".")[-1], name, "factory", _transform_of(made, model_args))
 
 
 def _transform_of(module: nn.Module, model_args: dict[str, Any], config: dict[str, Any] | None = None) -> EvalTransform:

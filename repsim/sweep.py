@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from repsim.errors import UsageError
+from repsim.errors import RepsimError, UsageError
 from repsim.images import FEWEST, Batch, Counts, ImageSet
 from repsim.models import Network, evaluating
 
@@ -64,9 +64,22 @@ def sweep(
         seen = [[stack.enter_context(study.watch(i, net)) for i, net in enumerate(networks)] for study in studies]
         for batch in batches:
             for network in networks:
-                network.module(batch.inputs[network.transform].to(network.device, non_blocking=True))
+                _forward(network, batch)
             for study, what in zip(studies, seen):
                 study.update(what, batch)
     if not counts.batches:
-        raise UsageError(f"not one batch of {size} images is left: {len(counts.broken)} of {len(images)} are broken")
+        left = len(images) - len(counts.broken)
+        raise RepsimError(f"at least {FEWEST} images are needed; {left} are left, {len(counts.broken)} are broken")
     return counts
+
+
+def _forward(network: Network, batch: Batch) -> None:
+    try:
+        network.module(batch.inputs[network.transform].to(network.device, non_blocking=True))
+    except RepsimError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, MemoryError) as error:
+        line = str(error).strip().split("\n")[0] or type(error).__name__
+        raise RepsimError(
+            f"{network.name} failed on batch {batch.number}, {len(batch.positions)} images: {line}"
+        ) from error

@@ -14,7 +14,7 @@ from PIL import Image
 
 import repsim as rs
 from repsim.cli import main
-from repsim.tables import SIMILARITY
+from repsim.tables import ATTENTION, RECEPTIVE, SIMILARITY
 
 
 def repsim(*arguments) -> Result:
@@ -146,3 +146,51 @@ def test_imagenet_is_found_by_its_variable(somewhere, monkeypatch):
     monkeypatch.setenv("REPSIM_IMAGENET", str(somewhere / "val"))
     assert default_data(["vit_b16"]) == str(somewhere / "val")
     assert default_data(["vit_mini", "resnet_mini"]) == "sample"
+
+
+def test_attention_with_maps(somewhere):
+    result = repsim("attention", "--images", 40, "--batch-size", 20, "--maps", 2, "--blocks", "0,11")
+    assert result.exit_code == 0, result.output
+    out = somewhere / "runs" / "attention-vit_mini"
+    names = ["attention.csv", "attention.pdf", "attention.png"]
+    names += ["attention_maps.npz", "attention_maps.pdf", "attention_maps.png", "run.json"]
+    assert sorted(os.listdir(out)) == names
+    table = pd.read_csv(out / "attention.csv")
+    assert list(table.columns) == ATTENTION and len(table) == 12 * 8
+    assert table.distance_px.between(0, 28).all() and (table.distance_se > 0).all()
+    with np.load(out / "attention_maps.npz") as maps:
+        assert maps["cls"].shape == (2, 8, 7, 7) and maps["rollout"].shape == (2, 7, 7)
+        assert (maps["rollout"].sum((1, 2)) < 1).all()
+    (out / "attention.png").unlink()
+    assert repsim("attention", "--redraw", out, "--blocks", "all").exit_code == 0
+    assert (out / "attention.png").exists()
+
+
+def test_receptive(somewhere):
+    result = repsim("receptive", "--images", 4, "--channels", 2, "--layers", r"blocks\.(0|11)")
+    assert result.exit_code == 0, result.output
+    out = somewhere / "runs" / "receptive-vit_mini"
+    assert sorted(os.listdir(out)) == [f"receptive.{s}" for s in ("csv", "npz", "pdf", "png")] + ["run.json"]
+    assert list(pd.read_csv(out / "receptive.csv").columns) == RECEPTIVE
+    record = json.loads((out / "run.json").read_text())
+    assert len(record["protocol"]["channels"]["blocks.11"]) == 2 and record["images"]["used"] == 4
+    with np.load(out / "receptive.npz") as maps:
+        assert maps["blocks.11"].shape == (28, 28) and (maps["blocks.11"] >= 0).all()
+    assert repsim("receptive", "--redraw", out).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "arguments, code, message",
+    [
+        (["attention", "--model", "resnet_mini"], 2, "has no attention to measure"),
+        (["attention", "--blocks", "x"], 2, "--blocks takes numbers"),
+        (["attention", "--images", 8, "--batch-size", 8, "--blocks", "99"], 2, "there is no block 99"),
+        (["attention", "--model", "vit_b61"], 2, "did you mean"),
+        (["receptive", "--layers", "head"], 2, "is no map or grid"),
+        (["receptive", "--channels", "-1"], 2, "--channels must be at least 0"),
+        (["receptive", "--redraw", "nowhere"], 2, "there is no receptive.csv"),
+    ],
+)
+def test_bad_input_elsewhere(somewhere, arguments, code, message):
+    result = repsim(*arguments)
+    assert result.exit_code == code and message in result.output and "Traceback" not in result.output

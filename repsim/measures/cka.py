@@ -56,27 +56,38 @@ def flatten(x: Tensor) -> Tensor:
     return x.as_strided((len(x), p), (p, 1))
 
 
-def gram(x: Tensor) -> Tensor:
-    """XX^T for x (n, p): products in x's precision on blocks of features, summed in float64."""
+def gram(x: Tensor) -> tuple[Tensor, Tensor]:
+    """XX^T for x (n, p): products in x's precision on blocks of features, summed in float64.
+
+    Returns:
+        (n, n) float64, and () float64, by how much rounding is likely to have moved an entry: 5 units
+        in the last place of each block's mean diagonal (as measured), independent between blocks.
+    """
     n, p = x.shape
     blocks = p // BLOCK
     total = torch.zeros(n, n, dtype=torch.float64, device=x.device)
+    squares = torch.zeros((), dtype=torch.float64, device=x.device)
     if blocks:
         whole = x[:, : blocks * BLOCK].view(n, blocks, BLOCK).transpose(0, 1)
         half = n // 2 if n >= 128 else 0  # a Gram is symmetric: a quarter of it need not be computed
+        sizes = torch.zeros(blocks, dtype=torch.float64, device=x.device)
         for rows in (slice(half), slice(half, n)) if half else (slice(n),):
             columns = slice(rows.start, n)
-            product = torch.bmm(whole[:, rows], whole[:, columns].transpose(1, 2)).sum(0, dtype=torch.float64)
-            total[rows, columns] += product
+            products = torch.bmm(whole[:, rows], whole[:, columns].transpose(1, 2))
+            total[rows, columns] += products.sum(0, dtype=torch.float64)
+            sizes += products.diagonal(dim1=1, dim2=2).sum(1, dtype=torch.float64) / n
         if half:
             total[half:, :half] = total[:half, half:].T
+        squares += sizes.square().sum()
     rest = x[:, blocks * BLOCK :]
     if rest.shape[1]:
-        total += rest @ rest.T
-    return total
+        product = rest @ rest.T
+        total += product
+        squares += product.diagonal().double().mean().square()
+    return total, 5 * torch.finfo(x.dtype).eps / 2 * squares.sqrt()
 
 
-def centred_gram(x: Tensor, scratch: Tensor | None = None) -> Tensor:
+def centred_gram(x: Tensor, scratch: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Gram matrix of features centred over the batch, X_c X_c^T.
 
     The products are taken in float32 (float64 for float64 input) on blocks of features centred
@@ -87,7 +98,8 @@ def centred_gram(x: Tensor, scratch: Tensor | None = None) -> Tensor:
         scratch: 1-D float32 memory to centre in, used again by the next call; see `scratch_for`.
 
     Returns:
-        (n, n) float64. Exactly zero if no feature varies by more than float rounding of its size.
+        (n, n) float64, exactly zero if no feature varies by more than float rounding of its size; and how
+        far rounding is likely to have moved an entry, as `gram` has it.
     """
     n, p = x.shape
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -95,14 +107,18 @@ def centred_gram(x: Tensor, scratch: Tensor | None = None) -> Tensor:
     if scratch is None or scratch.dtype != dtype or scratch.device != x.device or len(scratch) < n * min(width, p):
         scratch = torch.empty(n * min(width, p), dtype=dtype, device=x.device)
     total = torch.zeros(n, n, dtype=torch.float64, device=x.device)
+    squares = torch.zeros((), dtype=torch.float64, device=x.device)
     for piece in x.split(width, dim=1):
         piece = piece.to(dtype)
         centred = scratch[: piece.numel()].view(piece.shape)
-        torch.sub(piece, piece.mean(0), out=centred)
-        total += gram(centred)
+        torch.sub(piece, piece[0], out=centred)  # first, so that constant features are exactly 0
+        centred -= centred.mean(0)
+        part, off_by = gram(centred)
+        total += part
+        squares += off_by.square()
     # A constant feature, centred, leaves rounding of its own size, which must not pass for signal.
     rounding = n * (2 * torch.finfo(dtype).eps * torch.linalg.vector_norm(x[0], dtype=torch.float64)) ** 2
-    return total * (total.trace() > rounding)
+    return total * (total.trace() > rounding), squares.sqrt()
 
 
 def scratch_for(n: int, device: torch.device) -> Tensor:
@@ -172,7 +188,7 @@ def cka(x: Tensor | np.ndarray, y: Tensor | np.ndarray, *, unbiased: bool = True
     for name, features in (("x", x), ("y", y)):
         if not torch.isfinite(features).all():
             raise RepsimError(f"cka needs finite features: {name} holds NaN or infinity")
-        grams.append(centred_gram(_unit_scale(features.reshape(len(features), -1).double())))
+        grams.append(centred_gram(_unit_scale(features.reshape(len(features), -1).double()))[0])
     cross, own_x, own_y = (
         hsic(a, b, unbiased=unbiased).item() for a, b in ((grams[0], grams[1]), (grams[0],) * 2, (grams[1],) * 2)
     )
@@ -206,23 +222,25 @@ def gram_row(x: Tensor, scratch: Tensor | None = None, *, centre: bool = False) 
     """Reduce the activations of one batch, (n, p), to their U-centred Gram.
 
     U-centring makes the centring of features redundant but for rounding, and centring costs more
-    than the product. So on the CPU the product is taken of the features as they are, and again of
-    centred ones where rounding could change a CKA by more than `ROUNDING`; `centre=True` does the
-    latter at once. A Gram too large or small for float32 (features beyond about 1e15 or under
-    1e-12) is taken again in float64.
+    than the product. So on the CPU the product is taken of the features as they are; where rounding could
+    change a CKA by more than `ROUNDING`, of centred ones (`centre=True`: at once); and where that is not
+    enough either, or float32 overflows (features beyond about 1e15 or under 1e-12), in float64.
     """
-    if not centre and x.device.type == "cpu" and x.dtype == torch.float32:
-        plain = gram(x)
+    on_cpu = x.device.type == "cpu" and x.dtype != torch.float64  # elsewhere a look at the values would wait
+    if not centre and on_cpu and x.dtype == torch.float32:
+        plain, off_by = gram(x)
         row = _row(plain, centred=False)
-        # 5 units of the last place per block of BLOCK products, as measured, independent between
-        # blocks; the norm is that of n x n entries.
-        off_by = 5 * 2**-24 * plain.diagonal().mean() / max(x.shape[1] / BLOCK, 1) ** 0.5
-        if 1e-20 < plain.trace() < 1e30 and off_by < ROUNDING * row.norm:
+        if _in_range(plain) and off_by < ROUNDING * row.norm:
             return row
-    centred = centred_gram(x, scratch)
-    if x.device.type == "cpu" and x.dtype != torch.float64 and not 1e-20 < centred.trace() < 1e30:
-        centred = centred_gram(x.double())
-    return _row(centred, centred=True)
+    centred, off_by = centred_gram(x, scratch)
+    row = _row(centred, centred=True)
+    if on_cpu and not (_in_range(centred) and off_by < ROUNDING * row.norm):
+        row = _row(centred_gram(x.double())[0], centred=True)
+    return row
+
+
+def _in_range(gram: Tensor) -> bool:
+    return bool(1e-20 < gram.trace() < 1e30)
 
 
 def _row(gram: Tensor, *, centred: bool) -> GramRow:

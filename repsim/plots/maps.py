@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -46,3 +47,27 @@ def over(ax: Axes, image: np.ndarray, weights: np.ndarray | None) -> None:
             weights, cmap=MAP_CMAP, alpha=0.65, vmin=0, vmax=weights.max(), extent=extent, interpolation="nearest"
         )
     ax.set_axis_off()
+
+
+def receptive_fields(table: pd.DataFrame, maps: dict[str, np.ndarray], *, most: int = 12) -> Figure:
+    """Each layer's receptive field, scaled to its own maximum; evenly spaced layers where there are many.
+
+    Args:
+        table: one row per layer, in order; titles show its radius50_px.
+        maps: layer -> (h, w).
+        most: panels drawn.
+    """
+    rows = table if len(table) <= most else table.iloc[np.linspace(0, len(table) - 1, most).round().astype(int)]
+    columns = min(6, len(rows))
+    lines = -(-len(rows) // columns)
+    with look():
+        figure = Figure(figsize=(1.5 * columns, 1.75 * lines + 0.5))
+        axes = figure.subplots(lines, columns, squeeze=False).flatten()
+        for ax in axes:
+            ax.set_axis_off()
+        for ax, row in zip(axes, rows.itertuples()):
+            field = maps[row.layer]
+            ax.imshow(field, cmap=MAP_CMAP, vmin=0, vmax=field.max() or 1, interpolation="nearest")
+            ax.set_title(f"{row.layer}\nhalf within {row.radius50_px:.1f} px", fontsize=7)
+        figure.suptitle(f"{table['model'].iloc[0]}: |d centre / d pixel|, each panel to its own maximum")
+    return figure

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from repsim.errors import UsageError
 from repsim.hooks import capture
-from repsim.images import FEWEST, ImageSet
+from repsim.images import FEWEST, Counts, ImageSet
 from repsim.layers import Layer, find_layers, residual_layers
 from repsim.measures.receptive import centre_gradients, field_statistics
 from repsim.models import Network, as_network, evaluating
@@ -34,6 +34,8 @@ class ReceptiveFields:
     """Layer -> (h, w): the receptive field, a mean over images, channels and colours."""
     channels: dict[str, list[int] | str]
     """Layer -> which channels were taken, or `all`."""
+    counts: Counts
+    """What became of the images."""
 
 
 def receptive_fields(
@@ -59,7 +61,7 @@ def receptive_fields(
         branch: None of the above, but what enters each residual sum beside the skip (C.4).
         proxy: the gradient of the *sum* over channels instead: cheap, and not the paper's quantity.
         channels: exact over all channels if None; else over so many, chosen with `seed`.
-        batch_size: images per pass; no image is dropped for it.
+        batch_size: images per pass, lowered to a divisor of the number of images so that none is left over.
         progress: wraps the iterator of batches, as `tqdm` does.
         workers, skip_broken: see `ImageSet.batches`.
 
@@ -87,17 +89,16 @@ def receptive_fields(
 
     batch_size = _divisor(len(images), batch_size)
     at_once = max(1, BUDGET // (4 * 4 * largest * batch_size))
-    batches = images.batches([network.transform], batch_size, workers=workers, skip_broken=skip_broken)
+    counts = Counts(len(images))
+    batches = images.batches([network.transform], batch_size, counts=counts, workers=workers, skip_broken=skip_broken)
     if progress is not None:
         batches = progress(batches, total=len(images) // batch_size)
     totals: dict[str, Tensor] = {}
-    seen_images = 0
     with frozen(network.module), capture(network, found, lambda layer, x: centre(layer, x, grids[layer.name])) as seen:
         for batch in batches:
             inputs = batch.inputs[network.transform].to(network.device).requires_grad_()
             with torch.enable_grad():
                 network.module(inputs)
-            seen_images += len(inputs)
             for name in list(seen):
                 z, which = seen[name], chosen[name].to(network.device)
                 if proxy:
@@ -105,7 +106,7 @@ def receptive_fields(
                 gradient = centre_gradients(z, inputs, which, at_once=at_once)
                 totals[name] = totals.get(name, 0) + gradient.mean(1).double().sum(0).cpu()
             seen.clear()
-    maps = {name: total / seen_images for name, total in totals.items()}
+    maps = {name: total / counts.used for name, total in totals.items()}
     rows = [
         (network.name, layer.name, layer.index, layer.depth, *field_statistics(maps[layer.name], grids[layer.name]))
         for layer in found
@@ -115,6 +116,7 @@ def receptive_fields(
         table=pd.DataFrame(rows, columns=RECEPTIVE),
         maps={name: field.float().numpy() for name, field in maps.items()},
         channels={name: "all" if full[name] else which.tolist() for name, which in chosen.items()},
+        counts=counts,
     )
 
 

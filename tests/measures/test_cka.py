@@ -96,7 +96,33 @@ def test_centring_first_or_not_gives_one_result():
 
 def test_the_product_of_halves_is_the_product():
     x = torch.randn(131, 5000)
-    torch.testing.assert_close(gram(x), x.double() @ x.double().T, rtol=1e-5, atol=1e-2)
+    torch.testing.assert_close(gram(x)[0], x.double() @ x.double().T, rtol=1e-5, atol=1e-2)
+
+
+def massive(n, p, size, seed=0):
+    """One feature far larger than all others, as transformers have."""
+    x, y = correlated(n, p, seed=seed)
+    x[:, 7] = size * (1 + 0.01 * torch.randn(n))
+    return x, y
+
+
+@pytest.mark.parametrize("n, p, size", [(256, 38_400, 8000), (256, 20_000, 1000), (64, 10_000, 300)])
+def test_massive_activations(n, p, size):
+    x, y = massive(n, p, size)
+    assert engine(x, y)[0, 1].item() == pytest.approx(cka_from_definition(x, y).item(), abs=1e-5)
+
+
+def test_an_outlier_image():
+    x, y = correlated(16, 20_000)
+    x[3] *= 300
+    assert engine(x, y)[0, 1].item() == pytest.approx(cka_from_definition(x, y).item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("n, p", [(512, 1), (512, 10), (1024, 10), (2048, 96)])
+def test_constant_features_of_any_size_have_no_norm(n, p):
+    for seed in range(10):
+        torch.manual_seed(seed)
+        assert gram_row(torch.randn(p).expand(n, p).contiguous()).norm == 0
 
 
 def test_bfloat16_features():
