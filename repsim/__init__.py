@@ -24,6 +24,7 @@ _HOME = {
     "ImageSet": "repsim.images",
     "layer_cka": "repsim.studies.similarity",
     "attention_distance": "repsim.studies.attention",
+    "head_similarity": "repsim.studies.heads",
     "receptive_fields": "repsim.studies.receptive",
     "RepsimError": "repsim.errors",
     "UsageError": "repsim.errors",

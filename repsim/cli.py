@@ -321,12 +321,93 @@ def parse_blocks(blocks: str | None) -> list[int] | str | None:
 
 
 @main.command()
+@model_option("a", MODEL + " A transformer.  [default: vit_mini]", "vit_mini")
+@model_option("b", MODEL + "  [default: resnet_mini]", "resnet_mini")
+@click.option("--layers", help="Of model B: a preset or a regular expression.  [default: its first five blocks]")
+@click.option("--window", type=int, help="Heads per window.  [default: a quarter of them]")
+@image_options(2560)
+@click.option("--batch-size", type=int, default=256, show_default=True, help="Images per minibatch of CKA.")
+@run_options("heads")
+def heads(
+    model_a: str,
+    weights_a: str,
+    arg_a: tuple[str, ...],
+    model_b: str,
+    weights_b: str,
+    arg_b: tuple[str, ...],
+    layers: str | None,
+    window: int | None,
+    data: str | None,
+    data_dir: str | None,
+    split: str | None,
+    images: int,
+    seed: int,
+    workers: int | None,
+    skip_broken: bool,
+    batch_size: int,
+    device: str | None,
+    out: Path | None,
+    redraw: Path | None,
+    quiet: bool,
+) -> None:
+    """Local and global heads of A's first block against lower layers of B (paper, Figure 5).
+
+    Writes heads.csv, heads_correlation.csv (Spearman's, with an interval), run.json, heads.png and heads.pdf.
+    """
+    if redraw is not None:
+        return draw_heads(redraw, quiet)
+    check_range("--images", images, 4)
+    check_range("--batch-size", batch_size, 4)
+
+    from repsim.models import check_name
+    from repsim.studies.heads import head_similarity
+    from repsim.tables import RECORD, prepare, save_record, save_table
+
+    started = time.perf_counter()
+    asked = [(model_a, weights_a, arg_a), (model_b, weights_b, arg_b)]
+    for model, _, _ in asked:
+        check_name(model)
+    chosen = image_set(data, data_dir, split, images, seed, [model_a, model_b])
+    networks = load(asked, device, seed)
+    out = prepare(out or default_directory("heads", [label(model, weights) for model, weights, _ in asked]))
+    notices = notices_of(chosen, images, quiet)
+    found = head_similarity(
+        *networks,
+        chosen,
+        layers=layers,
+        window=window,
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress_bar(quiet),
+        workers=workers,
+        skip_broken=skip_broken,
+    )
+    taken = {**chosen.record(), **found.counts.record()}
+    notices += notices_of_losses(taken, quiet)
+    protocol = {"window": window or "a quarter of the heads", "batch_size": found.counts.batch_size, "seed": seed}
+    save_table(found.table, out / "heads.csv")
+    save_table(found.correlation, out / "heads_correlation.csv")
+    save_record(run_record(networks, taken, protocol, started, notices=notices), out / RECORD)
+    draw_heads(out, quiet)
+
+
+def draw_heads(directory: Path, quiet: bool) -> None:
+    from repsim.plots import head_similarity
+    from repsim.tables import HEADS, load_table
+
+    table = load_table(directory / "heads.csv", HEADS)
+    finish(directory, "heads", head_similarity(table).figure, [*table["model_a"], *table["model_b"]], quiet)
+
+
+@main.command()
 @click.option("--model", metavar="MODEL", default="vit_mini", show_default=True, help=MODEL)
 @click.option("--weights", metavar="WEIGHTS", default="pretrained", show_default=True, help=WEIGHTS)
 @click.option("--arg", metavar="KEY=VALUE", multiple=True, help=ARGUMENT)
 @click.option("--layers", help="`blocks`, `paper`, `all`, or a regular expression.  [default: after residual sums]")
 @click.option("--branch", is_flag=True, help="What enters each residual sum beside the skip, before the sum.")
-@click.option("--proxy", is_flag=True, help="Gradient of the sum over channels: cheap, not the paper's quantity.")
+@click.option(
+    "--proxy", is_flag=True, help="Gradient of the sum over channels: cheap, not the paper's; writes receptive_proxy.*."
+)
 @click.option("--channels", type=int, default=16, show_default=True, help="Random channels per layer; 0: all, exactly.")
 @image_options(32)
 @click.option("--batch-size", type=int, default=8, show_default=True, help="Images per pass.")
@@ -357,7 +438,7 @@ def receptive(
     Writes receptive.csv, receptive.npz (the maps), run.json, receptive.png and receptive.pdf.
     """
     if redraw is not None:
-        return draw_receptive(redraw, quiet)
+        return draw_receptive(redraw, quiet, "receptive_proxy" if proxy else "receptive")
     check_range("--images", images, 4)
     check_range("--batch-size", batch_size, 4)
     check_range("--channels", channels, 0)
@@ -390,25 +471,27 @@ def receptive(
     quantity = "gradient of the sum over channels (proxy)" if proxy else "mean over channels of |gradient|"
     protocol = {"quantity": quantity, "branch": branch, "seed": seed, "channels": fields.channels}
     record = run_record([network], taken, protocol, started, notices=notices)
-    save_table(fields.table, out / "receptive.csv")
-    save_arrays(fields.maps, out / "receptive.npz")
+    name = "receptive_proxy" if proxy else "receptive"
+    save_table(fields.table, out / f"{name}.csv")
+    save_arrays(fields.maps, out / f"{name}.npz")
     save_record(record, out / RECORD)
-    draw_receptive(out, quiet)
+    draw_receptive(out, quiet, name)
 
 
-def draw_receptive(directory: Path, quiet: bool) -> None:
+def draw_receptive(directory: Path, quiet: bool, name: str = "receptive") -> None:
     import numpy as np
 
     from repsim.plots import receptive_fields
     from repsim.tables import RECEPTIVE, load_table
 
-    table = load_table(directory / "receptive.csv", RECEPTIVE)
+    table = load_table(directory / f"{name}.csv", RECEPTIVE)
     try:
-        with np.load(directory / "receptive.npz") as arrays:
+        with np.load(directory / f"{name}.npz") as arrays:
             maps = dict(arrays)
     except (OSError, ValueError) as error:
         raise RepsimError(f"cannot read the maps beside the table: {error}") from None
-    finish(directory, "receptive", receptive_fields(table, maps), list(table["model"]), quiet)
+    quantity = "|d sum of channels / d pixel| (proxy)" if name == "receptive_proxy" else "|d centre / d pixel|"
+    finish(directory, name, receptive_fields(table, maps, quantity=quantity), list(table["model"]), quiet)
 
 
 @main.command()

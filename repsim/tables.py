@@ -30,6 +30,11 @@ ATTENTION = [
 RECEPTIVE = ["model", "layer", "index", "depth", "radius50_px", "radius95_px", "centre_share"]
 """One row per layer: radii around the centre in pixels, share of the centre's own patch."""
 
+HEADS = ["model_a", "heads", "distance_px", "model_b", "layer_b", "cka", "se"]
+"""One row per window of attention heads and layer."""
+HEAD_CORRELATION = ["model_a", "model_b", "layer_b", "spearman", "low", "high"]
+"""Rank correlation of distance and CKA over windows, with a 95 % bootstrap interval."""
+
 RECORD = "run.json"
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 import repsim as rs
 from repsim.cli import main
-from repsim.tables import ATTENTION, RECEPTIVE, SIMILARITY
+from repsim.tables import ATTENTION, HEADS, RECEPTIVE, SIMILARITY
 
 
 def repsim(*arguments) -> Result:
@@ -179,9 +179,27 @@ def test_receptive(somewhere):
     assert repsim("receptive", "--redraw", out).exit_code == 0
 
 
+def test_the_proxy_goes_by_its_own_name(somewhere):
+    arguments = ["receptive", "--images", 4, "--layers", "blocks.11", "--proxy", "--out", "o"]
+    assert repsim(*arguments).exit_code == 0
+    assert set(os.listdir("o")) == {f"receptive_proxy.{s}" for s in ("csv", "npz", "pdf", "png")} | {"run.json"}
+    assert "proxy" in json.loads(Path("o/run.json").read_text())["protocol"]["quantity"]
+
+
+def test_heads(somewhere):
+    result = repsim("heads", "--images", 64, "--batch-size", 16, "--weights-b", "random")
+    assert result.exit_code == 0, result.output
+    out = somewhere / "runs" / "heads-vit_mini-resnet_mini-random"
+    assert {"heads.csv", "heads_correlation.csv", "heads.png", "heads-random.png", "run.json"} < set(os.listdir(out))
+    assert list(pd.read_csv(out / "heads.csv").columns) == HEADS
+    assert repsim("heads", "--redraw", out).exit_code == 0
+
+
 @pytest.mark.parametrize(
     "arguments, code, message",
     [
+        (["heads", "--model-a", "resnet_mini"], 2, "has no attention heads"),
+        (["heads", "--window", "9"], 2, "a window holds 1 to 8 heads"),
         (["attention", "--model", "resnet_mini"], 2, "has no attention to measure"),
         (["attention", "--blocks", "x"], 2, "--blocks takes numbers"),
         (["attention", "--images", 8, "--batch-size", 8, "--blocks", "99"], 2, "there is no block 99"),

@@ -50,3 +50,25 @@ def attention_distance(table: pd.DataFrame, *, blocks: list[int] | None = None, 
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend(frameon=False, ncols=2 if len(blocks) > 6 else 1)
     return ax
+
+
+def head_similarity(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """CKA of windows of heads with lower layers, over the windows' mean attention distance (paper, Figure 5).
+
+    Args:
+        table: of `rs.head_similarity`, or `heads.csv`.
+        ax: where to draw.
+    """
+    layers = list(dict.fromkeys(table["layer_b"]))
+    with look():
+        if ax is None:
+            ax = Figure(figsize=(4, 3)).subplots()
+        for layer, colour in zip(layers, sns.color_palette("viridis", len(layers))):
+            part = table[table["layer_b"] == layer].sort_values("distance_px")
+            se = 2 * part["se"].fillna(0)
+            style = {"color": colour, "marker": "o", "markersize": 3, "linewidth": 1}
+            ax.errorbar(part["distance_px"], part["cka"], yerr=se, label=layer, **style)
+        ax.set(xlabel="mean attention distance of the heads (px)", ylabel="CKA")
+        ax.set_title(f"heads of {table['model_a'].iloc[0]} against {table['model_b'].iloc[0]}")
+        ax.legend(frameon=False)
+    return ax

@@ -49,12 +49,15 @@ def over(ax: Axes, image: np.ndarray, weights: np.ndarray | None) -> None:
     ax.set_axis_off()
 
 
-def receptive_fields(table: pd.DataFrame, maps: dict[str, np.ndarray], *, most: int = 12) -> Figure:
+def receptive_fields(
+    table: pd.DataFrame, maps: dict[str, np.ndarray], *, quantity: str = "|d centre / d pixel|", most: int = 12
+) -> Figure:
     """Each layer's receptive field, scaled to its own maximum; evenly spaced layers where there are many.
 
     Args:
         table: one row per layer, in order; titles show its radius50_px.
         maps: layer -> (h, w).
+        quantity: what the maps show, for the title.
         most: panels drawn.
     """
     rows = table if len(table) <= most else table.iloc[np.linspace(0, len(table) - 1, most).round().astype(int)]
@@ -69,5 +72,5 @@ def receptive_fields(table: pd.DataFrame, maps: dict[str, np.ndarray], *, most: 
             field = maps[row.layer]
             ax.imshow(field, cmap=MAP_CMAP, vmin=0, vmax=field.max() or 1, interpolation="nearest")
             ax.set_title(f"{row.layer}\nhalf within {row.radius50_px:.1f} px", fontsize=7)
-        figure.suptitle(f"{table['model'].iloc[0]}: |d centre / d pixel|, each panel to its own maximum")
+        figure.suptitle(f"{table['model'].iloc[0]}: {quantity}, each panel to its own maximum")
     return figure

@@ -44,6 +44,9 @@ class AttentionDistance:
     @contextmanager
     def watch(self, index: int, network: Network) -> Iterator[dict[str, HeadStatistics]]:
         seen: dict[str, HeadStatistics] = {}
+        if network is not self.network:
+            yield seen
+            return
         start = network.module.register_forward_pre_hook(lambda module, args: self._start(seen, len(args[0])))
         try:
             with watch_attention(network, lambda path, attention: seen.update({path: self._reduce(path, attention)})):

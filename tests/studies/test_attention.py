@@ -35,7 +35,7 @@ def test_fused_equals_unfused_and_nothing_changes(name):
         module.fused_attn = False
     second = table_of(network)
     assert list(first.columns) == ATTENTION
-    assert (first.distance_px - second.distance_px).abs().max() < 1e-3  # pixels
+    assert first.distance_px.to_numpy() == pytest.approx(second.distance_px.to_numpy(), rel=1e-5)
     assert (first.entropy - second.entropy).abs().max() < 1e-5
 
 
@@ -49,10 +49,14 @@ def test_rows_of_attention_sum_to_one(name):
 
 
 @pytest.mark.parametrize(
-    "model, distance",
-    [("vit_large_patch16_224", 115.90), ("vit_base_patch32_224", 113.19), ("vit_huge_patch14_224", 116.11)],
+    "model, distance, renormalized",
+    [
+        ("vit_large_patch16_224", 115.90, 116.49),
+        ("vit_base_patch32_224", 113.19, 115.50),
+        ("vit_huge_patch14_224", 116.11, 116.57),
+    ],
 )
-def test_a_real_network_with_zeroed_queries_attends_uniformly(model, distance):
+def test_a_real_network_with_zeroed_queries_attends_uniformly(model, distance, renormalized):
     network = rs.load_model(model, weights="random", depth=1)
     attention = network.module.blocks[0].attn
     width = attention.num_heads * attention.head_dim
@@ -66,6 +70,8 @@ def test_a_real_network_with_zeroed_queries_attends_uniformly(model, distance):
     assert table.cls_share.to_numpy() == pytest.approx(1 / tokens, rel=1e-4)
     assert table.self_share.to_numpy() == pytest.approx(1 / tokens, rel=1e-4)
     assert len(table) == attention.num_heads
+    again = rs.attention_distance(network, noise(network, 4), batch_size=4, renormalize=True)
+    assert again.distance_px.to_numpy() == pytest.approx(renormalized, abs=0.005)
 
 
 def test_pit_pools_its_grid_and_keeps_real_pixels():
@@ -80,6 +86,13 @@ def test_windows_reach_no_further_than_a_window():
     reach = table_of(network, 4).groupby("block").distance_px.max()
     assert reach[0] < 28 and reach[1] < 28 and reach[0] == pytest.approx(14.4, abs=1)
     assert reach[4] == pytest.approx(115.5, abs=4)
+
+
+def test_twins_at_its_own_size():
+    """Windows of 7 x 7 cells of 4 px, then all queries against keys pooled to 7 x 7."""
+    network = rs.load_model("twins_svt_small", weights="random", depths=(1, 2, 1, 1))
+    reach = table_of(network, 4).groupby("block").distance_px.mean()
+    assert reach[0] == pytest.approx(14.4, abs=1) and reach[2] == pytest.approx(115.5, abs=5)
 
 
 def test_standard_errors_over_images(vit):

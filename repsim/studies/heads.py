@@ -1,0 +1,176 @@
+"""Local and global heads of the first block against the lower layers of another network (paper, Figure 5)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import rankdata
+from torch import Tensor, nn
+
+from repsim.attention import attention_modules
+from repsim.errors import RepsimError, UsageError
+from repsim.hooks import capture
+from repsim.images import Batch, Counts, ImageSet
+from repsim.layers import Layer, find_layers
+from repsim.measures.cka import GramRow, MinibatchCKA, flatten, gram_row, normalise, scratch_for
+from repsim.measures.running import jackknife
+from repsim.models import Network, as_network
+from repsim.studies.attention import AttentionDistance
+from repsim.sweep import Progress, sweep
+from repsim.tables import HEAD_CORRELATION, HEADS
+
+LOWER_UNITS = 5  # block1 unit1-3 and block2 unit1-2 in the paper
+
+
+class HeadSimilarity:
+    """The study: HSIC among the heads of one attention module and the layers of another network.
+
+    The Gram of several heads' concatenated outputs is the sum of their Grams, so HSICs of single heads are
+    enough for those of any subset of them, which need not be known while the images pass.
+    """
+
+    def __init__(self, networks: Sequence[Network], heads: Layer, head_count: int, layers: Sequence[Layer]) -> None:
+        self.networks, self.heads, self.head_count, self.layers = networks, heads, head_count, layers
+        self.cka = MinibatchCKA()
+        self._scratch: Tensor | None = None
+
+    def watch(self, index: int, network: Network) -> AbstractContextManager[dict[str, Any]]:
+        return capture(network, self.layers if index else [self.heads], self._reduce)
+
+    def _reduce(self, layer: Layer, activation: Tensor) -> list[GramRow]:
+        if self._scratch is None or self._scratch.device != activation.device:
+            self._scratch = scratch_for(len(activation), activation.device)
+        if layer is not self.heads:
+            return [gram_row(flatten(activation), self._scratch)]
+        each = activation.unflatten(-1, (self.head_count, -1))
+        return [gram_row(flatten(each[..., head, :]), self._scratch) for head in range(self.head_count)]
+
+    def update(self, seen: Sequence[dict[str, list[GramRow]]], batch: Batch) -> None:
+        rows = [row for mapping in seen for taken in mapping.values() for row in taken]
+        if not torch.isfinite(torch.stack([row.norm for row in rows])).all():
+            names = " or ".join(network.name for network in self.networks)
+            raise RepsimError(f"activations of {names} are NaN or infinite in batch {batch.number}")
+        self.cka.update(rows, len(batch.positions), batch.number)
+
+    def similarity(self, subsets: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """CKA of each subset of heads with each layer, and its standard error. (subsets, layers) each."""
+        count = self.head_count + len(self.layers)
+        parts = torch.zeros(len(subsets) + len(self.layers), count, dtype=torch.float64)
+        for row, subset in enumerate(subsets):
+            parts[row, list(subset)] = 1
+        parts[len(subsets) :, self.head_count :] = torch.eye(len(self.layers))
+
+        def of(hsics: Tensor) -> Tensor:
+            joined = parts.to(hsics.device)
+            return normalise(joined @ hsics @ joined.T)[: len(subsets), len(subsets) :]
+
+        return jackknife(self.cka.sums, of)
+
+
+def head_layer(network: Network) -> tuple[str, Layer, int]:
+    """The first attention module, the layer of its heads' outputs before the projection, and their number."""
+    modules = attention_modules(network)
+    if not modules:
+        raise UsageError(f"{network.name} has no attention heads; model a must be a transformer")
+    path, module = next(iter(modules.items()))
+    count = getattr(module, "num_heads", None)
+    if count is None or not isinstance(getattr(module, "proj", None), nn.Module):
+        raise UsageError(f"the heads of {path} in {network.name} cannot be told apart before their projection")
+    (projection,) = find_layers(network, [f"{path}.proj"])
+    shape = (*projection.shape[:-1], module.proj.in_features)
+    return path, dataclasses.replace(projection, side="input", name=f"{path}.heads", shape=shape), count
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadComparison:
+    table: pd.DataFrame
+    """model_a, heads, distance_px, model_b, layer_b, cka, se: one row per window of heads and layer."""
+    correlation: pd.DataFrame
+    """model_a, model_b, layer_b, spearman, low, high: of distance and CKA, 95 % bootstrap over windows."""
+    counts: Counts
+
+
+def head_similarity(
+    a: Network | nn.Module | str,
+    b: Network | nn.Module | str,
+    images: ImageSet | Tensor | np.ndarray | None = None,
+    *,
+    layers: str | Sequence[str] | None = None,
+    window: int | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+    progress: Progress | None = None,
+    workers: int | None = None,
+    skip_broken: bool = False,
+) -> HeadComparison:
+    """CKA of local and global heads of a's first block with lower layers of b, in one pass.
+
+    Heads are sorted by mean attention distance; contiguous windows of them slide with stride 1; a window's
+    representation is its heads' concatenated outputs before the projection, all tokens. The paper
+    leaves subsets and place open; these are this project's readings.
+
+    Args:
+        a: a transformer. b: the network it is compared with.
+        images, batch_size, progress, workers, skip_broken: see `layer_cka`.
+        layers: of b, see `find_layers`; None: its first five blocks or units.
+        window: heads per window; None: a quarter of them.
+        seed: of the bootstrap.
+
+    Reference: paper section 4, Figure 5.
+    """
+    images = images if isinstance(images, ImageSet) else ImageSet("sample" if images is None else images)
+    networks = [as_network(n).sized(images.tensor_size) for n in (a, b)]
+    path, heads, count = head_layer(networks[0])
+    found = find_layers(networks[1], "blocks" if layers is None else layers)
+    if layers is None:
+        found = [layer for layer in found if layer.kind == "block"][:LOWER_UNITS]
+    window = max(count // 4, 1) if window is None else window
+    if not 1 <= window <= count:
+        raise UsageError(f"a window holds 1 to {count} heads of {networks[0].name}, got {window}")
+    study = HeadSimilarity(networks, heads, count, found)
+    distance = AttentionDistance(networks[0])
+    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken}
+    counts = sweep(images, networks, [study, distance], batch_size=batch_size, **how)
+
+    reach = distance.sums[path][0].mean().cpu().numpy()
+    order = np.argsort(reach, kind="stable")
+    subsets = [order[i : i + window] for i in range(count - window + 1)]
+    cka, se = (part.cpu().numpy() for part in study.similarity(subsets))
+    names = [network.name for network in networks]
+    rows = [
+        (names[0], " ".join(map(str, sorted(subset))), reach[subset].mean(), names[1], layer.name, cka[i, j], se[i, j])
+        for i, subset in enumerate(subsets)
+        for j, layer in enumerate(found)
+    ]
+    table = pd.DataFrame(rows, columns=HEADS)
+    correlations = [
+        (*names, layer, *spearman(part["distance_px"].to_numpy(), part["cka"].to_numpy(), seed=seed))
+        for layer, part in table.groupby("layer_b", sort=False)
+    ]
+    return HeadComparison(table, pd.DataFrame(correlations, columns=HEAD_CORRELATION), counts)
+
+
+def spearman(x: np.ndarray, y: np.ndarray, *, seed: int = 0, resamples: int = 2000) -> tuple[float, float, float]:
+    """Spearman's rank correlation and its 95 % percentile interval from resampled points.
+
+    Sliding windows share heads, so points are not independent and the interval is too narrow.
+
+    Returns:
+        NaN where a correlation is undefined: fewer than three points, or values that are all the same.
+    """
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return np.nan, np.nan, np.nan
+    which = np.random.default_rng(seed).integers(0, len(x), (resamples, len(x)))
+    which = np.concatenate([np.arange(len(x))[None], which])
+    ranks = [rankdata(values[which], axis=1) for values in (x, y)]
+    a, b = (r - r.mean(1, keepdims=True) for r in ranks)
+    scale = np.sqrt((a**2).sum(1) * (b**2).sum(1))
+    values = (a * b).sum(1)[scale > 0] / scale[scale > 0]  # a resample of one point has no ranks
+    low, high = np.percentile(values[1:], [2.5, 97.5])
+    return float(values[0]), float(low), float(high)

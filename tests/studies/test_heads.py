@@ -1,0 +1,61 @@
+"""Subsets of heads, from single heads' HSICs, against CKA of what they concatenate to."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import FAMILIES, noise
+from scipy.stats import spearmanr
+
+import repsim as rs
+from repsim.studies.heads import head_layer, spearman
+from repsim.tables import HEAD_CORRELATION, HEADS
+
+
+@pytest.mark.parametrize("name, window", [("vit", 2), ("deit_distilled", 1), ("pit", 2), ("convit", 3)])
+def test_windows_equal_cka_of_concatenated_outputs(name, window):
+    a, b = FAMILIES[name].load(), FAMILIES["resnet18"].load()
+    images = noise(a, 16)
+    found = rs.head_similarity(a, b, images, window=window, batch_size=16)
+    assert list(found.table.columns) == HEADS and list(found.correlation.columns) == HEAD_CORRELATION
+    path, layer, count = head_layer(a)
+    order = torch.from_numpy(rs.ImageSet(images).chosen)
+    outputs = []
+    handle = a.module.get_submodule(path).proj.register_forward_pre_hook(lambda m, args: outputs.append(args[0]))
+    with torch.no_grad(), rs.capture(b, "layer1.0") as seen:
+        a.module(images[order])
+        b.module(images[order])
+    handle.remove()
+    each = outputs[0].unflatten(-1, (count, -1))
+    rows = found.table[found.table.layer_b == "layer1.0"]
+    assert len(rows) == count - window + 1
+    for row in rows.itertuples():
+        heads = [int(head) for head in row.heads.split()]
+        assert row.cka == pytest.approx(rs.cka(each[..., heads, :], seen["layer1.0"]), abs=1e-5)
+    assert rows.distance_px.is_monotonic_increasing
+
+
+def test_the_bundled_networks(vit, resnet):
+    found = rs.head_similarity(vit, resnet, rs.ImageSet(images=256), batch_size=64)
+    assert set(found.table.layer_b) == {"layer1.0", "layer1.1", "layer1.2", "layer2.0", "layer2.1"}
+    distances = rs.attention_distance(vit, rs.ImageSet(images=256), batch_size=64)
+    first = distances[distances.block == 0].set_index("head").distance_px
+    for row in found.table.itertuples():
+        assert row.distance_px == pytest.approx(first[[int(h) for h in row.heads.split()]].mean())
+
+
+def test_spearman_equals_scipys():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=30)
+    y = -x + rng.normal(size=30)
+    value, low, high = spearman(x, y)
+    assert value == pytest.approx(spearmanr(x, y).statistic) and low < value < high < 0
+    value, low, high = spearman(x, rng.normal(size=30))
+    assert low < 0 < high
+    assert np.isnan(spearman(x[:2], y[:2])).all() and np.isnan(spearman(x, np.ones(30))).all()
+
+
+def test_bad_calls(vit, resnet):
+    with pytest.raises(rs.UsageError, match="resnet_mini has no attention heads"):
+        rs.head_similarity(resnet, vit, rs.ImageSet(images=8))
+    with pytest.raises(rs.UsageError, match="a window holds 1 to 8 heads of vit_mini, got 9"):
+        rs.head_similarity(vit, resnet, rs.ImageSet(images=8), window=9)
