@@ -54,9 +54,7 @@ def main() -> None:
                 seconds["one at a time"].append(end - middle)
         off = max((torch.from_numpy(fields.maps[k]) - maps[k]).abs().max() / maps[k].max() for k in maps)
         batched, single = (statistics.median(s) for s in seconds.values())
-        print(
-            f"{name}: batched {batched:.2f} s, one at a time {single:.2f} s, ratio {single / batched:.1f}; off by {off:.0e}"
-        )
+        print(f"{name}: batched {batched:.2f} s, singly {single:.2f} s, ratio {single / batched:.1f}, off {off:.0e}")
 
 
 if __name__ == "__main__":
