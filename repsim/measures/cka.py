@@ -64,27 +64,37 @@ def gram(x: Tensor) -> tuple[Tensor, Tensor]:
         in the last place of each block's mean diagonal (as measured), independent between blocks.
     """
     n, p = x.shape
-    blocks = p // BLOCK
-    total = torch.zeros(n, n, dtype=torch.float64, device=x.device)
-    squares = torch.zeros((), dtype=torch.float64, device=x.device)
-    if blocks:
-        whole = x[:, : blocks * BLOCK].view(n, blocks, BLOCK).transpose(0, 1)
-        half = n // 2 if n >= 128 else 0  # a Gram is symmetric: a quarter of it need not be computed
-        sizes = torch.zeros(blocks, dtype=torch.float64, device=x.device)
-        for rows in (slice(half), slice(half, n)) if half else (slice(n),):
-            columns = slice(rows.start, n)
-            products = torch.bmm(whole[:, rows], whole[:, columns].transpose(1, 2))
-            total[rows, columns] += products.sum(0, dtype=torch.float64)
-            sizes += products.diagonal(dim1=1, dim2=2).sum(1, dtype=torch.float64) / n
-        if half:
-            total[half:, :half] = total[:half, half:].T
-        squares += sizes.square().sum()
-    rest = x[:, blocks * BLOCK :]
-    if rest.shape[1]:
+    width = _block_width(p)
+    blocks = p // width
+    whole = x[:, : blocks * width].view(n, blocks, width).transpose(0, 1)
+    if n < 128:
+        products = torch.bmm(whole, whole.transpose(1, 2))
+        total = products.sum(0, dtype=torch.float64)
+        sizes = products.diagonal(dim1=1, dim2=2).mean(1, dtype=torch.float64)
+    else:  # a Gram is symmetric: a quarter of it need not be computed
+        half = n // 2
+        upper = torch.bmm(whole[:, :half], whole.transpose(1, 2))
+        lower = torch.bmm(whole[:, half:], whole[:, half:].transpose(1, 2))
+        across = upper[:, :, half:].sum(0, dtype=torch.float64)
+        total = torch.empty(n, n, dtype=torch.float64, device=x.device)
+        total[:half, :half] = upper[:, :, :half].sum(0, dtype=torch.float64)
+        total[half:, half:] = lower.sum(0, dtype=torch.float64)
+        total[:half, half:], total[half:, :half] = across, across.T
+        sizes = sum(part.diagonal(dim1=1, dim2=2).sum(1, dtype=torch.float64) for part in (upper, lower)) / n
+    squares = sizes.square().sum()
+    if blocks * width < p:
+        rest = x[:, blocks * width :]
         product = rest @ rest.T
         total += product
         squares += product.diagonal().double().mean().square()
     return total, 5 * torch.finfo(x.dtype).eps / 2 * squares.sqrt()
+
+
+@lru_cache(maxsize=256)
+def _block_width(p: int) -> int:
+    """About BLOCK features, so that no product of a remainder is needed where p has such a divisor."""
+    divisors = [w for w in range(BLOCK // 2, 2 * BLOCK + 1) if p % w == 0]
+    return min(divisors, key=lambda w: abs(w - BLOCK), default=min(BLOCK, p))
 
 
 def centred_gram(x: Tensor, scratch: Tensor | None = None) -> tuple[Tensor, Tensor]:

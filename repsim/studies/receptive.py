@@ -22,7 +22,7 @@ from repsim.measures.receptive import centre_gradients, field_statistics
 from repsim.models import Network, as_network, evaluating
 from repsim.tables import RECEPTIVE
 
-BUDGET = 2**29
+BUDGET = 2**28
 """Bytes that gradients of channels batched together may take, roughly."""
 
 
@@ -85,7 +85,7 @@ def receptive_fields(
     found = residual_layers(network, branch=branch) if layers is None else find_layers(network, layers)
     grids = {layer.name: grid_of(layer, network) for layer in found}
     chosen = {layer.name: _channels(layer, channels, seed) for layer in found}
-    largest = max(math.prod(layer.shape) for layer in find_layers(network, "all"))
+    largest = max(math.prod(layer.shape) for layer in found)
 
     batch_size = _divisor(len(images), batch_size)
     at_once = max(1, BUDGET // (4 * 4 * largest * batch_size))
