@@ -268,12 +268,12 @@ def stacked_hsic(rows: Sequence[GramRow], n: int, columns: int = 2**18) -> Tenso
     for piece in directions.split(columns, dim=1):
         piece = piece.double()
         inner += piece @ piece.T
-    inner = (inner + inner.T) * (norms[:, None] * norms[None, :])  # symmetric to the last bit
-    return inner / (n * (n - 3))
+    return 2 * inner * (norms[:, None] * norms[None, :]) / (n * (n - 3))
 
 
 def normalise(hsics: Tensor) -> Tensor:
     """(L, L) HSIC -> (L, L) CKA. Rows and columns of layers with HSIC(K, K) = 0 become NaN."""
+    hsics = (hsics + hsics.T) / 2  # sums over batches may differ in the last bit on the two sides
     root = hsics.diagonal().sqrt()
     root = torch.where(root > 0, root, torch.nan)
     return hsics / (root[:, None] * root[None, :])
