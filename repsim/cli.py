@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import re
@@ -9,6 +10,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +21,10 @@ import click
 from repsim.errors import RepsimError, UsageError
 
 PACKAGES = ("torch", "timm", "torchvision", "numpy", "pandas", "matplotlib", "seaborn")
+
+
+Asked = tuple[str, str, tuple[str, ...]]
+"""A network as it was asked for: model, weights, model arguments."""
 
 
 class Commands(click.Group):
@@ -49,8 +55,97 @@ def options(*decorators: Callable) -> Callable:
     return decorate
 
 
-def image_options(images: int) -> Callable:
-    return options(
+@dataclass(frozen=True)
+class Job:
+    """The options that every study shares, and what is done with them before and after it."""
+
+    command: str
+    data: str | None
+    data_dir: str | None
+    split: str | None
+    images: int
+    seed: int
+    workers: int | None
+    skip_broken: bool
+    batch_size: int
+    device: str | None
+    out: Path | None
+    redraw: Path | None
+    quiet: bool
+
+    def start(self, asked: list[Asked]) -> Run:
+        """Look at everything that is cheap to look at first; then load networks and make the directory."""
+        check_range("--images", self.images, 4)
+        check_range("--batch-size", self.batch_size, 4)
+        if self.workers is not None:
+            check_range("--workers", self.workers, 0)
+
+        from repsim.images import ImageSet
+        from repsim.models import check_name
+        from repsim.tables import prepare
+
+        started = time.perf_counter()
+        for model, _, _ in asked:
+            check_name(model)
+        data = self.data or default_data([model for model, _, _ in asked])
+        chosen = ImageSet(data, split=self.split, root=self.data_dir, images=self.images, seed=self.seed)
+        networks = load(asked, self.device, self.seed)
+        labels = [label(model, weights) for model, weights, _ in asked]
+        out = prepare(self.out or Path("runs") / "-".join([self.command, *labels]))
+        run = Run(self, networks, chosen, out, started)
+        if len(chosen) < self.images:
+            run.notice(f"{self.images} images were asked for, there are {len(chosen)}; all are used")
+        return run
+
+    def how(self, repeats: int = 1) -> dict[str, Any]:
+        """How images are passed over: what every study takes by these names."""
+        progress = progress_bar(self.quiet, repeats)
+        return {"progress": progress, "workers": self.workers, "skip_broken": self.skip_broken}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A job under way."""
+
+    job: Job
+    networks: list[Any]
+    images: Any
+    out: Path
+    started: float
+    notices: list[str] = field(default_factory=list)
+
+    def notice(self, text: str) -> None:
+        """Something about the run that its user must know: said now, and kept in the record."""
+        self.notices.append(text)
+        say(text, self.job.quiet)
+
+    def save(self, images: dict[str, Any], protocol: dict[str, Any], **more: Any) -> None:
+        """Write `run.json`: everything needed to know what was computed, and to do it again."""
+        from repsim.tables import RECORD, save_record
+
+        losses = [("dropped_in_short_batch", "left out, a short last batch"), ("broken_count", "could not be read")]
+        for key, what in losses:
+            if images[key]:
+                self.notice(f"{images['used']} images used; {images[key]} {what}")
+        record = {
+            "command": command_line(),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "networks": [network.record() for network in self.networks],
+            "images": images,
+            "protocol": {**protocol, "seed": self.job.seed},
+            "random": any(network.weights == "random" for network in self.networks),
+            **more,
+            "notices": self.notices,
+            "versions": versions(),
+            "device": device_name(self.networks[0].device),
+            "seconds": round(time.perf_counter() - self.started, 2),
+        }
+        save_record(record, self.out / RECORD)
+
+
+def job_options(command: str, images: int, batch_size: int, of: str) -> Callable:
+    """The options of a `Job`, which the command gets as its first argument."""
+    decorate = options(
         click.option(
             "--data",
             metavar="DATA",
@@ -69,11 +164,7 @@ def image_options(images: int) -> Callable:
         ),
         click.option("--workers", type=int, help="Processes that decode images.  [default: one per core, up to 8]"),
         click.option("--skip-broken", is_flag=True, help="Go on without images that cannot be read, and count them."),
-    )
-
-
-def run_options(command: str) -> Callable:
-    return options(
+        click.option("--batch-size", type=int, default=batch_size, show_default=True, help=f"Images per {of}."),
         click.option("--device", help="cpu, cuda, cuda:1, mps ...  [default: cuda where there is one]"),
         click.option(
             "--out", type=click.Path(path_type=Path), help=f"Directory of the results.  [default: runs/{command}-...]"
@@ -86,28 +177,34 @@ def run_options(command: str) -> Callable:
         ),
         click.option("--quiet", is_flag=True, help="No progress; errors only."),
     )
+    shared = [f.name for f in fields(Job) if f.name != "command"]
+
+    def with_job(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def called(**given: Any) -> Any:
+            job = Job(command, **{name: given.pop(name) for name in shared})
+            return function(job, **given)
+
+        return decorate(called)
+
+    return with_job
 
 
-LAYERS = options(
-    click.option(
-        "--layers", default="blocks", show_default=True, help="`blocks`, `paper`, `all`, or a regular expression."
-    ),
-    click.option("--tokens", type=click.Choice(["all", "cls", "spatial", "pooled"]), default="all", show_default=True),
-)
-
-
-def model_option(side: str, help: str, default: str | None = None) -> Callable:
+def model_options(side: str = "", model: str = "", default: str | None = None) -> Callable:
+    """`--model`, `--weights` and `--arg`, or those of one of two sides: `--model-a` ..."""
+    end = f"-{side}" if side else ""
+    shown = default is not None
     return options(
-        click.option(f"--model-{side}", metavar="MODEL", default=default, help=help),
+        click.option(f"--model{end}", metavar="MODEL", default=default, show_default=shown, help=f"{MODEL}{model}"),
         click.option(
-            f"--weights-{side}",
+            f"--weights{end}",
             metavar="WEIGHTS",
             default="pretrained",
             show_default=True,
             help="`pretrained`, `random`, or a file.",
         ),
         click.option(
-            f"--arg-{side}",
+            f"--arg{end}",
             metavar="KEY=VALUE",
             multiple=True,
             help="Model argument, such as img_size=384; repeatable.",
@@ -116,19 +213,19 @@ def model_option(side: str, help: str, default: str | None = None) -> Callable:
 
 
 MODEL = "Alias, timm name, hf-hub:..., local-dir:... or package.module:factory."
-WEIGHTS = "`pretrained`, `random`, or a file."
-ARGUMENT = "Model argument, such as img_size=384; repeatable."
 
 
 @main.command()
-@model_option("a", "Alias, timm name, hf-hub:..., local-dir:... or package.module:factory.  [default: vit_mini]")
-@model_option("b", "The other network. Without it: within model A.  [default: resnet_mini if A is not given either]")
-@LAYERS
-@image_options(2560)
-@click.option("--batch-size", type=int, default=256, show_default=True, help="Images per minibatch of CKA.")
+@model_options("a", "  [default: vit_mini]")
+@model_options("b", " Without it: within model A.  [default: resnet_mini if A is not given either]")
+@click.option(
+    "--layers", default="blocks", show_default=True, help="`blocks`, `paper`, `all`, or a regular expression."
+)
+@click.option("--tokens", type=click.Choice(["all", "cls", "spatial", "pooled"]), default="all", show_default=True)
 @click.option("--repeats", type=int, default=1, show_default=True, help="Passes over newly drawn images.")
-@run_options("cka")
+@job_options("cka", images=2560, batch_size=256, of="minibatch of CKA")
 def cka(
+    job: Job,
     model_a: str | None,
     weights_a: str,
     arg_a: tuple[str, ...],
@@ -137,81 +234,38 @@ def cka(
     arg_b: tuple[str, ...],
     layers: str,
     tokens: str,
-    data: str | None,
-    data_dir: str | None,
-    split: str | None,
-    images: int,
-    seed: int,
-    workers: int | None,
-    skip_broken: bool,
-    batch_size: int,
     repeats: int,
-    device: str | None,
-    out: Path | None,
-    redraw: Path | None,
-    quiet: bool,
 ) -> None:
     """Similarity of all layers of one or two networks by minibatch CKA (paper, Figures 1 and 2).
 
     Writes cka.csv, run.json, cka.png and cka.pdf. The paper's protocol is
     --layers paper --images 10240 --batch-size 1024 --repeats 20.
     """
-    if redraw is not None:
-        return draw_cka(redraw, quiet)
-    if model_b is None and (weights_b != "pretrained" or arg_b):
-        if model_a is not None:
-            raise UsageError("--weights-b and --arg-b need --model-b")
+    if job.redraw is not None:
+        return draw_cka(job.redraw, job.quiet)
+    if model_a is not None and model_b is None and (weights_b != "pretrained" or arg_b):
+        raise UsageError("--weights-b and --arg-b need --model-b")
     if model_a is None and model_b is None:
-        model_a, model_b = "vit_mini", "resnet_mini"
-    model_a = model_a or "vit_mini"
-    check_range("--images", images, 4)
-    check_range("--batch-size", batch_size, 4)
+        model_b = "resnet_mini"
     check_range("--repeats", repeats, 1)
-    if workers is not None:
-        check_range("--workers", workers, 0)
-
-    from repsim.models import check_name
-    from repsim.tables import prepare
-
-    started = time.perf_counter()
-    asked = [(model_a, weights_a, arg_a)] + ([(model_b, weights_b, arg_b)] if model_b else [])
-    for model, _, _ in asked:
-        check_name(model)
-    chosen = image_set(data, data_dir, split, images, seed, [model for model, _, _ in asked])
-    networks = load(asked, device, seed)
-    out = prepare(out or default_directory("cka", [label(model, weights) for model, weights, _ in asked]))
+    asked = [(model_a or "vit_mini", weights_a, arg_a)] + ([(model_b, weights_b, arg_b)] if model_b else [])
+    run = job.start(asked)
 
     from repsim.studies.similarity import compare
-    from repsim.tables import RECORD, save_record, save_table
+    from repsim.tables import save_table
 
-    notices = notices_of(chosen, images, quiet)
-    if len(chosen) < batch_size:
-        notices.append(
-            f"fewer images than --batch-size {batch_size}: one batch of {len(chosen)}, so no standard errors"
-        )
-        say(notices[-1], quiet)
-    comparison = compare(
-        networks,
-        chosen,
-        layers=layers,
-        tokens=tokens,
-        batch_size=batch_size,
-        repeats=repeats,
-        progress=progress_bar(quiet, repeats),
-        workers=workers,
-        skip_broken=skip_broken,
-    )
+    count = len(run.images)
+    if count < job.batch_size:
+        run.notice(f"fewer images than --batch-size {job.batch_size}: one batch of {count}, so no standard errors")
+    protocol = {"layers": layers, "tokens": tokens, "batch_size": job.batch_size, "repeats": repeats}
+    comparison = compare(run.networks, run.images, **protocol, **job.how(repeats))
     for reason in comparison.undefined:
-        say(reason, quiet)
-    if repeats > 1 and len(chosen) == comparison.images["available"]:
-        notices.append("every repeat saw the same images, newly batched: sd_repeats says nothing of other images")
-        say(notices[-1], quiet)
-    notices += notices_of_losses(comparison.images, quiet)
-    more = {"undefined": comparison.undefined, "notices": notices}
-    record = run_record(networks, comparison.images, {**comparison.protocol, "seed": seed}, started, **more)
-    save_table(comparison.table, out / "cka.csv")
-    save_record(record, out / RECORD)
-    draw_cka(out, quiet)
+        say(reason, job.quiet)
+    if repeats > 1 and count == comparison.images["available"]:
+        run.notice("every repeat saw the same images, newly batched: sd_repeats says nothing of other images")
+    save_table(comparison.table, run.out / "cka.csv")
+    run.save(comparison.images, comparison.protocol, undefined=comparison.undefined)
+    draw_cka(run.out, job.quiet)
 
 
 def draw_cka(directory: Path, quiet: bool) -> None:
@@ -224,34 +278,19 @@ def draw_cka(directory: Path, quiet: bool) -> None:
 
 
 @main.command()
-@click.option("--model", metavar="MODEL", default="vit_mini", show_default=True, help=MODEL)
-@click.option("--weights", metavar="WEIGHTS", default="pretrained", show_default=True, help=WEIGHTS)
-@click.option("--arg", metavar="KEY=VALUE", multiple=True, help=ARGUMENT)
+@model_options(default="vit_mini")
 @click.option("--blocks", help="Blocks to draw, such as 0,1,10,11, or `all`.  [default: two lowest, two highest]")
 @click.option("--renormalize", is_flag=True, help="Divide attention rows by their sum once CLS is taken out.")
 @click.option("--maps", type=int, default=0, metavar="N", help="Also draw CLS attention and rollout over N images.")
-@image_options(5000)
-@click.option("--batch-size", type=int, default=50, show_default=True, help="Images per forward pass.")
-@run_options("attention")
+@job_options("attention", images=5000, batch_size=50, of="forward pass")
 def attention(
+    job: Job,
     model: str,
     weights: str,
     arg: tuple[str, ...],
     blocks: str | None,
     renormalize: bool,
     maps: int,
-    data: str | None,
-    data_dir: str | None,
-    split: str | None,
-    images: int,
-    seed: int,
-    workers: int | None,
-    skip_broken: bool,
-    batch_size: int,
-    device: str | None,
-    out: Path | None,
-    redraw: Path | None,
-    quiet: bool,
 ) -> None:
     """How far each attention head looks, in pixels (paper, Figures 3, 4, C.5, C.6).
 
@@ -259,37 +298,25 @@ def attention(
     picture.
     """
     drawn = parse_blocks(blocks)
-    if redraw is not None:
-        return draw_attention(redraw, drawn, quiet)
-    check_range("--images", images, 4)
-    check_range("--batch-size", batch_size, 4)
+    if job.redraw is not None:
+        return draw_attention(job.redraw, drawn, job.quiet)
     check_range("--maps", maps, 0)
+    run = job.start([(model, weights, arg)])
 
-    from repsim.models import check_name
     from repsim.studies.attention import AttentionDistance, attention_maps
     from repsim.sweep import sweep
-    from repsim.tables import RECORD, prepare, save_arrays, save_record, save_table
+    from repsim.tables import save_arrays, save_table
 
-    started = time.perf_counter()
-    check_name(model)
-    chosen = image_set(data, data_dir, split, images, seed, [model])
-    (network,) = load([(model, weights, arg)], device, seed)
-    out = prepare(out or default_directory("attention", [label(model, weights)]))
-    notices = notices_of(chosen, images, quiet)
-    study = AttentionDistance(network.sized(chosen.tensor_size), renormalize=renormalize)
-    how = {"progress": progress_bar(quiet), "workers": workers, "skip_broken": skip_broken}
-    counts = sweep(chosen, [study.network], [study], batch_size=batch_size, **how)
-    table = study.table()
-    picked = attention_maps(network, chosen, maps)._asdict() if maps else None
-    protocol = {"renormalize": renormalize, "batch_size": counts.batch_size, "seed": seed, "maps": maps}
-    taken = {**chosen.record(), **counts.record()}
-    notices += notices_of_losses(taken, quiet)
-    record = run_record([network], taken, protocol, started, notices=notices)
-    save_table(table, out / "attention.csv")
-    if picked:
-        save_arrays(picked, out / "attention_maps.npz")
-    save_record(record, out / RECORD)
-    draw_attention(out, drawn, quiet)
+    (network,) = run.networks
+    if maps:
+        picked = attention_maps(network, run.images, maps, skip_broken=job.skip_broken)
+        save_arrays(picked._asdict(), run.out / "attention_maps.npz")
+    study = AttentionDistance(network, renormalize=renormalize)
+    counts = sweep(run.images, [network], [study], batch_size=job.batch_size, **job.how())
+    save_table(study.table(), run.out / "attention.csv")
+    protocol = {"renormalize": renormalize, "batch_size": counts.batch_size, "maps": maps}
+    run.save({**run.images.record(), **counts.record()}, protocol)
+    draw_attention(run.out, drawn, job.quiet)
 
 
 def draw_attention(directory: Path, blocks: list[int] | str | None, quiet: bool) -> None:
@@ -321,14 +348,13 @@ def parse_blocks(blocks: str | None) -> list[int] | str | None:
 
 
 @main.command()
-@model_option("a", MODEL + " A transformer.  [default: vit_mini]", "vit_mini")
-@model_option("b", MODEL + "  [default: resnet_mini]", "resnet_mini")
+@model_options("a", " A transformer.", "vit_mini")
+@model_options("b", default="resnet_mini")
 @click.option("--layers", help="Of model B: a preset or a regular expression.  [default: its first five blocks]")
 @click.option("--window", type=int, help="Heads per window.  [default: a quarter of them]")
-@image_options(2560)
-@click.option("--batch-size", type=int, default=256, show_default=True, help="Images per minibatch of CKA.")
-@run_options("heads")
+@job_options("heads", images=2560, batch_size=256, of="minibatch of CKA")
 def heads(
+    job: Job,
     model_a: str,
     weights_a: str,
     arg_a: tuple[str, ...],
@@ -337,58 +363,25 @@ def heads(
     arg_b: tuple[str, ...],
     layers: str | None,
     window: int | None,
-    data: str | None,
-    data_dir: str | None,
-    split: str | None,
-    images: int,
-    seed: int,
-    workers: int | None,
-    skip_broken: bool,
-    batch_size: int,
-    device: str | None,
-    out: Path | None,
-    redraw: Path | None,
-    quiet: bool,
 ) -> None:
     """Local and global heads of A's first block against lower layers of B (paper, Figure 5).
 
     Writes heads.csv, heads_correlation.csv (Spearman's, with an interval), run.json, heads.png and heads.pdf.
     """
-    if redraw is not None:
-        return draw_heads(redraw, quiet)
-    check_range("--images", images, 4)
-    check_range("--batch-size", batch_size, 4)
+    if job.redraw is not None:
+        return draw_heads(job.redraw, job.quiet)
+    run = job.start([(model_a, weights_a, arg_a), (model_b, weights_b, arg_b)])
 
-    from repsim.models import check_name
     from repsim.studies.heads import head_similarity
-    from repsim.tables import RECORD, prepare, save_record, save_table
+    from repsim.tables import save_table
 
-    started = time.perf_counter()
-    asked = [(model_a, weights_a, arg_a), (model_b, weights_b, arg_b)]
-    for model, _, _ in asked:
-        check_name(model)
-    chosen = image_set(data, data_dir, split, images, seed, [model_a, model_b])
-    networks = load(asked, device, seed)
-    out = prepare(out or default_directory("heads", [label(model, weights) for model, weights, _ in asked]))
-    notices = notices_of(chosen, images, quiet)
-    found = head_similarity(
-        *networks,
-        chosen,
-        layers=layers,
-        window=window,
-        batch_size=batch_size,
-        seed=seed,
-        progress=progress_bar(quiet),
-        workers=workers,
-        skip_broken=skip_broken,
-    )
-    taken = {**chosen.record(), **found.counts.record()}
-    notices += notices_of_losses(taken, quiet)
-    protocol = {"window": window or "a quarter of the heads", "batch_size": found.counts.batch_size, "seed": seed}
-    save_table(found.table, out / "heads.csv")
-    save_table(found.correlation, out / "heads_correlation.csv")
-    save_record(run_record(networks, taken, protocol, started, notices=notices), out / RECORD)
-    draw_heads(out, quiet)
+    options = {"layers": layers, "window": window, "batch_size": job.batch_size, "seed": job.seed}
+    found = head_similarity(*run.networks, run.images, **options, **job.how())
+    save_table(found.table, run.out / "heads.csv")
+    save_table(found.correlation, run.out / "heads_correlation.csv")
+    protocol = {"window": window or "a quarter of the heads", "batch_size": found.counts.batch_size}
+    run.save({**run.images.record(), **found.counts.record()}, protocol)
+    draw_heads(run.out, job.quiet)
 
 
 def draw_heads(directory: Path, quiet: bool) -> None:
@@ -400,19 +393,16 @@ def draw_heads(directory: Path, quiet: bool) -> None:
 
 
 @main.command()
-@click.option("--model", metavar="MODEL", default="vit_mini", show_default=True, help=MODEL)
-@click.option("--weights", metavar="WEIGHTS", default="pretrained", show_default=True, help=WEIGHTS)
-@click.option("--arg", metavar="KEY=VALUE", multiple=True, help=ARGUMENT)
+@model_options(default="vit_mini")
 @click.option("--layers", help="`blocks`, `paper`, `all`, or a regular expression.  [default: after residual sums]")
 @click.option("--branch", is_flag=True, help="What enters each residual sum beside the skip, before the sum.")
 @click.option(
     "--proxy", is_flag=True, help="Gradient of the sum over channels: cheap, not the paper's; writes receptive_proxy.*."
 )
 @click.option("--channels", type=int, default=16, show_default=True, help="Random channels per layer; 0: all, exactly.")
-@image_options(32)
-@click.option("--batch-size", type=int, default=8, show_default=True, help="Images per pass.")
-@run_options("receptive")
+@job_options("receptive", images=32, batch_size=8, of="pass")
 def receptive(
+    job: Job,
     model: str,
     weights: str,
     arg: tuple[str, ...],
@@ -420,65 +410,31 @@ def receptive(
     branch: bool,
     proxy: bool,
     channels: int,
-    data: str | None,
-    data_dir: str | None,
-    split: str | None,
-    images: int,
-    seed: int,
-    workers: int | None,
-    skip_broken: bool,
-    batch_size: int,
-    device: str | None,
-    out: Path | None,
-    redraw: Path | None,
-    quiet: bool,
 ) -> None:
     """Which pixels the centre of each layer depends on (paper, Figures 6 and C.1 to C.4).
 
     Writes receptive.csv, receptive.npz (the maps), run.json, receptive.png and receptive.pdf.
     """
-    if redraw is not None:
-        return draw_receptive(redraw, quiet, "receptive_proxy" if proxy else "receptive")
-    check_range("--images", images, 4)
-    check_range("--batch-size", batch_size, 4)
-    check_range("--channels", channels, 0)
-
-    from repsim.models import check_name
-    from repsim.studies.receptive import receptive_fields
-    from repsim.tables import RECORD, prepare, save_arrays, save_record, save_table
-
-    started = time.perf_counter()
-    check_name(model)
-    chosen = image_set(data, data_dir, split, images, seed, [model])
-    (network,) = load([(model, weights, arg)], device, seed)
-    out = prepare(out or default_directory("receptive", [label(model, weights)]))
-    notices = notices_of(chosen, images, quiet)
-    fields = receptive_fields(
-        network,
-        chosen,
-        layers=layers,
-        branch=branch,
-        proxy=proxy,
-        channels=channels or None,
-        seed=seed,
-        batch_size=batch_size,
-        progress=progress_bar(quiet),
-        workers=workers,
-        skip_broken=skip_broken,
-    )
-    taken = {**chosen.record(), **fields.counts.record()}
-    notices += notices_of_losses(taken, quiet)
-    quantity = "gradient of the sum over channels (proxy)" if proxy else "mean over channels of |gradient|"
-    protocol = {"quantity": quantity, "branch": branch, "seed": seed, "channels": fields.channels}
-    record = run_record([network], taken, protocol, started, notices=notices)
     name = "receptive_proxy" if proxy else "receptive"
-    save_table(fields.table, out / f"{name}.csv")
-    save_arrays(fields.maps, out / f"{name}.npz")
-    save_record(record, out / RECORD)
-    draw_receptive(out, quiet, name)
+    if job.redraw is not None:
+        return draw_receptive(job.redraw, job.quiet, name)
+    check_range("--channels", channels, 0)
+    run = job.start([(model, weights, arg)])
+
+    from repsim.studies.receptive import receptive_fields
+    from repsim.tables import save_arrays, save_table
+
+    options = {"layers": layers, "branch": branch, "proxy": proxy, "channels": channels or None, "seed": job.seed}
+    fields = receptive_fields(*run.networks, run.images, **options, batch_size=job.batch_size, **job.how())
+    save_table(fields.table, run.out / f"{name}.csv")
+    save_arrays(fields.maps, run.out / f"{name}.npz")
+    quantity = "gradient of the sum over channels (proxy)" if proxy else "mean over channels of |gradient|"
+    protocol = {"quantity": quantity, "branch": branch, "channels": fields.channels}
+    run.save({**run.images.record(), **fields.counts.record()}, protocol)
+    draw_receptive(run.out, job.quiet, name)
 
 
-def draw_receptive(directory: Path, quiet: bool, name: str = "receptive") -> None:
+def draw_receptive(directory: Path, quiet: bool, name: str) -> None:
     import numpy as np
 
     from repsim.plots import receptive_fields
@@ -526,30 +482,11 @@ def layers(model: str, layers: str, arg: tuple[str, ...]) -> None:
 # Helpers that the commands share
 
 
-def run_record(
-    networks: list[Any], images: dict[str, Any], protocol: dict[str, Any], started: float, **more: Any
-) -> dict[str, Any]:
-    """What `run.json` holds: everything needed to know what was computed, and to do it again."""
-    return {
-        "command": command_line(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "networks": [network.record() for network in networks],
-        "images": images,
-        "protocol": protocol,
-        "random": any(network.weights == "random" for network in networks),
-        **more,
-        "versions": versions(),
-        "device": device_name(networks[0].device),
-        "seconds": round(time.perf_counter() - started, 2),
-    }
-
-
 def finish(directory: Path, name: str, figure: Any, models: list[str], quiet: bool) -> None:
     """Save a figure under its name, and once more with `random` in it for untrained networks; say where it is."""
     from repsim.plots import save
-    from repsim.tables import RECORD, prepare
+    from repsim.tables import RECORD
 
-    prepare(directory)
     pictures = save(figure, directory / name)
     if any("-random" in model for model in models):
         pictures += save(figure, directory / f"{name}-random")
@@ -560,25 +497,7 @@ def finish(directory: Path, name: str, figure: Any, models: list[str], quiet: bo
     say("wrote " + ", ".join(str(path) for path in found if path.exists()), quiet)
 
 
-def notices_of_losses(images: dict[str, Any], quiet: bool) -> list[str]:
-    """What became of images that were chosen and not used."""
-    losses = [("dropped_in_short_batch", "left out, a short last batch"), ("broken_count", "could not be read")]
-    notices = [f"{images['used']} images used; {images[key]} {what}" for key, what in losses if images[key]]
-    for notice in notices:
-        say(notice, quiet)
-    return notices
-
-
-def notices_of(chosen: Any, images: int, quiet: bool) -> list[str]:
-    notices = []
-    if len(chosen) < images:
-        notices.append(f"{images} images were asked for, there are {len(chosen)}; all are used")
-    for notice in notices:
-        say(notice, quiet)
-    return notices
-
-
-def load(asked: list[tuple[str, str, tuple[str, ...]]], device: str | None, seed: int) -> list[Any]:
+def load(asked: list[Asked], device: str | None, seed: int) -> list[Any]:
     """The networks of a command, each loaded once."""
     import torch
 
@@ -589,15 +508,6 @@ def load(asked: list[tuple[str, str, tuple[str, ...]]], device: str | None, seed
         load_model(model, weights=weights, device=device, seed=seed, **parse_model_args(args))
         for model, weights, args in asked
     ]
-
-
-def image_set(
-    data: str | None, root: str | None, split: str | None, images: int, seed: int, networks: list[str]
-) -> Any:
-    """The images asked for, or those that go with the networks."""
-    from repsim.images import ImageSet
-
-    return ImageSet(data or default_data(networks), split=split, root=root, images=images, seed=seed)
 
 
 def default_data(networks: list[str]) -> str:
@@ -623,10 +533,6 @@ def label(model: str, weights: str) -> str:
     return re.sub(r"[^\w.@+-]+", "-", model.rstrip("/").split("/")[-1]) + suffix
 
 
-def default_directory(command: str, labels: list[str]) -> Path:
-    return Path("runs") / "-".join([command, *labels])
-
-
 def check_range(option: str, value: int, least: int) -> None:
     if value < least:
         raise UsageError(f"{option} must be at least {least}, got {value}")
@@ -634,14 +540,12 @@ def check_range(option: str, value: int, least: int) -> None:
 
 def progress_bar(quiet: bool, repeats: int = 1) -> Callable | None:
     """tqdm on stderr, one bar per repeat; nothing when quiet or not on a terminal."""
-    from functools import partial
-
     from tqdm import tqdm
 
     if quiet or not sys.stderr.isatty():
         return None
     counter = iter(range(1, repeats + 1))
-    return lambda batches, **more: partial(tqdm, unit="batch", dynamic_ncols=True)(
+    return lambda batches, **more: functools.partial(tqdm, unit="batch", dynamic_ncols=True)(
         batches, desc=f"repeat {next(counter)} of {repeats}" if repeats > 1 else "images", **more
     )
 

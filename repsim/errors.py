@@ -14,6 +14,11 @@ class UsageError(RepsimError):
     """The call itself is wrong: an unknown name, a number out of range, options that clash."""
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line; its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+
+
 def near(got: str, choices: Iterable[str], most: int = 4) -> list[str]:
     """The choices most like what was typed, best first; those that contain it count as like it."""
     choices = list(choices)

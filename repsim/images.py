@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from repsim.errors import RepsimError, UsageError, one_of
+from repsim.errors import RepsimError, UsageError, first_line, one_of
 
 SAMPLE = Path(__file__).parent / "sample" / "fashion_mnist.npz"
 SPLITS = ("train", "test")
@@ -59,7 +59,6 @@ class Batch:
 class Counts:
     """What happened to the images of a pass; filled while it runs."""
 
-    asked: int
     used: int = 0
     dropped: int = 0
     """Images of the last, short batch, which is left out."""
@@ -166,9 +165,10 @@ class ImageSet:
 
         Raises:
             BrokenImage: one cannot be read; the message names it.
+            RepsimError: broken ones left fewer than 4.
         """
         transforms = list(dict.fromkeys(transforms))
-        counts = counts if counts is not None else Counts(len(self))
+        counts = counts if counts is not None else Counts()
         counts.batch_size = batch_size
         if isinstance(self.source, _Tensors):
             items = self._slices(transforms, batch_size)
@@ -193,6 +193,10 @@ class ImageSet:
         if not counts.batches and len(positions) >= FEWEST:  # broken images left less than one batch
             counts.used, counts.batches, counts.batch_size = len(positions), 1, len(positions)
             yield Batch(position, positions, dict(zip(transforms, tensors)))
+        elif not counts.batches:
+            raise RepsimError(
+                f"at least {FEWEST} images are needed; {len(positions)} are left, {len(counts.broken)} are broken"
+            )
         else:
             counts.dropped = len(positions)
 
@@ -212,6 +216,13 @@ class ImageSet:
             collate_fn=_stacked,
         )
         return iter(loader) if workers else _ahead(loader)
+
+
+def as_image_set(images: ImageSet | Tensor | np.ndarray | None, most: int | None = None) -> ImageSet:
+    """An `ImageSet`, whatever stands for one; None: the bundled sample, or `most` images of it."""
+    if isinstance(images, ImageSet):
+        return images
+    return ImageSet("sample", images=most) if images is None else ImageSet(images)
 
 
 _Loaded = tuple[Tensor, list[Tensor], list[str]]
@@ -250,8 +261,7 @@ class _Decoding(Dataset):
         try:
             image = self.source.load(index)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            reason = str(error).split("\n")[0] or type(error).__name__
-            return position, f"cannot read image {self.source.name(index)}: {reason}"
+            return position, f"cannot read image {self.source.name(index)}: {first_line(error)}"
         return position, [transform(image) for transform in self.transforms]
 
 
@@ -467,8 +477,8 @@ def _from_timm(data: str, split: str | None, root: Any, images: int | None, seed
             return _TimmDataset(dataset)
         return _Streamed(dataset, images, seed)
     except Exception as error:
-        line = str(error).strip().split("\n")[0] or type(error).__name__
-        raise RepsimError(f"timm cannot open the data set {data!r} (root {root}, split {split}): {line}") from None
+        reason = first_line(error)
+        raise RepsimError(f"timm cannot open the data set {data!r} (root {root}, split {split}): {reason}") from None
 
 
 def read_fashion_mnist(split: str, *, places: Sequence[Path] | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -493,7 +503,7 @@ def read_fashion_mnist(split: str, *, places: Sequence[Path] | None = None) -> t
     except Exception as error:
         raise RepsimError(
             f"Fashion-MNIST is not in {' or '.join(map(str, FASHION_MNIST_PLACES))}, and cannot be downloaded "
-            f"({str(error).splitlines()[0]}); data/README.md says how to get it"
+            f"({first_line(error)}); data/README.md says how to get it"
         ) from None
     return downloaded.data.numpy(), downloaded.targets.numpy().astype(np.uint8)
 

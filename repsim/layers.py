@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from repsim.errors import RepsimError, UsageError, near
+from repsim.errors import RepsimError, UsageError, first_line, near
 from repsim.models import Network, as_network, evaluating
 from repsim.tokens import Layout, Tokens, one_of_tokens, select
 
@@ -123,13 +123,11 @@ def residual_layers(network: Network | nn.Module | str, *, branch: bool = False)
     """
     network = as_network(network)
     trace = _Trace.of(network)
-    spots: list[_Spot] = []
-    for path in _block_paths(trace):
-        block = _block_output(trace, path)
-        if block is None:
-            continue
-        if not spots:
-            spots.append(_Spot(_first_call(trace, path), "stem", "stem", "input"))
+    blocks = _blocks(trace)
+    if not blocks:
+        raise UsageError(f"{network.name} has no blocks with residual sums that repsim can find")
+    spots = [_stem(trace, blocks)]
+    for path, block in blocks:
         branches = _branches(trace, path, block)
         if branch:
             spots += branches
@@ -146,8 +144,6 @@ def residual_layers(network: Network | nn.Module | str, *, branch: bool = False)
             entry = min(norms, key=lambda call: call.started, default=second.call)
             spots.append(_Spot(entry, first.kind, f"{first.call.name}+skip", "input"))
         spots.append(block)
-    if not spots:
-        raise UsageError(f"{network.name} has no blocks with residual sums that repsim can find")
     return _layers(trace, spots)
 
 
@@ -244,6 +240,10 @@ class _Trace:
     def calls_of(self, path: str) -> list[_Call]:
         return [call for call in self.calls if call.path == path]
 
+    def below(self, path: str) -> list[_Call]:
+        """Calls of the modules inside the one at a path."""
+        return [call for call in self.calls if call.path.startswith(f"{path}.")]
+
 
 def _without_data(module: nn.Module) -> nn.Module:
     """A copy with parameters and buffers on the meta device; nothing a traced pass writes reaches the original."""
@@ -287,8 +287,7 @@ def _run(network: Network, n: int, *, meta: bool) -> list[_Call]:
         if meta:
             raise
         size = "x".join(map(str, network.input_size))
-        line = str(error).strip().split("\n")[0]
-        raise RepsimError(f"{network.name} cannot run on images of {size}: {line}") from error
+        raise RepsimError(f"{network.name} cannot run on images of {size}: {first_line(error)}") from error
     finally:
         for handle in handles:
             handle.remove()
@@ -359,21 +358,27 @@ def _kind(module: nn.Module) -> str:
 
 
 def _blocks_preset(trace: _Trace, *, inside: bool) -> list[_Spot]:
-    root = trace.network.module
-    spots: list[_Spot] = []
-    for path in _block_paths(trace):
-        block = _block_output(trace, path)
-        if block is None:
-            continue
-        if not spots:
-            spots.append(_Spot(_first_call(trace, path), "stem", "stem", "input"))
+    blocks = _blocks(trace)
+    if not blocks:  # no repeated structure: the parts of the network, one after another
+        parts = [p for name, part in trace.network.module.named_children() for p in _parts(name, part)]
+        return [_Spot(c, _kind(c.module)) for c in trace.calls if c.path in parts]
+    spots = [_stem(trace, blocks)]
+    for path, block in blocks:
         if inside:
             spots += [s for s in _inside(trace, path) if s.call is not block.call or s.side != block.side]
         spots.append(block)
-    if not spots:  # no repeated structure: the parts of the network, one after another
-        parts = [p for name, part in root.named_children() for p in _parts(name, part)]
-        spots = [_Spot(c, _kind(c.module)) for c in trace.calls if c.path in parts]
     return sorted(spots, key=lambda spot: spot.when)
+
+
+def _blocks(trace: _Trace) -> list[tuple[str, _Spot]]:
+    """The blocks that run: their paths, and where their outputs are."""
+    found = ((path, _block_output(trace, path)) for path in _block_paths(trace))
+    return [(path, block) for path, block in found if block is not None]
+
+
+def _stem(trace: _Trace, blocks: list[tuple[str, _Spot]]) -> _Spot:
+    """What enters the first block."""
+    return _Spot(_first_call(trace, blocks[0][0]), "stem", "stem", "input")
 
 
 def _parts(name: str, module: nn.Module) -> list[str]:
@@ -416,8 +421,7 @@ def _is_stage(trace: _Trace, path: str, module: nn.Module) -> bool:
     starts = [_first_call(trace, f"{path}.{name}").argument for name in rows]
     if any(a is b for a, b in itertools.combinations(starts, 2)):
         return False  # parallel branches
-    inside = [c for c in trace.calls if any(c.path.startswith(f"{path}.{name}") for name in rows)]
-    last = max(inside, key=lambda call: call.ended)
+    last = max((c for name in rows for c in trace.below(f"{path}.{name}")), key=lambda call: call.ended)
     after = [c for c in trace.calls if last.ended < c.started < own[-1].ended and _children(c.module)]
     added = _shape(last.result) == _shape(own[-1].result) and last.result is not own[-1].result
     return not after and not added
@@ -465,10 +469,14 @@ def _block_paths(trace: _Trace, path: str = "") -> Iterator[str]:
 
 def _elements(trace: _Trace, path: str, container: nn.Module) -> Iterator[str]:
     """Blocks among the elements of a container, and inside those that are stages."""
-    ran = [(n, m) for n, m in container.named_children() if _children(m) and _ran(trace, f"{path}.{n}")]
-    stage = {n: _is_stage(trace, f"{path}.{n}", m) for n, m in ran}
-    blocks = {type(m) for n, m in ran if not stage[n] and not isinstance(m, nn.Sequential)}
-    for name, element in ran:
+
+    def ran(inner: str) -> bool:
+        return bool(trace.calls_of(inner) or trace.below(inner))
+
+    elements = [(n, m) for n, m in container.named_children() if _children(m) and ran(f"{path}.{n}")]
+    stage = {n: _is_stage(trace, f"{path}.{n}", m) for n, m in elements}
+    blocks = {type(m) for n, m in elements if not stage[n] and not isinstance(m, nn.Sequential)}
+    for name, element in elements:
         inner = f"{path}.{name}"
         stem_among_stages = any(stage.values()) and isinstance(element, nn.Sequential) and not _container(element)
         if _passed_over(name, element) or stem_among_stages:
@@ -481,14 +489,9 @@ def _elements(trace: _Trace, path: str, container: nn.Module) -> Iterator[str]:
             yield from _block_paths(trace, inner)
 
 
-def _ran(trace: _Trace, path: str) -> bool:
-    return any(c.path == path or c.path.startswith(f"{path}.") for c in trace.calls)
-
-
 def _first_call(trace: _Trace, path: str) -> _Call:
     """The first module to run at or below a path."""
-    below = [c for c in trace.calls if c.path == path or c.path.startswith(f"{path}.")]
-    return min(below, key=lambda call: call.started)
+    return min([*trace.calls_of(path), *trace.below(path)], key=lambda call: call.started)
 
 
 def _block_output(trace: _Trace, path: str) -> _Spot | None:
@@ -496,7 +499,7 @@ def _block_output(trace: _Trace, path: str) -> _Spot | None:
     calls = trace.calls_of(path)
     if calls:
         return _Spot(calls[-1], "block")
-    below = [c for c in trace.calls if c.path.startswith(f"{path}.") and c.output is not None]
+    below = [c for c in trace.below(path) if c.output is not None]
     if not below:
         return None
     last = max(below, key=lambda call: call.ended)
@@ -514,7 +517,7 @@ def _block_output(trace: _Trace, path: str) -> _Spot | None:
 
 def _inside(trace: _Trace, path: str) -> Iterator[_Spot]:
     """The paper's layers within one block, but for its output."""
-    calls = [c for c in trace.calls if c.path.startswith(f"{path}.")]
+    calls = trace.below(path)
     attentions = [c for c in calls if _is_attention(c.module)]
     mlps = [c for c in calls if _is_mlp(c.module)]
     outer = [c for c in calls if not any(_within(c, other) for other in (*attentions, *mlps))]

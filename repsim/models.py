@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from repsim import minis
 from repsim.aliases import ALIASES
-from repsim.errors import RepsimError, UsageError, one_of
+from repsim.errors import RepsimError, UsageError, first_line, one_of
 
 WAYS_OUT = (
     "give weights as a file (safetensors or a state dict), ask for `random` ones, "
@@ -178,11 +178,11 @@ def load_model(
         try:
             device = torch.device(device)
         except RuntimeError as error:
-            raise UsageError(f"unknown device {device!r}: {_first_line(error)}") from None
+            raise UsageError(f"unknown device {device!r}: {first_line(error)}") from None
         try:
             network.module.to(device)
         except (RuntimeError, AssertionError) as error:
-            raise RepsimError(f"cannot put {name} on device {str(device)!r}: {_first_line(error)}") from None
+            raise RepsimError(f"cannot put {name} on device {str(device)!r}: {first_line(error)}") from None
     return network
 
 
@@ -216,7 +216,7 @@ def _from_minis(name: str, weights: str, model_args: dict[str, Any]) -> Network:
     try:
         module = minis.build(name, **model_args)
     except TypeError as error:
-        raise UsageError(f"{name} does not take these arguments: {_first_line(error)}") from None
+        raise UsageError(f"{name} does not take these arguments: {first_line(error)}") from None
     if weights == "pretrained":
         if not file.is_file():
             raise RepsimError(
@@ -237,14 +237,12 @@ def _from_timm(name: str, weights: str, model_args: dict[str, Any]) -> Network:
         with _quick_when_offline():
             module = timm.create_model(exact, pretrained=weights == "pretrained", **model_args)
     except (TypeError, AttributeError) as error:
-        raise UsageError(
-            f"{exact} does not take these arguments ({_shown(model_args)}): {_first_line(error)}"
-        ) from None
+        raise UsageError(f"{exact} does not take these arguments ({_shown(model_args)}): {first_line(error)}") from None
     except Exception as error:
         if weights != "pretrained" and not on_hub:
-            raise UsageError(f"cannot build {exact} with {_shown(model_args)}: {_first_line(error)}") from None
+            raise UsageError(f"cannot build {exact} with {_shown(model_args)}: {first_line(error)}") from None
         offline = isinstance(error, huggingface_hub.errors.LocalEntryNotFoundError)
-        cause = "they are not cached, and the model hub cannot be reached" if offline else _first_line(error)
+        cause = "they are not cached, and the model hub cannot be reached" if offline else first_line(error)
         raise RepsimError(f"cannot get the weights of {exact}: {cause}; {WAYS_OUT}") from None
     label = name if name in ALIASES else exact.rstrip("/").split("/")[-1]
     return Network(module, label, exact, weights, _transform_of(module, model_args))
@@ -292,13 +290,13 @@ def _from_factory(name: str, weights: str, model_args: dict[str, Any]) -> Networ
     except AttributeError:
         raise one_of(f"factory of {path}", attribute, [n for n in vars(sys.modules[path]) if n[0] != "_"]) from None
     except Exception as error:  # whatever the user's module does when it is imported
-        raise UsageError(f"cannot import {path!r} for model {name!r}: {_first_line(error)}") from None
+        raise UsageError(f"cannot import {path!r} for model {name!r}: {first_line(error)}") from None
     try:
         made = factory(**model_args)
     except TypeError as error:
-        raise UsageError(f"{name} does not take these arguments ({_shown(model_args)}): {_first_line(error)}") from None
+        raise UsageError(f"{name} does not take these arguments ({_shown(model_args)}): {first_line(error)}") from None
     except Exception as error:
-        raise RepsimError(f"{name} failed to build: {type(error).__name__}: {_first_line(error)}") from error
+        raise RepsimError(f"{name} failed to build: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(made, (nn.Module, Network)):
         raise UsageError(f"{name} must return an nn.Module or a repsim.Network, it returned {type(made).__name__}")
     if isinstance(made, Network):
@@ -317,13 +315,10 @@ def _transform_of(module: nn.Module, model_args: dict[str, Any], config: dict[st
     height, width = (size, size) if isinstance(size, int) else size
     if channels != len(transform.mean):
         grey = channels == 1
-        statistics = {k: (sum(v) / len(v),) if grey else v[:1] * channels for k, v in _statistics(transform).items()}
+        both = {"mean": transform.mean, "std": transform.std}
+        statistics = {k: (sum(v) / len(v),) if grey else v[:1] * channels for k, v in both.items()}
         transform = dataclasses.replace(transform, **statistics)
     return dataclasses.replace(transform, input_size=(channels, height, width))
-
-
-def _statistics(transform: EvalTransform) -> dict[str, tuple[float, ...]]:
-    return {"mean": transform.mean, "std": transform.std}
 
 
 def _load_file(module: nn.Module, file: Path, name: str) -> None:
@@ -332,13 +327,13 @@ def _load_file(module: nn.Module, file: Path, name: str) -> None:
         try:
             module.load_pretrained(str(file))
         except Exception as error:
-            raise RepsimError(f"{file} does not fit {name}: {_first_line(error)}") from None
+            raise RepsimError(f"{file} does not fit {name}: {first_line(error)}") from None
         return
     try:
         state = timm.models.load_state_dict(str(file))
     except Exception as error:
         raise RepsimError(
-            f"cannot read {file} as weights ({_first_line(error)}); it must be a safetensors file "
+            f"cannot read {file} as weights ({first_line(error)}); it must be a safetensors file "
             "or a state dict saved with torch.save(model.state_dict(), FILE)"
         ) from None
     own = module.state_dict()
@@ -374,7 +369,3 @@ def parse_model_args(pairs: tuple[str, ...]) -> dict[str, Any]:
 
 def _shown(model_args: dict[str, Any]) -> str:
     return ", ".join(f"{k}={v!r}" for k, v in model_args.items()) or "no arguments given"
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

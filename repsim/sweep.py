@@ -7,8 +7,9 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
-from repsim.errors import RepsimError, UsageError
+from repsim.errors import RepsimError, UsageError, first_line
 from repsim.images import FEWEST, Batch, Counts, ImageSet
 from repsim.models import Network, evaluating
 
@@ -49,7 +50,7 @@ def sweep(
     """
     if batch_size < FEWEST:
         raise UsageError(f"a batch needs at least {FEWEST} images, got batch_size={batch_size}")
-    counts = Counts(len(images))
+    counts = Counts()
     size = min(batch_size, len(images))
     batches = images.batches(
         [network.transform for network in networks], size, counts=counts, workers=workers, skip_broken=skip_broken
@@ -64,22 +65,18 @@ def sweep(
         seen = [[stack.enter_context(study.watch(i, net)) for i, net in enumerate(networks)] for study in studies]
         for batch in batches:
             for network in networks:
-                _forward(network, batch)
+                forward(network, batch.inputs[network.transform].to(network.device, non_blocking=True), batch)
             for study, what in zip(studies, seen):
                 study.update(what, batch)
-    if not counts.batches:
-        left = len(images) - len(counts.broken)
-        raise RepsimError(f"at least {FEWEST} images are needed; {left} are left, {len(counts.broken)} are broken")
     return counts
 
 
-def _forward(network: Network, batch: Batch) -> None:
+def forward(network: Network, inputs: Tensor, batch: Batch) -> None:
+    """Run a network on a batch for what its hooks take; an error of its own names both."""
     try:
-        network.module(batch.inputs[network.transform].to(network.device, non_blocking=True))
+        network.module(inputs)
     except RepsimError:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError, MemoryError) as error:
-        line = str(error).strip().split("\n")[0] or type(error).__name__
-        raise RepsimError(
-            f"{network.name} failed on batch {batch.number}, {len(batch.positions)} images: {line}"
-        ) from error
+        where = f"{network.name} failed on batch {batch.number}, {len(inputs)} images"
+        raise RepsimError(f"{where}: {first_line(error)}") from error

@@ -38,7 +38,7 @@ def test_a_seeded_choice_without_replacement():
 
 def test_pixels_and_order_of_batches():
     images = ImageSet("sample", images=20)
-    batches = list(images.batches([GREY], 8, counts=(counts := Counts(20))))
+    batches = list(images.batches([GREY], 8, counts=(counts := Counts())))
     assert [len(b.positions) for b in batches] == [8, 8]
     assert (counts.used, counts.dropped, counts.batches) == (16, 4, 2)
     raw = torch.from_numpy(images.source.images[images.chosen[:8]]).float() / 255
@@ -72,7 +72,7 @@ def test_a_broken_image(tmp_path, workers):
     write_images(tmp_path, [f"{i}.png" for i in range(13)], broken={"4.png", "7.png"})
     with pytest.raises(BrokenImage, match=r"cannot read image .*[47]\.png: .*--skip-broken"):
         list(ImageSet(tmp_path).batches([COLOUR], 4, workers=workers))
-    counts = Counts(13)
+    counts = Counts()
     batches = list(ImageSet(tmp_path).batches([COLOUR, GREY], 4, counts=counts, workers=workers, skip_broken=True))
     assert (counts.used, counts.dropped, len(counts.broken), len(batches)) == (8, 3, 2, 2)
     images = ImageSet(tmp_path)

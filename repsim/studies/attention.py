@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from repsim.attention import watch_attention
 from repsim.errors import RepsimError, UsageError
-from repsim.images import Batch, ImageSet
+from repsim.images import FEWEST, Batch, ImageSet, as_image_set
 from repsim.measures.attention import HeadStatistics, distances, grid_positions, head_statistics
 from repsim.measures.running import Moments
 from repsim.models import Network, as_network, evaluating
@@ -169,7 +169,7 @@ def attention_distance(
     Reference: paper section 4, Figures 3, 4, C.5 and C.6.
     """
     network = as_network(network)
-    images = images if isinstance(images, ImageSet) else ImageSet("sample" if images is None else images)
+    images = as_image_set(images)
     study = AttentionDistance(network.sized(images.tensor_size), renormalize=renormalize)
     how = {"progress": progress, "workers": workers, "skip_broken": skip_broken}
     sweep(images, [study.network], [study], batch_size=batch_size, **how)
@@ -207,7 +207,9 @@ def rollout(attentions: Sequence[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def attention_maps(network: Network | nn.Module | str, images: ImageSet, count: int) -> AttentionMaps:
+def attention_maps(
+    network: Network | nn.Module | str, images: ImageSet, count: int, *, skip_broken: bool = False
+) -> AttentionMaps:
     """CLS attention of the last block and attention rollout of the first `count` images.
 
     Raises:
@@ -215,9 +217,9 @@ def attention_maps(network: Network | nn.Module | str, images: ImageSet, count: 
     """
     network = as_network(network)
     network = network.sized(images.tensor_size)
-    if not 4 <= len(images) or count > len(images):
+    if count > len(images):
         raise UsageError(f"maps of {count} images were asked for, there are {len(images)}")
-    batch = next(images.batches([network.transform], max(count, 4)))
+    batch = next(images.batches([network.transform], max(count, FEWEST), skip_broken=skip_broken))
     inputs = batch.inputs[network.transform][:count].to(network.device)
     seen: dict[str, Tensor] = {}
     with evaluating(network.module), watch_attention(network, lambda path, a: seen.update({path: a.cpu()})):

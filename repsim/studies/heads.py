@@ -14,14 +14,15 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from repsim.attention import attention_modules
-from repsim.errors import RepsimError, UsageError
+from repsim.errors import UsageError
 from repsim.hooks import capture
-from repsim.images import Batch, Counts, ImageSet
+from repsim.images import Batch, Counts, ImageSet, as_image_set
 from repsim.layers import Layer, find_layers
 from repsim.measures.cka import GramRow, MinibatchCKA, flatten, gram_row, normalise, scratch_for
 from repsim.measures.running import jackknife
 from repsim.models import Network, as_network
 from repsim.studies.attention import AttentionDistance
+from repsim.studies.similarity import require_finite
 from repsim.sweep import Progress, sweep
 from repsim.tables import HEAD_CORRELATION, HEADS
 
@@ -53,9 +54,9 @@ class HeadSimilarity:
 
     def update(self, seen: Sequence[dict[str, list[GramRow]]], batch: Batch) -> None:
         rows = [row for mapping in seen for taken in mapping.values() for row in taken]
-        if not torch.isfinite(torch.stack([row.norm for row in rows])).all():
-            names = " or ".join(network.name for network in self.networks)
-            raise RepsimError(f"activations of {names} are NaN or infinite in batch {batch.number}")
+        a, b = (network.name for network in self.networks)
+        named = [(a, self.heads.name)] * self.head_count + [(b, layer.name) for layer in self.layers]
+        require_finite(rows, named, batch)
         self.cka.update(rows, len(batch.positions), batch.number)
 
     def similarity(self, subsets: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -124,7 +125,7 @@ def head_similarity(
 
     Reference: paper section 4, Figure 5.
     """
-    images = images if isinstance(images, ImageSet) else ImageSet("sample" if images is None else images)
+    images = as_image_set(images)
     networks = [as_network(n).sized(images.tensor_size) for n in (a, b)]
     path, heads, count = head_layer(networks[0])
     found = find_layers(networks[1], "blocks" if layers is None else layers)

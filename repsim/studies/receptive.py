@@ -16,10 +16,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from repsim.errors import UsageError
 from repsim.hooks import capture
-from repsim.images import FEWEST, Counts, ImageSet
+from repsim.images import FEWEST, Counts, ImageSet, as_image_set
 from repsim.layers import Layer, find_layers, residual_layers
 from repsim.measures.receptive import centre_gradients, field_statistics
 from repsim.models import Network, as_network, evaluating
+from repsim.sweep import forward
 from repsim.tables import RECEPTIVE
 
 BUDGET = 2**28
@@ -72,13 +73,7 @@ def receptive_fields(
         UsageError: a layer is not a map or a grid of tokens.
     """
     network = as_network(network)
-    images = (
-        images
-        if isinstance(images, ImageSet)
-        else ImageSet("sample", images=32)
-        if images is None
-        else ImageSet(images)
-    )
+    images = as_image_set(images, 32)
     network = network.sized(images.tensor_size)
     if layers is not None and branch:
         raise UsageError("give either layers or branch: branch chooses its own layers")
@@ -89,7 +84,7 @@ def receptive_fields(
 
     batch_size = _divisor(len(images), batch_size)
     at_once = max(1, BUDGET // (4 * 4 * largest * batch_size))
-    counts = Counts(len(images))
+    counts = Counts()
     batches = images.batches([network.transform], batch_size, counts=counts, workers=workers, skip_broken=skip_broken)
     if progress is not None:
         batches = progress(batches, total=len(images) // batch_size)
@@ -98,7 +93,7 @@ def receptive_fields(
         for batch in batches:
             inputs = batch.inputs[network.transform].to(network.device).requires_grad_()
             with torch.enable_grad():
-                network.module(inputs)
+                forward(network, inputs, batch)
             for name in list(seen):
                 z, which = seen[name], chosen[name].to(network.device)
                 if proxy:

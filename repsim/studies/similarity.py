@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from repsim.errors import RepsimError, UsageError
 from repsim.hooks import capture
-from repsim.images import Batch, ImageSet
+from repsim.images import Batch, ImageSet, as_image_set
 from repsim.layers import Layer, find_layers
 from repsim.measures.cka import GramRow, MinibatchCKA, flatten, gram_row, scratch_for
 from repsim.models import Network, as_network
@@ -56,13 +56,7 @@ class LayerSimilarity:
         rows = [rows[layer.name] for rows, layers in zip(seen, self.layers) for layer in layers]
         device = rows[0].norm.device
         rows = [row._replace(direction=row.direction.to(device), norm=row.norm.to(device)) for row in rows]
-        broken = ~torch.isfinite(torch.stack([row.norm for row in rows]))
-        if broken.any():
-            name, layer = self._named()[int(broken.nonzero()[0])]
-            raise RepsimError(
-                f"activations of {name}, layer {layer.name!r}, are NaN or infinite in batch {batch.number}; "
-                "check its weights and its input, or choose other layers"
-            )
+        require_finite(rows, [(name, layer.name) for name, layer in self._named()], batch)
         self.cka.update(rows, len(batch.positions), batch.number)
 
     def _named(self) -> list[tuple[str, Layer]]:
@@ -72,6 +66,17 @@ class LayerSimilarity:
         """(network, layer) of layers that are the same for all images: their CKA is undefined."""
         own = self.cka.sums.mean().diagonal().tolist()
         return [(name, layer.name) for (name, layer), hsic in zip(self._named(), own) if not hsic > 0]
+
+
+def require_finite(rows: Sequence[GramRow], named: Sequence[tuple[str, str]], batch: Batch) -> None:
+    """Raise, naming network, layer and batch, if one of the rows comes of NaN or infinite activations."""
+    broken = ~torch.isfinite(torch.stack([row.norm for row in rows]))
+    if broken.any():
+        network, layer = named[int(broken.nonzero()[0])]
+        raise RepsimError(
+            f"activations of {network}, layer {layer!r}, are NaN or infinite in batch {batch.number}; "
+            "check its weights and its input, or choose other layers"
+        )
 
 
 def layer_cka(
@@ -112,7 +117,7 @@ def layer_cka(
     Reference: paper section 3, Figures 1 and 2; Nguyen, Raghu & Kornblith (2021).
     """
     networks = [as_network(a)] if b is None else [as_network(a), as_network(b)]
-    images = images if isinstance(images, ImageSet) else ImageSet("sample" if images is None else images)
+    images = as_image_set(images)
     comparison = compare(
         networks,
         images,
