@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
@@ -47,3 +48,53 @@ def select(x: Tensor, tokens: Tokens, *, layout: Layout, prefix: int = 0) -> Ten
         raise UsageError(f"this layer, (n, {', '.join(map(str, x.shape[1:]))}), has no known positions to pool over")
     axes = {"tokens": (1,), "channels_first": (2, 3), "channels_last": (1, 2), "windows": (1, 2)}
     return spatial.mean(axes[layout])
+
+
+def to_tokens(x: Tensor, *, layout: Layout) -> Tensor:
+    """An activation as (n, t, d): the positions of a map are its tokens, row by row; a vector is one token."""
+    if layout == "channels_first":
+        return x.flatten(2).transpose(1, 2)
+    if layout == "channels_last":
+        return x.flatten(1, 2)
+    if layout == "tokens":
+        return x
+    if layout == "vector":
+        return x[:, None]
+    raise UsageError(f"this activation, (n, {', '.join(map(str, x.shape[1:]))}), has no known tokens or positions")
+
+
+def first_tensor(value: Any) -> Tensor | None:
+    """The tensor itself, or the first one in a tuple, list or dictionary; None if there is none."""
+    if isinstance(value, Tensor):
+        return value
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
+    return next((t for t in map(first_tensor, values) if t is not None), None)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Reading:
+    """How to read an activation: where the images are in it, and what its other axes mean."""
+
+    shape: tuple[int, ...]
+    """Shape of the activation of one image."""
+    batch_axis: int
+    fold: int
+    """How many rows of the first axis one image has (windows, say); 1 almost always."""
+    layout: Layout
+    prefix: int
+    """Tokens before the grid: CLS, distillation, registers."""
+
+    def read(self, activation: Any) -> Tensor:
+        """The activation with images on the first axis, (n, *shape), whatever the module returned."""
+        x = first_tensor(activation)
+        if self.batch_axis:
+            x = x.movedim(self.batch_axis, 0)
+        return x.reshape(x.shape[0] // self.fold, *self.shape) if self.fold > 1 else x
+
+    def select(self, activation: Tensor, tokens: Tokens) -> Tensor:
+        """The asked-for tokens of what `read` gave."""
+        return select(activation, tokens, layout=self.layout, prefix=self.prefix)
+
+    def tokens(self, activation: Tensor) -> Tensor:
+        """(n, t, d): the tokens, prefix first, or the positions of a map, of what `read` gave."""
+        return to_tokens(activation, layout=self.layout)

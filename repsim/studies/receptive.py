@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from repsim.errors import UsageError
 from repsim.hooks import capture
 from repsim.images import FEWEST, Counts, ImageSet, as_image_set
-from repsim.layers import Layer, find_layers, residual_layers
+from repsim.layers import Layer, find_layers, grid_of, residual_layers
 from repsim.measures.receptive import centre_gradients, field_statistics
 from repsim.models import Network, as_network, evaluating
 from repsim.sweep import forward
@@ -113,21 +113,6 @@ def receptive_fields(
         channels={name: "all" if full[name] else which.tolist() for name, which in chosen.items()},
         counts=counts,
     )
-
-
-def grid_of(layer: Layer, network: Network) -> tuple[int, int]:
-    """Rows and columns of a layer's map or grid of tokens."""
-    if layer.layout == "channels_first":
-        return layer.shape[1], layer.shape[2]
-    if layer.layout == "channels_last":
-        return layer.shape[0], layer.shape[1]
-    if layer.layout == "tokens":
-        _, height, width = network.input_size
-        tokens = layer.shape[0] - layer.prefix
-        rows = round(math.sqrt(tokens * height / width))
-        if rows and tokens % rows == 0:
-            return rows, tokens // rows
-    raise UsageError(f"layer {layer.name!r} of {network.name}, {layer.shape}, is no map or grid with a centre")
 
 
 def centre(layer: Layer, activation: Tensor, grid: tuple[int, int]) -> Tensor:
