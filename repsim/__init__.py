@@ -26,6 +26,9 @@ _HOME = {
     "attention_distance": "repsim.studies.attention",
     "head_similarity": "repsim.studies.heads",
     "receptive_fields": "repsim.studies.receptive",
+    "token_localization": "repsim.studies.localization",
+    "residual_norms": "repsim.studies.residual",
+    "lesions": "repsim.studies.lesion",
     "RepsimError": "repsim.errors",
     "UsageError": "repsim.errors",
 }

@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from repsim.errors import RepsimError, UsageError
+from repsim.errors import RepsimError, UsageError, one_of
 
 PACKAGES = ("torch", "timm", "torchvision", "numpy", "pandas", "matplotlib", "seaborn")
 
@@ -210,6 +210,43 @@ def model_options(side: str = "", model: str = "", default: str | None = None) -
             help="Model argument, such as img_size=384; repeatable.",
         ),
     )
+
+
+def several_models(*default: str) -> Callable:
+    """`--model`, `--weights` and `--arg` of commands that look at any number of networks; `each_model` reads them."""
+    return options(
+        click.option(
+            "--model",
+            metavar="MODEL",
+            multiple=True,
+            default=default,
+            show_default=True,
+            help=f"{MODEL} Repeatable.",
+        ),
+        click.option(
+            "--weights",
+            metavar="WEIGHTS",
+            multiple=True,
+            help="`pretrained`, `random`, or a file: once for all, or once per --model.  [default: pretrained]",
+        ),
+        click.option(
+            "--arg",
+            metavar="KEY=VALUE",
+            multiple=True,
+            help="Argument of each model, such as img_size=384; repeatable.",
+        ),
+    )
+
+
+def each_model(models: tuple[str, ...], weights: tuple[str, ...], args: tuple[str, ...]) -> list[Asked]:
+    weights = weights or ("pretrained",)
+    if len(weights) == 1:
+        weights *= len(models)
+    if len(weights) != len(models):
+        raise UsageError(
+            f"give --weights once, or once per --model: there are {len(models)} models, {len(weights)} weights"
+        )
+    return [(model, each, args) for model, each in zip(models, weights)]
 
 
 MODEL = "Alias, timm name, hf-hub:..., local-dir:... or package.module:factory."
@@ -451,6 +488,159 @@ def draw_receptive(directory: Path, quiet: bool, name: str) -> None:
 
 
 @main.command()
+@several_models("vit_mini", "resnet_mini")
+@click.option(
+    "--outlier", type=float, default=5.0, show_default=True, help="Times the median norm that make a token an outlier."
+)
+@job_options("residual", images=1000, batch_size=50, of="forward pass")
+def residual(job: Job, model: tuple[str, ...], weights: tuple[str, ...], arg: tuple[str, ...], outlier: float) -> None:
+    """What skip connections carry against what branches add (paper, Figures 7, E.1, E.2).
+
+    Writes residual.csv, residual_outliers.csv (tokens of outlying norm), run.json, residual.png and residual.pdf.
+    """
+    if job.redraw is not None:
+        return draw_residual(job.redraw, job.quiet)
+    if outlier <= 1:
+        raise UsageError(f"--outlier must be more than 1, got {outlier}")
+    run = job.start(each_model(model, weights, arg))
+
+    from repsim.studies.residual import residual_norms
+    from repsim.tables import save_table
+
+    found = residual_norms(run.networks, run.images, outlier=outlier, batch_size=job.batch_size, **job.how())
+    save_table(found.table, run.out / "residual.csv")
+    save_table(found.outliers, run.out / "residual_outliers.csv")
+    protocol = {"outlier": outlier, "outlier_tokens": len(found.outliers), "batch_size": found.counts.batch_size}
+    run.save({**run.images.record(), **found.counts.record()}, protocol)
+    draw_residual(run.out, job.quiet)
+
+
+def draw_residual(directory: Path, quiet: bool) -> None:
+    from repsim.plots import residual
+    from repsim.tables import RESIDUAL, load_table
+
+    table = load_table(directory / "residual.csv", RESIDUAL)
+    finish(directory, "residual", residual(table), list(table["model"].unique()), quiet)
+
+
+@main.command()
+@model_options(default="vit_mini")
+@click.option(
+    "--remove",
+    type=click.Choice(["skip", "branch", "skips", "block"]),
+    multiple=True,
+    help="One skip or branch, all skips of a block, or the block; repeatable.  [default: each of them]",
+)
+@click.option("--blocks", help="Numbers of the blocks to try, such as 0,5,11.  [default: all]")
+@click.option(
+    "--layers", default="blocks", show_default=True, help="Where to compare: `blocks`, `paper`, `all`, or a pattern."
+)
+@job_options("lesion", images=512, batch_size=64, of="minibatch of CKA")
+def lesion(
+    job: Job,
+    model: str,
+    weights: str,
+    arg: tuple[str, ...],
+    remove: tuple[str, ...],
+    blocks: str | None,
+    layers: str,
+) -> None:
+    """What a network loses with one skip, branch or block, removed at inference.
+
+    Not the paper's Figure 8, which trains networks without the skips of a block. Writes lesion.csv, run.json,
+    lesion.png and lesion.pdf.
+    """
+    if job.redraw is not None:
+        return draw_lesion(job.redraw, job.quiet)
+    chosen = parse_blocks(blocks)
+    run = job.start([(model, weights, arg)])
+
+    from repsim.studies.lesion import QUANTITY, REMOVE, lesions
+    from repsim.tables import save_table
+
+    options = {"remove": remove or REMOVE, "blocks": None if chosen == "all" else chosen, "layers": layers}
+    found = lesions(*run.networks, run.images, **options, batch_size=job.batch_size, **job.how())
+    for notice in found.notices:
+        run.notice(notice)
+    save_table(found.table, run.out / "lesion.csv")
+    protocol = {"quantity": QUANTITY, **options, "batch_size": found.counts.batch_size}
+    run.save({**run.images.record(), **found.counts.record()}, protocol)
+    draw_lesion(run.out, job.quiet)
+
+
+def draw_lesion(directory: Path, quiet: bool) -> None:
+    from repsim.plots import lesion
+    from repsim.tables import LESION, load_table
+
+    table = load_table(directory / "lesion.csv", LESION)
+    finish(directory, "lesion", lesion(table), list(table["model"].unique()), quiet)
+
+
+@main.command()
+@several_models("vit_mini", "vit_mini_gap", "resnet_mini")
+@click.option(
+    "--layers", default="blocks", show_default=True, help="`blocks`, `paper`, `all`, or a regular expression."
+)
+@click.option("--show", metavar="ROW,COLUMN", multiple=True, help="Token to draw; repeatable.  [default: the paper's]")
+@click.option("--show-layer", metavar="LAYER", help="Layer to draw.  [default: the last of each network]")
+@job_options("localize", images=2560, batch_size=256, of="minibatch of CKA")
+def localize(
+    job: Job,
+    model: tuple[str, ...],
+    weights: tuple[str, ...],
+    arg: tuple[str, ...],
+    layers: str,
+    show: tuple[str, ...],
+    show_layer: str | None,
+) -> None:
+    """Which input patches single tokens resemble (paper, Figures 9, 10, D.1 to D.3).
+
+    Writes localization.csv (every token and patch of every layer), localization_summary.csv, run.json, and the
+    pictures of both.
+    """
+    tokens = parse_tokens(show)
+    if job.redraw is not None:
+        return draw_localization(job.redraw, tokens, show_layer, job.quiet)
+    run = job.start(each_model(model, weights, arg))
+
+    from repsim.studies.localization import located, token_localization
+    from repsim.tables import save_table
+
+    if show_layer is not None:
+        names = [layer.name for network in run.networks for layer in located(network, layers)[0]]
+        if show_layer not in names:
+            raise one_of("layer of --show-layer", show_layer, dict.fromkeys(names))
+    found = token_localization(run.networks, run.images, layers=layers, batch_size=job.batch_size, **job.how())
+    for reason in found.undefined:
+        say(reason, job.quiet)
+    save_table(found.table, run.out / "localization.csv")
+    save_table(found.summary, run.out / "localization_summary.csv")
+    run.save({**run.images.record(), **found.counts.record()}, found.protocol, undefined=found.undefined)
+    draw_localization(run.out, tokens, show_layer, job.quiet)
+
+
+def draw_localization(directory: Path, tokens: list[tuple[int, int]] | None, layer: str | None, quiet: bool) -> None:
+    from repsim.plots import localization, localization_summary
+    from repsim.tables import LOCALIZATION, LOCALIZATION_SUMMARY, load_table
+
+    summary = load_table(directory / "localization_summary.csv", LOCALIZATION_SUMMARY)
+    models = list(summary["model"].unique())
+    finish(directory, "localization_summary", localization_summary(summary), models, True)
+    table = load_table(directory / "localization.csv", LOCALIZATION)
+    finish(directory, "localization", localization(table, tokens=tokens, layer=layer), models, quiet)
+
+
+def parse_tokens(show: tuple[str, ...]) -> list[tuple[int, int]] | None:
+    try:
+        pairs = [tuple(int(number) for number in token.split(",")) for token in show]
+    except ValueError:
+        pairs = [()]
+    if any(len(pair) != 2 for pair in pairs):
+        raise UsageError(f"--show takes the row and column of a token, such as 2,1, got {' '.join(show)!r}")
+    return pairs or None
+
+
+@main.command()
 def models() -> None:
     """Networks by the paper's names: what each stands for, and which public weights are used."""
     from repsim.aliases import ALIASES, BUNDLED
@@ -493,7 +683,7 @@ def finish(directory: Path, name: str, figure: Any, models: list[str], quiet: bo
     else:  # an earlier run into this directory may have been untrained
         for suffix in (".png", ".pdf"):
             (directory / f"{name}-random{suffix}").unlink(missing_ok=True)
-    found = [directory / f"{name}.csv", directory / RECORD, *pictures]
+    found = [*sorted(directory.glob(f"{name}*.csv")), directory / RECORD, *pictures]
     say("wrote " + ", ".join(str(path) for path in found if path.exists()), quiet)
 
 

@@ -19,6 +19,14 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
+def not_finite(network: str, layer: str, batch: int) -> RepsimError:
+    """The error for activations that no measure is defined on."""
+    return RepsimError(
+        f"activations of {network}, layer {layer!r}, are NaN or infinite in batch {batch}; "
+        "check its weights and its input, or choose other layers"
+    )
+
+
 def near(got: str, choices: Iterable[str], most: int = 4) -> list[str]:
     """The choices most like what was typed, best first; those that contain it count as like it."""
     choices = list(choices)

@@ -75,9 +75,7 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "vit_mini_gap": partial(vit, class_token=False, global_pool="avg"),
     "mixer_mini": mixer,
     "vit_micro": partial(vit, depth=6),
-    "vit_mini_noskip1": partial(vit, without_skips=1),
-    "vit_mini_noskip5": partial(vit, without_skips=5),
-    "vit_mini_noskip9": partial(vit, without_skips=9),
+    **{f"vit_mini_noskip{block}": partial(vit, without_skips=block) for block in range(12)},
 }
 
 

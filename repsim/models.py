@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -131,6 +131,23 @@ def as_network(network: Network | nn.Module | str) -> Network:
     if isinstance(network, nn.Module):
         return Network(network, type(network).__name__, transform=_transform_of(network, {}))
     raise UsageError(f"a network is a Network, an nn.Module or a name, got {type(network).__name__}")
+
+
+def as_networks(networks: Network | nn.Module | str | Sequence[Network | nn.Module | str]) -> list[Network]:
+    """One or several of what stands for a network, under names that tell them apart."""
+    one = isinstance(networks, (Network, nn.Module, str))
+    return told_apart([as_network(network) for network in ([networks] if one else networks)])
+
+
+def told_apart(networks: Sequence[Network]) -> list[Network]:
+    """Give networks of the same name names of their own: the table knows them by nothing else."""
+    names = [network.name for network in networks]
+    return [
+        dataclasses.replace(network, name=f"{network.name}#{names[:i].count(network.name) + 1}")
+        if names.count(network.name) > 1
+        else network
+        for i, network in enumerate(networks)
+    ]
 
 
 @contextmanager

@@ -53,6 +53,11 @@ def kind_of(module: nn.Module) -> str:
     return type(module).__name__.lower()
 
 
+def has_cls(module: nn.Module) -> bool:
+    """Whether the first prefix token is a CLS token rather than a register."""
+    return getattr(module, "cls_token", None) is not None or not hasattr(module, "num_prefix_tokens")
+
+
 # Blocks
 
 

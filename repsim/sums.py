@@ -77,7 +77,7 @@ def _stream(trace: Trace, path: str, block: Spot) -> list[tuple[Operation, int]]
     tensor = block.call.result if block.side == "output" else block.call.argument
     here = trace.made(tensor, block.when)
     found: list[tuple[Operation, int]] = []
-    while here is not None and entry is not None and here is not entry and here.when > entry.when:
+    while here is not None and entry is not None and here.when > first.started:
         if _is_sum(here):
             skip = _skip(trace, path, here, entry)
             found.insert(0, (here, skip))

@@ -71,10 +71,10 @@ def sweep(
     return counts
 
 
-def forward(network: Network, inputs: Tensor, batch: Batch) -> None:
-    """Run a network on a batch for what its hooks take; an error of its own names both."""
+def forward(network: Network, inputs: Tensor, batch: Batch) -> Any:
+    """Run a network on a batch, mostly for what its hooks take; an error of its own names both."""
     try:
-        network.module(inputs)
+        return network.module(inputs)
     except RepsimError:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError, MemoryError) as error:

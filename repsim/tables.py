@@ -30,10 +30,26 @@ ATTENTION = [
 RECEPTIVE = ["model", "layer", "index", "depth", "radius50_px", "radius95_px", "centre_share"]
 """One row per layer: radii around the centre in pixels, share of the centre's own patch."""
 
+LOCALIZATION = ["model", "layer", "depth", "token_row", "token_col", "patch_row", "patch_col", "cka", "se"]
+"""One row per token and input patch: the token's place on its layer's grid, the patch's on the grid of patches."""
+LOCALIZATION_SUMMARY = ["model", "layer", "depth", "where", "own_minus_rest", "se"]
+"""One row per layer and `where` (interior, edge, corner): CKA with the own patch minus the mean over the others."""
+
 HEADS = ["model_a", "heads", "distance_px", "model_b", "layer_b", "cka", "se"]
 """One row per window of attention heads and layer."""
 HEAD_CORRELATION = ["model_a", "model_b", "layer_b", "spearman", "low", "high"]
 """Rank correlation of distance and CKA over windows, with a 95 % bootstrap interval."""
+
+RESIDUAL = [
+    *("model", "layer", "block", "sublayer", "token"),
+    *("ratio", "ratio_se", "ratio_median", "cos_output", "cos_branch", "skip_norm", "branch_norm"),
+]
+"""One row per residual sum and token: `cls`, other tokens before the grid by name, positions by number from 0."""
+OUTLIERS = ["model", "layer", "block", "sublayer", "token", "share", "times_median"]
+"""Tokens on the skip connection whose norm is over a multiple of the image's median; in what `share` of images."""
+
+LESION = ["model", "removed", "block", "agreement", "kl", "accuracy", "layer", "cka", "se"]
+"""One row per lesion and later layer; agreement, kl (nats) and accuracy are the lesion's. Block -1: nothing removed."""
 
 RECORD = "run.json"
 

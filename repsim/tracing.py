@@ -234,12 +234,14 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         place = AdditionAt.of(func, args, self.running)
+        scaled = (kwargs or {}).get("alpha", 1) != 1  # x + 2y: counted, but no sum of what a skip and a branch carry
         given = [x for x in tree_iter((args, kwargs or {})) if isinstance(x, Tensor)]
         operands = tuple(self.maker.get(id(x)) for x in given)
         result = func(*args, **(kwargs or {}))
         if any(operands):
             for tensor in (x for x in tree_iter(result) if isinstance(x, Tensor)):
-                operation = Operation(func.overloadpacket.__name__, next(self.clock), operands, tensor, place)
+                name = func.overloadpacket.__name__
+                operation = Operation(name, next(self.clock), operands, tensor, None if scaled else place)
                 self.operations.append(operation)
                 self.maker[id(tensor)] = operation
         return result

@@ -14,7 +14,16 @@ from PIL import Image
 
 import repsim as rs
 from repsim.cli import main
-from repsim.tables import ATTENTION, HEADS, RECEPTIVE, SIMILARITY
+from repsim.tables import (
+    ATTENTION,
+    HEADS,
+    LESION,
+    LOCALIZATION,
+    LOCALIZATION_SUMMARY,
+    RECEPTIVE,
+    RESIDUAL,
+    SIMILARITY,
+)
 
 
 def repsim(*arguments) -> Result:
@@ -195,6 +204,71 @@ def test_heads(somewhere):
     assert repsim("heads", "--redraw", out).exit_code == 0
 
 
+def test_residual(somewhere):
+    result = repsim("residual", "--images", 40, "--batch-size", 20)
+    assert result.exit_code == 0, result.output
+    out = somewhere / "runs" / "residual-vit_mini-resnet_mini"
+    names = ["residual.csv", "residual.pdf", "residual.png", "residual_outliers.csv", "run.json"]
+    assert sorted(os.listdir(out)) == names
+    table = pd.read_csv(out / "residual.csv", dtype={"token": str})
+    assert list(table.columns) == RESIDUAL and list(table.model.unique()) == ["vit_mini", "resnet_mini"]
+    assert len(table[table.model == "vit_mini"]) == 24 * 50 and (table.ratio > 0).all()
+    assert json.loads((out / "run.json").read_text())["protocol"]["outlier"] == 5
+    (out / "residual.png").unlink()
+    assert repsim("residual", "--redraw", out).exit_code == 0 and (out / "residual.png").exists()
+
+
+def test_weights_for_each_of_several_models(somewhere):
+    arguments = ["residual", "--images", 8, "--batch-size", 4, "--model", "vit_mini", "--model", "vit_mini"]
+    assert repsim(*arguments, "--weights", "pretrained", "--weights", "random", "--out", "o").exit_code == 0
+    assert [n["weights"] for n in json.loads(Path("o/run.json").read_text())["networks"]][1] == "random"
+    assert set(pd.read_csv("o/residual.csv").model) == {"vit_mini", "vit_mini-random"}
+    assert "residual-random.png" in os.listdir("o")
+
+
+def test_lesion(somewhere):
+    arguments = [
+        "lesion",
+        "--images",
+        32,
+        "--batch-size",
+        16,
+        "--blocks",
+        "0,11",
+        "--remove",
+        "skip",
+        "--remove",
+        "block",
+    ]
+    result = repsim(*arguments)
+    assert result.exit_code == 0, result.output
+    out = somewhere / "runs" / "lesion-vit_mini"
+    assert sorted(os.listdir(out)) == ["lesion.csv", "lesion.pdf", "lesion.png", "run.json"]
+    table = pd.read_csv(out / "lesion.csv")
+    assert list(table.columns) == LESION
+    assert set(table.removed) == {"nothing", "attention skip", "mlp skip", "block"} and set(table.block) == {-1, 0, 11}
+    assert "removed at inference" in json.loads((out / "run.json").read_text())["protocol"]["quantity"]
+    assert repsim("lesion", "--redraw", out).exit_code == 0
+    result = repsim("lesion", "--data", "noise", "--images", 8, "--batch-size", 8, "--blocks", "0", "--out", "n")
+    assert result.exit_code == 0 and "no labels, so there is no accuracy" in result.output
+
+
+def test_localize(somewhere):
+    arguments = ["localize", "--model", "vit_mini", "--model", "resnet_mini"]
+    options = ["--layers", r"blocks\.11|layer4\.[01]", "--images", 64, "--batch-size", 16, "--show", "2,1"]
+    result = repsim(*arguments, *options)
+    assert result.exit_code == 0, result.output
+    out = somewhere / "runs" / "localize-vit_mini-resnet_mini"
+    stems = ("localization", "localization_summary")
+    assert sorted(os.listdir(out)) == sorted([f"{s}.{e}" for s in stems for e in ("csv", "pdf", "png")] + ["run.json"])
+    table = pd.read_csv(out / "localization.csv")
+    assert list(table.columns) == LOCALIZATION and len(table) == 3 * 49 * 49
+    summary = pd.read_csv(out / "localization_summary.csv")
+    assert list(summary.columns) == LOCALIZATION_SUMMARY and len(summary) == 3 * 3
+    assert repsim("localize", "--redraw", out, "--show", "0,0", "--show", "6,6").exit_code == 0
+    assert repsim("localize", "--redraw", out, "--show", "7,0").exit_code == 2
+
+
 @pytest.mark.parametrize(
     "arguments, code, message",
     [
@@ -207,6 +281,25 @@ def test_heads(somewhere):
         (["receptive", "--layers", "head"], 2, "is no map or grid"),
         (["receptive", "--channels", "-1"], 2, "--channels must be at least 0"),
         (["receptive", "--redraw", "nowhere"], 2, "there is no receptive.csv"),
+        (["residual", "--model", "vgg11", "--weights", "random", "--data", "noise"], 2, "no blocks with residual sums"),
+        (["residual", "--model", "vit_b61"], 2, "did you mean"),
+        (["residual", "--outlier", "0.5"], 2, "--outlier must be more than 1"),
+        (
+            ["residual", "--weights", "random", "--weights", "x", "--weights", "y"],
+            2,
+            "give --weights once, or once per",
+        ),
+        (["residual", "--redraw", "nowhere"], 2, "there is no residual.csv in nowhere"),
+        (["localize", "--layers", "head"], 2, "has no positions in the image"),
+        (["localize", "--show-layer", "blocks.12"], 2, "unknown layer of --show-layer 'blocks.12'; did you mean"),
+        (["localize", "--show", "2"], 2, "--show takes the row and column of a token, such as 2,1, got '2'"),
+        (["localize", "--show", "a,b"], 2, "--show takes the row and column"),
+        (["localize", "--batch-size", "3"], 2, "--batch-size must be at least 4"),
+        (["localize", "--redraw", "nowhere"], 2, "there is no localization_summary.csv in nowhere"),
+        (["lesion", "--blocks", "12"], 2, "there is no block 12 with residual sums"),
+        (["lesion", "--blocks", "x"], 2, "--blocks takes numbers"),
+        (["lesion", "--layers", "blocs"], 2, "the presets are blocks, paper, all"),
+        (["lesion", "--remove", "all"], 2, "'all' is not one of"),
     ],
 )
 def test_bad_input_elsewhere(somewhere, arguments, code, message):

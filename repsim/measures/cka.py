@@ -271,6 +271,13 @@ def stacked_hsic(rows: Sequence[GramRow], n: int, columns: int = 2**18) -> Tenso
     return 2 * inner * (norms[:, None] * norms[None, :]) / (n * (n - 3))
 
 
+def paired_hsic(rows_a: Sequence[GramRow], rows_b: Sequence[GramRow], n: int) -> Tensor:
+    """HSIC_1 of each row of one list with its fellow of the other, on one batch of n examples. (L,) float64."""
+    inner = torch.stack([a.direction.double() @ b.direction.double() for a, b in zip(rows_a, rows_b)])
+    norms = torch.stack([a.norm * b.norm for a, b in zip(rows_a, rows_b)])
+    return 2 * inner * norms / (n * (n - 3))
+
+
 def normalise(hsics: Tensor) -> Tensor:
     """(L, L) HSIC -> (L, L) CKA. Rows and columns of layers with HSIC(K, K) = 0 become NaN."""
     hsics = (hsics + hsics.T) / 2  # sums over batches may differ in the last bit on the two sides

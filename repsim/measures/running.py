@@ -102,6 +102,50 @@ class Moments:
         return (variance.clamp(min=0) / self.count).sqrt()  # rounding may leave it just below zero
 
 
+class Quantiles:
+    """Quantiles over images of positive values, from counts in bins of equal ratio: memory that does not grow.
+
+    A bin spans a factor of 2^(1/64), 1.1 %; within it values are taken to lie evenly (in logarithm), so a
+    quantile is off by less than a bin, and by far less where many values fall into it. Values under 2^-24 and
+    over 2^24 count as below and above all others; NaN are left out.
+
+    Attributes:
+        counts: (bins, ...) int32.
+    """
+
+    OCTAVES, PER_OCTAVE = 24, 64
+
+    def __init__(self, counts: Tensor | None = None) -> None:
+        self.counts = counts
+
+    def update(self, values: Tensor) -> Quantiles:
+        """Add (n, ...), the values of n images."""
+        last = 2 * self.OCTAVES * self.PER_OCTAVE + 1
+        if self.counts is None:
+            self.counts = torch.zeros(last + 1, *values.shape[1:], dtype=torch.int32, device=values.device)
+        bins = ((values.double().log2() + self.OCTAVES) * self.PER_OCTAVE).floor() + 1
+        known = ~bins.isnan()
+        bins = bins.nan_to_num(0.0, posinf=last, neginf=0).clamp(0, last).long()
+        self.counts.scatter_add_(0, bins, known.int())
+        return self
+
+    def merge(self, other: Quantiles) -> Quantiles:
+        parts = [part.counts for part in (self, other) if part.counts is not None]
+        return Quantiles(torch.stack(parts).sum(0, dtype=torch.int32) if parts else None)
+
+    def compute(self, q: float = 0.5) -> Tensor:
+        """The q-quantile of each value, float64; NaN where none was counted, 0 or infinite beyond the bins."""
+        cumulative = self.counts.double().cumsum(0)
+        target = q * cumulative[-1]
+        which = (cumulative < target).sum(0, keepdim=True)
+        inside = self.counts.gather(0, which).double()
+        before = cumulative.gather(0, which) - inside
+        exponent = (which - 1 + (target - before) / inside) / self.PER_OCTAVE - self.OCTAVES
+        value = 2**exponent
+        value = torch.where(which == 0, 0.0, torch.where(which == len(self.counts) - 1, torch.inf, value))
+        return torch.where(cumulative[-1] > 0, value[0], torch.nan)
+
+
 def jackknife(sums: GroupedSums, statistic: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     r"""A function of the mean over batches, with its jackknife standard error.
 

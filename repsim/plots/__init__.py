@@ -1,8 +1,22 @@
 """Pictures of tables. Nothing here imports torch, so every figure can be redrawn from its saved table."""
 
-from repsim.plots.curves import attention_distance, head_similarity
-from repsim.plots.maps import attention_maps, receptive_fields
+from repsim.plots.curves import attention_distance, head_similarity, localization_summary
+from repsim.plots.lesion import lesion
+from repsim.plots.maps import attention_maps, localization, receptive_fields
 from repsim.plots.matrices import heatmap, panel
+from repsim.plots.residual import residual
 from repsim.plots.style import save
 
-__all__ = ["attention_distance", "attention_maps", "head_similarity", "heatmap", "panel", "receptive_fields", "save"]
+__all__ = [
+    "attention_distance",
+    "attention_maps",
+    "head_similarity",
+    "heatmap",
+    "lesion",
+    "localization",
+    "localization_summary",
+    "panel",
+    "receptive_fields",
+    "residual",
+    "save",
+]

@@ -72,3 +72,30 @@ def head_similarity(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         ax.set_title(f"heads of {table['model_a'].iloc[0]} against {table['model_b'].iloc[0]}")
         ax.legend(frameon=False)
     return ax
+
+
+def localization_summary(summary: pd.DataFrame) -> Figure:
+    """How far tokens stand out at their own patch, over depth: interior, edge and corner tokens side by side.
+
+    Args:
+        summary: of `rs.token_localization`, or `localization_summary.csv`.
+
+    Returns:
+        A panel for each, with a line per model and a band of two standard errors.
+    """
+    present = list(dict.fromkeys(summary["where"]))
+    models = list(dict.fromkeys(summary["model"]))
+    with look():
+        figure = Figure(figsize=(2.4 * len(present) + 0.6, 3))
+        axes = figure.subplots(1, len(present), sharey=True, squeeze=False)[0]
+        for ax, where in zip(axes, present):
+            ax.axhline(0, color="0.6", linewidth=0.8, linestyle=":")
+            for model, colour in zip(models, sns.color_palette("colorblind", len(models))):
+                part = summary[(summary["where"] == where) & (summary["model"] == model)].sort_values("depth")
+                depth, value, se = part["depth"], part["own_minus_rest"], 2 * part["se"].fillna(0)
+                ax.plot(depth, value, color=colour, marker="o", markersize=3, linewidth=1, label=model)
+                ax.fill_between(depth, value - se, value + se, color=colour, alpha=0.25, linewidth=0)
+            ax.set(xlabel="depth (0 first layer, 1 last)", title=f"{where} tokens")
+        axes[0].set_ylabel("CKA with own patch minus mean of the others")
+        axes[0].legend(frameon=False)
+    return figure

@@ -1,15 +1,29 @@
-"""Maps over the image: attention, receptive fields."""
+"""Maps over the image: attention, receptive fields, localization of tokens."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 
-from repsim.plots.style import look
+from repsim.errors import UsageError, one_of
+from repsim.plots.style import UNDEFINED, look
 
 MAP_CMAP = "inferno"
+TOKEN_CMAP = "viridis"
+"""Lighter at its low end than the others: most of a token's CKA with patches are far below its highest."""
+PAPER_TOKENS = {
+    7: [(0, 0), (2, 1), (4, 2), (4, 4)],
+    14: [(0, 0), (2, 3), (2, 7), (4, 5)],
+    16: [(0, 0), (2, 5), (5, 10), (5, 11)],
+}
+"""Side of the grid -> row and column of the tokens that the paper shows (Figures 9, 10, D.1 to D.3)."""
 
 
 def attention_maps(images: np.ndarray, cls: np.ndarray, rollout: np.ndarray, *, title: str = "") -> Figure:
@@ -74,3 +88,89 @@ def receptive_fields(
             ax.set_title(f"{row.layer}\nhalf within {row.radius50_px:.1f} px", fontsize=7)
         figure.suptitle(f"{table['model'].iloc[0]}: {quantity}, each panel to its own maximum")
     return figure
+
+
+def localization(
+    table: pd.DataFrame, *, tokens: Sequence[tuple[int, int]] | None = None, layer: str | None = None
+) -> Figure:
+    """CKA of chosen tokens with every input patch, a row of panels per model, all on one scale (paper, Figure 9).
+
+    Args:
+        table: of `rs.token_localization`, or `localization.csv`.
+        tokens: (row, column) of each token's own patch; None: those the paper shows, scaled to grids it does not.
+        layer: which to draw, of the models that have it; None: the last of each.
+
+    Returns:
+        The figure; its axes are the panels, row by row, and, last, the colour bar. A token's own patch is outlined, and
+        the title gives its value; grey cells are undefined.
+    """
+    layers = _drawn_layers(table, layer)
+    rows = [_token_maps(part, tokens) for part in layers]
+    values = np.concatenate([each.values for row in rows for each in row], axis=None)
+    low, high = min(0.0, np.nanmin(values, initial=0)), np.nanmax(values, initial=0) or 1.0
+    columns = max(map(len, rows))
+    with look():
+        figure = Figure(figsize=(1.45 * columns + 0.8, 1.6 * len(rows) + 0.5))
+        axes = figure.subplots(len(rows), columns, squeeze=False)
+        for ax in axes.flatten():
+            ax.set(xticks=[], yticks=[])
+            ax.set_visible(False)
+        for line, part, row in zip(axes, layers, rows):
+            for ax, each in zip(line, row):
+                ax.set_visible(True)
+                token_map(ax, each, low=low, high=high)
+            line[0].set_ylabel(f"{part['model'].iloc[0]}\n{part['layer'].iloc[0]}")
+        figure.colorbar(axes[0, 0].images[0], ax=list(axes.flatten()), label="CKA", fraction=0.03)
+        figure.suptitle("CKA of single tokens with input patches (numbers: with their own)")
+    return figure
+
+
+class TokenMap(NamedTuple):
+    """CKA of one token with the patches."""
+
+    values: np.ndarray
+    """(rows, columns) of the grid of patches."""
+    own: tuple[int, int]
+    """Row and column of the token's own patch."""
+    token: tuple[int, int]
+    """The token's on its layer's grid."""
+
+
+def token_map(ax: Axes, of: TokenMap, *, low: float, high: float) -> None:
+    """One panel of `localization`."""
+    ax.set_facecolor(UNDEFINED)
+    ax.imshow(of.values, cmap=TOKEN_CMAP, vmin=low, vmax=high, interpolation="nearest")
+    row, column = of.own
+    outline = {"fill": False, "edgecolor": "white", "linewidth": 0.8, "clip_on": False, "zorder": 3}
+    rim = [withStroke(linewidth=2, foreground="black")]  # white alone is lost on the brightest cells
+    ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, path_effects=rim, **outline))
+    ax.set_title(f"token {of.token}: {of.values[of.own]:.2f}", fontsize=7)
+
+
+def paper_tokens(rows: int, columns: int) -> list[tuple[int, int]]:
+    """The tokens that the paper shows of such a grid; of others, those nearest to its choice for 7 x 7."""
+    if rows == columns and rows in PAPER_TOKENS:
+        return PAPER_TOKENS[rows]
+    return list(dict.fromkeys(((2 * r + 1) * rows // 14, (2 * c + 1) * columns // 14) for r, c in PAPER_TOKENS[7]))
+
+
+def _drawn_layers(table: pd.DataFrame, layer: str | None) -> list[pd.DataFrame]:
+    """The rows of the layer asked for, of each model that has it, or of each model's last layer."""
+    if layer is not None and layer not in set(table["layer"]):
+        raise one_of("layer of this table", layer, dict.fromkeys(table["layer"]))
+    of_models = (part for _, part in table.groupby("model", sort=False))
+    chosen = (part[part["layer"] == (layer or part["layer"].iloc[-1])] for part in of_models)
+    return [part for part in chosen if len(part)]
+
+
+def _token_maps(part: pd.DataFrame, tokens: Sequence[tuple[int, int]] | None) -> list[TokenMap]:
+    """The maps of the chosen tokens of one layer, from its rows."""
+    part = part.sort_values(["token_row", "token_col", "patch_row", "patch_col"])
+    down, across = (sorted(part[f"token_{axis}"].unique().tolist()) for axis in ("row", "col"))
+    rows, columns = len(down), len(across)
+    maps = part["cka"].to_numpy().reshape(rows, columns, rows, columns)
+    chosen = tokens or paper_tokens(rows, columns)
+    for row, column in chosen:
+        if not (0 <= row < rows and 0 <= column < columns):
+            raise UsageError(f"there is no token ({row}, {column}): {part['model'].iloc[0]} has {rows} x {columns}")
+    return [TokenMap(maps[row, column], (row, column), (down[row], across[column])) for row, column in chosen]

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from repsim.attention import watch_attention
-from repsim.errors import RepsimError, UsageError
+from repsim.errors import UsageError, not_finite
 from repsim.images import FEWEST, Batch, ImageSet, as_image_set
 from repsim.measures.attention import HeadStatistics, distances, grid_positions, head_statistics
 from repsim.measures.running import Moments
 from repsim.models import Network, as_network, evaluating
+from repsim.structure import has_cls
 from repsim.sweep import Progress, sweep
 from repsim.tables import ATTENTION
 
@@ -75,9 +76,7 @@ class AttentionDistance:
     def update(self, seen: Sequence[dict[str, HeadStatistics]], batch: Batch) -> None:
         for path, statistics in seen[0].items():
             if not torch.isfinite(statistics.distance_px).all():
-                raise RepsimError(
-                    f"attention of {self.network.name}, layer {path!r}, is NaN or infinite in batch {batch.number}"
-                )
+                raise not_finite(self.network.name, path, batch.number)
             for moments, values in zip(self.sums.setdefault(path, [Moments() for _ in statistics]), statistics):
                 moments.update(values)
 
@@ -92,11 +91,6 @@ class AttentionDistance:
                 row = {"model": self.network.name, "layer": path, "block": block, "head": head, "distance_se": se}
                 rows.append({**row, **values})
         return pd.DataFrame(rows)[ATTENTION]
-
-
-def has_cls(module: nn.Module) -> bool:
-    """Whether the first prefix token is a CLS token rather than a register."""
-    return getattr(module, "cls_token", None) is not None or not hasattr(module, "num_prefix_tokens")
 
 
 def geometry(network: Network, path: str, windows: int, queries: int, keys: int) -> Geometry:

@@ -14,12 +14,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from repsim.errors import RepsimError, UsageError
+from repsim.errors import UsageError, not_finite
 from repsim.hooks import capture
 from repsim.images import Batch, ImageSet, as_image_set
 from repsim.layers import Layer, find_layers
 from repsim.measures.cka import GramRow, MinibatchCKA, flatten, gram_row, scratch_for
-from repsim.models import Network, as_network
+from repsim.models import Network, as_network, told_apart
 from repsim.sweep import Progress, sweep
 from repsim.tables import SIMILARITY
 from repsim.tokens import Tokens
@@ -73,10 +73,7 @@ def require_finite(rows: Sequence[GramRow], named: Sequence[tuple[str, str]], ba
     broken = ~torch.isfinite(torch.stack([row.norm for row in rows]))
     if broken.any():
         network, layer = named[int(broken.nonzero()[0])]
-        raise RepsimError(
-            f"activations of {network}, layer {layer!r}, are NaN or infinite in batch {batch.number}; "
-            "check its weights and its input, or choose other layers"
-        )
+        raise not_finite(network, layer, batch.number)
 
 
 def layer_cka(
@@ -159,7 +156,7 @@ def compare(
     """What `layer_cka` does, with the record of it; see there."""
     if repeats < 1:
         raise UsageError(f"repeats must be at least 1, got {repeats}")
-    networks = _told_apart([network.sized(images.tensor_size) for network in networks])
+    networks = told_apart([network.sized(images.tensor_size) for network in networks])
     found = [find_layers(network, layers, tokens=tokens) for network in networks]
     studies, counts = [], []
     for repeat in range(repeats):
@@ -172,7 +169,7 @@ def compare(
     ]
     broken = sorted({name for c in counts for name in c.broken})
     return Comparison(
-        table=_table(studies),
+        table=layer_table(studies),
         undefined=undefined,
         protocol={
             "layers": layers,
@@ -186,19 +183,8 @@ def compare(
     )
 
 
-def _told_apart(networks: Sequence[Network]) -> list[Network]:
-    """Give networks of the same name names of their own: the table knows them by nothing else."""
-    names = [network.name for network in networks]
-    return [
-        dataclasses.replace(network, name=f"{network.name}#{names[:i].count(network.name) + 1}")
-        if names.count(network.name) > 1
-        else network
-        for i, network in enumerate(networks)
-    ]
-
-
-def _table(studies: Sequence[LayerSimilarity]) -> pd.DataFrame:
-    """All ordered pairs, sorted by where they stand in the (L, L) matrix."""
+def layer_table(studies: Sequence[LayerSimilarity]) -> pd.DataFrame:
+    """The table of `layer_cka` from one study, or one per repeat: all ordered pairs of layers."""
     results = [study.cka.compute() for study in studies]
     values = torch.stack([cka.cpu() for cka, _ in results])
     errors = torch.stack([se.cpu() for _, se in results])

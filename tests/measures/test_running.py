@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from repsim.errors import RepsimError
-from repsim.measures.running import GroupedSums, jackknife
+from repsim.measures.running import GroupedSums, Quantiles, jackknife
 
 
 def filled(values, groups=32):
@@ -42,3 +42,20 @@ def test_nothing_summed():
         GroupedSums().mean()
     with pytest.raises(ValueError, match="cannot merge 32 groups with 4"):
         GroupedSums().merge(GroupedSums(4))
+
+
+@pytest.mark.parametrize("q", [0.1, 0.5, 0.9])
+def test_quantiles_are_within_one_percent(q):
+    values = torch.randn(5000, 3, dtype=torch.float64).exp() * torch.tensor([1e-3, 1.0, 1e3])
+    found = Quantiles().update(values).compute(q)
+    torch.testing.assert_close(found, values.quantile(q, dim=0), rtol=0.011, atol=0)
+
+
+def test_quantiles_merge_and_keep_what_lies_outside():
+    values = torch.tensor([[0.0, 1.0, torch.inf], [1e-9, 1.0, 1e9], [0.0, torch.nan, torch.inf]])
+    whole, parts = Quantiles().update(values), Quantiles().update(values[:1]).merge(Quantiles().update(values[1:]))
+    assert torch.equal(whole.counts, parts.counts)
+    assert whole.compute()[[0, 2]].tolist() == [0, float("inf")]
+    assert whole.compute()[1].item() == pytest.approx(1, rel=0.011)
+    assert Quantiles().merge(whole).compute()[0] == 0
+    assert Quantiles().update(torch.full((2, 1), torch.nan)).compute().isnan().all()

@@ -1,0 +1,54 @@
+r"""What a skip connection carries against what the branch beside it adds, token by token.
+
+With z on the skip connection and f(z) from the branch, as they are added (paper, Figure 7 and appendix E):
+
+    ratio = ||z|| / ||f(z)||          cos_output = cos(z, z + f(z))          cos_branch = cos(z, f(z))
+
+norms and inner products over channels, one value per image and token (or position of a map). A ratio above 1
+says that the skip connection carries more than the branch adds; cosines are between -1 and 1, and cos_output near 1
+says that the sum points where the skip connection did.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class SkipStatistics(NamedTuple):
+    """Each (n, t), float32 or as the tokens are."""
+
+    ratio: Tensor
+    """||z|| / ||f(z)||, from 0; infinite where the branch adds nothing."""
+    cos_output: Tensor
+    """cos(z, z + f(z)); NaN where one of the two is zero, as cos_branch is."""
+    cos_branch: Tensor
+    """cos(z, f(z))."""
+    skip_norm: Tensor
+    branch_norm: Tensor
+
+
+def skip_statistics(skip: Tensor, branch: Tensor) -> SkipStatistics:
+    """Norm ratio and cosines of skip connection and branch.
+
+    Args:
+        skip: (n, t, d) z, after its projection where it has one.
+        branch: (n, t, d) f(z), as it is added: after LayerScale.
+
+    >>> z = torch.tensor([[[3.0, 4.0]]])
+    >>> skip_statistics(z, 0.5 * z).ratio.item()
+    2.0
+
+    Reference: paper section 5, Figure 7; appendix E, Figures E.1 and E.2.
+    """
+    output = skip + branch
+    z, f, out = (torch.linalg.vector_norm(x, dim=-1) for x in (skip, branch, output))
+    return SkipStatistics(
+        ratio=z / f,
+        cos_output=(skip * output).sum(-1) / (z * out),
+        cos_branch=(skip * branch).sum(-1) / (z * f),
+        skip_norm=z,
+        branch_norm=f,
+    )

@@ -1,0 +1,85 @@
+"""What lesions do to predictions and to later layers."""
+
+from __future__ import annotations
+
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from repsim.plots.matrices import ticks
+from repsim.plots.style import SIMILARITY_CMAP, UNDEFINED, look
+
+NOTHING = "nothing"
+COLUMNS = 3
+
+
+def lesion(table: pd.DataFrame) -> Figure:
+    """Agreement and accuracy over the block that lost something, and CKA of every later layer with itself before.
+
+    Args:
+        table: of `rs.lesions`, or `lesion.csv`.
+    """
+    model = table["model"].iloc[0]
+    kinds = [kind for kind in dict.fromkeys(table["removed"]) if kind != NOTHING]
+    rows = -(-len(kinds) // COLUMNS)
+    layers = [layer for layer in dict.fromkeys(table["layer"]) if layer in set(_lesioned(table)["layer"])]
+    with look():
+        figure = Figure(figsize=(7.2, 2.7 + 2.3 * rows))
+        if not kinds:
+            figure.suptitle(f"{model}: nothing was removed")
+            return figure
+        above, below = figure.subfigures(2, 1, height_ratios=[2.7, 2.3 * rows])
+        left, right = above.subplots(1, 2)
+        curves(table, "agreement", ax=left)
+        left.set(ylabel="predictions that stay", ylim=(0, 1.02))
+        curves(table, "accuracy", ax=right)
+        right.set(ylabel="accuracy", ylim=(0, 1.02))
+        handles, labels = left.get_legend_handles_labels()
+        above.legend(handles, labels, loc="outside right center", frameon=False)
+        axes = below.subplots(rows, COLUMNS, squeeze=False).flatten()
+        for ax in axes[len(kinds) :]:
+            ax.set_axis_off()
+        for ax, kind in zip(axes, kinds):
+            panel(table[table["removed"] == kind], kind, layers, ax=ax, low=min(0.0, table["cka"].min()))
+        below.colorbar(axes[0].collections[0], ax=list(axes), label="CKA with the untouched layer", fraction=0.03)
+        figure.suptitle(f"{model}: removed at inference, not trained without (another quantity than the paper's)")
+    return figure
+
+
+def _lesioned(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table["removed"] != NOTHING]
+
+
+def curves(table: pd.DataFrame, column: str, *, ax: Axes) -> Axes:
+    """A column over the number of the block, one line per kind of lesion; grey: the untouched network."""
+    per = _lesioned(table).drop_duplicates(["removed", "block"])
+    kinds = list(dict.fromkeys(per["removed"]))
+    for kind, colour in zip(kinds, sns.color_palette("colorblind", len(kinds))):
+        part = per[per["removed"] == kind].sort_values("block")
+        style = {"color": colour, "marker": "o", "markersize": 3, "linewidth": 1}
+        ax.plot(part["block"], part[column], label=kind, linestyle="--" if "skip" in kind else "-", **style)
+    whole = table.loc[table["removed"] == NOTHING, column]
+    if len(whole):
+        ax.axhline(whole.iloc[0], color="0.6", linewidth=0.8, zorder=0, label="untouched")
+    if table[column].isna().all():
+        ax.text(0.5, 0.5, "not known", ha="center", transform=ax.transAxes, color="0.4")
+    ax.set(xlabel="block that lost it")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    return ax
+
+
+def panel(part: pd.DataFrame, kind: str, layers: list[str], *, ax: Axes, low: float = 0.0) -> Axes:
+    """Blocks that lost something upwards, later layers to the right; grey where the lesion comes after the layer."""
+    matrix = part.pivot(index="block", columns="layer", values="cka").reindex(columns=layers).sort_index()
+    ax.set_facecolor(UNDEFINED)
+    options = {"cbar": False, "rasterized": True, "xticklabels": False, "yticklabels": False}
+    sns.heatmap(matrix, ax=ax, vmin=low, vmax=1, cmap=SIMILARITY_CMAP, **options)
+    ax.invert_yaxis()
+    where = ticks(["block"] * len(layers), 7)
+    ax.set_xticks([i + 0.5 for i in where], [layers[i] for i in where])
+    ax.tick_params(axis="x", rotation=90)
+    step = -(-len(matrix) // 8)
+    ax.set_yticks([i + 0.5 for i in range(0, len(matrix), step)], matrix.index[::step])
+    ax.set(xlabel="layer", ylabel="block", title=f"without {kind}")
+    return ax

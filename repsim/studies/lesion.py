@@ -1,0 +1,272 @@
+"""What a trained network loses with a skip connection, a branch or a block, taken out at inference.
+
+This is not the paper's Figure 8, which *trains* networks without the skip connections of one block; it needs
+no training, and asks something else: how much the network as it is relies on each connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from repsim.errors import UsageError, one_of
+from repsim.hooks import capture
+from repsim.images import FEWEST, Batch, Counts, ImageSet, as_image_set
+from repsim.layers import Layer, find_layers
+from repsim.measures.cka import GramRow, flatten, gram_row, paired_hsic, scratch_for
+from repsim.measures.running import GroupedSums, Moments, jackknife
+from repsim.models import Network, as_network, evaluating
+from repsim.studies.similarity import require_finite
+from repsim.sums import ResidualSum, find_sums, watch_sums
+from repsim.sweep import Progress, forward
+from repsim.tables import LESION
+from repsim.tokens import first_tensor
+
+QUANTITY = "removed at inference from the trained network (the paper trains networks without them)"
+REMOVE = ("skip", "branch", "skips", "block")
+NOTHING = "nothing"
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """What is removed, all of it in one block."""
+
+    removed: str
+    """`attention skip`, `mlp branch`, `unit skip` ...; `all skips` or `block` (all its branches); or `nothing`."""
+    block: int
+    kept: dict[ResidualSum, Literal["skip", "branch"]]
+    """What is left of each sum."""
+
+
+def find_lesions(sums: Sequence[ResidualSum], remove: Sequence[str], blocks: Sequence[int] | None) -> list[Lesion]:
+    """Every lesion of the asked-for kinds, block by block; `nothing` first.
+
+    Where a block has one sum, to remove its branch is to remove the block, which is not listed again.
+    """
+    present = sorted({each.block for each in sums})
+    for block in blocks or ():
+        if block not in present:
+            raise UsageError(f"there is no block {block} with residual sums; they are {', '.join(map(str, present))}")
+    for kind in remove:
+        if kind not in REMOVE:
+            raise one_of("kind of lesion", kind, REMOVE)
+    lesions = [Lesion(NOTHING, -1, {})]
+    for block in present if blocks is None else blocks:
+        inside = [each for each in sums if each.block == block]
+        for kind, left in (("skip", "branch"), ("branch", "skip")):
+            if kind in remove:
+                lesions += [Lesion(f"{each.sublayer} {kind}", block, {each: left}) for each in inside]
+        for kind, name, left in (("skips", "all skips", "branch"), ("block", "block", "skip")):
+            if kind in remove and len(inside) > 1:
+                lesions.append(Lesion(name, block, dict.fromkeys(inside, left)))
+    return lesions
+
+
+@dataclass(frozen=True)
+class Lesions:
+    table: pd.DataFrame
+    """model, removed, block, agreement, kl, accuracy, layer, cka, se."""
+    notices: list[str]
+    """Why a column is empty, if one is."""
+    counts: Counts
+    """What became of the images."""
+
+
+@dataclass
+class _Sums:
+    outputs: Moments = field(default_factory=Moments)
+    """Agreement, KL divergence and accuracy of each image."""
+    layers: list[Layer] = field(default_factory=list)
+    hsic: GroupedSums = field(default_factory=GroupedSums)
+    """(3, layers): HSIC of the untouched network, of the other, and between them."""
+
+
+@torch.inference_mode(mode=False)
+@torch.no_grad()
+def lesions(
+    network: Network | nn.Module | str,
+    images: ImageSet | Tensor | np.ndarray | None = None,
+    *,
+    remove: Sequence[str] = REMOVE,
+    blocks: Sequence[int] | None = None,
+    layers: str | Sequence[str] = "blocks",
+    batch_size: int = 64,
+    progress: Progress | None = None,
+    workers: int | None = None,
+    skip_broken: bool = False,
+) -> Lesions:
+    """Remove skip connections, branches and blocks one at a time, and see what becomes of outputs and layers.
+
+    Without its skip a sum is the branch alone, without its branch the skip alone; without a block, only its skip
+    connections (with their projections) are left. A different quantity from the paper's Figure 8.
+
+    Args:
+        network: a network, module or name.
+        images: see `layer_cka`; None: 512 of the bundled sample.
+        remove: of `skip`, `branch` (of each sum), `skips` (all of a block, as the paper's networks lack
+            them), `block` (all branches of a block).
+        blocks: numbers of the blocks to try; None: all.
+        layers: what `find_layers` takes: where the network is compared with the untouched one.
+        batch_size: images per minibatch of CKA; a last short one is dropped.
+        progress, workers, skip_broken: see `layer_cka`.
+
+    Returns:
+        One row per lesion and layer that runs after it: agreement (share of images whose prediction stays), kl
+        (nats, of the untouched network's probabilities from the other's, mean over images), accuracy, and the layer's
+        CKA with itself in the untouched network, with its jackknife standard error over minibatches.
+
+    Raises:
+        UsageError: no residual sums, no such block or kind.
+        RepsimError: a lesion makes activations NaN or infinite.
+    """
+    network = as_network(network)
+    images = as_image_set(images, 512)
+    network = network.sized(images.tensor_size)
+    found = find_sums(network)
+    tried = find_lesions(found, remove, blocks)
+    compared = find_layers(network, layers)
+    batch_size = min(batch_size, len(images))
+    if batch_size < FEWEST:
+        raise UsageError(f"a batch needs at least {FEWEST} images, got batch_size={batch_size}")
+    counts = Counts()
+    how: dict[str, Any] = {"counts": counts, "workers": workers, "skip_broken": skip_broken}
+    batches = images.batches([network.transform], batch_size, **how)
+    if progress is not None:
+        batches = progress(batches, total=len(images) // batch_size)
+    surgery = _Surgery(network, compared)
+    sums = [_Sums() for _ in tried]
+    notices: list[str] = []
+    with (
+        evaluating(network.module),
+        watch_sums(network, found, surgery.cut),
+        capture(network, compared, surgery.reduce) as seen,
+    ):
+        for batch in batches:
+            inputs = batch.inputs[network.transform].to(network.device)
+            logits, whole = surgery.run(None, inputs, batch, seen)
+            labels = _labels(network, images, batch, logits, notices)
+            for lesion, into in zip(tried, sums):
+                changed, rows = surgery.run(lesion, inputs, batch, seen)
+                _add(into, logits, changed, labels, whole, rows, len(inputs), batch.number)
+                into.layers = [layer for layer in compared if layer.name in rows]
+    return Lesions(_table(network, tried, sums), notices, counts)
+
+
+class _Surgery:
+    """Runs a network with a lesion, and takes the Grams of the layers that run after it."""
+
+    def __init__(self, network: Network, layers: Sequence[Layer]) -> None:
+        self.network, self.layers = network, layers
+        self.lesion: Lesion | None = None
+        self.reached = False
+        self.scratch: Tensor | None = None
+
+    def cut(self, each: ResidualSum, skip: Tensor, branch: Tensor) -> Tensor | None:
+        left = self.lesion.kept.get(each) if self.lesion is not None else None
+        if left is None:
+            return None
+        self.reached = True
+        return skip if left == "skip" else branch
+
+    def reduce(self, layer: Layer, activation: Tensor) -> GramRow | None:
+        if not self.reached:
+            return None
+        x = flatten(activation)
+        if self.scratch is None:
+            self.scratch = scratch_for(len(x), x.device)
+        return gram_row(x, self.scratch)
+
+    def run(
+        self, lesion: Lesion | None, inputs: Tensor, batch: Batch, seen: dict[str, GramRow | None]
+    ) -> tuple[Tensor, dict[str, GramRow]]:
+        """The output, and the Gram of each layer after the lesion."""
+        self.lesion = lesion
+        self.reached = lesion is None or not lesion.kept
+        output = first_tensor(forward(self.network, inputs, batch))
+        rows = {name: row for name, row in seen.items() if row is not None}
+        require_finite(
+            list(rows.values()), [(self.network.name, f"{name} ({what_is_gone(lesion)})") for name in rows], batch
+        )
+        return output, rows
+
+
+def what_is_gone(lesion: Lesion | None) -> str:
+    if lesion is None or not lesion.kept:
+        return "nothing removed"
+    return f"without the {lesion.removed} of block {lesion.block}"
+
+
+def _labels(
+    network: Network, images: ImageSet, batch: Batch, logits: Tensor | None, notices: list[str]
+) -> Tensor | None:
+    """The classes of a batch's images; None, and a notice, where the network's outputs are not their scores."""
+    classes = None if logits is None or logits.ndim != 2 else logits.shape[1]
+    known = None if images.source.labels is None else len(np.unique(images.source.labels))
+    if known is None:
+        reason = "the images have no labels, so there is no accuracy"
+    elif known != classes:
+        reason = f"the images have {known} classes and {network.name} has {classes} outputs, so there is no accuracy"
+    else:
+        return torch.as_tensor(images.labels[batch.positions.numpy()], device=logits.device).long()
+    if reason not in notices:
+        notices.append(reason)
+    return None
+
+
+def _add(
+    into: _Sums,
+    logits: Tensor | None,
+    changed: Tensor | None,
+    labels: Tensor | None,
+    whole: dict[str, GramRow],
+    rows: dict[str, GramRow],
+    n: int,
+    batch: int,
+) -> None:
+    nan = torch.full((n,), torch.nan, dtype=torch.float64)
+    if logits is None or logits.ndim != 2 or logits.shape[1] < 2:
+        into.outputs.update(torch.stack([nan, nan, nan], 1))
+    else:
+        before, after = logits.double().log_softmax(1), changed.double().log_softmax(1)
+        agreement = (before.argmax(1) == after.argmax(1)).double()
+        kl = (before.exp() * (before - after)).sum(1)
+        accuracy = nan.to(kl.device) if labels is None else (after.argmax(1) == labels).double()
+        into.outputs.update(torch.stack([agreement, kl, accuracy], 1))
+    before_, after_ = [whole[name] for name in rows], list(rows.values())
+    pairs = ((before_, before_), (after_, after_), (before_, after_))
+    into.hsic.update(torch.stack([paired_hsic(a, b, n) for a, b in pairs]), batch)
+
+
+def _cka(hsic: Tensor) -> Tensor:
+    """(3, layers) -> (layers,); NaN where a layer is constant."""
+    root = (hsic[0] * hsic[1]).sqrt()
+    return hsic[2] / torch.where(root > 0, root, torch.nan)
+
+
+def _table(network: Network, tried: Sequence[Lesion], sums: Sequence[_Sums]) -> pd.DataFrame:
+    parts = []
+    for lesion, of in zip(tried, sums):
+        agreement, kl, accuracy = of.outputs.mean().tolist()
+        cka, se = jackknife(of.hsic, _cka)
+        parts.append(
+            pd.DataFrame(
+                {
+                    "model": network.name,
+                    "removed": lesion.removed,
+                    "block": lesion.block,
+                    "agreement": agreement,
+                    "kl": kl,
+                    "accuracy": accuracy,
+                    "layer": [layer.name for layer in of.layers],
+                    "cka": cka.cpu().numpy(),
+                    "se": se.cpu().numpy(),
+                }
+            )
+        )
+    return pd.concat(parts, ignore_index=True)[LESION]

@@ -1,0 +1,271 @@
+"""Which input patches single tokens resemble (paper, Figures 9, 10, D.1 to D.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from repsim.errors import UsageError, not_finite
+from repsim.hooks import capture
+from repsim.images import Batch, Counts, ImageSet, as_image_set
+from repsim.layers import PRESETS, Layer, find_layers, grid_of
+from repsim.measures.localization import (
+    PLACES,
+    Patches,
+    TokenPatchCKA,
+    bordered_hsic,
+    cut,
+    nearest,
+    own_minus_rest,
+    patch_grams,
+    places,
+)
+from repsim.models import Network, as_networks
+from repsim.sweep import Progress, sweep
+from repsim.tables import LOCALIZATION, LOCALIZATION_SUMMARY
+
+Grid = tuple[int, int]
+LISTED = 6
+"""Positions that a sentence names before it counts the rest."""
+
+
+class Localization:
+    """The study: CKA of single tokens with all input patches, at layers with positions of one or more networks."""
+
+    def __init__(self, networks: Sequence[Network], layers: Sequence[Sequence[Layer]]) -> None:
+        self.parts = [_Part(network, of) for network, of in zip(networks, layers)]
+
+    @contextmanager
+    def watch(self, index: int, network: Network) -> Iterator[dict[str, Tensor]]:
+        part = self.parts[index]
+        hook = network.module.register_forward_pre_hook(lambda module, arguments: part.start(arguments[0]))
+        try:
+            with capture(network, part.layers, part.reduce) as seen:
+                yield seen
+        finally:
+            hook.remove()
+
+    def update(self, seen: Sequence[dict[str, Tensor]], batch: Batch) -> None:
+        for part, hsics in zip(self.parts, seen):
+            part.update(hsics, batch)
+
+    def table(self) -> pd.DataFrame:
+        """One row per network, layer, token and patch."""
+        return pd.concat([part.table() for part in self.parts], ignore_index=True)
+
+    def summary(self) -> pd.DataFrame:
+        """One row per network, layer and those of interior, edge and corner that its grid of patches has."""
+        return pd.DataFrame([row for part in self.parts for row in part.summary()], columns=LOCALIZATION_SUMMARY)
+
+    def undefined(self) -> list[str]:
+        """Why values are NaN: a sentence for each network's patches, and for each layer's tokens."""
+        return [reason for part in self.parts for reason in part.undefined()]
+
+
+class _Part:
+    """What the study does for one of its networks."""
+
+    def __init__(self, network: Network, layers: Sequence[Layer]) -> None:
+        self.network, self.layers = network, layers
+        self.grid = patch_grid(network, layers)
+        self.positions = {layer.name: nearest(grid_of(layer, network), self.grid) for layer in layers}
+        self.cka = TokenPatchCKA()
+        self._patches: Patches | None = None
+
+    def start(self, images: Tensor) -> None:
+        """Before a forward pass: the patches of its images, which all layers share."""
+        self._patches = patch_grams(cut(images, self.grid))
+
+    def reduce(self, layer: Layer, activation: Tensor) -> Tensor:
+        tokens = layer.tokens(activation)[:, layer.prefix :]
+        _, columns = grid = grid_of(layer, self.network)
+        if grid != self.grid:
+            tokens = tokens[:, [row * columns + column for row, column in self.positions[layer.name]]]
+        return bordered_hsic(tokens, self._patches)
+
+    def update(self, seen: dict[str, Tensor], batch: Batch) -> None:
+        self._patches = None
+        hsics = torch.stack([seen[layer.name] for layer in self.layers])
+        broken = ~torch.isfinite(hsics).all(-1).all(-1)
+        if broken.any():
+            raise not_finite(self.network.name, self.layers[int(broken.nonzero()[0])].name, batch.number)
+        self.cka.update(hsics.cpu(), batch.number)  # not on a GPU: 32 groups of all pairs outgrow a batch
+
+    def table(self) -> pd.DataFrame:
+        cka, se = (values.flatten().numpy() for values in self.cka.compute())
+        count = self.grid[0] * self.grid[1]
+        layer = np.repeat(np.arange(len(self.layers)), count**2)
+        token = np.repeat([place for at in self.positions.values() for place in at], count, axis=0)
+        patch = np.tile([self._patch(j) for j in range(count)], (len(self.layers) * count, 1))
+        columns = {
+            "model": self.network.name,
+            "layer": np.array([layer.name for layer in self.layers], dtype=object)[layer],
+            "depth": np.array([layer.depth for layer in self.layers])[layer],
+            **{"token_row": token[:, 0], "token_col": token[:, 1]},
+            **{"patch_row": patch[:, 0], "patch_col": patch[:, 1]},
+            **{"cka": cka, "se": se},
+        }
+        return pd.DataFrame(columns)[LOCALIZATION]
+
+    def summary(self) -> Iterator[tuple]:
+        where = np.array(places(self.grid))
+        present = [place for place in PLACES if place in where]
+        among = [torch.from_numpy(where == place) for place in present]
+
+        def by_place(cka: Tensor) -> Tensor:
+            each = own_minus_rest(cka)
+            return torch.stack([each[:, chosen].nanmean(-1) for chosen in among], dim=-1)
+
+        values, errors = self.cka.jackknife(by_place)
+        for layer, of_layer, se in zip(self.layers, values.tolist(), errors.tolist()):
+            for row in zip(present, of_layer, se):
+                yield self.network.name, layer.name, layer.depth, *row
+
+    def undefined(self) -> Iterator[str]:
+        tokens, patches = self.cka.undefined()
+        why = "do not vary within any batch, so their CKA is undefined; own_minus_rest leaves them out"
+        if patches.any():
+            yield f"input patches {_listed([self._patch(j) for j in _where(patches[0])])} of {self.network.name} {why}"
+        for layer, missing in zip(self.layers, tokens):
+            if missing.any():
+                listed = _listed([self.positions[layer.name][t] for t in _where(missing)])
+                yield f"tokens {listed} of {self.network.name}, layer {layer.name!r}, {why}"
+
+    def _patch(self, number: int) -> Grid:
+        return divmod(number, self.grid[1])
+
+
+def _where(mask: Tensor) -> list[int]:
+    return mask.nonzero()[:, 0].tolist()
+
+
+def _listed(positions: Sequence[Grid]) -> str:
+    named = ", ".join(map(str, positions[:LISTED]))
+    return named if len(positions) <= LISTED else f"{named} and {len(positions) - LISTED} more"
+
+
+def patch_grid(network: Network, layers: Sequence[Layer]) -> Grid:
+    """Rows and columns of patches that a network's images are cut into: the smallest of its layers' grids.
+
+    Raises:
+        UsageError: the image cannot be cut so without a rest.
+    """
+    rows, columns = min((grid_of(layer, network) for layer in layers), key=lambda grid: grid[0] * grid[1])
+    _, height, width = network.input_size
+    if height % rows or width % columns:
+        raise UsageError(
+            f"images of {height} x {width} cannot be cut into {rows} x {columns} patches, the smallest grid among "
+            f"the layers of {network.name}; choose layers whose grid divides the image, or another image size"
+        )
+    return rows, columns
+
+
+def located(network: Network, layers: str | Sequence[str]) -> tuple[list[Layer], list[str]]:
+    """The layers that have positions in the image, and the names of those of a preset that have none.
+
+    Raises:
+        UsageError: a layer that is asked for by name or pattern has none, or none of a preset has any.
+    """
+    found = find_layers(network, layers)
+    kept = [layer for layer in found if _has_positions(layer, network)]
+    left_out = [layer.name for layer in found if layer not in kept]
+    if not kept or (left_out and layers not in PRESETS):
+        raise UsageError(
+            f"layer {left_out[0]!r} of {network.name} has no positions in the image; localization needs maps or grids "
+            "of tokens, such as the preset `blocks` has"
+        )
+    return kept, left_out
+
+
+def _has_positions(layer: Layer, network: Network) -> bool:
+    try:
+        rows, columns = grid_of(layer, network)
+    except UsageError:
+        return False
+    return rows * columns > 1
+
+
+@dataclass(frozen=True)
+class TokenLocalization:
+    table: pd.DataFrame
+    """model, layer, depth, token_row, token_col, patch_row, patch_col, cka, se: one row per token and patch."""
+    summary: pd.DataFrame
+    """model, layer, depth, where, own_minus_rest, se: one row per layer and interior, edge or corner."""
+    undefined: list[str]
+    """Why some values are NaN, one sentence per network or layer."""
+    counts: Counts
+    """What became of the images."""
+    protocol: dict[str, Any]
+
+
+@torch.inference_mode(mode=False)  # in a caller's inference mode no sum could be added to
+def token_localization(
+    networks: Network | nn.Module | str | Sequence[Network | nn.Module | str],
+    images: ImageSet | Tensor | np.ndarray | None = None,
+    *,
+    layers: str | Sequence[str] = "blocks",
+    batch_size: int = 256,
+    progress: Progress | None = None,
+    workers: int | None = None,
+    skip_broken: bool = False,
+) -> TokenLocalization:
+    """CKA of every single token, or position of a map, with every input patch, in one pass over the images.
+
+    Images, as they go into the network (normalised pixels), are cut into g x g patches that do not overlap, g x g
+    being the smallest grid among the layers: a ViT's own patches, or cells of a ResNet's last map. A token is
+    what an image has at one position, (n, d); minibatch CKA (see `layer_cka`) of it with each patch is a g x g map. CLS
+    and other tokens before the grid have no place in the image and are left out. Of a map finer than the
+    patches, the position nearest to each patch's centre is taken: row floor((i + 0.5) h / g) for patch row i.
+
+    The paper shows chosen tokens of the last blocks; it does not say whether before or after the final norm
+    (`layers=["blocks.11", "norm"]` has both). The summary over depth is not in the paper.
+
+    Args:
+        networks: one or more networks, modules or names; all see the same images.
+        images: see `layer_cka`.
+        layers: what `find_layers` takes, for all networks. What has no positions (pooled vectors, windows) is an
+            error if named; of a preset it is left out, and the protocol says so.
+        batch_size: images per minibatch, at least 4; the last short one is dropped. Memory grows with its square:
+            4 bytes for each pair of images and each patch; the sums take 256 for each pair of token and patch.
+        progress, workers, skip_broken: see `layer_cka`.
+
+    Returns:
+        `table`: for each model, layer and depth, token_row and token_col on the layer's own grid, patch_row and
+        patch_col on that of the patches, cka, and se, its jackknife standard error over minibatches.
+        `summary`: own_minus_rest, CKA of a token with the patch at its place minus the mean over all other patches,
+        averaged over interior, edge (without corners) and corner tokens: 1 would be perfect localization, 0 is
+        none; and se, likewise. NaN where a patch or a token is the same in all images; the rest's
+        mean is over patches that are defined, and `undefined` lists those that are not.
+
+    Raises:
+        UsageError: a layer has no positions, or the image cannot be cut into such patches.
+
+    Reference: paper section 5, Figures 9, 10 and D.1 to D.3.
+    """
+    images = as_image_set(images)
+    networks = [network.sized(images.tensor_size) for network in as_networks(networks)]
+    found = [located(network, layers) for network in networks]
+    study = Localization(networks, [kept for kept, _ in found])
+    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken}
+    counts = sweep(images, networks, [study], batch_size=batch_size, **how)
+    return TokenLocalization(
+        table=study.table(),
+        summary=study.summary(),
+        undefined=study.undefined(),
+        counts=counts,
+        protocol={
+            "layers": layers,
+            "estimator": "minibatch CKA, unbiased HSIC_1 averaged over batches",
+            "batch_size": counts.batch_size,
+            "batches": counts.batches,
+            "patch_grids": {part.network.name: part.grid for part in study.parts},
+            "layers_without_positions": {n.name: names for n, (_, names) in zip(networks, found) if names},
+        },
+    )

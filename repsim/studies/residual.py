@@ -1,0 +1,170 @@
+"""Skip connections against branches, token by token (paper, Figures 7, E.1 and E.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from repsim.errors import UsageError, not_finite
+from repsim.images import Batch, Counts, ImageSet, as_image_set
+from repsim.measures.residual import SkipStatistics, skip_statistics
+from repsim.measures.running import Moments, Quantiles
+from repsim.models import Network, as_networks
+from repsim.structure import has_cls
+from repsim.sums import ResidualSum, find_sums, watch_sums
+from repsim.sweep import Progress, sweep
+from repsim.tables import OUTLIERS, RESIDUAL
+from repsim.tokens import Reading
+
+OUTLIER = 5.0
+"""Times the image's median norm from which a token counts as an outlier."""
+
+
+class ResidualNorms:
+    """The study: norm ratio and cosines of every residual sum and token."""
+
+    def __init__(self, networks: Sequence[Network], *, outlier: float = OUTLIER) -> None:
+        self.networks, self.outlier = networks, outlier
+        self.found = [find_sums(network) for network in networks]
+        for network, sums in zip(networks, self.found):
+            for each in sums:
+                if not _has_tokens(each.reading, network):
+                    raise UsageError(
+                        f"the residual sum {each.name!r} of {network.name} is no row of tokens and no map: "
+                        f"it is {each.reading.shape} for one image"
+                    )
+        self.sums: dict[tuple[int, str], _Sums] = {}
+
+    @contextmanager
+    def watch(self, index: int, network: Network) -> Iterator[dict[str, SkipStatistics]]:
+        seen: dict[str, SkipStatistics] = {}
+
+        def take(each: ResidualSum, skip: Tensor, branch: Tensor) -> None:
+            tokens = (each.reading.tokens(each.reading.read(x)) for x in (skip, branch))
+            seen[each.name] = skip_statistics(*(t.float() if t.dtype.itemsize < 4 else t for t in tokens))
+
+        with watch_sums(network, self.found[index], take):
+            yield seen
+
+    def update(self, seen: Sequence[dict[str, SkipStatistics]], batch: Batch) -> None:
+        for index, (network, mapping) in enumerate(zip(self.networks, seen)):
+            for each in self.found[index]:
+                statistics = mapping[each.name]
+                if not torch.isfinite(statistics.skip_norm + statistics.branch_norm).all():
+                    raise not_finite(network.name, each.name, batch.number)
+                sums = self.sums.setdefault((index, each.name), _Sums(Moments(), Quantiles(), Moments(), Moments()))
+                sums.means.update(torch.stack(statistics, 1))
+                sums.ratios.update(statistics.ratio)
+                times = statistics.skip_norm / statistics.skip_norm.median(1, keepdim=True).values
+                sums.times.update(times)
+                sums.outlying.update(times > self.outlier)
+
+    def table(self) -> pd.DataFrame:
+        """One row per residual sum and token."""
+        parts = []
+        for rows, sums in self._each():
+            values = dict(zip(SkipStatistics._fields, sums.means.mean().cpu().numpy()))
+            errors = dict(zip(SkipStatistics._fields, sums.means.se().cpu().numpy()))
+            median = sums.ratios.compute().cpu().numpy()
+            parts.append(rows.assign(**values, ratio_se=errors["ratio"], ratio_median=median))
+        return pd.concat(parts, ignore_index=True)[RESIDUAL]
+
+    def outliers(self) -> pd.DataFrame:
+        """Tokens whose norm on the skip connection is over `outlier` times the median of their image, in some image."""
+        parts = []
+        for rows, sums in self._each():
+            share, times = sums.outlying.mean().cpu().numpy(), sums.times.mean().cpu().numpy()
+            parts.append(rows.assign(share=share, times_median=times)[share > 0])
+        return pd.concat(parts, ignore_index=True)[OUTLIERS]
+
+    def _each(self) -> Iterator[tuple[pd.DataFrame, _Sums]]:
+        for index, (network, found) in enumerate(zip(self.networks, self.found)):
+            for each in found:
+                sums = self.sums[index, each.name]
+                tokens = token_names(network, each, sums.times.mean().numel())
+                where = {"model": network.name, "layer": each.layer, "block": each.block, "sublayer": each.sublayer}
+                yield pd.DataFrame({**where, "token": tokens}), sums
+
+
+def _has_tokens(reading: Reading, network: Network) -> bool:
+    """Whether it is known which axis holds the channels: a row of tokens, or a map as wide and high as the image."""
+    if reading.layout == "tokens":
+        return len(reading.shape) == 2
+    if reading.layout not in ("channels_first", "channels_last"):
+        return False
+    rows, columns = reading.shape[1:] if reading.layout == "channels_first" else reading.shape[:2]
+    _, height, width = network.input_size
+    return abs(rows * width - columns * height) < max(height, width)  # equal but for rounding
+
+
+class _Sums(NamedTuple):
+    means: Moments
+    ratios: Quantiles
+    times: Moments
+    outlying: Moments
+
+
+def token_names(network: Network, each: ResidualSum, count: int) -> np.ndarray:
+    """`cls` or `prefix0` ... for tokens before the grid, then the number of the position, row by row."""
+    prefix = [f"prefix{i}" for i in range(each.reading.prefix)]
+    if prefix and has_cls(network.module):
+        prefix[0] = "cls"
+    return np.array([*prefix, *map(str, range(count - len(prefix)))])
+
+
+@dataclass(frozen=True)
+class Residual:
+    table: pd.DataFrame
+    """model, layer, block, sublayer, token, ratio, ratio_se, ratio_median, cos_output, cos_branch, skip_norm,
+    branch_norm: one row per residual sum and token."""
+    outliers: pd.DataFrame
+    """model, layer, block, sublayer, token, share (of images), times_median: tokens of outlying norm."""
+    counts: Counts
+    """What became of the images."""
+
+
+def residual_norms(
+    networks: Network | nn.Module | str | Sequence[Network | nn.Module | str],
+    images: ImageSet | Tensor | np.ndarray | None = None,
+    *,
+    outlier: float = OUTLIER,
+    batch_size: int = 50,
+    progress: Progress | None = None,
+    workers: int | None = None,
+    skip_broken: bool = False,
+) -> Residual:
+    """Norm ratio and cosines of skip connection z and branch f(z) for every residual sum and token.
+
+    Both are taken as the network adds them: z after its projection where it has one, f after LayerScale; a ResNet
+    unit before its last activation. In a map every position is a token, normed over channels.
+
+    Args:
+        networks: one, or several that see the same images.
+        images: see `layer_cka`; None: the bundled sample.
+        outlier: how many times the median norm (over the tokens of an image, on the skip connection) makes an outlier.
+        batch_size: images per forward pass; a last short one is dropped.
+        progress, workers, skip_broken: see `layer_cka`.
+
+    Returns:
+        Means over images of ratio (from 0; infinite where a branch adds nothing to some image), cosines (-1 to 1)
+        and norms, the ratio's standard error over images, and its median (to within 1 %, see `Quantiles`); and
+        the outliers.
+
+    Raises:
+        UsageError: a network has no residual sums that can be found.
+
+    Reference: paper section 5, Figure 7; appendix E. Means of ratios, not ratios of means: the paper does not say.
+    """
+    images = as_image_set(images)
+    networks = [network.sized(images.tensor_size) for network in as_networks(networks)]
+    study = ResidualNorms(networks, outlier=outlier)
+    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken}
+    counts = sweep(images, networks, [study], batch_size=batch_size, **how)
+    return Residual(study.table(), study.outliers(), counts)

@@ -1,0 +1,116 @@
+"""Skip connections against branches in networks."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from conftest import FAMILIES, noise
+
+import repsim as rs
+from repsim.tables import OUTLIERS, RESIDUAL
+
+
+def scaled_vit(gamma: float) -> rs.Network:
+    """A small ViT whose last attention branch is scaled by gamma."""
+    network = rs.load_model("vit_tiny_patch16_224", weights="random", img_size=64, depth=2, init_values=1.0)
+    with torch.no_grad():
+        network.module.blocks[1].ls1.gamma.fill_(gamma)
+    return network
+
+
+def of(table, layer, sublayer):
+    return table[(table.layer == layer) & (table.sublayer == sublayer)]
+
+
+def test_the_table_against_the_definition(vit):
+    """Block 3, attention, worked out from the modules' own inputs and outputs over 60 images."""
+    images = rs.ImageSet("sample", images=60)
+    table = rs.residual_norms(vit, images, batch_size=20).table
+    assert list(table.columns) == RESIDUAL and len(table) == 24 * 50
+    raw = torch.cat([batch.inputs[vit.transform] for batch in images.batches([vit.transform], 20)])
+    with rs.capture(vit, ["blocks.2", "blocks.3.attn"]) as seen, torch.no_grad():
+        vit.module(raw)
+    z, f = seen["blocks.2"].double(), seen["blocks.3.attn"].double()
+    rows = of(table, "blocks.3", "attention")
+    assert list(rows.token) == ["cls", *map(str, range(49))] and (rows.block == 3).all()
+    ratio = z.norm(dim=-1) / f.norm(dim=-1)
+    expected = {
+        "ratio": ratio.mean(0),
+        "ratio_se": ratio.std(0) / 60**0.5,
+        "cos_output": torch.cosine_similarity(z, z + f, dim=-1).mean(0),
+        "cos_branch": torch.cosine_similarity(z, f, dim=-1).mean(0),
+        "skip_norm": z.norm(dim=-1).mean(0),
+        "branch_norm": f.norm(dim=-1).mean(0),
+    }
+    for column, values in expected.items():
+        np.testing.assert_allclose(rows[column], values, rtol=1e-4, atol=1e-5, err_msg=column)
+    np.testing.assert_allclose(rows.ratio_median, ratio.quantile(0.5, dim=0), rtol=0.05)  # 60 values: gaps between them
+
+
+def test_scaling_a_branch_divides_the_ratio():
+    images = noise(scaled_vit(1), 8)
+    once, thrice = (rs.residual_norms(scaled_vit(c), images, batch_size=8).table for c in (1.0, 3.0))
+    a, b = of(once, "blocks.1", "attention"), of(thrice, "blocks.1", "attention")
+    np.testing.assert_allclose(a.ratio, 3 * b.ratio, rtol=1e-5)
+    np.testing.assert_allclose(a.skip_norm, b.skip_norm)
+    before, after = of(once, "blocks.0", "mlp"), of(thrice, "blocks.0", "mlp")
+    assert (before.ratio == after.ratio).all()
+
+
+def test_a_branch_of_zero_has_an_infinite_ratio():
+    rows = of(rs.residual_norms(scaled_vit(0.0), noise(scaled_vit(0), 8), batch_size=8).table, "blocks.1", "attention")
+    assert np.isinf(rows.ratio).all() and np.isinf(rows.ratio_median).all() and rows.ratio_se.isna().all()
+    np.testing.assert_allclose(rows.cos_output, 1, rtol=1e-6)
+    assert rows.cos_branch.isna().all() and (rows.branch_norm == 0).all()
+
+
+def test_positions_of_a_map_are_tokens(resnet):
+    table = rs.residual_norms(resnet, rs.ImageSet("sample", images=20), batch_size=10).table
+    assert set(table.sublayer) == {"unit"} and sorted(table.block.unique()) == list(range(16))
+    assert len(of(table, "layer1.0", "unit")) == 28 * 28 and len(of(table, "layer4.2", "unit")) == 7 * 7
+
+
+@pytest.mark.parametrize(
+    "name, first",
+    [("vit_registers", ["cls", "prefix1", "prefix2", "prefix3", "prefix4", "0"]), ("vit_gap", ["0", "1"])],
+)
+def test_names_of_tokens(name, first):
+    network = FAMILIES[name].load()
+    table = rs.residual_norms(network, noise(network, 4), batch_size=4).table
+    assert list(table.token[: len(first)]) == first
+
+
+def test_outliers_are_found_where_they_are_put():
+    network = rs.load_model("vit_tiny_patch16_224", weights="random", img_size=64, depth=2)
+    with torch.no_grad():
+        network.module.pos_embed[0, 3] += 100
+    found = rs.residual_norms(network, noise(network, 8), batch_size=8)
+    assert list(found.outliers.columns) == OUTLIERS
+    assert set(found.outliers.token) == {"2"} and (found.outliers.share == 1).all()
+    assert (found.outliers.times_median > 5).all() and len(found.outliers) == 4
+    assert found.table.skip_norm.idxmax() in found.table.index[found.table.token == "2"]
+
+
+def test_several_networks_share_the_images(vit, resnet):
+    images = rs.ImageSet("sample", images=20)
+    both = rs.residual_norms([vit, resnet], images, batch_size=10).table
+    alone = rs.residual_norms(resnet, images, batch_size=10).table
+    part = both[both.model == "resnet_mini"].reset_index(drop=True)
+    np.testing.assert_array_equal(part.ratio, alone.ratio)
+    twice = rs.residual_norms([vit, vit], images, batch_size=10).table
+    assert list(twice.model.unique()) == ["vit_mini#1", "vit_mini#2"]
+
+
+def test_broken_weights_are_named():
+    network = rs.load_model("vit_mini")
+    with torch.no_grad():
+        network.module.blocks[4].mlp.fc2.bias[0] = torch.nan
+    with pytest.raises(rs.RepsimError, match="vit_mini, layer 'blocks.4 mlp', are NaN or infinite in batch 0"):
+        rs.residual_norms(network, rs.ImageSet("sample", images=8), batch_size=4)
+
+
+@pytest.mark.parametrize("build", [lambda: torchvision.models.maxvit_t(), lambda: timm.create_model("nest_tiny")])
+def test_windows_are_no_row_of_tokens(build):
+    with pytest.raises(rs.UsageError, match="is no row of tokens and no map"):
+        rs.residual_norms(build(), torch.randn(4, 3, 224, 224))

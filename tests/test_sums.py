@@ -1,0 +1,180 @@
+"""Residual sums, found in what a network does."""
+
+from collections import Counter
+
+import pytest
+import torch
+from conftest import FAMILIES, noise
+from test_hooks import hooks_on
+from torch import nn
+
+import repsim as rs
+from repsim.models import Network
+from repsim.sums import find_sums, watch_sums
+
+TRANSFORMER = {"attention": 1, "mlp": 1}
+SUBLAYERS = {
+    **dict.fromkeys(["vit", "vit_gap", "vit_registers", "deit_distilled", "vit_hybrid", "swin"], TRANSFORMER),
+    **dict.fromkeys(["pit", "pvt_v2", "convit", "twins", "twins_pcpvt", "t2t", "deepvit"], TRANSFORMER),
+    **dict.fromkeys(["resnet18", "resnet50", "bit", "convnext"], {"unit": 1}),
+    "mixer": {"token_mixing": 1, "channel_mixing": 1},
+}
+
+
+def operands(network: Network, images: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    seen = {}
+    with (
+        torch.no_grad(),
+        watch_sums(network, find_sums(network), lambda s, z, f: seen.update({s.name: (z.clone(), f.clone())})),
+    ):
+        network.module.eval()(images)
+    return seen
+
+
+def inputs_and_outputs(network: Network, images: torch.Tensor) -> tuple[dict, dict]:
+    """What every module is given and puts out, from hooks of the test's own."""
+    given, made, handles = {}, {}, []
+    for path, module in network.module.named_modules():
+        handles += [
+            module.register_forward_pre_hook(lambda m, args, path=path: keep(given, path, args[0])),
+            module.register_forward_hook(lambda m, args, result, path=path: keep(made, path, result)),
+        ]
+    with torch.no_grad():
+        network.module.eval()(images)
+    for handle in handles:
+        handle.remove()
+    return given, made
+
+
+def keep(where: dict, path: str, value: object) -> None:
+    if isinstance(value, torch.Tensor):
+        where[path] = value.clone()
+
+
+def next_input(network: Network, name: str, given: dict, made: dict) -> torch.Tensor:
+    """What the network goes on with after a sum, told from the names of its family's modules."""
+    layer, sublayer = name.split()
+    if sublayer in ("attention", "token_mixing"):
+        return given[f"{layer}.norm2" if f"{layer}.norm2" in given else f"{layer}.1"]  # vit-pytorch: the MLP itself
+    last = network.module.get_submodule(layer)
+    activation = next((f"{layer}.{act}" for act in ("act3", "act2") if f"{layer}.{act}" in given), None)
+    if activation is not None and type(last).__name__ in ("Bottleneck", "BasicBlock"):
+        return given[activation]  # a ResNet unit, before its last activation
+    if layer in made:
+        return made[layer]
+    row, _, number = layer.rpartition(".")
+    transformer = row.rpartition(".")[0]
+    after = [path for path in (f"{row}.{int(number) + 1}.0", f"{transformer}.norm") if path in given]
+    return given[after[0]] if after else made[transformer]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_skip_plus_branch_is_what_the_network_goes_on_with(name):
+    network = FAMILIES[name].load()
+    images = noise(network, 4)
+    found = operands(network, images)
+    given, made = inputs_and_outputs(network, images)
+    blocks = FAMILIES[name].blocks
+    counts = Counter(key.split()[1] for key in found)
+    if name == "coatnet":  # 7 convolutional units, 9 transformer blocks
+        assert counts == {"unit": 7, "attention": 9, "mlp": 9}
+    else:
+        assert counts == {sublayer: blocks for sublayer in SUBLAYERS[name]}
+    assert len(found) >= blocks
+    for key, (skip, branch) in found.items():
+        expected = next_input(network, key, given, made)
+        torch.testing.assert_close(
+            (skip + branch).flatten(1), expected.flatten(1), rtol=1e-6, atol=1e-6 * expected.abs().max().item()
+        )
+
+
+def test_the_skip_of_a_resnet_unit_has_its_projection(resnet):
+    images = noise(resnet, 4)
+    found = operands(resnet, images)
+    given, made = inputs_and_outputs(resnet, images)
+    assert torch.equal(found["layer2.0 unit"][0], made["layer2.0.downsample"])
+    assert torch.equal(found["layer2.1 unit"][0], given["layer2.1"])
+
+
+def test_the_branch_is_taken_after_layer_scale():
+    network = rs.load_model(
+        "vit_tiny_patch16_224", weights="random", img_size=64, depth=2, init_values=0.1, drop_path_rate=0.5
+    )
+    images = noise(network, 4)
+    found = operands(network, images)
+    given, made = inputs_and_outputs(network, images)
+    for block in (0, 1):
+        assert torch.equal(found[f"blocks.{block} attention"][1], made[f"blocks.{block}.ls1"])
+        assert torch.equal(found[f"blocks.{block} mlp"][1], made[f"blocks.{block}.ls2"])
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("skip_first", [False, True])
+def test_the_skip_is_told_from_the_branch_in_any_order(skip_first, in_place):
+    class Unit(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
+
+        def forward(self, x):
+            f = self.fc(x)
+            a, b = (x, f) if skip_first else (f, x)
+            if in_place:
+                a = a.clone()
+                a += b
+                return a
+            return a + b
+
+    network = Network(nn.Sequential(nn.Flatten(), nn.Sequential(Unit(), Unit())), "units")
+    network = network.sized((1, 2, 3))
+    images = torch.randn(5, 1, 2, 3)
+    found = operands(network, images)
+    assert list(found) == ["1.0 unit", "1.1 unit"]
+    assert torch.equal(found["1.0 unit"][0], images.flatten(1))
+
+
+def test_blocks_without_skips_have_no_sums():
+    sums = find_sums(rs.load_model("vit_mini_noskip5", weights="random"))
+    assert sorted({each.block for each in sums}) == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
+
+
+@pytest.mark.parametrize(
+    "model, message",
+    [
+        ("vgg11", "has no blocks with residual sums that repsim can find"),
+        ("repvgg_a0", "adds two branches of equal length in stages.0.0; repsim cannot tell which is the skip"),
+    ],
+)
+def test_networks_whose_sums_cannot_be_found(model, message):
+    with pytest.raises(rs.UsageError, match=message):
+        find_sums(rs.load_model(model, weights="random"))
+
+
+def test_watching_changes_nothing_and_leaves_nothing(vit):
+    images = noise(vit, 4)
+    sums = find_sums(vit)
+    with torch.no_grad():
+        before = vit.module(images)
+        with watch_sums(vit, sums, lambda *_: None):
+            assert torch.equal(vit.module(images), before)
+        with pytest.raises(ZeroDivisionError), watch_sums(vit, sums, lambda *_: 1 / 0):
+            vit.module(images)
+        assert torch.equal(vit.module(images), before)
+    assert hooks_on(vit.module) == 0
+
+
+def test_after_an_error_the_next_pass_is_counted_from_its_start(vit):
+    images, names = noise(vit, 4), []
+    sums = find_sums(vit)
+
+    def take(each, skip, branch):
+        names.append(each.name)
+        if len(names) == 3:
+            raise ValueError
+
+    with torch.no_grad(), watch_sums(vit, sums, take):
+        with pytest.raises(ValueError):
+            vit.module(images)
+        names += ["again"]
+        vit.module(images)
+    assert names[4:] == [each.name for each in sums]
