@@ -119,6 +119,14 @@ class Run:
         self.notices.append(text)
         say(text, self.job.quiet)
 
+    def notice_a_single_batch(self) -> None:
+        """Of studies whose standard errors are over minibatches."""
+        size, count = self.job.batch_size, len(self.images)
+        if count < size:
+            self.notice(f"fewer images than --batch-size {size}: one batch of {count}, so no standard errors")
+        elif count < 2 * size:
+            self.notice(f"{count} images make one batch of {size}, so no standard errors")
+
     def save(self, images: dict[str, Any], protocol: dict[str, Any], **more: Any) -> None:
         """Write `run.json`: everything needed to know what was computed, and to do it again."""
         from repsim.tables import RECORD, save_record
@@ -292,8 +300,7 @@ def cka(
     from repsim.tables import save_table
 
     count = len(run.images)
-    if count < job.batch_size:
-        run.notice(f"fewer images than --batch-size {job.batch_size}: one batch of {count}, so no standard errors")
+    run.notice_a_single_batch()
     protocol = {"layers": layers, "tokens": tokens, "batch_size": job.batch_size, "repeats": repeats}
     comparison = compare(run.networks, run.images, **protocol, **job.how(repeats))
     for reason in comparison.undefined:
@@ -408,6 +415,7 @@ def heads(
     if job.redraw is not None:
         return draw_heads(job.redraw, job.quiet)
     run = job.start([(model_a, weights_a, arg_a), (model_b, weights_b, arg_b)])
+    run.notice_a_single_batch()
 
     from repsim.studies.heads import head_similarity
     from repsim.tables import save_table
@@ -554,6 +562,7 @@ def lesion(
         return draw_lesion(job.redraw, job.quiet)
     chosen = parse_blocks(blocks)
     run = job.start([(model, weights, arg)])
+    run.notice_a_single_batch()
 
     from repsim.studies.lesion import QUANTITY, REMOVE, lesions
     from repsim.tables import save_table
@@ -602,6 +611,7 @@ def localize(
     if job.redraw is not None:
         return draw_localization(job.redraw, tokens, show_layer, job.quiet)
     run = job.start(each_model(model, weights, arg))
+    run.notice_a_single_batch()
 
     from repsim.studies.localization import located, token_localization
     from repsim.tables import save_table

@@ -64,7 +64,7 @@ def curves(table: pd.DataFrame, column: str, *, ax: Axes) -> Axes:
         ax.axhline(whole.iloc[0], color="0.6", linewidth=0.8, zorder=0, label="untouched")
     if table[column].isna().all():
         ax.text(0.5, 0.5, "not known", ha="center", transform=ax.transAxes, color="0.4")
-    ax.set(xlabel="block that lost it")
+    ax.set(xlabel="block that lost it", xlim=(per["block"].min() - 0.5, per["block"].max() + 0.5))
     ax.xaxis.get_major_locator().set_params(integer=True)
     return ax
 
