@@ -23,6 +23,7 @@ _HOME = {
     "capture": "repsim.hooks",
     "ImageSet": "repsim.images",
     "layer_cka": "repsim.studies.similarity",
+    "matched_cka": "repsim.studies.similarity",
     "attention_distance": "repsim.studies.attention",
     "head_similarity": "repsim.studies.heads",
     "receptive_fields": "repsim.studies.receptive",

@@ -220,25 +220,27 @@ def model_options(side: str = "", model: str = "", default: str | None = None) -
     )
 
 
-def several_models(*default: str) -> Callable:
-    """`--model`, `--weights` and `--arg` of commands that look at any number of networks; `each_model` reads them."""
+def several_models(*default: str, side: str = "", model: str = " Repeatable.") -> Callable:
+    """`--model`, `--weights` and `--arg` where any number of networks may be given; `each_model` reads them."""
+    end = f"-{side}" if side else ""
+    shown = bool(default)
     return options(
         click.option(
-            "--model",
+            f"--model{end}",
             metavar="MODEL",
             multiple=True,
             default=default,
-            show_default=True,
-            help=f"{MODEL} Repeatable.",
+            show_default=shown,
+            help=f"{MODEL}{model}",
         ),
         click.option(
-            "--weights",
+            f"--weights{end}",
             metavar="WEIGHTS",
             multiple=True,
-            help="`pretrained`, `random`, or a file: once for all, or once per --model.  [default: pretrained]",
+            help=f"`pretrained`, `random`, or a file: once for all, or once per --model{end}.  [default: pretrained]",
         ),
         click.option(
-            "--arg",
+            f"--arg{end}",
             metavar="KEY=VALUE",
             multiple=True,
             help="Argument of each model, such as img_size=384; repeatable.",
@@ -246,13 +248,14 @@ def several_models(*default: str) -> Callable:
     )
 
 
-def each_model(models: tuple[str, ...], weights: tuple[str, ...], args: tuple[str, ...]) -> list[Asked]:
+def each_model(models: tuple[str, ...], weights: tuple[str, ...], args: tuple[str, ...], side: str = "") -> list[Asked]:
     weights = weights or ("pretrained",)
     if len(weights) == 1:
         weights *= len(models)
     if len(weights) != len(models):
         raise UsageError(
-            f"give --weights once, or once per --model: there are {len(models)} models, {len(weights)} weights"
+            f"give --weights{side} once, or once per --model{side}: "
+            f"there are {len(models)} models and {len(weights)} weights"
         )
     return [(model, each, args) for model, each in zip(models, weights)]
 
@@ -262,7 +265,13 @@ MODEL = "Alias, timm name, hf-hub:..., local-dir:... or package.module:factory."
 
 @main.command()
 @model_options("a", "  [default: vit_mini]")
-@model_options("b", " Without it: within model A.  [default: resnet_mini if A is not given either]")
+@several_models(
+    side="b",
+    model=" Without it: within model A; repeatable with --matched.  [default: resnet_mini if A is not given either]",
+)
+@click.option(
+    "--matched", is_flag=True, help="Only the same layers, of checkpoints of one architecture: A with each B."
+)
 @click.option(
     "--layers", default="blocks", show_default=True, help="`blocks`, `paper`, `all`, or a regular expression."
 )
@@ -274,42 +283,58 @@ def cka(
     model_a: str | None,
     weights_a: str,
     arg_a: tuple[str, ...],
-    model_b: str | None,
-    weights_b: str,
+    model_b: tuple[str, ...],
+    weights_b: tuple[str, ...],
     arg_b: tuple[str, ...],
+    matched: bool,
     layers: str,
     tokens: str,
     repeats: int,
 ) -> None:
     """Similarity of all layers of one or two networks by minibatch CKA (paper, Figures 1 and 2).
 
-    Writes cka.csv, run.json, cka.png and cka.pdf. The paper's protocol is
-    --layers paper --images 10240 --batch-size 1024 --repeats 20.
+    Writes cka.csv, run.json, cka.png and cka.pdf; with --matched (Figures 12, G.1) matched.csv and its pictures. The
+    paper's protocol is --layers paper --images 10240 --batch-size 1024 --repeats 20.
     """
+    draw = draw_matched if matched else draw_cka
     if job.redraw is not None:
-        return draw_cka(job.redraw, job.quiet)
-    if model_a is not None and model_b is None and (weights_b != "pretrained" or arg_b):
+        return draw(job.redraw, job.quiet)
+    if matched and not model_b:  # checkpoints of A
+        model_b = (model_a or "vit_mini",) * len(weights_b)
+        if not model_b:
+            raise UsageError("--matched compares A with others: give them with --model-b or --weights-b")
+    elif not matched and len(model_b) > 1:
+        raise UsageError(f"--model-b was given {len(model_b)} times; more than one needs --matched")
+    elif model_a is not None and not model_b and (weights_b or arg_b):
         raise UsageError("--weights-b and --arg-b need --model-b")
-    if model_a is None and model_b is None:
-        model_b = "resnet_mini"
+    elif model_a is None and not model_b:
+        model_b = ("resnet_mini",)
     check_range("--repeats", repeats, 1)
-    asked = [(model_a or "vit_mini", weights_a, arg_a)] + ([(model_b, weights_b, arg_b)] if model_b else [])
+    asked = [(model_a or "vit_mini", weights_a, arg_a)] + each_model(model_b, weights_b, arg_b, "-b")
     run = job.start(asked)
 
-    from repsim.studies.similarity import compare
+    from repsim.studies.similarity import compare, compare_matched
     from repsim.tables import save_table
 
-    count = len(run.images)
     run.notice_a_single_batch()
     protocol = {"layers": layers, "tokens": tokens, "batch_size": job.batch_size, "repeats": repeats}
-    comparison = compare(run.networks, run.images, **protocol, **job.how(repeats))
+    study = compare_matched if matched else compare
+    comparison = study(run.networks, run.images, **protocol, **job.how(repeats))
     for reason in comparison.undefined:
         say(reason, job.quiet)
-    if repeats > 1 and count == comparison.images["available"]:
+    if repeats > 1 and len(run.images) == comparison.images["available"]:
         run.notice("every repeat saw the same images, newly batched: sd_repeats says nothing of other images")
-    save_table(comparison.table, run.out / "cka.csv")
+    save_table(comparison.table, run.out / ("matched.csv" if matched else "cka.csv"))
     run.save(comparison.images, comparison.protocol, undefined=comparison.undefined)
-    draw_cka(run.out, job.quiet)
+    draw(run.out, job.quiet)
+
+
+def draw_matched(directory: Path, quiet: bool) -> None:
+    from repsim.plots import matched
+    from repsim.tables import MATCHED, load_table
+
+    table = load_table(directory / "matched.csv", MATCHED)
+    finish(directory, "matched", matched(table).figure, [*table["model_a"], *table["model_b"]], quiet)
 
 
 def draw_cka(directory: Path, quiet: bool) -> None:

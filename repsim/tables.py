@@ -21,6 +21,9 @@ SIMILARITY = [
 ]
 """One row per ordered pair of layers. `depth`: 0 first to 1 last; `se`: standard error of `cka`."""
 
+MATCHED = ["model_a", "model_b", "layer", "index", "depth", "cka", "se"]
+"""One row per network compared with `model_a`, the reference, and layer: the same layer of both."""
+
 ATTENTION = [
     *("model", "layer", "block", "head"),
     *("distance_px", "distance_se", "entropy", "cls_share", "self_share"),

@@ -20,6 +20,7 @@ from repsim.tables import (
     LESION,
     LOCALIZATION,
     LOCALIZATION_SUMMARY,
+    MATCHED,
     RECEPTIVE,
     RESIDUAL,
     SIMILARITY,
@@ -65,6 +66,19 @@ def test_within_one_network_untrained_and_said_so(somewhere):
     assert {"cka-random.png", "cka-random.pdf"} < set(os.listdir(out))
     assert set(pd.read_csv(out / "cka.csv").model_b) == {"vit_mini-random"}
     assert json.loads((out / "run.json").read_text())["random"] is True
+
+
+def test_matched(somewhere):
+    arguments = ["cka", "--matched", "--weights-b", "random", "--images", 32, "--batch-size", 16, "--out", "o"]
+    result = repsim(*arguments)
+    assert result.exit_code == 0, result.output
+    assert sorted(os.listdir("o")) == [
+        *("matched-random.pdf", "matched-random.png", "matched.csv", "matched.pdf", "matched.png", "run.json")
+    ]
+    table = pd.read_csv("o/matched.csv")
+    assert list(table.columns) == MATCHED and len(table) == 13
+    assert set(table.model_a) == {"vit_mini"} and set(table.model_b) == {"vit_mini-random"}
+    assert repsim("cka", "--matched", "--redraw", "o").exit_code == 0
 
 
 def test_redraw_needs_no_torch(somewhere):
@@ -126,6 +140,9 @@ def test_quiet_says_nothing(somewhere):
         (["--arg-a", "depth"], 2, "KEY=VALUE"),
         (["--tokens", "cls"], 2, "has no CLS token"),
         (["--device", "cuda:99"], 1, "cannot put vit_mini on device"),
+        (["--matched"], 2, "--matched compares A with others"),
+        (["--matched", "--model-b", "resnet_mini"], 2, "do not have the same layers"),
+        (["--model-b", "vit_mini", "--model-b", "resnet_mini"], 2, "more than one needs --matched"),
         (["--nonsense"], 2, "No such option"),
     ],
 )

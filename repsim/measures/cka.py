@@ -278,6 +278,22 @@ def paired_hsic(rows_a: Sequence[GramRow], rows_b: Sequence[GramRow], n: int) ->
     return 2 * inner * norms / (n * (n - 3))
 
 
+def matched_hsic(reference: Sequence[GramRow], others: Sequence[Sequence[GramRow]], n: int) -> Tensor:
+    """What CKA of the same L layers of one network with each of k others needs of a batch: (1 + 2k, L).
+
+    HSIC_1 of the reference's layers with themselves, then of each other's, then of the reference with each other.
+    """
+    own = [paired_hsic(rows, rows, n) for rows in (reference, *others)]
+    return torch.stack([*own, *(paired_hsic(reference, rows, n) for rows in others)])
+
+
+def normalise_matched(hsics: Tensor) -> Tensor:
+    """(1 + 2k, L) of `matched_hsic`, or its mean over batches -> CKA (k, L); NaN where a layer is constant."""
+    k = len(hsics) // 2
+    roots = (hsics[0] * hsics[1 : k + 1]).sqrt()
+    return hsics[k + 1 :] / torch.where(roots > 0, roots, torch.nan)
+
+
 def normalise(hsics: Tensor) -> Tensor:
     """(L, L) HSIC -> (L, L) CKA. Rows and columns of layers with HSIC(K, K) = 0 become NaN."""
     hsics = (hsics + hsics.T) / 2  # sums over batches may differ in the last bit on the two sides

@@ -1,6 +1,6 @@
 """Pictures of tables. Nothing here imports torch, so every figure can be redrawn from its saved table."""
 
-from repsim.plots.curves import attention_distance, head_similarity, localization_summary
+from repsim.plots.curves import attention_distance, head_similarity, localization_summary, matched
 from repsim.plots.lesion import lesion
 from repsim.plots.maps import attention_maps, localization, receptive_fields
 from repsim.plots.matrices import heatmap, panel
@@ -15,6 +15,7 @@ __all__ = [
     "lesion",
     "localization",
     "localization_summary",
+    "matched",
     "panel",
     "receptive_fields",
     "residual",

@@ -74,6 +74,32 @@ def head_similarity(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
+def matched(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """CKA of the same layer of a reference and of other networks over depth, with two standard errors (Figure 12).
+
+    Args:
+        table: of `rs.matched_cka`, or `matched.csv`.
+        ax: where to draw.
+    """
+    others = list(dict.fromkeys(table["model_b"]))
+    with look():
+        if ax is None:
+            ax = Figure(figsize=(4, 3)).subplots()
+        for model, colour in zip(others, sns.color_palette("colorblind", len(others))):
+            part = table[table["model_b"] == model].sort_values("depth")
+            depth, value, se = part["depth"], part["cka"], 2 * part["se"].fillna(0)
+            ax.plot(depth, value, color=colour, marker="o", markersize=3, linewidth=1, label=model)
+            ax.fill_between(depth, value - se, value + se, color=colour, alpha=0.25, linewidth=0)
+        ax.set(
+            xlabel="depth (0 first layer, 1 last)",
+            ylabel="CKA of the same layer",
+            ylim=(min(0, table["cka"].min()), 1.02),
+        )
+        ax.set_title(f"compared with {table['model_a'].iloc[0]}")
+        ax.legend(frameon=False)
+    return ax
+
+
 def localization_summary(summary: pd.DataFrame) -> Figure:
     """How far tokens stand out at their own patch, over depth: interior, edge and corner tokens side by side.
 

@@ -19,7 +19,7 @@ from repsim.errors import UsageError, one_of
 from repsim.hooks import capture
 from repsim.images import FEWEST, Batch, Counts, ImageSet, as_image_set
 from repsim.layers import Layer, find_layers
-from repsim.measures.cka import GramRow, flatten, gram_row, paired_hsic, scratch_for
+from repsim.measures.cka import GramRow, flatten, gram_row, matched_hsic, normalise_matched, scratch_for
 from repsim.measures.running import GroupedSums, Moments, jackknife
 from repsim.models import Network, as_network, evaluating
 from repsim.studies.similarity import require_finite
@@ -84,7 +84,7 @@ class _Sums:
     """Agreement, KL divergence and accuracy of each image."""
     layers: list[Layer] = field(default_factory=list)
     hsic: GroupedSums = field(default_factory=GroupedSums)
-    """(3, layers): HSIC of the untouched network, of the other, and between them."""
+    """As `matched_hsic` has it: of the untouched network's later layers, and of the same ones with the lesion."""
 
 
 @torch.inference_mode(mode=False)
@@ -238,22 +238,14 @@ def _add(
         kl = (before.exp() * (before - after)).sum(1)
         accuracy = nan.to(kl.device) if labels is None else (after.argmax(1) == labels).double()
         into.outputs.update(torch.stack([agreement, kl, accuracy], 1))
-    before_, after_ = [whole[name] for name in rows], list(rows.values())
-    pairs = ((before_, before_), (after_, after_), (before_, after_))
-    into.hsic.update(torch.stack([paired_hsic(a, b, n) for a, b in pairs]), batch)
-
-
-def _cka(hsic: Tensor) -> Tensor:
-    """(3, layers) -> (layers,); NaN where a layer is constant."""
-    root = (hsic[0] * hsic[1]).sqrt()
-    return hsic[2] / torch.where(root > 0, root, torch.nan)
+    into.hsic.update(matched_hsic([whole[name] for name in rows], [list(rows.values())], n), batch)
 
 
 def _table(network: Network, tried: Sequence[Lesion], sums: Sequence[_Sums]) -> pd.DataFrame:
     parts = []
     for lesion, of in zip(tried, sums):
         agreement, kl, accuracy = of.outputs.mean().tolist()
-        cka, se = jackknife(of.hsic, _cka)
+        cka, se = jackknife(of.hsic, lambda hsics: normalise_matched(hsics)[0])
         parts.append(
             pd.DataFrame(
                 {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -18,10 +18,11 @@ from repsim.errors import UsageError, not_finite
 from repsim.hooks import capture
 from repsim.images import Batch, ImageSet, as_image_set
 from repsim.layers import Layer, find_layers
-from repsim.measures.cka import GramRow, MinibatchCKA, flatten, gram_row, scratch_for
-from repsim.models import Network, as_network, told_apart
+from repsim.measures.cka import GramRow, MinibatchCKA, flatten, gram_row, matched_hsic, normalise_matched, scratch_for
+from repsim.measures.running import GroupedSums, jackknife
+from repsim.models import Network, as_network, as_networks, told_apart
 from repsim.sweep import Progress, sweep
-from repsim.tables import SIMILARITY
+from repsim.tables import MATCHED, SIMILARITY
 from repsim.tokens import Tokens
 
 
@@ -53,19 +54,48 @@ class LayerSimilarity:
         return row
 
     def update(self, seen: Sequence[dict[str, GramRow]], batch: Batch) -> None:
+        self.cka.update(self._rows(seen, batch), len(batch.positions), batch.number)
+
+    def _rows(self, seen: Sequence[dict[str, GramRow]], batch: Batch) -> list[GramRow]:
+        """The Grams of all layers of all networks, on one device and checked."""
         rows = [rows[layer.name] for rows, layers in zip(seen, self.layers) for layer in layers]
         device = rows[0].norm.device
         rows = [row._replace(direction=row.direction.to(device), norm=row.norm.to(device)) for row in rows]
         require_finite(rows, [(name, layer.name) for name, layer in self._named()], batch)
-        self.cka.update(rows, len(batch.positions), batch.number)
+        return rows
 
     def _named(self) -> list[tuple[str, Layer]]:
         return [(net.name, layer) for net, layers in zip(self.networks, self.layers) for layer in layers]
 
     def constant(self) -> list[tuple[str, str]]:
         """(network, layer) of layers that are the same for all images: their CKA is undefined."""
-        own = self.cka.sums.mean().diagonal().tolist()
-        return [(name, layer.name) for (name, layer), hsic in zip(self._named(), own) if not hsic > 0]
+        return self._without(self.cka.sums.mean().diagonal())
+
+    def _without(self, own: Tensor) -> list[tuple[str, str]]:
+        """Those whose HSIC with themselves is zero."""
+        return [(name, layer.name) for (name, layer), hsic in zip(self._named(), own.tolist()) if not hsic > 0]
+
+
+class MatchedSimilarity(LayerSimilarity):
+    """The study: CKA of each layer of the first network with the same layer of each other one."""
+
+    def __init__(self, networks: Sequence[Network], layers: Sequence[Sequence[Layer]], tokens: Tokens = "all") -> None:
+        super().__init__(networks, layers, tokens)
+        self.sums = GroupedSums()
+        for network, of in zip(networks, layers):
+            if [layer.name for layer in of] != [layer.name for layer in layers[0]]:
+                raise UsageError(
+                    f"{network.name} and {networks[0].name} do not have the same layers, and only the same layer "
+                    "of both is compared; compare all with all, or choose layers by name that both have"
+                )
+
+    def update(self, seen: Sequence[dict[str, GramRow]], batch: Batch) -> None:
+        rows, count = self._rows(seen, batch), len(self.layers[0])
+        reference, *others = (rows[start : start + count] for start in range(0, len(rows), count))
+        self.sums.update(matched_hsic(reference, others, len(batch.positions)), batch.number)
+
+    def constant(self) -> list[tuple[str, str]]:
+        return self._without(self.sums.mean()[: len(self.networks)].flatten())
 
 
 def require_finite(rows: Sequence[GramRow], named: Sequence[tuple[str, str]], batch: Batch) -> None:
@@ -131,6 +161,47 @@ def layer_cka(
     return comparison.table
 
 
+def matched_cka(
+    reference: Network | nn.Module | str,
+    others: Network | nn.Module | str | Sequence[Network | nn.Module | str],
+    images: ImageSet | Tensor | np.ndarray | None = None,
+    *,
+    layers: str | Sequence[str] = "blocks",
+    tokens: Tokens = "all",
+    batch_size: int = 256,
+    repeats: int = 1,
+    progress: Progress | None = None,
+    workers: int | None = None,
+    skip_broken: bool = False,
+) -> pd.DataFrame:
+    """CKA of each layer of a network with the same layer of others of its architecture: checkpoints, seeds.
+
+    The same values as on the diagonal of `layer_cka`, without the rest of the matrix.
+
+    Args:
+        reference: what the others are compared with.
+        others: one or more networks with layers of the same names.
+        images, layers, tokens, batch_size, repeats, progress, workers, skip_broken: see `layer_cka`.
+
+    Returns:
+        One row per other network and layer: model_a (the reference), model_b, layer, index, depth, cka, se (and
+        sd_repeats), as `layer_cka` has them.
+
+    Raises:
+        UsageError: the networks do not have the same layers.
+
+    Reference: paper, Figures 12 and G.1.
+    """
+    networks = [as_network(reference), *as_networks(others)]
+    images = as_image_set(images)
+    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken}
+    protocol = {"layers": layers, "tokens": tokens, "batch_size": batch_size, "repeats": repeats}
+    comparison = compare_matched(networks, images, **protocol, **how)
+    for reason in comparison.undefined:
+        warnings.warn(reason, stacklevel=2)
+    return comparison.table
+
+
 @dataclasses.dataclass(frozen=True)
 class Comparison:
     """A table of `layer_cka`, and what the run record says of it."""
@@ -154,6 +225,37 @@ def compare(
     **how: Any,
 ) -> Comparison:
     """What `layer_cka` does, with the record of it; see there."""
+    return _compare(LayerSimilarity, layer_table, networks, images, layers, tokens, batch_size, repeats, how)
+
+
+@torch.inference_mode(mode=False)
+def compare_matched(
+    networks: Sequence[Network],
+    images: ImageSet,
+    *,
+    layers: str | Sequence[str] = "blocks",
+    tokens: Tokens = "all",
+    batch_size: int = 256,
+    repeats: int = 1,
+    **how: Any,
+) -> Comparison:
+    """What `matched_cka` does, with the record of it; the reference comes first."""
+    if len(networks) < 2:
+        raise UsageError("to compare the same layers takes a network and at least one other")
+    return _compare(MatchedSimilarity, matched_table, networks, images, layers, tokens, batch_size, repeats, how)
+
+
+def _compare(
+    study: type[LayerSimilarity],
+    table: Callable[[Sequence[Any]], pd.DataFrame],
+    networks: Sequence[Network],
+    images: ImageSet,
+    layers: str | Sequence[str],
+    tokens: Tokens,
+    batch_size: int,
+    repeats: int,
+    how: dict[str, Any],
+) -> Comparison:
     if repeats < 1:
         raise UsageError(f"repeats must be at least 1, got {repeats}")
     networks = told_apart([network.sized(images.tensor_size) for network in networks])
@@ -161,7 +263,7 @@ def compare(
     studies, counts = [], []
     for repeat in range(repeats):
         chosen = images if repeat == 0 else images.redrawn(images.seed + repeat)
-        studies.append(LayerSimilarity(networks, found, tokens))
+        studies.append(study(networks, found, tokens))
         counts.append(sweep(chosen, networks, studies[-1:], batch_size=batch_size, **how))
     undefined = [
         f"layer {layer!r} of {name} is constant over all images, so its CKA is undefined"
@@ -169,7 +271,7 @@ def compare(
     ]
     broken = sorted({name for c in counts for name in c.broken})
     return Comparison(
-        table=layer_table(studies),
+        table=table(studies),
         undefined=undefined,
         protocol={
             "layers": layers,
@@ -185,9 +287,6 @@ def compare(
 
 def layer_table(studies: Sequence[LayerSimilarity]) -> pd.DataFrame:
     """The table of `layer_cka` from one study, or one per repeat: all ordered pairs of layers."""
-    results = [study.cka.compute() for study in studies]
-    values = torch.stack([cka.cpu() for cka, _ in results])
-    errors = torch.stack([se.cpu() for _, se in results])
     sides = pd.DataFrame(
         [(name, layer.name, layer.kind, layer.index, layer.depth) for name, layer in studies[0]._named()],
         columns=["model", "layer", "kind", "index", "depth"],
@@ -200,9 +299,26 @@ def layer_table(studies: Sequence[LayerSimilarity]) -> pd.DataFrame:
         ],
         axis=1,
     )
+    return _with_values(table, [study.cka.compute() for study in studies], SIMILARITY)
+
+
+def matched_table(studies: Sequence[MatchedSimilarity]) -> pd.DataFrame:
+    """The table of `matched_cka` from one study, or one per repeat."""
+    networks, layers = studies[0].networks, studies[0].layers[0]
+    table = pd.DataFrame(
+        [(networks[0].name, b.name, at.name, at.index, at.depth) for b in networks[1:] for at in layers],
+        columns=["model_a", "model_b", "layer", "index", "depth"],
+    )
+    return _with_values(table, [jackknife(study.sums, normalise_matched) for study in studies], MATCHED)
+
+
+def _with_values(table: pd.DataFrame, results: Sequence[tuple[Tensor, Tensor]], columns: list[str]) -> pd.DataFrame:
+    """The table with the mean over repeats of CKA, its standard error, and, of several repeats, their spread."""
+    values = torch.stack([cka.cpu() for cka, _ in results])
+    errors = torch.stack([se.cpu() for _, se in results])
     table["cka"] = values.mean(0).flatten().numpy()
     table["se"] = errors.square().mean(0).sqrt().flatten().numpy()
-    if len(studies) > 1:
+    if len(results) > 1:
         table["sd_repeats"] = values.std(0).flatten().numpy()
-        return table[[*SIMILARITY, "sd_repeats"]]
-    return table[SIMILARITY]
+        return table[[*columns, "sd_repeats"]]
+    return table[columns]

@@ -9,7 +9,7 @@ from measures.test_cka import hsic_from_definition
 from torch import nn
 
 import repsim as rs
-from repsim.tables import SIMILARITY
+from repsim.tables import MATCHED, SIMILARITY
 
 
 def reference(networks, images, layers, batch_size, tokens="all"):
@@ -160,3 +160,27 @@ def test_cuda_equals_the_cpu():
         for d in ("cpu", "cuda")
     ]
     assert (tables[0].cka - tables[1].cka).abs().max() < 2e-3
+
+
+def test_matched_is_the_diagonal_of_the_full_table(vit):
+    images = rs.ImageSet("sample", images=96)
+    others = [rs.load_model("vit_mini", weights="random", seed=seed) for seed in (0, 1)]
+    matched = rs.matched_cka(vit, others, images, batch_size=32)
+    assert list(matched.columns) == MATCHED and len(matched) == 2 * 13
+    assert list(matched.model_b.unique()) == ["vit_mini-random#1", "vit_mini-random#2"]
+    for other, (_, part) in zip(others, matched.groupby("model_b")):
+        full = rs.layer_cka(vit, other, images, batch_size=32)
+        full = full[(full.model_a == "vit_mini") & (full.model_b == other.name) & (full.layer_a == full.layer_b)]
+        np.testing.assert_allclose(part.cka, full.cka, atol=1e-9)
+        np.testing.assert_allclose(part.se, full.se, atol=1e-9)
+
+
+def test_a_network_matches_itself(vit):
+    matched = rs.matched_cka(vit, vit, rs.ImageSet("sample", images=32), batch_size=16, repeats=2)
+    np.testing.assert_allclose(matched.cka, 1, rtol=1e-7)
+    assert list(matched.columns) == [*MATCHED, "sd_repeats"]
+
+
+def test_matched_needs_the_same_layers(vit, resnet):
+    with pytest.raises(rs.UsageError, match="resnet_mini and vit_mini do not have the same layers"):
+        rs.matched_cka(vit, resnet, rs.ImageSet("sample", images=8), batch_size=4)
