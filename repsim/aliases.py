@@ -53,4 +53,8 @@ ALIASES: dict[str, Alias] = {
 BUNDLED: dict[str, str] = {
     "vit_mini": "ViT, 12 blocks, 7 x 7 tokens + CLS, 28 px",
     "resnet_mini": "bottleneck ResNet 3-4-6-3, last map 7 x 7, 28 px",
+    "vit_mini_gap": "vit_mini with the mean of tokens instead of CLS",
+    "vit_mini_noskip1": "vit_mini trained without the skips of block 1",
+    "vit_mini_noskip5": "vit_mini trained without the skips of block 5",
+    "vit_mini_noskip9": "vit_mini trained without the skips of block 9",
 }

@@ -533,7 +533,7 @@ def residual(job: Job, model: tuple[str, ...], weights: tuple[str, ...], arg: tu
     """
     if job.redraw is not None:
         return draw_residual(job.redraw, job.quiet)
-    if outlier <= 1:
+    if not outlier > 1:
         raise UsageError(f"--outlier must be more than 1, got {outlier}")
     run = job.start(each_model(model, weights, arg))
 
@@ -541,6 +541,8 @@ def residual(job: Job, model: tuple[str, ...], weights: tuple[str, ...], arg: tu
     from repsim.tables import save_table
 
     found = residual_norms(run.networks, run.images, outlier=outlier, batch_size=job.batch_size, **job.how())
+    for notice in found.notices:
+        run.notice(notice)
     save_table(found.table, run.out / "residual.csv")
     save_table(found.outliers, run.out / "residual_outliers.csv")
     protocol = {"outlier": outlier, "outlier_tokens": len(found.outliers), "batch_size": found.counts.batch_size}
@@ -638,13 +640,17 @@ def localize(
     run = job.start(each_model(model, weights, arg))
     run.notice_a_single_batch()
 
-    from repsim.studies.localization import located, token_localization
+    from repsim.studies.localization import located, patch_grid, token_localization
     from repsim.tables import save_table
 
-    if show_layer is not None:
-        names = [layer.name for network in run.networks for layer in located(network, layers)[0]]
-        if show_layer not in names:
-            raise one_of("layer of --show-layer", show_layer, dict.fromkeys(names))
+    placed = [(network, located(network, layers)[0]) for network in run.networks]
+    names = dict.fromkeys(layer.name for _, of in placed for layer in of)
+    if show_layer is not None and show_layer not in names:
+        raise one_of("layer of --show-layer", show_layer, names)
+    rows, columns = (min(sides) for sides in zip(*(patch_grid(network, of) for network, of in placed)))
+    for row, column in tokens or ():
+        if not (0 <= row < rows and 0 <= column < columns):
+            raise UsageError(f"--show {row},{column}: the grid of tokens is {rows} x {columns}")
     found = token_localization(run.networks, run.images, layers=layers, batch_size=job.batch_size, **job.how())
     for reason in found.undefined:
         say(reason, job.quiet)

@@ -90,6 +90,10 @@ def find_layers(
 
 def grid_of(layer: Layer, network: Network) -> tuple[int, int]:
     """Rows and columns of a layer's map, or of its grid of tokens without those before it."""
+    if hasattr(network.module, "reroll"):
+        raise UsageError(
+            f"the tokens of {network.name} are not in the order of the image but in that of its mask units"
+        )
     if layer.layout == "channels_first":
         return layer.shape[1], layer.shape[2]
     if layer.layout == "channels_last":
@@ -249,7 +253,9 @@ def _layout(activation: Activation, module: nn.Module, root: nn.Module) -> Layou
         return "tokens"
     if dims != 3:
         return "other"
-    if isinstance(module, (nn.Conv2d, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)) or is_a(module, "pool", "2d"):
+    library = type(module).__module__.startswith(("torch.nn.", "timm.layers."))
+    maps = (nn.Conv2d, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
+    if isinstance(module, maps) or (library and is_a(module, "pool", "2d")):
         return "channels_first"
     if activation.fold > 1:
         return "windows"

@@ -3,8 +3,9 @@
 A traced forward pass records which operation made which tensor. From each block's output one goes
 back along the stream: an addition of two tensors of one shape is a residual sum; its skip is the operand
 from which the other was computed (or, with a projection on it, the one with less computed between
-it and the block's input), its branch the other; then on from the skip, to the block's input. Nothing is
-told from names, so the two operands are exactly what the network adds.
+it and the block's input), its branch the other; then on from the skip, to the block's input. So the two operands are
+exactly what the network adds; only what they are called (attention, mlp) is told from the names of classes.
+Where the stream cannot be followed back, that is an error.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from repsim.errors import UsageError
-from repsim.layers import reading_of
+from repsim.errors import RepsimError, UsageError
+from repsim.layers import find_layers, reading_of
 from repsim.models import Network, as_network
 from repsim.structure import find_blocks, first_call, is_attention, is_mlp
 from repsim.tokens import Reading
@@ -37,7 +38,8 @@ class ResidualSum:
     block: int
     """Number of the block, from 0."""
     sublayer: str
-    """`attention`, `mlp`; `token_mixing`, `channel_mixing`; or `unit`, where a block has one sum."""
+    """`attention`, `mlp`; `token_mixing`, `channel_mixing`; `unit` where a block has one sum, or what is added is
+    neither; with a number if there are more of a kind."""
     place: AdditionAt
     skip: int
     """Which operand of the addition is the skip, 0 or 1."""
@@ -53,7 +55,8 @@ def find_sums(network: Network | nn.Module | str) -> list[ResidualSum]:
     """The residual sums of a network's blocks, in the order in which they run.
 
     Raises:
-        UsageError: there are none to be found, or it cannot be told which operand is the skip.
+        UsageError: there are none to be found, those of a block can be found in part only, or it cannot be told which
+            operand is the skip.
     """
     network = as_network(network)
     trace = Trace.of(network, operations=True)
@@ -70,6 +73,14 @@ def find_sums(network: Network | nn.Module | str) -> list[ResidualSum]:
     return found
 
 
+def blocks_without(network: Network, sums: Sequence[ResidualSum]) -> list[str]:
+    """A sentence on the blocks that have no residual sum, if there are any."""
+    have = {each.layer for each in sums}
+    blocks = [layer.name.partition(":")[0] for layer in find_layers(network) if layer.kind == "block"]
+    names = [name for name in blocks if name not in have]
+    return [f"{len(names)} blocks of {network.name} have no residual sum: {', '.join(names)}"] if names else []
+
+
 def _stream(trace: Trace, path: str, block: Spot) -> list[tuple[Operation, int]]:
     """The residual sums of a block, first to last, each with the number of its skip operand."""
     first = first_call(trace, path)
@@ -84,31 +95,49 @@ def _stream(trace: Trace, path: str, block: Spot) -> list[tuple[Operation, int]]
             here = here.operands[skip]
             continue
         depends = {op for op in here.operands if op is not None}
-        if len(depends) != 1 or _learned(here):
+        if _learned(here) or len(depends) != 1:
+            # A projection of the skip, or a block without one: nothing that is added must lie behind it.
+            behind = [op for op in {here, *here.ancestors()} if op.when > first.started and _adds_what_it_came_from(op)]
+            if behind or (found and len(depends) > 1):
+                raise UsageError(
+                    f"the residual sums of {path} in {trace.network.name} cannot be found: its stream can be followed "
+                    f"back from the output to an operation {here.name!r} only"
+                )
             break
         here = depends.pop()
     return found
 
 
 def _is_sum(op: Operation) -> bool:
-    if op.place is None or len(op.operands) != 2 or None in op.operands:
+    """An addition of two tensors of one shape, one of which may be the same for all images (a CLS token)."""
+    if op.place is None or len(op.operands) != 2 or op.operands == (None, None):
+        return False
+    a, b = op.given
+    return op.operands[0] is not op.operands[1] and a.shape == b.shape
+
+
+def _adds_what_it_came_from(op: Operation) -> bool:
+    """A residual sum, wherever it is: one operand is computed from the other."""
+    if not _is_sum(op) or None in op.operands:
         return False
     a, b = op.operands
-    return a is not b and a.result.shape == b.result.shape
+    return a in b.ancestors() or b in a.ancestors()
 
 
 def _skip(trace: Trace, path: str, addition: Operation, entry: Operation) -> int:
     a, b = addition.operands
-    if a in b.ancestors():
-        return 0
-    if b in a.ancestors():
-        return 1
+    if a is None or b is None:
+        return 0 if a is None else 1
     lengths = _learned_between(a, entry), _learned_between(b, entry)
-    if lengths[0] == lengths[1]:
-        raise UsageError(
-            f"{trace.network.name} adds two branches of equal length in {path}; repsim cannot tell which is the skip"
-        )
-    return int(lengths[1] < lengths[0])
+    if a in b.ancestors() or b in a.ancestors():
+        skip = 0 if a in b.ancestors() else 1
+        if lengths[skip] <= lengths[1 - skip]:
+            return skip
+    elif lengths[0] != lengths[1]:
+        return int(lengths[1] < lengths[0])
+    raise UsageError(
+        f"of what {trace.network.name} adds in {path}, repsim cannot tell which is the skip and which the branch"
+    )
 
 
 def _learned(op: Operation) -> bool:
@@ -126,18 +155,18 @@ def _learned_between(op: Operation, entry: Operation) -> float:
 
 
 def _sublayers(trace: Trace, path: str, additions: Sequence[tuple[Operation, int]]) -> list[str]:
-    """What each sum of a block adds."""
+    """What each sum of a block adds, by the modules that ran in its branch and nowhere else."""
+    if len(additions) == 1:
+        return ["unit"]
     kinds = []
     for addition, skip in additions:
         stream, branch = addition.operands[skip], addition.operands[1 - skip]
-        computed = {branch, *branch.ancestors()} - {stream, *stream.ancestors()}
-        ran = [c.module for c in trace.below(path) if any(c.started < op.when < c.ended for op in computed)]
+        computed = {branch, *branch.ancestors()} - ({stream, *stream.ancestors()} if stream is not None else set())
+        inside = [call for call in trace.below(path) if not call.started < addition.when < call.ended]
+        ran = [c.module for c in inside if any(c.started < op.when < c.ended for op in computed)]
         kinds.append((any(map(is_attention, ran)), any(map(is_mlp, ran))))
-    attention, mlp = (any(kind) for kind in zip(*kinds)) if kinds else (False, False)
-    if len(kinds) == 2 and mlp and not attention:
+    if len(kinds) == 2 and not any(attention for attention, _ in kinds) and any(mlp for _, mlp in kinds):
         return ["token_mixing", "channel_mixing"]
-    if len(kinds) == 1 and kinds[0] != (True, False):
-        return ["unit"]
     names = ["attention" if a and not m else "mlp" if m and not a else "unit" for a, m in kinds]
     return [f"{n}{names[:i].count(n) + 1}" if n in names[:i] else n for i, n in enumerate(names)]
 
@@ -156,15 +185,23 @@ def watch_sums(
     wanted = {found.place: found for found in sums}
     running: list[Call] = []
     counts: dict[str, int] = {}
+    watch = _Watch(wanted, running, take)
 
     def enter(path: str, module: nn.Module, arguments: Any) -> None:
         if not path:
             running.clear()
             counts.clear()
+            watch.met.clear()
         counts[path] = counts.get(path, -1) + 1
         running.append(Call(path, module, counts[path], 0))
 
-    with following(network.module, enter, lambda result: running.pop() and None), _Watch(wanted, running, take):
+    def leave(result: Any) -> None:
+        if running.pop().path or watch.met.issuperset(wanted):
+            return
+        missing = next(found.name for place, found in wanted.items() if place not in watch.met)
+        raise RepsimError(f"{network.name} does not add {missing!r} as when its residual sums were looked for")
+
+    with following(network.module, enter, leave), watch:
         yield
 
 
@@ -172,10 +209,12 @@ class _Watch(TorchDispatchMode):
     def __init__(self, wanted: dict[AdditionAt, ResidualSum], running: list[Call], take: Callable) -> None:
         super().__init__()
         self.wanted, self.running, self.take = wanted, running, take
+        self.met: set[AdditionAt] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         found = self.wanted.get(AdditionAt.of(func, args, self.running))
         if found is not None:
+            self.met.add(found.place)
             replaced = self.take(found, args[found.skip], args[1 - found.skip])
             if replaced is not None:
                 in_place = func.overloadpacket.__name__.endswith("_")

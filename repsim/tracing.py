@@ -81,6 +81,8 @@ class Operation:
     when: int
     operands: tuple[Operation | None, ...]
     """What made each tensor it was given; None for one that does not depend on the images."""
+    given: tuple[Tensor, ...]
+    """Those tensors."""
     result: Tensor
     place: AdditionAt | None
     """Of an addition: where it is, so that it can be found again in another pass."""
@@ -107,19 +109,23 @@ class Trace:
 
     @classmethod
     def of(cls, network: Network, *, operations: bool = False) -> Trace:
-        """One forward pass on shapes alone, else two real ones, of 2 and of 3 images."""
-        try:
-            trace = run(network, MANY, meta=True, operations=operations)
-            for call in trace.calls:
-                call.input = images_axis(shape_of(call.argument), MANY)
-                call.output = images_axis(shape_of(call.result), MANY)
-            for op in trace.operations:
-                op.output = images_axis(shape_of(op.result), MANY)
-            return trace
-        except Exception:  # data-dependent Python, tensors that are not buffers
-            two, three = (run(network, n, meta=False, operations=operations) for n in (2, 3))
-        if [c.name for c in two.calls] != [c.name for c in three.calls]:
-            raise RepsimError(f"{network.name} runs other modules for 3 images than for 2; repsim cannot follow it")
+        """One forward pass on shapes alone, else two real ones, of 2 and of 3 images.
+
+        Operations are taken from real ones: some kernels do on meta tensors what they do not do on a device.
+        """
+        if not operations:
+            try:
+                trace = run(network, MANY, meta=True)
+                for call in trace.calls:
+                    call.input = images_axis(shape_of(call.argument), MANY)
+                    call.output = images_axis(shape_of(call.result), MANY)
+                return trace
+            except Exception:  # data-dependent Python, tensors that are not buffers
+                pass
+        two, three = (run(network, n, operations=operations) for n in (2, 3))
+        same = [c.name for c in two.calls] == [c.name for c in three.calls]
+        if not same or [op.name for op in two.operations] != [op.name for op in three.operations]:
+            raise RepsimError(f"{network.name} does other things to 3 images than to 2; repsim cannot follow it")
         for a, b in zip(two.calls, three.calls):
             a.input = images_axis(shape_of(a.argument), 2, shape_of(b.argument))
             a.output = images_axis(shape_of(a.result), 2, shape_of(b.result))
@@ -149,7 +155,7 @@ def without_data(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, memo)
 
 
-def run(network: Network, n: int, *, meta: bool, operations: bool) -> Trace:
+def run(network: Network, n: int, *, meta: bool = False, operations: bool = False) -> Trace:
     root = without_data(network.module) if meta else network.module
     images = torch.zeros(n, *network.input_size, device="meta" if meta else network.device)
     calls: list[Call] = []
@@ -229,19 +235,19 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, images: Tensor, clock: Iterator[int], running: list[Call]) -> None:
         super().__init__()
         self.clock, self.running = clock, running
-        self.operations = [Operation("images", next(clock), (), images, None)]
+        self.operations = [Operation("images", next(clock), (), (), images, None)]
         self.maker = {id(images): self.operations[0]}  # operations keep their results alive, so ids stay theirs
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         place = AdditionAt.of(func, args, self.running)
         scaled = (kwargs or {}).get("alpha", 1) != 1  # x + 2y: counted, but no sum of what a skip and a branch carry
-        given = [x for x in tree_iter((args, kwargs or {})) if isinstance(x, Tensor)]
+        given = tuple(x for x in tree_iter((args, kwargs or {})) if isinstance(x, Tensor))
         operands = tuple(self.maker.get(id(x)) for x in given)
         result = func(*args, **(kwargs or {}))
         if any(operands):
             for tensor in (x for x in tree_iter(result) if isinstance(x, Tensor)):
                 name = func.overloadpacket.__name__
-                operation = Operation(name, next(self.clock), operands, tensor, None if scaled else place)
+                operation = Operation(name, next(self.clock), operands, given, tensor, None if scaled else place)
                 self.operations.append(operation)
                 self.maker[id(tensor)] = operation
         return result

@@ -309,6 +309,7 @@ def test_localize(somewhere):
         (["residual", "--redraw", "nowhere"], 2, "there is no residual.csv in nowhere"),
         (["localize", "--layers", "head"], 2, "has no positions in the image"),
         (["localize", "--show-layer", "blocks.12"], 2, "unknown layer of --show-layer 'blocks.12'; did you mean"),
+        (["localize", "--show", "9,9"], 2, "--show 9,9: the grid of tokens is 7 x 7"),
         (["localize", "--show", "2"], 2, "--show takes the row and column of a token, such as 2,1, got '2'"),
         (["localize", "--show", "a,b"], 2, "--show takes the row and column"),
         (["localize", "--batch-size", "3"], 2, "--batch-size must be at least 4"),

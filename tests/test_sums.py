@@ -96,6 +96,18 @@ def test_the_skip_of_a_resnet_unit_has_its_projection(resnet):
     assert torch.equal(found["layer2.1 unit"][0], given["layer2.1"])
 
 
+@pytest.mark.parametrize("name", ["resnet18", "bit", "convnext", "mixer", "vit", "coatnet"])
+def test_the_first_skip_of_a_block_is_what_enters_it(name):
+    """Which of the two operands is the skip; where channels or size change it has a projection instead."""
+    network = FAMILIES[name].load()
+    images = noise(network, 4)
+    found = operands(network, images)
+    given, made = inputs_and_outputs(network, images)
+    first = {key.split()[0]: skip for key, (skip, _) in reversed(found.items())}
+    same = [layer for layer in first if given[layer].shape == made[layer].shape]
+    assert len(same) >= 2 and all(torch.equal(first[layer], given[layer]) for layer in same)
+
+
 def test_the_branch_is_taken_after_layer_scale():
     network = rs.load_model(
         "vit_tiny_patch16_224", weights="random", img_size=64, depth=2, init_values=0.1, drop_path_rate=0.5
@@ -133,6 +145,97 @@ def test_the_skip_is_told_from_the_branch_in_any_order(skip_first, in_place):
     assert torch.equal(found["1.0 unit"][0], images.flatten(1))
 
 
+class Unit(nn.Module):
+    """A block of two linear branches, joined as a test says."""
+
+    def __init__(self, join):
+        super().__init__()
+        self.a, self.b, self.join = nn.Linear(6, 6), nn.Linear(6, 6), join
+
+    def forward(self, x):
+        return self.join(x, self.a, self.b)
+
+
+def network_of(join, count=2) -> Network:
+    blocks = nn.Sequential(*(nn.Sequential(Unit(join)) for _ in range(count)))
+    return Network(nn.Sequential(nn.Flatten(), blocks), "made up").sized((1, 2, 3))
+
+
+def twice(join):
+    """A sum of the kind in question, then a plain one."""
+    return lambda x, a, b: (lambda y: y + b(y))(join(x, a(x)))
+
+
+@pytest.mark.parametrize(
+    "join",
+    [
+        lambda x, f: x - f,
+        lambda x, f: torch.lerp(x, f, 0.5),
+        lambda x, f: torch.stack([x, f]).sum(0),
+        lambda x, f: x * torch.sigmoid(f),
+        lambda x, f: torch.add(x, f, alpha=2),
+    ],
+)
+def test_a_stream_that_cannot_be_followed_is_no_sum_less_but_an_error(join):
+    with pytest.raises(rs.UsageError, match="can be followed back from the output to an operation"):
+        find_sums(network_of(twice(join)))
+
+
+def test_a_gate_is_not_taken_for_a_skip():
+    with pytest.raises(rs.UsageError, match="cannot tell which is the skip"):
+        find_sums(network_of(lambda x, a, b: (lambda h: x * (1 - torch.sigmoid(b(h))) + h)(a(x))))
+
+
+def test_sums_are_found_where_the_kernel_on_meta_tensors_adds_more():
+    """Masked attention in a block's own code: the fused kernel adds its mask inside, that for shapes does not."""
+    mask = torch.zeros(2, 2)
+
+    def join(x, a, b):
+        heads = a(x).view(-1, 1, 2, 3)
+        x = x + nn.functional.scaled_dot_product_attention(heads, heads, heads, attn_mask=mask).flatten(1)
+        return x + b(x)
+
+    network = network_of(join)
+    images = torch.randn(4, 1, 2, 3)
+    found = operands(network, images)
+    assert len(found) == 4 and torch.equal(next(iter(found.values()))[0], images.flatten(1))
+
+
+def test_a_network_that_adds_other_things_than_before():
+    class Moody(nn.Module):
+        skip = True
+
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Sequential(nn.Linear(6, 6))
+
+        def forward(self, x):
+            return x + self.fc(x) if Moody.skip else self.fc(x)
+
+    network = Network(nn.Sequential(nn.Flatten(), nn.Sequential(Moody(), Moody())), "moody").sized((1, 2, 3))
+    sums = find_sums(network)
+    Moody.skip = False
+    with pytest.raises(rs.RepsimError, match="moody does not add '1.0 unit' as when"), torch.no_grad():
+        with watch_sums(network, sums, lambda *_: None):
+            network.module(torch.randn(4, 1, 2, 3))
+
+
+def test_a_skip_that_is_the_same_for_all_images_is_a_skip():
+    """As CaiT's CLS token in its first block of class attention."""
+
+    class Token(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token, self.fc = nn.Parameter(torch.randn(1, 6)), nn.Sequential(nn.Linear(6, 6))
+
+        def forward(self, x):
+            return self.token.expand(len(x), -1) + self.fc(x)
+
+    network = Network(nn.Sequential(nn.Flatten(), nn.Sequential(Token(), Token())), "token").sized((1, 2, 3))
+    found = operands(network, torch.randn(5, 1, 2, 3))
+    assert torch.equal(found["1.0 unit"][0], network.module[1][0].token.expand(5, -1))
+
+
 def test_blocks_without_skips_have_no_sums():
     sums = find_sums(rs.load_model("vit_mini_noskip5", weights="random"))
     assert sorted({each.block for each in sums}) == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
@@ -142,7 +245,11 @@ def test_blocks_without_skips_have_no_sums():
     "model, message",
     [
         ("vgg11", "has no blocks with residual sums that repsim can find"),
-        ("repvgg_a0", "adds two branches of equal length in stages.0.0; repsim cannot tell which is the skip"),
+        ("repvgg_a0", "adds in stages.0.0, repsim cannot tell which is the skip and which the branch"),
+        (
+            "tiny_vit_5m_224",
+            "stages.1.blocks.0 .* can be followed back from the output to an operation 'convolution' only",
+        ),
     ],
 )
 def test_networks_whose_sums_cannot_be_found(model, message):

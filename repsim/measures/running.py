@@ -106,8 +106,9 @@ class Quantiles:
     """Quantiles over images of positive values, from counts in bins of equal ratio: memory that does not grow.
 
     A bin spans a factor of 2^(1/64), 1.1 %; within it values are taken to lie evenly (in logarithm), so a
-    quantile is off by less than a bin, and by far less where many values fall into it. Values under 2^-24 and
-    over 2^24 count as below and above all others; NaN are left out.
+    quantile is off by less than a bin, and by far less where many values fall into it. Between the two middle
+    values of an even number it is the lower one. Values under 2^-24 and over 2^24 count as below and above all
+    others; NaN are left out.
 
     Attributes:
         counts: (bins, ...) int32.

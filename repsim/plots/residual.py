@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -79,7 +81,7 @@ def curves(table: pd.DataFrame, column: str, *, ax: Axes) -> Axes:
     groups = table.assign(place=place).query("place in ['positions', 'cls']")
     keys = groups[["model", "sublayer"]].drop_duplicates()
     colours = dict(zip(map(tuple, keys.to_numpy()), sns.color_palette("colorblind", len(keys))))
-    markers = dict(zip(dict.fromkeys(keys["model"]), "os^Dv"))
+    markers = dict(zip(dict.fromkeys(keys["model"]), itertools.cycle("os^Dv")))
     for (model, sublayer, where), part in groups.groupby(["model", "sublayer", "place"], sort=False):
         mean = part.groupby("block")[column].mean()
         last = max(table.loc[table["model"] == model, "block"].max(), 1)

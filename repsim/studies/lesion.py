@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from repsim.errors import UsageError, one_of
+from repsim.errors import UsageError, not_finite, one_of
 from repsim.hooks import capture
 from repsim.images import FEWEST, Batch, Counts, ImageSet, as_image_set
 from repsim.layers import Layer, find_layers
@@ -23,7 +23,7 @@ from repsim.measures.cka import GramRow, flatten, gram_row, matched_hsic, normal
 from repsim.measures.running import GroupedSums, Moments, jackknife
 from repsim.models import Network, as_network, evaluating
 from repsim.studies.similarity import require_finite
-from repsim.sums import ResidualSum, find_sums, watch_sums
+from repsim.sums import ResidualSum, blocks_without, find_sums, watch_sums
 from repsim.sweep import Progress, forward
 from repsim.tables import LESION
 from repsim.tokens import first_tensor
@@ -47,7 +47,7 @@ class Lesion:
 def find_lesions(sums: Sequence[ResidualSum], remove: Sequence[str], blocks: Sequence[int] | None) -> list[Lesion]:
     """Every lesion of the asked-for kinds, block by block; `nothing` first.
 
-    Where a block has one sum, to remove its branch is to remove the block, which is not listed again.
+    Where a block has one sum, removing its branch is removing the block, and `block` is only listed if `branch` is not.
     """
     present = sorted({each.block for each in sums})
     for block in blocks or ():
@@ -57,13 +57,13 @@ def find_lesions(sums: Sequence[ResidualSum], remove: Sequence[str], blocks: Seq
         if kind not in REMOVE:
             raise one_of("kind of lesion", kind, REMOVE)
     lesions = [Lesion(NOTHING, -1, {})]
-    for block in present if blocks is None else blocks:
+    for block in present if blocks is None else dict.fromkeys(blocks):
         inside = [each for each in sums if each.block == block]
         for kind, left in (("skip", "branch"), ("branch", "skip")):
             if kind in remove:
                 lesions += [Lesion(f"{each.sublayer} {kind}", block, {each: left}) for each in inside]
-        for kind, name, left in (("skips", "all skips", "branch"), ("block", "block", "skip")):
-            if kind in remove and len(inside) > 1:
+        for kind, one, name, left in (("skips", "skip", "all skips", "branch"), ("block", "branch", "block", "skip")):
+            if kind in remove and (len(inside) > 1 or one not in remove):
                 lesions.append(Lesion(name, block, dict.fromkeys(inside, left)))
     return lesions
 
@@ -73,7 +73,7 @@ class Lesions:
     table: pd.DataFrame
     """model, removed, block, agreement, kl, accuracy, layer, cka, se."""
     notices: list[str]
-    """Why a column is empty, if one is."""
+    """Why a column is empty, if one is, and which blocks have no residual sum."""
     counts: Counts
     """What became of the images."""
 
@@ -122,8 +122,8 @@ def lesions(
         CKA with itself in the untouched network, with its jackknife standard error over minibatches.
 
     Raises:
-        UsageError: no residual sums, no such block or kind.
-        RepsimError: a lesion makes activations NaN or infinite.
+        UsageError: no residual sums, no such block or kind, no layer that runs after a lesion.
+        RepsimError: a lesion makes activations or outputs NaN or infinite.
     """
     network = as_network(network)
     images = as_image_set(images, 512)
@@ -141,7 +141,7 @@ def lesions(
         batches = progress(batches, total=len(images) // batch_size)
     surgery = _Surgery(network, compared)
     sums = [_Sums() for _ in tried]
-    notices: list[str] = []
+    notices = blocks_without(network, found)
     with (
         evaluating(network.module),
         watch_sums(network, found, surgery.cut),
@@ -150,10 +150,15 @@ def lesions(
         for batch in batches:
             inputs = batch.inputs[network.transform].to(network.device)
             logits, whole = surgery.run(None, inputs, batch, seen)
-            labels = _labels(network, images, batch, logits, notices)
+            scores = _scores(network, logits, notices)
+            labels = _labels(network, images, batch, logits, notices) if scores else None
             for lesion, into in zip(tried, sums):
                 changed, rows = surgery.run(lesion, inputs, batch, seen)
-                _add(into, logits, changed, labels, whole, rows, len(inputs), batch.number)
+                into.outputs.update(
+                    _outputs(logits, changed, labels) if scores else torch.full((len(inputs), 3), torch.nan)
+                )
+                before = [whole[name] for name in rows]
+                into.hsic.update(matched_hsic(before, [list(rows.values())], len(inputs)), batch.number)
                 into.layers = [layer for layer in compared if layer.name in rows]
     return Lesions(_table(network, tried, sums), notices, counts)
 
@@ -189,29 +194,42 @@ class _Surgery:
         self.lesion = lesion
         self.reached = lesion is None or not lesion.kept
         output = first_tensor(forward(self.network, inputs, batch))
+        gone = what_is_gone(lesion)
+        if output is not None and not torch.isfinite(output).all():
+            raise not_finite(self.network.name, f"output ({gone})", batch.number)
         rows = {name: row for name, row in seen.items() if row is not None}
-        require_finite(
-            list(rows.values()), [(self.network.name, f"{name} ({what_is_gone(lesion)})") for name in rows], batch
-        )
+        if not rows:
+            names = ", ".join(layer.name for layer in self.layers)
+            raise UsageError(f"none of the layers to compare ({names}) runs {gone}; choose other layers or blocks")
+        require_finite(list(rows.values()), [(self.network.name, f"{name} ({gone})") for name in rows], batch)
         return output, rows
 
 
 def what_is_gone(lesion: Lesion | None) -> str:
     if lesion is None or not lesion.kept:
-        return "nothing removed"
-    return f"without the {lesion.removed} of block {lesion.block}"
+        return "with nothing removed"
+    return f"after the {lesion.removed} of block {lesion.block} is removed"
 
 
-def _labels(
-    network: Network, images: ImageSet, batch: Batch, logits: Tensor | None, notices: list[str]
-) -> Tensor | None:
+def _scores(network: Network, logits: Tensor | None, notices: list[str]) -> bool:
+    """Whether the outputs are scores of classes; a notice if not."""
+    headless = getattr(network.module, "num_classes", None) == 0
+    if logits is not None and logits.ndim == 2 and logits.shape[1] > 1 and not headless:
+        return True
+    reason = f"the outputs of {network.name} are no scores of classes, so there is no agreement, KL or accuracy"
+    if reason not in notices:
+        notices.append(reason)
+    return False
+
+
+def _labels(network: Network, images: ImageSet, batch: Batch, logits: Tensor, notices: list[str]) -> Tensor | None:
     """The classes of a batch's images; None, and a notice, where the network's outputs are not their scores."""
-    classes = None if logits is None or logits.ndim != 2 else logits.shape[1]
     known = None if images.source.labels is None else len(np.unique(images.source.labels))
     if known is None:
         reason = "the images have no labels, so there is no accuracy"
-    elif known != classes:
-        reason = f"the images have {known} classes and {network.name} has {classes} outputs, so there is no accuracy"
+    elif known != logits.shape[1]:
+        outputs = f"{network.name} has {logits.shape[1]} outputs"
+        reason = f"the images have {known} classes and {outputs}, so there is no accuracy"
     else:
         return torch.as_tensor(images.labels[batch.positions.numpy()], device=logits.device).long()
     if reason not in notices:
@@ -219,26 +237,13 @@ def _labels(
     return None
 
 
-def _add(
-    into: _Sums,
-    logits: Tensor | None,
-    changed: Tensor | None,
-    labels: Tensor | None,
-    whole: dict[str, GramRow],
-    rows: dict[str, GramRow],
-    n: int,
-    batch: int,
-) -> None:
-    nan = torch.full((n,), torch.nan, dtype=torch.float64)
-    if logits is None or logits.ndim != 2 or logits.shape[1] < 2:
-        into.outputs.update(torch.stack([nan, nan, nan], 1))
-    else:
-        before, after = logits.double().log_softmax(1), changed.double().log_softmax(1)
-        agreement = (before.argmax(1) == after.argmax(1)).double()
-        kl = (before.exp() * (before - after)).sum(1)
-        accuracy = nan.to(kl.device) if labels is None else (after.argmax(1) == labels).double()
-        into.outputs.update(torch.stack([agreement, kl, accuracy], 1))
-    into.hsic.update(matched_hsic([whole[name] for name in rows], [list(rows.values())], n), batch)
+def _outputs(logits: Tensor, changed: Tensor, labels: Tensor | None) -> Tensor:
+    """Agreement, KL divergence and accuracy of each image, (n, 3)."""
+    before, after = logits.double().log_softmax(1), changed.double().log_softmax(1)
+    agreement = (before.argmax(1) == after.argmax(1)).double()
+    kl = (before.exp() * (before - after)).sum(1)
+    right = torch.full_like(kl, torch.nan) if labels is None else (after.argmax(1) == labels).double()
+    return torch.stack([agreement, kl, right], 1)
 
 
 def _table(network: Network, tried: Sequence[Lesion], sums: Sequence[_Sums]) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from repsim.measures.residual import SkipStatistics, skip_statistics
 from repsim.measures.running import Moments, Quantiles
 from repsim.models import Network, as_networks
 from repsim.structure import has_cls
-from repsim.sums import ResidualSum, find_sums, watch_sums
+from repsim.sums import ResidualSum, blocks_without, find_sums, watch_sums
 from repsim.sweep import Progress, sweep
 from repsim.tables import OUTLIERS, RESIDUAL
 from repsim.tokens import Reading
@@ -126,6 +126,8 @@ class Residual:
     branch_norm: one row per residual sum and token."""
     outliers: pd.DataFrame
     """model, layer, block, sublayer, token, share (of images), times_median: tokens of outlying norm."""
+    notices: list[str]
+    """Which blocks have no residual sum."""
     counts: Counts
     """What became of the images."""
 
@@ -154,7 +156,7 @@ def residual_norms(
 
     Returns:
         Means over images of ratio (from 0; infinite where a branch adds nothing to some image), cosines (-1 to 1)
-        and norms, the ratio's standard error over images, and its median (to within 1 %, see `Quantiles`); and
+        and norms, the ratio's standard error over images, and its median (to about 1 %, see `Quantiles`); and
         the outliers.
 
     Raises:
@@ -167,4 +169,5 @@ def residual_norms(
     study = ResidualNorms(networks, outlier=outlier)
     how = {"progress": progress, "workers": workers, "skip_broken": skip_broken}
     counts = sweep(images, networks, [study], batch_size=batch_size, **how)
-    return Residual(study.table(), study.outliers(), counts)
+    notices = [text for network, found in zip(networks, study.found) for text in blocks_without(network, found)]
+    return Residual(study.table(), study.outliers(), notices, counts)

@@ -52,3 +52,9 @@ def test_a_network_of_maps_has_curves_only():
 def test_an_infinite_ratio_can_be_drawn(table):
     table.loc[0, "ratio"] = np.inf
     rs.plots.residual(table).canvas.draw()
+
+
+def test_any_number_of_networks():
+    many = pd.concat([made_up(f"net{i}", ["unit"], [["0", "1"], ["0"]]) for i in range(7)])
+    ratio = rs.plots.residual(many).axes[0]
+    assert {f"net{i}, unit" for i in range(7)} <= {line.get_label() for line in ratio.get_lines()}

@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import noise
 from test_hooks import hooks_on
+from timm.models.vision_transformer import Block
 from torch import nn
 
 import repsim as rs
@@ -30,6 +31,23 @@ def cut_skips(blocks):
     blocks[5].__class__ = BlockWithoutSkips
 
 
+class WithoutOneSkip(Block):
+    """A pre-norm block in which one of the two skip connections is cut."""
+
+    def forward(self, x, **_):
+        f = self.attn(self.norm1(x))
+        x = f if self.cut == "attention" else x + f
+        f = self.mlp(self.norm2(x))
+        return f if self.cut == "mlp" else x + f
+
+
+def cut_one(sublayer):
+    def change(blocks):
+        blocks[5].__class__, blocks[5].cut = WithoutOneSkip, sublayer
+
+    return change
+
+
 def drop(part):
     def change(blocks):
         if part == "block":
@@ -44,6 +62,8 @@ def drop(part):
 @pytest.mark.parametrize(
     "removed, kind, change",
     [
+        ("attention skip", "skip", cut_one("attention")),
+        ("mlp skip", "skip", cut_one("mlp")),
         ("all skips", "skips", cut_skips),
         ("block", "block", drop("block")),
         ("attention branch", "branch", drop("attention branch")),
@@ -103,6 +123,17 @@ def test_units_of_a_resnet(resnet):
     assert rows.accuracy.iloc[0] == (after == images.labels).mean() and rows.layer.iloc[0] == "layer2.0"
 
 
+def test_a_block_of_one_sum_can_be_removed_by_either_name(resnet):
+    images = rs.ImageSet("sample", images=16)
+    tables = [
+        rs.lesions(resnet, images, remove=[kind], blocks=[3, 3], batch_size=8).table for kind in ("branch", "block")
+    ]
+    branch, block = (table[table.block == 3].reset_index(drop=True) for table in tables)
+    assert set(branch.removed) == {"unit branch"} and set(block.removed) == {"block"}
+    np.testing.assert_array_equal(branch[["kl", "cka"]], block[["kl", "cka"]])
+    assert not branch.duplicated(["removed", "layer"]).any()
+
+
 def test_the_network_is_left_as_it_came(vit):
     rs.lesions(vit, rs.ImageSet("sample", images=8), blocks=[1], batch_size=4)
     assert hooks_on(vit.module) == 0
@@ -117,11 +148,33 @@ def test_accuracy_needs_labels_that_are_the_outputs(vit):
     assert "the images have 10 classes and" in found.notices[0] and "1000 outputs" in found.notices[0]
 
 
+def test_outputs_that_are_no_scores():
+    network = rs.load_model("vit_tiny_patch16_224", weights="random", img_size=64, depth=2, num_classes=0)
+    found = rs.lesions(network, noise(network, 8), blocks=[0], remove=["block"], batch_size=8)
+    assert found.table[["agreement", "kl", "accuracy"]].isna().all(axis=None) and found.table.cka.notna().all()
+    assert ["no scores of classes" in notice for notice in found.notices] == [True]
+
+
+def test_broken_outputs_are_no_agreement():
+    network = rs.load_model("vit_mini")
+    with torch.no_grad():
+        network.module.head.bias[0] = torch.nan
+    with pytest.raises(
+        rs.RepsimError, match=r"layer 'output \(with nothing removed\)', are NaN or infinite in batch 0"
+    ):
+        rs.lesions(network, rs.ImageSet("sample", images=8), blocks=[1], batch_size=4)
+
+
 def test_bad_calls(vit):
     images = rs.ImageSet("sample", images=8)
     with pytest.raises(rs.UsageError, match="there is no block 12 with residual sums; they are 0, 1, "):
         rs.lesions(vit, images, blocks=[12])
     with pytest.raises(rs.UsageError, match="unknown kind of lesion 'skp'; did you mean 'skip'"):
         rs.lesions(vit, images, remove=["skp"])
+    with pytest.raises(
+        rs.UsageError,
+        match="none of the layers to compare .blocks.0. runs after the attention skip of block 5 is removed",
+    ):
+        rs.lesions(vit, images, blocks=[5], layers="blocks.0")
     with pytest.raises(rs.UsageError, match="has no blocks with residual sums"):
         rs.lesions(rs.load_model("vgg11", weights="random"), images)

@@ -242,3 +242,9 @@ def test_cuda_equals_the_cpu():
         for device in ("cpu", "cuda")
     ]
     assert (tables[0].cka - tables[1].cka).abs().max() < 2e-3
+
+
+def test_tokens_that_are_not_in_the_order_of_the_image():
+    network = rs.load_model("hiera_tiny_224", weights="random")
+    with pytest.raises(rs.UsageError, match="not in the order of the image|has no positions in the image"):
+        rs.token_localization(network, torch.randn(4, 3, 224, 224), batch_size=4)

@@ -114,3 +114,10 @@ def test_broken_weights_are_named():
 def test_windows_are_no_row_of_tokens(build):
     with pytest.raises(rs.UsageError, match="is no row of tokens and no map"):
         rs.residual_norms(build(), torch.randn(4, 3, 224, 224))
+
+
+def test_blocks_without_skips_are_named():
+    network = rs.load_model("vit_mini_noskip5", weights="random")
+    found = rs.residual_norms(network, rs.ImageSet("sample", images=8), batch_size=4)
+    assert found.notices == ["1 blocks of vit_mini_noskip5-random have no residual sum: blocks.5"]
+    assert 5 not in set(found.table.block)
