@@ -99,7 +99,7 @@ def picture(rows: pd.DataFrame, table: pd.DataFrame) -> Figure:
         figure.colorbar(axes[0].collections[0], ax=list(axes), label="CKA", fraction=0.02, pad=0.01)
         seeds = ", ".join(sorted({str(seed) for seed in rows.seed}))
         figure.suptitle(
-            f"Within-network CKA, trained without the skip connections of one block (seed {seeds}; the paper's Figure 8)"
+            f"Within-network CKA, trained without the skips of one block (seed {seeds}; the paper's Figure 8)"
         )
     return figure
 
@@ -107,7 +107,9 @@ def picture(rows: pd.DataFrame, table: pd.DataFrame) -> Figure:
 def main() -> None:
     names = [name for name in bundled() if "_noskip" in name]
     if not names:
-        raise SystemExit("there are no networks without skips; train them first: python analyses/train_minis.py vit_mini_noskip5")
+        raise SystemExit(
+            "there are no networks without skips; train them first: python analyses/train_minis.py vit_mini_noskip5"
+        )
     cut = [int(re.search(r"noskip(\d+)", name)[1]) for name in names]
     networks = [rs.load_model(name) for name in (UNTOUCHED, *names)]
     rows, table = measure(networks, cut, rs.ImageSet("sample"))
