@@ -88,19 +88,16 @@ def picture(rows: pd.DataFrame, table: pd.DataFrame) -> Figure:
             panel(table, name, name, ax=ax, low=low, high=1.0)
             ax.set(xlabel="layer", ylabel="layer" if name == UNTOUCHED else "")
             if name == UNTOUCHED:
-                ax.set_title(f"untouched\naccuracy {first.untouched_accuracy:.1%}, {first.full_steps:,} steps")
+                ax.set_title(f"untouched\naccuracy {first.untouched_accuracy:.2%}, {first.full_steps:,} steps")
                 continue
             row = rows.set_index("network").loc[name]
-            ax.set_title(
-                f"trained without skips of block {row.block}\naccuracy {row.test_accuracy:.1%}, {row.steps:,} steps"
-            )
+            ax.set_title(f"without skips of block {row.block}\naccuracy {row.test_accuracy:.2%}, {row.steps:,} steps")
             for line in (ax.axhline, ax.axvline):
                 line(row.block + 1, color="cyan", linewidth=0.8)
         figure.colorbar(axes[0].collections[0], ax=list(axes), label="CKA", fraction=0.02, pad=0.01)
-        seeds = ", ".join(sorted({str(seed) for seed in rows.seed}))
-        figure.suptitle(
-            f"Within-network CKA, trained without the skips of one block (seed {seeds}; the paper's Figure 8)"
-        )
+        share = rows.steps.max() / first.full_steps
+        cut = f"{share:.0%} of the untouched network's steps, {rows.seed.nunique()} seed"
+        figure.suptitle(f"Within-network CKA, trained without the skips of one block (Figure 8; {cut})")
     return figure
 
 
