@@ -82,7 +82,7 @@ def picture(rows: pd.DataFrame, table: pd.DataFrame) -> Figure:
     low = min(0.0, table.cka.min())
     first = rows.iloc[0]
     with look():
-        figure = Figure(figsize=(2.35 * len(names) + 0.6, 3.5))
+        figure = Figure(figsize=(2.7 * len(names) + 0.6, 3.5))
         axes = figure.subplots(1, len(names))
         for ax, name in zip(axes, names):
             panel(table, name, name, ax=ax, low=low, high=1.0)
@@ -91,7 +91,9 @@ def picture(rows: pd.DataFrame, table: pd.DataFrame) -> Figure:
                 ax.set_title(f"untouched\naccuracy {first.untouched_accuracy:.2%}, {first.full_steps:,} steps")
                 continue
             row = rows.set_index("network").loc[name]
-            ax.set_title(f"without skips of block {row.block}\naccuracy {row.test_accuracy:.2%}, {row.steps:,} steps")
+            ax.set_title(
+                f"without skips of block {int(row.block)}\naccuracy {row.test_accuracy:.2%}, {int(row.steps):,} steps"
+            )
             for line in (ax.axhline, ax.axvline):
                 line(row.block + 1, color="cyan", linewidth=0.8)
         figure.colorbar(axes[0].collections[0], ax=list(axes), label="CKA", fraction=0.02, pad=0.01)
