@@ -26,7 +26,7 @@ import repsim as rs
 from repsim.minis import bundled
 from repsim.plots.matrices import panel
 from repsim.plots.style import look
-from repsim.studies.similarity import LayerSimilarity, layer_table
+from repsim.studies.similarity import LayerSimilarity
 from repsim.sweep import sweep
 
 FIGURES = Path(__file__).parent.parent / "figures"
@@ -59,7 +59,7 @@ def measure(networks: list[rs.Network], cut: list[int], images: rs.ImageSet) -> 
             value, se = study.cka.jackknife(statistic)
             row |= {name: value.item(), f"{name}_se": se.item()}
         rows.append(row)
-    return pd.DataFrame(rows), layer_table([study])
+    return pd.DataFrame(rows), LayerSimilarity.table([study])
 
 
 def with_training(rows: pd.DataFrame) -> pd.DataFrame:

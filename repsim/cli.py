@@ -198,52 +198,39 @@ def job_options(command: str, images: int, batch_size: int, of: str) -> Callable
     return with_job
 
 
-def model_options(side: str = "", model: str = "", default: str | None = None) -> Callable:
-    """`--model`, `--weights` and `--arg`, or those of one of two sides: `--model-a` ..."""
-    end = f"-{side}" if side else ""
-    shown = default is not None
-    return options(
-        click.option(f"--model{end}", metavar="MODEL", default=default, show_default=shown, help=f"{MODEL}{model}"),
-        click.option(
-            f"--weights{end}",
-            metavar="WEIGHTS",
-            default="pretrained",
-            show_default=True,
-            help="`pretrained`, `random`, or a file.",
-        ),
-        click.option(
-            f"--arg{end}",
-            metavar="KEY=VALUE",
-            multiple=True,
-            help="Model argument, such as img_size=384; repeatable.",
-        ),
-    )
+def model_options(
+    side: str = "", model: str = "", default: str | tuple[str, ...] | None = None, *, several: bool = False
+) -> Callable:
+    """`--model`, `--weights` and `--arg`, or those of one of two sides: `--model-a` ...
 
-
-def several_models(*default: str, side: str = "", model: str = " Repeatable.") -> Callable:
-    """`--model`, `--weights` and `--arg` where any number of networks may be given; `each_model` reads them."""
+    With `several`, any number of networks may be given, and `each_model` reads them.
+    """
     end = f"-{side}" if side else ""
-    shown = bool(default)
+    weights = "`pretrained`, `random`, or a file"
+    if several:
+        weights += f": once for all, or once per --model{end}.  [default: pretrained]"
     return options(
         click.option(
             f"--model{end}",
             metavar="MODEL",
-            multiple=True,
+            multiple=several,
             default=default,
-            show_default=shown,
+            show_default=default is not None,
             help=f"{MODEL}{model}",
         ),
         click.option(
             f"--weights{end}",
             metavar="WEIGHTS",
-            multiple=True,
-            help=f"`pretrained`, `random`, or a file: once for all, or once per --model{end}.  [default: pretrained]",
+            multiple=several,
+            default=None if several else "pretrained",
+            show_default=not several,
+            help=weights if several else f"{weights}.",
         ),
         click.option(
             f"--arg{end}",
             metavar="KEY=VALUE",
             multiple=True,
-            help="Argument of each model, such as img_size=384; repeatable.",
+            help=f"{'Argument of each model' if several else 'Model argument'}, such as img_size=384; repeatable.",
         ),
     )
 
@@ -260,21 +247,23 @@ def each_model(models: tuple[str, ...], weights: tuple[str, ...], args: tuple[st
     return [(model, each, args) for model, each in zip(models, weights)]
 
 
+LAYERS = click.option(
+    "--layers", default="blocks", show_default=True, help="`blocks`, `paper`, `all`, or a regular expression."
+)
 MODEL = "Alias, timm name, hf-hub:..., local-dir:... or package.module:factory."
 
 
 @main.command()
 @model_options("a", "  [default: vit_mini]")
-@several_models(
-    side="b",
-    model=" Without it: within model A; repeatable with --matched.  [default: resnet_mini if A is not given either]",
+@model_options(
+    "b",
+    " Without it: within model A; repeatable with --matched.  [default: resnet_mini if A is not given either]",
+    several=True,
 )
 @click.option(
     "--matched", is_flag=True, help="Only the same layers, of checkpoints of one architecture: A with each B."
 )
-@click.option(
-    "--layers", default="blocks", show_default=True, help="`blocks`, `paper`, `all`, or a regular expression."
-)
+@LAYERS
 @click.option("--tokens", type=click.Choice(["all", "cls", "spatial", "pooled"]), default="all", show_default=True)
 @click.option("--repeats", type=int, default=1, show_default=True, help="Passes over newly drawn images.")
 @job_options("cka", images=2560, batch_size=256, of="minibatch of CKA")
@@ -296,9 +285,9 @@ def cka(
     Writes cka.csv, run.json, cka.png and cka.pdf; with --matched (Figures 12, G.1) matched.csv and its pictures. The
     paper's protocol is --layers paper --images 10240 --batch-size 1024 --repeats 20.
     """
-    draw = draw_matched if matched else draw_cka
+    name = "matched" if matched else "cka"
     if job.redraw is not None:
-        return draw(job.redraw, job.quiet)
+        return draw(job.redraw, name, job.quiet)
     if matched and not model_b:  # checkpoints of A
         model_b = (model_a or "vit_mini",) * len(weights_b)
         if not model_b:
@@ -313,37 +302,20 @@ def cka(
     asked = [(model_a or "vit_mini", weights_a, arg_a)] + each_model(model_b, weights_b, arg_b, "-b")
     run = job.start(asked)
 
-    from repsim.studies.similarity import compare, compare_matched
+    from repsim.studies.similarity import LayerSimilarity, MatchedSimilarity, compare
     from repsim.tables import save_table
 
     run.notice_a_single_batch()
     protocol = {"layers": layers, "tokens": tokens, "batch_size": job.batch_size, "repeats": repeats}
-    study = compare_matched if matched else compare
-    comparison = study(run.networks, run.images, **protocol, **job.how(repeats))
+    study = MatchedSimilarity if matched else LayerSimilarity
+    comparison = compare(run.networks, run.images, study=study, **protocol, **job.how(repeats))
     for reason in comparison.undefined:
         say(reason, job.quiet)
     if repeats > 1 and len(run.images) == comparison.images["available"]:
         run.notice("every repeat saw the same images, newly batched: sd_repeats says nothing of other images")
-    save_table(comparison.table, run.out / ("matched.csv" if matched else "cka.csv"))
+    save_table(comparison.table, run.out / f"{name}.csv")
     run.save(comparison.images, comparison.protocol, undefined=comparison.undefined)
-    draw(run.out, job.quiet)
-
-
-def draw_matched(directory: Path, quiet: bool) -> None:
-    from repsim.plots import matched
-    from repsim.tables import MATCHED, load_table
-
-    table = load_table(directory / "matched.csv", MATCHED)
-    finish(directory, "matched", matched(table).figure, [*table["model_a"], *table["model_b"]], quiet)
-
-
-def draw_cka(directory: Path, quiet: bool) -> None:
-    """Draw a run's pictures from its table and say where everything is."""
-    from repsim.plots import heatmap
-    from repsim.tables import SIMILARITY, load_table
-
-    table = load_table(directory / "cka.csv", SIMILARITY)
-    finish(directory, "cka", heatmap(table), list(table["model_a"]), quiet)
+    draw(run.out, name, job.quiet)
 
 
 @main.command()
@@ -384,7 +356,7 @@ def attention(
     counts = sweep(run.images, [network], [study], batch_size=job.batch_size, **job.how())
     save_table(study.table(), run.out / "attention.csv")
     protocol = {"renormalize": renormalize, "batch_size": counts.batch_size, "maps": maps}
-    run.save({**run.images.record(), **counts.record()}, protocol)
+    run.save(run.images.record(counts), protocol)
     draw_attention(run.out, drawn, job.quiet)
 
 
@@ -438,7 +410,7 @@ def heads(
     Writes heads.csv, heads_correlation.csv (Spearman's, with an interval), run.json, heads.png and heads.pdf.
     """
     if job.redraw is not None:
-        return draw_heads(job.redraw, job.quiet)
+        return draw(job.redraw, "heads", job.quiet)
     run = job.start([(model_a, weights_a, arg_a), (model_b, weights_b, arg_b)])
     run.notice_a_single_batch()
 
@@ -450,16 +422,8 @@ def heads(
     save_table(found.table, run.out / "heads.csv")
     save_table(found.correlation, run.out / "heads_correlation.csv")
     protocol = {"window": window or "a quarter of the heads", "batch_size": found.counts.batch_size}
-    run.save({**run.images.record(), **found.counts.record()}, protocol)
-    draw_heads(run.out, job.quiet)
-
-
-def draw_heads(directory: Path, quiet: bool) -> None:
-    from repsim.plots import head_similarity
-    from repsim.tables import HEADS, load_table
-
-    table = load_table(directory / "heads.csv", HEADS)
-    finish(directory, "heads", head_similarity(table).figure, [*table["model_a"], *table["model_b"]], quiet)
+    run.save(run.images.record(found.counts), protocol)
+    draw(run.out, "heads", job.quiet)
 
 
 @main.command()
@@ -500,7 +464,7 @@ def receptive(
     save_arrays(fields.maps, run.out / f"{name}.npz")
     quantity = "gradient of the sum over channels (proxy)" if proxy else "mean over channels of |gradient|"
     protocol = {"quantity": quantity, "branch": branch, "channels": fields.channels}
-    run.save({**run.images.record(), **fields.counts.record()}, protocol)
+    run.save(run.images.record(fields.counts), protocol)
     draw_receptive(run.out, job.quiet, name)
 
 
@@ -521,7 +485,7 @@ def draw_receptive(directory: Path, quiet: bool, name: str) -> None:
 
 
 @main.command()
-@several_models("vit_mini", "resnet_mini")
+@model_options("", " Repeatable.", ("vit_mini", "resnet_mini"), several=True)
 @click.option(
     "--outlier", type=float, default=5.0, show_default=True, help="Times the median norm that make a token an outlier."
 )
@@ -532,7 +496,7 @@ def residual(job: Job, model: tuple[str, ...], weights: tuple[str, ...], arg: tu
     Writes residual.csv, residual_outliers.csv (tokens of outlying norm), run.json, residual.png and residual.pdf.
     """
     if job.redraw is not None:
-        return draw_residual(job.redraw, job.quiet)
+        return draw(job.redraw, "residual", job.quiet)
     if not outlier > 1:
         raise UsageError(f"--outlier must be more than 1, got {outlier}")
     run = job.start(each_model(model, weights, arg))
@@ -546,16 +510,8 @@ def residual(job: Job, model: tuple[str, ...], weights: tuple[str, ...], arg: tu
     save_table(found.table, run.out / "residual.csv")
     save_table(found.outliers, run.out / "residual_outliers.csv")
     protocol = {"outlier": outlier, "outlier_tokens": len(found.outliers), "batch_size": found.counts.batch_size}
-    run.save({**run.images.record(), **found.counts.record()}, protocol)
-    draw_residual(run.out, job.quiet)
-
-
-def draw_residual(directory: Path, quiet: bool) -> None:
-    from repsim.plots import residual
-    from repsim.tables import RESIDUAL, load_table
-
-    table = load_table(directory / "residual.csv", RESIDUAL)
-    finish(directory, "residual", residual(table), list(table["model"].unique()), quiet)
+    run.save(run.images.record(found.counts), protocol)
+    draw(run.out, "residual", job.quiet)
 
 
 @main.command()
@@ -586,7 +542,7 @@ def lesion(
     lesion.png and lesion.pdf.
     """
     if job.redraw is not None:
-        return draw_lesion(job.redraw, job.quiet)
+        return draw(job.redraw, "lesion", job.quiet)
     chosen = parse_blocks(blocks)
     run = job.start([(model, weights, arg)])
     run.notice_a_single_batch()
@@ -600,23 +556,13 @@ def lesion(
         run.notice(notice)
     save_table(found.table, run.out / "lesion.csv")
     protocol = {"quantity": QUANTITY, **options, "batch_size": found.counts.batch_size}
-    run.save({**run.images.record(), **found.counts.record()}, protocol)
-    draw_lesion(run.out, job.quiet)
-
-
-def draw_lesion(directory: Path, quiet: bool) -> None:
-    from repsim.plots import lesion
-    from repsim.tables import LESION, load_table
-
-    table = load_table(directory / "lesion.csv", LESION)
-    finish(directory, "lesion", lesion(table), list(table["model"].unique()), quiet)
+    run.save(run.images.record(found.counts), protocol)
+    draw(run.out, "lesion", job.quiet)
 
 
 @main.command()
-@several_models("vit_mini", "vit_mini_gap", "resnet_mini")
-@click.option(
-    "--layers", default="blocks", show_default=True, help="`blocks`, `paper`, `all`, or a regular expression."
-)
+@model_options("", " Repeatable.", ("vit_mini", "vit_mini_gap", "resnet_mini"), several=True)
+@LAYERS
 @click.option("--show", metavar="ROW,COLUMN", multiple=True, help="Token to draw; repeatable.  [default: the paper's]")
 @click.option("--show-layer", metavar="LAYER", help="Layer to draw.  [default: the last of each network]")
 @job_options("localize", images=2560, batch_size=256, of="minibatch of CKA")
@@ -643,20 +589,21 @@ def localize(
     from repsim.studies.localization import located, patch_grid, token_localization
     from repsim.tables import save_table
 
-    placed = [(network, located(network, layers)[0]) for network in run.networks]
-    names = dict.fromkeys(layer.name for _, of in placed for layer in of)
-    if show_layer is not None and show_layer not in names:
-        raise one_of("layer of --show-layer", show_layer, names)
-    rows, columns = (min(sides) for sides in zip(*(patch_grid(network, of) for network, of in placed)))
-    for row, column in tokens or ():
-        if not (0 <= row < rows and 0 <= column < columns):
-            raise UsageError(f"--show {row},{column}: the grid of tokens is {rows} x {columns}")
+    if tokens or show_layer is not None:  # what cannot be drawn is said before anything runs
+        placed = [(network, located(network, layers)[0]) for network in run.networks]
+        names = dict.fromkeys(layer.name for _, of in placed for layer in of)
+        if show_layer is not None and show_layer not in names:
+            raise one_of("layer of --show-layer", show_layer, names)
+        rows, columns = (min(sides) for sides in zip(*(patch_grid(network, of) for network, of in placed)))
+        for row, column in tokens or ():
+            if not (0 <= row < rows and 0 <= column < columns):
+                raise UsageError(f"--show {row},{column}: the grid of tokens is {rows} x {columns}")
     found = token_localization(run.networks, run.images, layers=layers, batch_size=job.batch_size, **job.how())
     for reason in found.undefined:
         say(reason, job.quiet)
     save_table(found.table, run.out / "localization.csv")
     save_table(found.summary, run.out / "localization_summary.csv")
-    run.save({**run.images.record(), **found.counts.record()}, found.protocol, undefined=found.undefined)
+    run.save(run.images.record(found.counts), found.protocol, undefined=found.undefined)
     draw_localization(run.out, tokens, show_layer, job.quiet)
 
 
@@ -711,6 +658,28 @@ def layers(model: str, layers: str, arg: tuple[str, ...]) -> None:
 
 
 # Helpers that the commands share
+
+
+PICTURES = {
+    "cka": ("SIMILARITY", "heatmap"),
+    "matched": ("MATCHED", "matched"),
+    "heads": ("HEADS", "head_similarity"),
+    "residual": ("RESIDUAL", "residual"),
+    "lesion": ("LESION", "lesion"),
+}
+"""Name of a table -> its columns in `tables`, and what draws it in `plots`."""
+
+
+def draw(directory: Path, name: str, quiet: bool) -> None:
+    """Draw a run's picture from its table and say where everything is."""
+    from repsim import plots, tables
+
+    columns, plot = PICTURES[name]
+    table = tables.load_table(directory / f"{name}.csv", getattr(tables, columns))
+    models = [
+        model for column in ("model", "model_a", "model_b") if column in table for model in table[column].unique()
+    ]
+    finish(directory, name, getattr(plots, plot)(table).figure, models, quiet)
 
 
 def finish(directory: Path, name: str, figure: Any, models: list[str], quiet: bool) -> None:

@@ -137,10 +137,10 @@ class ImageSet:
         other.__dict__ = {**self.__dict__, "seed": seed, "chosen": _choose(len(self.source), len(self), seed)}
         return other
 
-    def record(self) -> dict[str, Any]:
-        """What `run.json` says of the images."""
+    def record(self, counts: Counts) -> dict[str, Any]:
+        """What `run.json` says of the images and of a pass over them."""
         kept = {"data": self.data, "split": self.split, "seed": self.seed, "asked": self.asked}
-        return {**kept, "available": len(self.source), "chosen": len(self)}
+        return {**kept, "available": len(self.source), "chosen": len(self), **counts.record()}
 
     def batches(
         self,

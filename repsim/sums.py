@@ -184,24 +184,19 @@ def watch_sums(
     """
     wanted = {found.place: found for found in sums}
     running: list[Call] = []
-    counts: dict[str, int] = {}
     watch = _Watch(wanted, running, take)
 
-    def enter(path: str, module: nn.Module, arguments: Any) -> None:
-        if not path:
-            running.clear()
-            counts.clear()
+    def enter(call: Call, arguments: Any) -> None:
+        if not call.path:
             watch.met.clear()
-        counts[path] = counts.get(path, -1) + 1
-        running.append(Call(path, module, counts[path], 0))
 
-    def leave(result: Any) -> None:
-        if running.pop().path or watch.met.issuperset(wanted):
+    def leave(call: Call, result: Any) -> None:
+        if call.path or watch.met.issuperset(wanted):
             return
         missing = next(found.name for place, found in wanted.items() if place not in watch.met)
         raise RepsimError(f"{network.name} does not add {missing!r} as when its residual sums were looked for")
 
-    with following(network.module, enter, leave), watch:
+    with following(network.module, running, enter, leave), watch:
         yield
 
 

@@ -48,15 +48,9 @@ def sweep(
     Returns:
         How many images were used, dropped and broken.
     """
-    if batch_size < FEWEST:
-        raise UsageError(f"a batch needs at least {FEWEST} images, got batch_size={batch_size}")
-    counts = Counts()
-    size = min(batch_size, len(images))
-    batches = images.batches(
-        [network.transform for network in networks], size, counts=counts, workers=workers, skip_broken=skip_broken
+    batches, counts = minibatches(
+        images, networks, batch_size=batch_size, progress=progress, workers=workers, skip_broken=skip_broken
     )
-    if progress is not None:
-        batches = progress(batches, total=len(images) // size)
     with ExitStack() as stack:
         # Not inference_mode, in which tensors do not count the changes made to them.
         stack.enter_context(torch.no_grad())
@@ -69,6 +63,25 @@ def sweep(
             for study, what in zip(studies, seen):
                 study.update(what, batch)
     return counts
+
+
+def minibatches(
+    images: ImageSet,
+    networks: Sequence[Network],
+    *,
+    batch_size: int,
+    progress: Progress | None = None,
+    workers: int | None = None,
+    skip_broken: bool = False,
+) -> tuple[Iterable[Batch], Counts]:
+    """Batches for networks, all of one size, and what is counted while they are handed out; see `sweep`."""
+    if batch_size < FEWEST:
+        raise UsageError(f"a batch needs at least {FEWEST} images, got batch_size={batch_size}")
+    counts = Counts()
+    size = min(batch_size, len(images))
+    transforms = [network.transform for network in networks]
+    batches = images.batches(transforms, size, counts=counts, workers=workers, skip_broken=skip_broken)
+    return batches if progress is None else progress(batches, total=len(images) // size), counts
 
 
 def forward(network: Network, inputs: Tensor, batch: Batch) -> Any:

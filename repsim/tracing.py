@@ -40,7 +40,7 @@ class Call:
     path: str
     module: nn.Module
     number: int
-    started: int
+    started: int = -1
     ended: int = -1
     argument: Tensor | None = None
     result: Tensor | None = None
@@ -160,21 +160,18 @@ def run(network: Network, n: int, *, meta: bool = False, operations: bool = Fals
     images = torch.zeros(n, *network.input_size, device="meta" if meta else network.device)
     calls: list[Call] = []
     running: list[Call] = []
-    counts: dict[str, int] = {}
     clock = itertools.count()
     recorder = _Recorder(images, clock, running) if operations else None
 
-    def enter(path: str, module: nn.Module, arguments: Any) -> None:
-        number = counts[path] = counts.get(path, -1) + 1
-        running.append(Call(path, module, number, next(clock), argument=first_tensor(arguments)))
+    def enter(call: Call, arguments: Any) -> None:
+        call.started, call.argument = next(clock), first_tensor(arguments)
 
-    def leave(result: Any) -> None:
-        call = running.pop()
+    def leave(call: Call, result: Any) -> None:
         call.ended, call.result = next(clock), first_tensor(result)
         calls.append(call)
 
     try:
-        with following(root, enter, leave), evaluating(root), torch.no_grad(), recorder or nullcontext():
+        with following(root, running, enter, leave), evaluating(root), torch.no_grad(), recorder or nullcontext():
             root(images)
     except Exception as error:
         if meta:
@@ -186,16 +183,29 @@ def run(network: Network, n: int, *, meta: bool = False, operations: bool = Fals
 
 @contextmanager
 def following(
-    root: nn.Module, enter: Callable[[str, nn.Module, Any], None], leave: Callable[[Any], None]
+    root: nn.Module, running: list[Call], enter: Callable[[Call, Any], None], leave: Callable[[Call, Any], None]
 ) -> Iterator[None]:
-    """Within it, `enter(path, module, arguments)` and `leave(result)` are told of every module that runs."""
+    """Within it, `running` holds the calls under way, innermost last, in every forward pass of a network.
+
+    `enter(call, arguments)` and `leave(call, result)` are told of each; calls of a module are numbered from 0.
+    """
+    counts: dict[str, int] = {}
+
+    def before(path: str, module: nn.Module, arguments: Any) -> None:
+        if not path:  # a new pass, perhaps after one that failed half-way
+            running.clear()
+            counts.clear()
+        counts[path] = counts.get(path, -1) + 1
+        running.append(Call(path, module, counts[path]))
+        enter(running[-1], arguments)
+
     handles = []
     try:
         for path, module in root.named_modules():
             handles.append(
-                module.register_forward_pre_hook(lambda m, a, k, path=path: enter(path, m, a or k), with_kwargs=True)
+                module.register_forward_pre_hook(lambda m, a, k, path=path: before(path, m, a or k), with_kwargs=True)
             )
-            handles.append(module.register_forward_hook(lambda m, a, result: leave(result)))
+            handles.append(module.register_forward_hook(lambda m, a, result: leave(running.pop(), result)))
         yield
     finally:
         for handle in handles:

@@ -74,6 +74,15 @@ def head_similarity(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
+def over_depth(ax: Axes, part: pd.DataFrame, column: str, colour: tuple[float, ...], label: str) -> None:
+    """A column over depth, with a band of two standard errors."""
+    part = part.sort_values("depth")
+    depth, value, se = part["depth"], part[column], 2 * part["se"].fillna(0)
+    ax.plot(depth, value, color=colour, marker="o", markersize=3, linewidth=1, label=label)
+    ax.fill_between(depth, value - se, value + se, color=colour, alpha=0.25, linewidth=0)
+    ax.set_xlabel("depth (0 first layer, 1 last)")
+
+
 def matched(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """CKA of the same layer of a reference and of other networks over depth, with two standard errors (Figure 12).
 
@@ -86,15 +95,8 @@ def matched(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         if ax is None:
             ax = Figure(figsize=(4, 3)).subplots()
         for model, colour in zip(others, sns.color_palette("colorblind", len(others))):
-            part = table[table["model_b"] == model].sort_values("depth")
-            depth, value, se = part["depth"], part["cka"], 2 * part["se"].fillna(0)
-            ax.plot(depth, value, color=colour, marker="o", markersize=3, linewidth=1, label=model)
-            ax.fill_between(depth, value - se, value + se, color=colour, alpha=0.25, linewidth=0)
-        ax.set(
-            xlabel="depth (0 first layer, 1 last)",
-            ylabel="CKA of the same layer",
-            ylim=(min(0, table["cka"].min()), 1.02),
-        )
+            over_depth(ax, table[table["model_b"] == model], "cka", colour, model)
+        ax.set(ylabel="CKA of the same layer", ylim=(min(0, table["cka"].min()), 1.02))
         ax.set_title(f"compared with {table['model_a'].iloc[0]}")
         ax.legend(frameon=False)
     return ax
@@ -117,11 +119,9 @@ def localization_summary(summary: pd.DataFrame) -> Figure:
         for ax, where in zip(axes, present):
             ax.axhline(0, color="0.6", linewidth=0.8, linestyle=":")
             for model, colour in zip(models, sns.color_palette("colorblind", len(models))):
-                part = summary[(summary["where"] == where) & (summary["model"] == model)].sort_values("depth")
-                depth, value, se = part["depth"], part["own_minus_rest"], 2 * part["se"].fillna(0)
-                ax.plot(depth, value, color=colour, marker="o", markersize=3, linewidth=1, label=model)
-                ax.fill_between(depth, value - se, value + se, color=colour, alpha=0.25, linewidth=0)
-            ax.set(xlabel="depth (0 first layer, 1 last)", title=f"{where} tokens")
+                part = summary[(summary["where"] == where) & (summary["model"] == model)]
+                over_depth(ax, part, "own_minus_rest", colour, model)
+            ax.set_title(f"{where} tokens")
         axes[0].set_ylabel("CKA with own patch minus mean of the others")
         axes[0].legend(frameon=False)
     return figure

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from repsim.errors import UsageError, not_finite, one_of
 from repsim.hooks import capture
-from repsim.images import FEWEST, Batch, Counts, ImageSet, as_image_set
+from repsim.images import Batch, Counts, ImageSet, as_image_set
 from repsim.layers import Layer, find_layers
 from repsim.measures.cka import GramRow, flatten, gram_row, matched_hsic, normalise_matched, scratch_for
 from repsim.measures.running import GroupedSums, Moments, jackknife
 from repsim.models import Network, as_network, evaluating
 from repsim.studies.similarity import require_finite
 from repsim.sums import ResidualSum, blocks_without, find_sums, watch_sums
-from repsim.sweep import Progress, forward
+from repsim.sweep import Progress, forward, minibatches
 from repsim.tables import LESION
 from repsim.tokens import first_tensor
 
@@ -131,14 +131,8 @@ def lesions(
     found = find_sums(network)
     tried = find_lesions(found, remove, blocks)
     compared = find_layers(network, layers)
-    batch_size = min(batch_size, len(images))
-    if batch_size < FEWEST:
-        raise UsageError(f"a batch needs at least {FEWEST} images, got batch_size={batch_size}")
-    counts = Counts()
-    how: dict[str, Any] = {"counts": counts, "workers": workers, "skip_broken": skip_broken}
-    batches = images.batches([network.transform], batch_size, **how)
-    if progress is not None:
-        batches = progress(batches, total=len(images) // batch_size)
+    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken}
+    batches, counts = minibatches(images, [network], batch_size=batch_size, **how)
     surgery = _Surgery(network, compared)
     sums = [_Sums() for _ in tried]
     notices = blocks_without(network, found)

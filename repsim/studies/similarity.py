@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -71,6 +71,23 @@ class LayerSimilarity:
         """(network, layer) of layers that are the same for all images: their CKA is undefined."""
         return self._without(self.cka.sums.mean().diagonal())
 
+    @staticmethod
+    def table(studies: Sequence[LayerSimilarity]) -> pd.DataFrame:
+        """The table of `layer_cka` from one study, or one per repeat: all ordered pairs of layers."""
+        sides = pd.DataFrame(
+            [(name, layer.name, layer.kind, layer.index, layer.depth) for name, layer in studies[0]._named()],
+            columns=["model", "layer", "kind", "index", "depth"],
+        )
+        count = len(sides)
+        table = pd.concat(
+            [
+                sides.iloc[np.repeat(np.arange(count), count)].add_suffix("_a").reset_index(drop=True),
+                sides.iloc[np.tile(np.arange(count), count)].add_suffix("_b").reset_index(drop=True),
+            ],
+            axis=1,
+        )
+        return _with_values(table, [study.cka.compute() for study in studies], SIMILARITY)
+
     def _without(self, own: Tensor) -> list[tuple[str, str]]:
         """Those whose HSIC with themselves is zero."""
         return [(name, layer.name) for (name, layer), hsic in zip(self._named(), own.tolist()) if not hsic > 0]
@@ -82,6 +99,8 @@ class MatchedSimilarity(LayerSimilarity):
     def __init__(self, networks: Sequence[Network], layers: Sequence[Sequence[Layer]], tokens: Tokens = "all") -> None:
         super().__init__(networks, layers, tokens)
         self.sums = GroupedSums()
+        if len(networks) < 2:
+            raise UsageError("to compare the same layers takes a network and at least one other")
         for network, of in zip(networks, layers):
             if [layer.name for layer in of] != [layer.name for layer in layers[0]]:
                 raise UsageError(
@@ -96,6 +115,16 @@ class MatchedSimilarity(LayerSimilarity):
 
     def constant(self) -> list[tuple[str, str]]:
         return self._without(self.sums.mean()[: len(self.networks)].flatten())
+
+    @staticmethod
+    def table(studies: Sequence[MatchedSimilarity]) -> pd.DataFrame:
+        """The table of `matched_cka` from one study, or one per repeat."""
+        networks, layers = studies[0].networks, studies[0].layers[0]
+        table = pd.DataFrame(
+            [(networks[0].name, b.name, at.name, at.index, at.depth) for b in networks[1:] for at in layers],
+            columns=["model_a", "model_b", "layer", "index", "depth"],
+        )
+        return _with_values(table, [jackknife(study.sums, normalise_matched) for study in studies], MATCHED)
 
 
 def require_finite(rows: Sequence[GramRow], named: Sequence[tuple[str, str]], batch: Batch) -> None:
@@ -145,20 +174,9 @@ def layer_cka(
     """
     networks = [as_network(a)] if b is None else [as_network(a), as_network(b)]
     images = as_image_set(images)
-    comparison = compare(
-        networks,
-        images,
-        layers=layers,
-        tokens=tokens,
-        batch_size=batch_size,
-        repeats=repeats,
-        progress=progress,
-        workers=workers,
-        skip_broken=skip_broken,
-    )
-    for reason in comparison.undefined:
-        warnings.warn(reason, stacklevel=2)
-    return comparison.table
+    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken}
+    protocol = {"layers": layers, "tokens": tokens, "batch_size": batch_size, "repeats": repeats}
+    return _warned(compare(networks, images, **protocol, **how))
 
 
 def matched_cka(
@@ -196,9 +214,13 @@ def matched_cka(
     images = as_image_set(images)
     how = {"progress": progress, "workers": workers, "skip_broken": skip_broken}
     protocol = {"layers": layers, "tokens": tokens, "batch_size": batch_size, "repeats": repeats}
-    comparison = compare_matched(networks, images, **protocol, **how)
+    return _warned(compare(networks, images, study=MatchedSimilarity, **protocol, **how))
+
+
+def _warned(comparison: Comparison) -> pd.DataFrame:
+    """The table, with a warning at the caller's caller for what is undefined in it."""
     for reason in comparison.undefined:
-        warnings.warn(reason, stacklevel=2)
+        warnings.warn(reason, stacklevel=3)
     return comparison.table
 
 
@@ -218,44 +240,14 @@ def compare(
     networks: Sequence[Network],
     images: ImageSet,
     *,
+    study: type[LayerSimilarity] = LayerSimilarity,
     layers: str | Sequence[str] = "blocks",
     tokens: Tokens = "all",
     batch_size: int = 256,
     repeats: int = 1,
     **how: Any,
 ) -> Comparison:
-    """What `layer_cka` does, with the record of it; see there."""
-    return _compare(LayerSimilarity, layer_table, networks, images, layers, tokens, batch_size, repeats, how)
-
-
-@torch.inference_mode(mode=False)
-def compare_matched(
-    networks: Sequence[Network],
-    images: ImageSet,
-    *,
-    layers: str | Sequence[str] = "blocks",
-    tokens: Tokens = "all",
-    batch_size: int = 256,
-    repeats: int = 1,
-    **how: Any,
-) -> Comparison:
-    """What `matched_cka` does, with the record of it; the reference comes first."""
-    if len(networks) < 2:
-        raise UsageError("to compare the same layers takes a network and at least one other")
-    return _compare(MatchedSimilarity, matched_table, networks, images, layers, tokens, batch_size, repeats, how)
-
-
-def _compare(
-    study: type[LayerSimilarity],
-    table: Callable[[Sequence[Any]], pd.DataFrame],
-    networks: Sequence[Network],
-    images: ImageSet,
-    layers: str | Sequence[str],
-    tokens: Tokens,
-    batch_size: int,
-    repeats: int,
-    how: dict[str, Any],
-) -> Comparison:
+    """What `layer_cka` does, or with `MatchedSimilarity` `matched_cka`, with the record of it; see there."""
     if repeats < 1:
         raise UsageError(f"repeats must be at least 1, got {repeats}")
     networks = told_apart([network.sized(images.tensor_size) for network in networks])
@@ -271,7 +263,7 @@ def _compare(
     ]
     broken = sorted({name for c in counts for name in c.broken})
     return Comparison(
-        table=table(studies),
+        table=study.table(studies),
         undefined=undefined,
         protocol={
             "layers": layers,
@@ -281,35 +273,8 @@ def _compare(
             "batches": counts[0].batches,
             "repeats": repeats,
         },
-        images={**images.record(), **counts[0].record(), "broken": broken, "broken_count": len(broken)},
+        images={**images.record(counts[0]), "broken": broken, "broken_count": len(broken)},
     )
-
-
-def layer_table(studies: Sequence[LayerSimilarity]) -> pd.DataFrame:
-    """The table of `layer_cka` from one study, or one per repeat: all ordered pairs of layers."""
-    sides = pd.DataFrame(
-        [(name, layer.name, layer.kind, layer.index, layer.depth) for name, layer in studies[0]._named()],
-        columns=["model", "layer", "kind", "index", "depth"],
-    )
-    count = len(sides)
-    table = pd.concat(
-        [
-            sides.iloc[np.repeat(np.arange(count), count)].add_suffix("_a").reset_index(drop=True),
-            sides.iloc[np.tile(np.arange(count), count)].add_suffix("_b").reset_index(drop=True),
-        ],
-        axis=1,
-    )
-    return _with_values(table, [study.cka.compute() for study in studies], SIMILARITY)
-
-
-def matched_table(studies: Sequence[MatchedSimilarity]) -> pd.DataFrame:
-    """The table of `matched_cka` from one study, or one per repeat."""
-    networks, layers = studies[0].networks, studies[0].layers[0]
-    table = pd.DataFrame(
-        [(networks[0].name, b.name, at.name, at.index, at.depth) for b in networks[1:] for at in layers],
-        columns=["model_a", "model_b", "layer", "index", "depth"],
-    )
-    return _with_values(table, [jackknife(study.sums, normalise_matched) for study in studies], MATCHED)
 
 
 def _with_values(table: pd.DataFrame, results: Sequence[tuple[Tensor, Tensor]], columns: list[str]) -> pd.DataFrame:
