@@ -30,6 +30,7 @@ _HOME = {
     "token_localization": "repsim.studies.localization",
     "residual_norms": "repsim.studies.residual",
     "lesions": "repsim.studies.lesion",
+    "linear_probes": "repsim.studies.probe",
     "RepsimError": "repsim.errors",
     "UsageError": "repsim.errors",
 }

@@ -131,6 +131,17 @@ class ImageSet:
         """(c, h, w) of images that go into the networks as they are; None if transforms make them."""
         return tuple(self.source.tensors.shape[1:]) if isinstance(self.source, _Tensors) else None
 
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the classes where the data set has some: folders, in the order of the labels."""
+        return list(self.source.classes) if isinstance(self.source, _Files) else None
+
+    def only(self, positions: np.ndarray) -> ImageSet:
+        """Some of the chosen images, by their positions in `chosen`."""
+        other = object.__new__(ImageSet)
+        other.__dict__ = {**self.__dict__, "chosen": self.chosen[positions]}
+        return other
+
     def redrawn(self, seed: int) -> ImageSet:
         """Another choice of as many images from the same source."""
         other = object.__new__(ImageSet)
@@ -150,11 +161,12 @@ class ImageSet:
         counts: Counts | None = None,
         workers: int | None = None,
         skip_broken: bool = False,
+        short: bool = False,
     ) -> Iterator[Batch]:
         """Whole batches of the chosen images, each image read and decoded once for all transforms.
 
         Loading goes on in the background while the caller computes. A last short batch is dropped
-        and counted.
+        and counted, unless `short`.
 
         Args:
             transforms: what the networks want done to an image; equal ones are done once.
@@ -162,6 +174,7 @@ class ImageSet:
             counts: filled while batches are handed out.
             workers: processes that decode; None: one per core up to 8 for files, none for images in memory.
             skip_broken: go on without images that cannot be read.
+            short: hand out the last short batch as well.
 
         Raises:
             BrokenImage: one cannot be read; the message names it.
@@ -190,8 +203,10 @@ class ImageSet:
                 yield Batch(position, positions[:batch_size], inputs)
                 position += 1
         positions, tensors = _joined(waiting)
-        if not counts.batches and len(positions) >= FEWEST:  # broken images left less than one batch
-            counts.used, counts.batches, counts.batch_size = len(positions), 1, len(positions)
+        less_than_one = not counts.batches and len(positions) >= FEWEST  # broken images left no whole batch
+        if less_than_one or (short and len(positions)):
+            counts.used, counts.batches = counts.used + len(positions), counts.batches + 1
+            counts.batch_size = min(batch_size, counts.used)
             yield Batch(position, positions, dict(zip(transforms, tensors)))
         elif not counts.batches:
             raise RepsimError(
@@ -449,6 +464,36 @@ def _source(data: Any, split: str | None, root: str | os.PathLike[str] | None, i
     if data.startswith(TIMM_SCHEMES):
         return _from_timm(data, split, root, images, seed)
     return _Files(_folder(data, split))
+
+
+def train_and_test(
+    data: str, split: str | None = None, train_data: str | None = None, train_split: str | None = None
+) -> tuple[tuple[str, str | None], tuple[str, str | None]]:
+    """(data, split) of training and of test images, where a data set or a folder holds both.
+
+    The training images are the split `train`, of a folder the folder inside it; its test images are in `val`,
+    `validation` or `test`, unless `split` names another.
+
+    Raises:
+        UsageError: a folder has no such folders, and none are named.
+    """
+    if not (_is_folder(data) and train_data is None):
+        if train_data is None or not _is_folder(train_data):
+            train_split = train_split or "train"
+        return (train_data or data, train_split), (data, split)
+    inside = Path(data).expanduser()
+    train_split = train_split or "train"
+    split = split or next((name for name in ("val", "validation", "test") if (inside / name).is_dir()), None)
+    if not (inside / train_split).is_dir() or split is None:
+        raise UsageError(
+            f"probes need training images beside test images, and {data} has no folders {train_split!r} and "
+            f"{split or 'val'!r}; name the folder of the training images with --train-data"
+        )
+    return (data, train_split), (data, split)
+
+
+def _is_folder(data: str) -> bool:
+    return data not in ("sample", "fashion-mnist", "noise") and not data.startswith(TIMM_SCHEMES)
 
 
 def _known_split(split: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any, Protocol
@@ -35,22 +36,22 @@ def sweep(
     progress: Progress | None = None,
     workers: int | None = None,
     skip_broken: bool = False,
+    short: bool = False,
 ) -> Counts:
     """Run every network once on every batch, and hand each study what it asked for.
 
     Args:
         images: the same images, in the same order, for all networks.
         networks: as the studies number them.
-        batch_size: images per batch; a last short batch is dropped.
+        batch_size: images per batch; a last short batch is dropped, unless `short`.
         progress: wraps the iterator of batches, as `tqdm` does; called with `total`.
         workers, skip_broken: see `ImageSet.batches`.
 
     Returns:
         How many images were used, dropped and broken.
     """
-    batches, counts = minibatches(
-        images, networks, batch_size=batch_size, progress=progress, workers=workers, skip_broken=skip_broken
-    )
+    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken, "short": short}
+    batches, counts = minibatches(images, networks, batch_size=batch_size, **how)
     with ExitStack() as stack:
         # Not inference_mode, in which tensors do not count the changes made to them.
         stack.enter_context(torch.no_grad())
@@ -73,15 +74,17 @@ def minibatches(
     progress: Progress | None = None,
     workers: int | None = None,
     skip_broken: bool = False,
+    short: bool = False,
 ) -> tuple[Iterable[Batch], Counts]:
-    """Batches for networks, all of one size, and what is counted while they are handed out; see `sweep`."""
+    """Batches for networks, all of one size unless `short`, and what is counted as they are handed out."""
     if batch_size < FEWEST:
         raise UsageError(f"a batch needs at least {FEWEST} images, got batch_size={batch_size}")
     counts = Counts()
     size = min(batch_size, len(images))
     transforms = [network.transform for network in networks]
-    batches = images.batches(transforms, size, counts=counts, workers=workers, skip_broken=skip_broken)
-    return batches if progress is None else progress(batches, total=len(images) // size), counts
+    batches = images.batches(transforms, size, counts=counts, workers=workers, skip_broken=skip_broken, short=short)
+    total = math.ceil(len(images) / size) if short else len(images) // size
+    return batches if progress is None else progress(batches, total=total), counts
 
 
 def forward(network: Network, inputs: Tensor, batch: Batch) -> Any:

@@ -54,6 +54,16 @@ OUTLIERS = ["model", "layer", "block", "sublayer", "token", "share", "times_medi
 LESION = ["model", "removed", "block", "agreement", "kl", "accuracy", "layer", "cka", "se"]
 """One row per lesion and later layer; agreement, kl (nats) and accuracy are the lesion's. Block -1: nothing removed."""
 
+PROBE = [
+    *("model", "layer", "index", "depth", "aggregation", "token_row", "token_col"),
+    *("shots", "seed", "l2", "accuracy"),
+]
+"""One row per layer, aggregation (of `token`: position) and draw of `shots` training images per class, or `all`."""
+PROBE_SUMMARY = [*PROBE[:8], "seeds", "accuracy", "se"]
+"""Mean and standard error over seeds; `token_mean`: of all single tokens."""
+NEIGHBOURS = [*PROBE[:5], "images", "k", "knn_accuracy", "knn_se", "soft_loss", "soft_se", "temperature"]
+"""One row per layer and aggregation: leave-one-out nearest neighbours, soft nearest neighbour loss (nats)."""
+
 RECORD = "run.json"
 
 

@@ -5,14 +5,17 @@ class and -1 for the others, and the intercept is not penalised:
 
     min_W,b  sum_i || y_i - b - W^T x_i ||^2 + l2 ||W||^2      =>      W = (X^T X + l2 I)^-1 X^T Y
 
-for centred X, Y. Everything needed is in sums over images: of x, of x x^T, and of x for each class. With
+for centred X, Y. Everything needed is in sums over images: of x, of x x^T, and of x for each class; with fewer images
+than features it is in the images' features themselves (`training_data` takes what is smaller). With
 X^T X = V diag(lambda) V^T every l2 costs next to nothing more, W = V diag(1 / (lambda + l2)) V^T X^T Y, and so does its
-squared error on other images, from their sums alone.
+squared error on other images.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +24,22 @@ from repsim.errors import UsageError
 
 GRID = tuple(2.0**k for k in range(-10, 21))
 """Strengths of the ridge that are tried."""
+
+
+def training_data(images: int, features: int, classes: int) -> ProbeSums | ProbeRows:
+    """What `images` are collected in, to fit probes of so many features: whichever is smaller."""
+    return ProbeRows(classes) if images <= features else ProbeSums(classes)
+
+
+def _eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """`torch.linalg.eigh`; on the CPU of small matrices in one thread, since several wait for each other."""
+    threads = torch.get_num_threads()
+    try:
+        if matrices.device.type == "cpu" and matrices.shape[-1] <= 256:
+            torch.set_num_threads(1)
+        return torch.linalg.eigh(matrices)
+    finally:
+        torch.set_num_threads(threads)
 
 
 class ProbeSums:
@@ -76,79 +95,185 @@ class ProbeSums:
         merged.totals, merged.squares = self.totals + other.totals, self.squares + other.squares
         return merged
 
-    def products(self, mean: Tensor, scale: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """X^T X (m, d, d) and X^T Y (m, d, c) of features less `mean`, over `scale`, and of targets less `target`."""
-        about = self.moved(mean)
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each feature, (m, d)."""
+        n = self.counts.sum()
+        mean = self.origin + self.totals.sum(1) / n
+        return mean, self.moved(mean).squares.diagonal(dim1=1, dim2=2) / n
+
+    def products(self, by: Standard) -> tuple[Tensor, Tensor]:
+        """X^T X (m, d, d) and X^T Y (m, d, c) of standardised features and centred targets."""
+        about = self.moved(by.mean)
         total = about.totals.sum(1)[:, :, None]
         # A target is 2 (of the class) - 1, so sum x y = 2 (sum over the class) - (sum over all).
-        product = 2 * about.totals.transpose(1, 2) - total * (1 + target)
-        scale = scale[:, :, None]
+        product = 2 * about.totals.transpose(1, 2) - total * (1 + by.target)
+        scale = by.scale[:, :, None]
         return about.squares / scale / scale.transpose(1, 2), product / scale
+
+    def decompose(self, by: Standard) -> tuple[Tensor, Tensor, Tensor]:
+        """What `Ridge` needs of standardised features: r = d eigenvalues, their vectors, V^T X^T Y."""
+        gram, product = self.products(by)
+        eigenvalues, vectors = _eigh(gram)
+        return eigenvalues.clamp(min=0), vectors, vectors.mT @ product  # rounding leaves some just below zero
+
+    def along(self, ridge: Ridge) -> tuple[Tensor, Tensor]:
+        """V^T X^T X V (m, r, r) and V^T X^T Y (m, r, c) for a ridge's own V, standardisation and mean targets."""
+        gram, product = self.products(ridge.standard)
+        return ridge.vectors.mT @ gram @ ridge.vectors, ridge.vectors.mT @ product
+
+
+class ProbeRows:
+    """The features of images themselves, of which m probes are fitted; memory m n d.
+
+    Attributes:
+        counts: (c,) images of each class.
+        features: (m, n, d), of the type they came in.
+        labels: (n,).
+    """
+
+    def __init__(self, classes: int) -> None:
+        self.counts = torch.zeros(classes, dtype=torch.int64)
+        self._features: list[Tensor] = []
+        self._labels: list[Tensor] = []
+
+    @property
+    def features(self) -> Tensor:
+        return torch.cat(self._features, 1)
+
+    @property
+    def labels(self) -> Tensor:
+        return torch.cat(self._labels)
+
+    @torch.no_grad()
+    def update(self, x: Tensor, labels: Tensor) -> ProbeRows:
+        """Add images: features (n, m, d), or (n, d) for a single probe, and their classes (n,), from 0."""
+        x = (x[:, None] if x.ndim == 2 else x).transpose(0, 1)
+        self._features.append(x.clone(memory_format=torch.contiguous_format))
+        self._labels.append(labels.to(x.device))
+        self.counts += torch.bincount(labels.cpu(), minlength=len(self.counts))
+        return self
+
+    def merge(self, other: ProbeRows) -> ProbeRows:
+        """The images of both."""
+        merged = ProbeRows(len(self.counts))
+        merged.counts = self.counts + other.counts
+        merged._features, merged._labels = self._features + other._features, self._labels + other._labels
+        return merged
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each feature, (m, d)."""
+        x = self.features.double()
+        return x.mean(1), x.var(1, correction=0)
+
+    def _standardised(self, by: Standard) -> tuple[Tensor, Tensor]:
+        """X (m, n, d) and Y (n, c): standardised features, centred targets."""
+        targets = 2 * torch.nn.functional.one_hot(self.labels, len(self.counts)).double() - 1
+        return (self.features.double() - by.mean[:, None]) / by.scale[:, None], targets - by.target
+
+    def decompose(self, by: Standard) -> tuple[Tensor, Tensor, Tensor]:
+        """What `Ridge` needs of standardised features: r = n eigenvalues, those of X X^T, which X^T X has too."""
+        x, y = self._standardised(by)
+        eigenvalues, left = _eigh(x @ x.mT)
+        smallest = eigenvalues[:, -1:] * x.shape[1] * torch.finfo(torch.float64).eps
+        roots = torch.where(eigenvalues > smallest, eigenvalues.clamp(min=0).sqrt(), torch.inf)  # X = U roots V^T
+        vectors = (x.mT @ left) / roots[:, None]
+        return eigenvalues.clamp(min=0), vectors, vectors.mT @ (x.mT @ y)
+
+    def along(self, ridge: Ridge) -> tuple[Tensor, Tensor]:
+        """V^T X^T X V (m, r, r) and V^T X^T Y (m, r, c) for a ridge's own V, standardisation and mean targets."""
+        x, y = self._standardised(ridge.standard)
+        rotated = x @ ridge.vectors
+        return rotated.mT @ rotated, rotated.mT @ y
 
 
 @dataclass(frozen=True)
 class Probe:
-    """m fitted probes of d features and c classes."""
+    """m fitted probes of d features and c classes, for features as they are: the scale is in the weights."""
+
+    mean: Tensor
+    """(m, d)."""
+    weight: Tensor
+    """(m, d, c), of features less their mean."""
+    bias: Tensor
+    """(m, c)."""
+    l2: Tensor
+    """(m,)."""
+
+    def scores(self, x: Tensor) -> Tensor:
+        """(n, m, c) of the type of x: the class with the highest is predicted; x is (n, m, d), or (n, d)."""
+        x = x[:, None] if x.ndim == 2 else x
+        mean, weight, bias = (each.to(x) for each in (self.mean, self.weight, self.bias))
+        return torch.baddbmm(bias[:, None], (x - mean).transpose(0, 1), weight).transpose(0, 1)
+
+    def to(self, dtype: torch.dtype) -> Probe:
+        return Probe(self.mean.to(dtype), self.weight.to(dtype), self.bias.to(dtype), self.l2)
+
+
+def side_by_side(probes: Sequence[Probe]) -> Probe:
+    """Several probes of the same features as one: their classes one after the other, (m, k c); l2 is the first's."""
+    mean = probes[0].mean
+    moved = [probe.bias + ((mean - probe.mean)[:, None] @ probe.weight)[:, 0] for probe in probes]
+    return Probe(mean, torch.cat([probe.weight for probe in probes], 2), torch.cat(moved, 1), probes[0].l2)
+
+
+class Standard(NamedTuple):
+    """How features and targets are standardised, and back."""
 
     mean: Tensor
     """(m, d)."""
     scale: Tensor
     """(m, d): standard deviations; 1 where a feature is constant."""
-    weight: Tensor
-    """(m, d, c), of standardised features."""
-    bias: Tensor
-    """(c,)."""
-    l2: Tensor
-    """(m,)."""
+    target: Tensor
+    """(c,): mean target of each class."""
 
-    def scores(self, x: Tensor) -> Tensor:
-        """(n, m, c): one score per class, the highest of which is the prediction; x is (n, m, d), or (n, d)."""
-        x = x[:, None] if x.ndim == 2 else x
-        standard = ((x - self.mean) / self.scale).to(self.weight.dtype)
-        return torch.einsum("nmd,mdc->nmc", standard, self.weight) + self.bias
+    @classmethod
+    def of(cls, data: ProbeSums | ProbeRows) -> Standard:
+        """That of the images fitted on; `UsageError` if there are none of a class."""
+        n = data.counts.sum()
+        if not (data.counts > 0).all():
+            missing = (data.counts == 0).nonzero()[:, 0].tolist()
+            raise UsageError(f"a probe needs images of every class; there are none of class {missing[0]}")
+        mean, variance = data.moments()
+        rounding = (n * mean * torch.finfo(torch.float64).eps) ** 2  # all a constant feature varies by
+        scale = torch.where(variance <= rounding, 1.0, variance.clamp(min=0).sqrt())
+        return cls(mean, scale, (2 * data.counts - n).to(mean) / n)
 
-    def right(self, x: Tensor, labels: Tensor) -> Tensor:
-        """(n, m) whether each image's class is predicted."""
-        return self.scores(x).argmax(2) == labels[:, None].to(x.device)
+    def probe(self, weight: Tensor, l2: Tensor) -> Probe:
+        """The probe with these weights (m, d, c) of standardised features."""
+        return Probe(self.mean, weight / self.scale[:, :, None], self.target.expand(len(weight), -1), l2)
 
 
 class Ridge:
-    """The ridge path of some sums: probes for any strength from one eigendecomposition per probe."""
+    """The ridge path of some images: probes for any strength from one eigendecomposition per probe."""
 
-    def __init__(self, sums: ProbeSums) -> None:
-        n = sums.counts.sum()
-        if not (sums.counts > 0).all():
-            missing = (sums.counts == 0).nonzero()[:, 0].tolist()
-            raise UsageError(f"a probe needs images of every class; there are none of class {missing[0]}")
-        self.sums = sums
-        self.mean = sums.origin + sums.totals.sum(1) / n
-        variance = sums.moved(self.mean).squares.diagonal(dim1=1, dim2=2) / n
-        rounding = (n * self.mean * torch.finfo(torch.float64).eps) ** 2  # all a constant feature varies by
-        self.scale = torch.where(variance <= rounding, 1.0, variance.clamp(min=0).sqrt())
-        self.bias = (2 * sums.counts.to(self.mean) - n) / n
-        gram, product = sums.products(self.mean, self.scale, self.bias)
-        self.eigenvalues, self.vectors = torch.linalg.eigh(gram)
-        self.eigenvalues = self.eigenvalues.clamp(min=0)  # rounding leaves some just below
-        self.product = self.vectors.transpose(1, 2) @ product
+    def __init__(self, data: ProbeSums | ProbeRows) -> None:
+        self.standard = Standard.of(data)
+        self.eigenvalues, self.vectors, self.product = data.decompose(self.standard)
 
     def fit(self, l2: float | Tensor) -> Probe:
         """The probes for one strength, or for one strength each, (m,)."""
-        l2 = torch.as_tensor(l2, dtype=torch.float64, device=self.mean.device).expand(len(self.mean))
-        weight = self.vectors @ (self.product / (self.eigenvalues + l2[:, None])[:, :, None])
-        return Probe(self.mean, self.scale, weight, self.bias, l2)
+        l2 = torch.as_tensor(l2, dtype=torch.float64, device=self.product.device).expand(len(self.product))
+        return self.standard.probe(self.vectors @ (self.product / (self.eigenvalues + l2[:, None])[:, :, None]), l2)
 
-    def errors(self, held_out: ProbeSums, grid: tuple[float, ...] = GRID) -> Tensor:
+    def errors(self, held_out: ProbeSums | ProbeRows, grid: tuple[float, ...] = GRID) -> Tensor:
         """Mean squared error of every strength on other images, (strengths, m), less what no strength changes."""
-        gram, product = held_out.products(self.mean, self.scale, self.bias)
-        rotated = self.vectors.transpose(1, 2) @ gram @ self.vectors
-        quadratic = rotated * (self.product @ self.product.transpose(1, 2))
-        linear = ((self.vectors.transpose(1, 2) @ product) * self.product).sum(2)
-        rows = []
-        for l2 in grid:
-            shrunk = 1 / (self.eigenvalues + l2)
-            rows.append(torch.einsum("mi,mij,mj->m", shrunk, quadratic, shrunk) - 2 * (shrunk * linear).sum(1))
-        return torch.stack(rows) / held_out.counts.sum()
+        gram, product = held_out.along(self)
+        quadratic = gram * (self.product @ self.product.mT)
+        linear = (product * self.product).sum(2)[:, None]
+        shrunk = 1 / (self.eigenvalues[:, None] + torch.tensor(grid).to(gram)[:, None])
+        return (shrunk * (shrunk @ quadratic - 2 * linear)).sum(2).T / held_out.counts.sum()
 
-    def best(self, held_out: ProbeSums, grid: tuple[float, ...] = GRID) -> Tensor:
+    def best(self, held_out: ProbeSums | ProbeRows, grid: tuple[float, ...] = GRID) -> Tensor:
         """(m,) the strength with the smallest error on held-out images."""
         return torch.tensor(grid, dtype=torch.float64)[self.errors(held_out, grid).argmin(0).cpu()]
+
+
+def refit(data: ProbeSums | ProbeRows, l2: Tensor) -> Probe:
+    """The probes of known strengths, (m,): the same as `Ridge(data).fit(l2)`, at a tenth of the time."""
+    if isinstance(data, ProbeRows):
+        return Ridge(data).fit(l2)
+    standard = Standard.of(data)
+    gram, product = data.products(standard)
+    l2 = l2.to(gram)
+    gram.diagonal(dim1=1, dim2=2).add_(l2[:, None])
+    return standard.probe(torch.cholesky_solve(product, torch.linalg.cholesky(gram)), l2)

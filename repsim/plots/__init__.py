@@ -4,6 +4,7 @@ from repsim.plots.curves import attention_distance, head_similarity, localizatio
 from repsim.plots.lesion import lesion
 from repsim.plots.maps import attention_maps, localization, receptive_fields
 from repsim.plots.matrices import heatmap, panel
+from repsim.plots.probe import neighbours, probe_tokens, probes
 from repsim.plots.residual import residual
 from repsim.plots.style import save
 
@@ -16,7 +17,10 @@ __all__ = [
     "localization",
     "localization_summary",
     "matched",
+    "neighbours",
     "panel",
+    "probe_tokens",
+    "probes",
     "receptive_fields",
     "residual",
     "save",

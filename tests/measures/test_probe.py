@@ -8,7 +8,7 @@ from sklearn.linear_model import RidgeClassifier
 from sklearn.preprocessing import StandardScaler
 
 import repsim as rs
-from repsim.measures.probe import GRID, ProbeSums, Ridge
+from repsim.measures.probe import GRID, ProbeRows, ProbeSums, Ridge, refit, side_by_side, training_data
 
 
 def made_up(n=200, d=12, classes=5, seed=0, spread=1.0):
@@ -20,75 +20,112 @@ def made_up(n=200, d=12, classes=5, seed=0, spread=1.0):
     return torch.from_numpy(x), torch.from_numpy(labels)
 
 
-def sums(x, labels, classes=5):
-    return ProbeSums(classes).update(x, labels)
+@pytest.fixture(params=[ProbeSums, ProbeRows])
+def kind(request):
+    """Both ways of keeping images."""
+    return request.param
+
+
+def collected(kind, x, labels, classes=5):
+    """In batches, as a sweep does it."""
+    data = kind(classes)
+    for start in range(0, len(x), 64):
+        data.update(x[start : start + 64], labels[start : start + 64])
+    return data
+
+
+def predicted(probe, x):
+    """(n, m)."""
+    return probe.scores(x).argmax(2)
 
 
 @pytest.mark.parametrize("l2", [2.0**-10, 1.0, 2.0**10])
 @pytest.mark.parametrize("d", [12, 300])
-def test_weights_and_predictions_are_those_of_scikit_learn(l2, d):
+def test_weights_and_predictions_are_those_of_scikit_learn(kind, l2, d):
     x, labels = made_up(d=d)
-    probe = Ridge(sums(x, labels)).fit(l2)
-    standard = StandardScaler().fit_transform(x.numpy())
+    data = collected(kind, x, labels)
+    probe = Ridge(data).fit(l2)
+    scaler = StandardScaler().fit(x.numpy())
+    standard = scaler.transform(x.numpy())
     targets = 2 * np.eye(5)[labels] - 1
     oracle = SklearnRidge(alpha=l2, solver="svd" if d > 200 else "cholesky").fit(standard, targets)
-    np.testing.assert_allclose(probe.weight[0].T, oracle.coef_, rtol=1e-7, atol=1e-9)
-    np.testing.assert_allclose(probe.bias, oracle.intercept_, atol=1e-12)
     others, _ = made_up(d=d, seed=1)
-    scaler = StandardScaler().fit(x.numpy())
+    unseen = scaler.transform(others.numpy())
+    for found in (probe, refit(data, torch.tensor([l2]))):
+        np.testing.assert_allclose(found.weight[0].T.numpy() * scaler.scale_, oracle.coef_, rtol=1e-7, atol=1e-9)
+        np.testing.assert_allclose(found.scores(others)[:, 0], oracle.predict(unseen), rtol=1e-7, atol=1e-8)
     classifier = RidgeClassifier(alpha=l2).fit(standard, labels.numpy())
-    np.testing.assert_array_equal(
-        probe.scores(others)[:, 0].argmax(1), classifier.predict(scaler.transform(others.numpy()))
-    )
+    np.testing.assert_array_equal(probe.scores(others)[:, 0].argmax(1), classifier.predict(unseen))
 
 
-def test_held_out_errors_of_all_strengths_are_those_of_the_fitted_probes():
+@pytest.mark.parametrize("held_kind", [ProbeSums, ProbeRows])
+def test_held_out_errors_of_all_strengths_are_those_of_the_fitted_probes(kind, held_kind):
     x, labels = made_up()
     other, other_labels = made_up(seed=1, n=70)
-    ridge = Ridge(sums(x, labels))
+    ridge, held_out = Ridge(collected(kind, x, labels)), collected(held_kind, other, other_labels)
     targets = 2 * torch.nn.functional.one_hot(other_labels, 5).double() - 1
     direct = [((targets - ridge.fit(l2).scores(other)[:, 0]) ** 2).sum(1).mean().item() for l2 in GRID]
-    found = ridge.errors(sums(other, other_labels))[:, 0].numpy()
+    found = ridge.errors(held_out)[:, 0].numpy()
     np.testing.assert_allclose(found - found[0], np.array(direct) - direct[0], atol=1e-9)
-    assert ridge.best(sums(other, other_labels)).item() == GRID[int(np.argmin(direct))]
+    assert ridge.best(held_out).item() == GRID[int(np.argmin(direct))]
 
 
-def test_separable_classes_are_told_apart_and_shuffled_labels_are_not():
+def test_what_is_kept_is_the_smaller():
+    assert isinstance(training_data(100, 512, 10), ProbeRows)
+    assert isinstance(training_data(10_000, 768, 1000), ProbeSums)
+
+
+def test_separable_classes_are_told_apart_and_shuffled_labels_are_not(kind):
     x, labels = made_up(n=500, spread=0.05)
     new, new_labels = made_up(n=500, spread=0.05, seed=1)
-    assert Ridge(sums(x, labels)).fit(1.0).right(new, new_labels).all()
+    assert (predicted(Ridge(collected(kind, x, labels)).fit(1.0), new)[:, 0] == new_labels).all()
     shuffled = labels[torch.randperm(500, generator=torch.Generator().manual_seed(0))]
-    right = Ridge(sums(x, shuffled)).fit(1.0).right(new, new_labels[torch.randperm(500)]).double().mean().item()
+    others = new_labels[torch.randperm(500, generator=torch.Generator().manual_seed(1))]
+    found = predicted(Ridge(collected(kind, x, shuffled)).fit(1.0), new)[:, 0]
+    right = (found == others).double().mean().item()
     assert abs(right - 0.2) < 4 * (0.2 * 0.8 / 500) ** 0.5
 
 
-def test_several_probes_at_once_are_several_probes():
+def test_several_probes_at_once_are_several_probes(kind):
     x, labels = made_up()
     both = torch.stack([x, x.flip(1).square()], 1)
     strengths = torch.tensor([1.0, 8.0])
-    probe = Ridge(sums(both, labels)).fit(strengths)
+    probe = Ridge(collected(kind, both, labels)).fit(strengths)
     for m in range(2):
-        alone = Ridge(sums(both[:, m], labels)).fit(strengths[m].item())
+        alone = Ridge(collected(kind, both[:, m], labels)).fit(strengths[m].item())
         torch.testing.assert_close(probe.weight[m], alone.weight[0])
-        assert torch.equal(probe.right(both, labels)[:, m], alone.right(both[:, m], labels)[:, 0])
+        assert torch.equal(predicted(probe, both)[:, m], predicted(alone, both[:, m])[:, 0])
 
 
-def test_merged_sums_are_the_sums_of_all():
+def test_probes_side_by_side_are_the_probes(kind):
     x, labels = made_up()
-    merged = sums(x[:50], labels[:50]).merge(ProbeSums(5)).merge(sums(x[50:], labels[50:]))
-    torch.testing.assert_close(Ridge(merged).fit(1.0).weight, Ridge(sums(x, labels)).fit(1.0).weight)
+    probes = [
+        Ridge(collected(kind, x[half], labels[half])).fit(l2) for half, l2 in ((slice(100), 1.0), (slice(100, 200), 8))
+    ]
+    both = side_by_side(probes).scores(x).unflatten(2, (2, 5))
+    for i, probe in enumerate(probes):
+        torch.testing.assert_close(both[:, :, i], probe.scores(x))
 
 
-def test_constant_features_and_a_large_mean_do_no_harm():
+def test_merged_data_are_the_data_of_all(kind):
+    x, labels = made_up()
+    merged = collected(kind, x[:50], labels[:50]).merge(kind(5)).merge(collected(kind, x[50:], labels[50:]))
+    torch.testing.assert_close(Ridge(merged).fit(1.0).weight, Ridge(collected(kind, x, labels)).fit(1.0).weight)
+
+
+def test_constant_features_and_a_large_mean_do_no_harm(kind):
     x, labels = made_up()
     widened = torch.cat([x, torch.full((len(x), 1), 1e4)], 1)
-    probe = Ridge(sums(widened, labels)).fit(1.0)
-    assert probe.scale[0, -1] == 1 and probe.weight[0, -1].abs().max() < 1e-6
-    torch.testing.assert_close(probe.weight[:, :-1], Ridge(sums(x, labels)).fit(1.0).weight, rtol=1e-6, atol=1e-9)
-    torch.testing.assert_close(Ridge(sums(x + 1e4, labels)).fit(1.0).weight, probe.weight[:, :-1], rtol=1e-4, atol=1e-7)
+    plain = Ridge(collected(kind, x, labels)).fit(1.0)
+    probe = Ridge(collected(kind, widened, labels)).fit(1.0)
+    assert probe.weight[0, -1].abs().max() < 1e-6
+    torch.testing.assert_close(probe.weight[:, :-1], plain.weight, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        Ridge(collected(kind, x + 1e4, labels)).fit(1.0).weight, plain.weight, rtol=1e-4, atol=1e-7
+    )
 
 
-def test_a_class_without_images():
+def test_a_class_without_images(kind):
     x, labels = made_up()
     with pytest.raises(rs.UsageError, match="there are none of class 5"):
-        Ridge(sums(x, labels, classes=6))
+        Ridge(collected(kind, x, labels, classes=6))

@@ -1,0 +1,116 @@
+"""What layers know of classes: probes over depth, maps of single tokens, neighbours."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from repsim.errors import UsageError
+from repsim.plots.curves import over_depth
+from repsim.plots.maps import TOKEN_CMAP
+from repsim.plots.style import look
+
+AGGREGATIONS = {
+    "cls": "CLS",
+    "first": "first token",
+    "spatial_mean": "mean of tokens, without CLS",
+    "mean": "mean of all tokens",
+    "token_mean": "single tokens, mean accuracy",
+}
+
+
+def probes(summary: pd.DataFrame) -> Figure:
+    """Accuracy of probes over depth, a panel per model and number of shots (paper, Figures 11, 13).
+
+    Args:
+        summary: of `rs.linear_probes`, or `probe_summary.csv`.
+
+    Returns:
+        A line per aggregation, with a band of two standard errors over draws.
+    """
+    models = list(dict.fromkeys(summary["model"]))
+    shots = list(dict.fromkeys(summary["shots"].astype(str)))
+    colours = dict(zip(AGGREGATIONS, sns.color_palette("colorblind", len(AGGREGATIONS))))
+    with look():
+        figure = Figure(figsize=(2.6 * len(models) + 0.6, 2.5 * len(shots) + 0.7))
+        axes = figure.subplots(len(shots), len(models), sharex=True, sharey=True, squeeze=False)
+        for line, count in zip(axes, shots):
+            for ax, model in zip(line, models):
+                part = summary[(summary["model"] == model) & (summary["shots"].astype(str) == count)]
+                for aggregation, label in AGGREGATIONS.items():
+                    rows = part[part["aggregation"] == aggregation]
+                    if len(rows):
+                        over_depth(ax, rows, "accuracy", colours[aggregation], label)
+                ax.set_title(f"{model}, all images" if count == "all" else f"{model}, {count} per class")
+            line[0].set_ylabel("accuracy of the probe")
+        seen = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels())}
+        figure.legend(seen.values(), seen, loc="outside lower center", ncols=min(3, len(seen)), frameon=False)
+    return figure
+
+
+def probe_tokens(table: pd.DataFrame, *, most: int = 5) -> Figure:
+    """Accuracy of the probe on each single token, each map on its own scale (paper, Figure D.4).
+
+    Args:
+        table: of `rs.linear_probes`, or `probe.csv`; means over seeds are drawn, of its largest number of shots.
+        most: layers drawn, evenly spaced.
+
+    Raises:
+        UsageError: single tokens were not probed.
+    """
+    single = table[table["aggregation"] == "token"]
+    if not len(single):
+        raise UsageError("there are no single tokens in this table")
+    order = {count: len(single) if count == "all" else int(count) for count in single["shots"].astype(str).unique()}
+    shots = max(order, key=order.__getitem__)
+    single = single[single["shots"].astype(str) == shots]
+    models = list(dict.fromkeys(single["model"]))
+    with look():
+        figure = Figure(figsize=(1.5 * most + 0.4, 1.75 * len(models) + 0.4))
+        axes = figure.subplots(len(models), most, squeeze=False)
+        for ax in axes.flat:
+            ax.set_axis_off()
+        for line, model in zip(axes, models):
+            of_model = single[single["model"] == model]
+            names = list(dict.fromkeys(of_model["layer"]))
+            chosen = np.unique(np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int))
+            for ax, number in zip(line, chosen):
+                of_layer = of_model[of_model["layer"] == names[number]]
+                grid = of_layer.pivot_table(index="token_row", columns="token_col", values="accuracy").to_numpy(float)
+                ax.imshow(100 * grid, cmap=TOKEN_CMAP, interpolation="nearest")
+                low, high = 100 * grid.min(), 100 * grid.max()
+                ax.set_title(f"{model}\n{names[number]}: {low:.1f} to {high:.1f} %", fontsize=7)
+        figure.suptitle(
+            f"accuracy of probes on single tokens, {'all images' if shots == 'all' else f'{shots} per class'}"
+        )
+    return figure
+
+
+def neighbours(table: pd.DataFrame) -> Figure:
+    """Nearest-neighbour accuracy and soft nearest neighbour loss over depth, a row of panels per model.
+
+    Args:
+        table: of `rs.linear_probes`, or `neighbours.csv`.
+    """
+    models = list(dict.fromkeys(table["model"]))
+    colours = dict(zip(AGGREGATIONS, sns.color_palette("colorblind", len(AGGREGATIONS))))
+    quantities = {
+        "knn": ("knn_accuracy", f"accuracy of {table['k'].iloc[0]} nearest neighbours"),
+        "soft": ("soft_loss", "soft nearest neighbour loss (nats)"),
+    }
+    with look():
+        figure = Figure(figsize=(2.6 * len(models) + 0.6, 5.4))
+        axes = figure.subplots(2, len(models), sharex=True, sharey="row", squeeze=False)
+        for line, (name, (column, label)) in zip(axes, quantities.items()):
+            for ax, model in zip(line, models):
+                for aggregation, what in AGGREGATIONS.items():
+                    rows = table[(table["model"] == model) & (table["aggregation"] == aggregation)]
+                    if len(rows):
+                        over_depth(ax, rows.assign(se=rows[f"{name}_se"]), column, colours[aggregation], what)
+                ax.set_title(model)
+            line[0].set_ylabel(label)
+        seen = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels())}
+        figure.legend(seen.values(), seen, loc="outside lower center", ncols=min(4, len(seen)), frameon=False)
+    return figure

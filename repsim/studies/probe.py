@@ -1,0 +1,463 @@
+"""What layers know of classes: linear probes, neighbours (paper, Figures 11, 13, D.4 and F)."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from repsim.errors import UsageError, not_finite
+from repsim.hooks import capture
+from repsim.images import Batch, Counts, ImageSet
+from repsim.layers import Layer, find_layers, grid_of
+from repsim.measures.neighbours import nearest_neighbours, soft_nearest_neighbour, squared_distances
+from repsim.measures.probe import Probe, ProbeRows, ProbeSums, Ridge, refit, side_by_side, training_data
+from repsim.models import Network, as_networks, told_apart
+from repsim.structure import has_cls
+from repsim.sweep import Progress, sweep
+from repsim.tables import NEIGHBOURS, PROBE, PROBE_SUMMARY
+
+HELD_OUT = 0.1
+"""Largest share of a class's training images on which the strength of the ridge is chosen."""
+
+
+class Draw(NamedTuple):
+    """Which training images a probe is fitted on."""
+
+    shots: int | None
+    """Images of each class; None: all of them."""
+    seed: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """Training images as positions in their set: those the ridge is chosen on, and those each draw is fitted on."""
+
+    held_out: np.ndarray
+    draws: dict[Draw, np.ndarray]
+
+    @classmethod
+    def of(
+        cls, labels: np.ndarray, shots: Sequence[int | None], seeds: int, names: Sequence[str] | None = None
+    ) -> Split:
+        """Held-out images are the same for all draws and in none of them; a seed's smaller draws lie in larger ones.
+
+        A tenth of each class is held out; for few shots no more than so many, or ten.
+        """
+        few = [count for count in shots if count is not None]
+        most = None if None in shots else max(*few, 10)
+        held, rest = [], []
+        for label in range(int(labels.max()) + 1):
+            of_class = np.random.default_rng(0).permutation(np.flatnonzero(labels == label))
+            tenth = max(1, round(HELD_OUT * len(of_class)))
+            count = tenth if most is None else min(tenth, most)
+            if len(of_class) - count < max(few, default=1):
+                name = names[label] if names is not None else label
+                raise UsageError(
+                    f"class {name!r} has {len(of_class)} training images; needed are {max(few, default=1)} to fit on "
+                    f"and {count} to choose the ridge on"
+                )
+            held.append(of_class[:count])
+            rest.append(of_class[count:])
+        draws = {Draw(None, 0): np.sort(np.concatenate(rest))} if None in shots else {}
+        for seed in range(seeds if few else 0):
+            rng = np.random.default_rng(seed)
+            order = [rng.permutation(each) for each in rest]
+            for count in few:
+                draws[Draw(count, seed)] = np.sort(np.concatenate([each[:count] for each in order]))
+        return cls(np.sort(np.concatenate(held)), draws)
+
+    @property
+    def used(self) -> np.ndarray:
+        return np.unique(np.concatenate([self.held_out, *self.draws.values()]))
+
+
+@dataclass(frozen=True)
+class Features:
+    """How a layer is reduced to the features of probes."""
+
+    layer: Layer
+    grid: tuple[int, int]
+    """Rows and columns of the layer."""
+    last: tuple[int, int]
+    """Those of the network's last layer, to which finer maps are pooled."""
+    patch: int
+    """Space-to-depth: patch x patch positions become channels."""
+    cls: bool
+    single: bool
+    """Whether there is a probe for each single token."""
+
+    @classmethod
+    def of(cls, network: Network, layers: Sequence[Layer], *, single: bool) -> list[Features]:
+        """For each layer; finer maps are patched until their channels come close to the last layer's."""
+        grids = [grid_of(layer, network) for layer in layers]
+        last, widest = grids[-1], _channels(layers[-1])
+        found = []
+        for layer, grid in zip(layers, grids):
+            most = min(math.isqrt(widest // _channels(layer)) or 1, *(max(g // n, 1) for g, n in zip(grid, last)))
+            patch = max(k for k in range(1, most + 1) if grid[0] % k == 0 and grid[1] % k == 0)
+            found.append(cls(layer, grid, last, patch, layer.prefix > 0 and has_cls(network.module), single))
+        return found
+
+    @property
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Aggregation -> how many probes of how many features."""
+        width = _channels(self.layer)
+        pooled = width * self.patch**2
+        found = {"cls" if self.cls else "first": (1, width if self.cls else pooled), "spatial_mean": (1, pooled)}
+        if self.layer.prefix and self.patch == 1:
+            found["mean"] = (1, width)
+        if self.single:
+            found["token"] = (math.prod(self.last), pooled)
+        return found
+
+    def __call__(self, activation: Tensor) -> dict[str, Tensor]:
+        """Aggregation -> (n, probes, features)."""
+        tokens = self.layer.tokens(activation).float()
+        spatial = tokens[:, self.layer.prefix :]
+        if self.grid != self.last:
+            maps = spatial.transpose(1, 2).unflatten(2, self.grid)
+            spatial = F.adaptive_avg_pool2d(F.pixel_unshuffle(maps, self.patch), self.last)
+            spatial = spatial.flatten(2).transpose(1, 2)
+        found = {
+            "cls": lambda: tokens[:, :1].clone(),  # later modules may write into what is only a view
+            "first": lambda: spatial[:, :1].clone(),
+            "spatial_mean": lambda: spatial.mean(1, keepdim=True),
+            "mean": lambda: tokens.mean(1, keepdim=True),
+            "token": lambda: spatial.clone() if self.grid == self.last else spatial.contiguous(),
+        }
+        return {aggregation: found[aggregation]() for aggregation in self.sizes}
+
+
+def _channels(layer: Layer) -> int:
+    return layer.shape[0] if layer.layout == "channels_first" else layer.shape[-1]
+
+
+class Place(NamedTuple):
+    """What is probed."""
+
+    network: int
+    layer: str
+    aggregation: str
+
+
+class _Watching:
+    """What the passes over training and test images have in common: they see every layer's features."""
+
+    def __init__(self, networks: Sequence[Network], features: Sequence[Sequence[Features]], labels: np.ndarray) -> None:
+        self.networks, self.features = networks, features
+        self.labels = torch.from_numpy(labels).long()
+
+    def watch(self, index: int, network: Network) -> AbstractContextManager[dict[str, Any]]:
+        by_layer = {each.layer.name: each for each in self.features[index]}
+        return capture(network, [each.layer for each in self.features[index]], lambda at, x: by_layer[at.name](x))
+
+    def each(self, seen: Sequence[dict[str, dict[str, Tensor]]], batch: Batch) -> Iterator[tuple[Place, Tensor]]:
+        """The features of a batch, checked: (n, probes, features) of every place."""
+        for index, (network, mapping) in enumerate(zip(self.networks, seen)):
+            for layer, found in mapping.items():
+                if not all(torch.isfinite(x).all() for aggregation, x in found.items() if aggregation != "token"):
+                    raise not_finite(network.name, layer, batch.number)
+                for aggregation, x in found.items():
+                    yield Place(index, layer, aggregation), x
+
+
+class Fitting(_Watching):
+    """The study of the training images: what probes are fitted on, for every place and draw."""
+
+    def __init__(
+        self, networks: Sequence[Network], features: Sequence[Sequence[Features]], labels: np.ndarray, split: Split
+    ) -> None:
+        super().__init__(networks, features, labels[split.used])
+        self.classes = int(labels.max()) + 1
+        self.members = {name: torch.from_numpy(np.isin(split.used, of)) for name, of in split.draws.items()}
+        self.members[None] = torch.from_numpy(np.isin(split.used, split.held_out))
+        self.data: dict[Place, dict[Draw | None, ProbeSums | ProbeRows]] = {}
+        """None: the held-out images."""
+
+    def update(self, seen: Sequence[dict[str, dict[str, Tensor]]], batch: Batch) -> None:
+        labels = self.labels[batch.positions]
+        for place, x in self.each(seen, batch):
+            of_place = self.data.setdefault(place, {})
+            for name, members in self.members.items():
+                chosen = members[batch.positions]
+                if chosen.any():
+                    if name not in of_place:
+                        of_place[name] = training_data(int(members.sum()), x.shape[2], self.classes)
+                    of_place[name].update(x[chosen.to(x.device)], labels[chosen])
+
+    def fit(self) -> dict[Place, dict[Draw, Probe]]:
+        """Choose each probe's ridge on the held-out images; fit those of all images again on these as well."""
+        probes: dict[Place, dict[Draw, Probe]] = {}
+        for place in list(self.data):
+            data = self.data.pop(place)  # lets go of what has been used
+            held_out = data.pop(None)
+            probes[place] = {}
+            for draw, images in data.items():
+                ridge = Ridge(images)
+                l2 = ridge.best(held_out)
+                probes[place][draw] = ridge.fit(l2) if draw.shots is not None else refit(images.merge(held_out), l2)
+        return probes
+
+
+class Testing(_Watching):
+    """The study of the test images: how many each probe gets right, and the features of a sample of them."""
+
+    def __init__(
+        self,
+        networks: Sequence[Network],
+        features: Sequence[Sequence[Features]],
+        labels: np.ndarray,
+        probes: dict[Place, dict[Draw, Probe]],
+        sample: np.ndarray,
+    ) -> None:
+        super().__init__(networks, features, labels)
+        self.strengths = {
+            (place, draw): probe.l2.tolist() for place, of in probes.items() for draw, probe in of.items()
+        }
+        self.probes = {
+            place: (list(of), side_by_side(list(of.values())).to(torch.float32)) for place, of in probes.items()
+        }
+        self.right: dict[tuple[Place, Draw], Tensor] = {}
+        self.tested = 0
+        self.sampled = torch.from_numpy(np.isin(np.arange(len(labels)), sample))
+        self.kept: dict[Place, list[Tensor]] = {}
+        self.kept_labels: list[Tensor] = []
+
+    def update(self, seen: Sequence[dict[str, dict[str, Tensor]]], batch: Batch) -> None:
+        labels, sampled = self.labels[batch.positions], self.sampled[batch.positions]
+        self.tested += len(labels)
+        self.kept_labels.append(labels[sampled])
+        for place, x in self.each(seen, batch):
+            draws, probe = self.probes[place]
+            predicted = probe.scores(x).unflatten(2, (len(draws), -1)).argmax(3)
+            right = (predicted == labels.to(x.device)[:, None, None]).sum(0).T.cpu()
+            for draw, of_draw in zip(draws, right):
+                self.right[place, draw] = self.right.get((place, draw), 0) + of_draw
+            if place.aggregation != "token":
+                self.kept.setdefault(place, []).append(x[sampled.to(x.device), 0])
+
+    def table(self) -> pd.DataFrame:
+        """One row per place (of `token`: position) and draw."""
+        layers = {(i, each.layer.name): each for i, of in enumerate(self.features) for each in of}
+        rows = []
+        for (place, draw), right in self.right.items():
+            of = layers[place.network, place.layer]
+            where = (self.networks[place.network].name, place.layer, of.layer.index, of.layer.depth, place.aggregation)
+            shots = "all" if draw.shots is None else draw.shots
+            for position, (count, l2) in enumerate(zip(right.tolist(), self.strengths[place, draw])):
+                at = divmod(position, of.last[1]) if place.aggregation == "token" else (None, None)
+                rows.append((*where, *at, shots, draw.seed, l2, count / self.tested))
+        return pd.DataFrame(rows, columns=PROBE).astype({"token_row": "Int64", "token_col": "Int64"})
+
+    def neighbours(self, k: int) -> pd.DataFrame:
+        """One row per place but single tokens, of the sample."""
+        labels = torch.cat(self.kept_labels)
+        rows = []
+        for place, kept in self.kept.items():
+            layer = next(each.layer for each in self.features[place.network] if each.layer.name == place.layer)
+            distances = squared_distances(torch.cat(kept))
+            own = labels.to(distances.device)
+            right = nearest_neighbours(distances, own, min(k, len(labels) - 1)).double()
+            soft = soft_nearest_neighbour(distances, own)
+            knn = (right.mean().item(), right.std().item() / len(right) ** 0.5)
+            where = (self.networks[place.network].name, place.layer, layer.index, layer.depth, place.aggregation)
+            rows.append((*where, len(labels), k, *knn, soft.loss, soft.se, soft.temperature))
+        return pd.DataFrame(rows, columns=NEIGHBOURS)
+
+
+@dataclass(frozen=True)
+class Probes:
+    table: pd.DataFrame
+    """model, layer, index, depth, aggregation, token_row, token_col, shots, seed, l2, accuracy."""
+    summary: pd.DataFrame
+    """The same without seed and l2, with seeds: how many; accuracy is the mean over them, se its standard error."""
+    neighbours: pd.DataFrame
+    """model, layer, index, depth, aggregation, images, k, knn_accuracy, knn_se, soft_loss, soft_se, temperature."""
+    train_counts: Counts
+    counts: Counts
+    """What became of the test images."""
+    protocol: dict[str, Any]
+
+
+@torch.inference_mode(mode=False)
+def linear_probes(
+    networks: Network | nn.Module | str | Sequence[Network | nn.Module | str],
+    train: ImageSet | None = None,
+    test: ImageSet | None = None,
+    *,
+    layers: str | Sequence[str] = "blocks",
+    shots: int | None | Sequence[int | None] = 10,
+    seeds: int = 3,
+    tokens: bool = True,
+    neighbours: int = 1000,
+    k: int = 10,
+    batch_size: int = 128,
+    progress: Progress | None = None,
+    workers: int | None = None,
+    skip_broken: bool = False,
+) -> Probes:
+    """Accuracy of linear probes on every layer, from one pass over training and one over test images.
+
+    Regularised least squares to +-1 targets on standardised features (see `measures/probe.py`). The strength of the
+    ridge is chosen from 2^-10 to 2^20 by the squared error on held-out training images: a tenth of each class, for few
+    shots no more than so many, or ten. They are never fitted on, but by the probes of all images, fitted again once
+    the strength is chosen. Test images are seen once, by the fitted probes.
+
+    A ViT's aggregations are `cls`, or `first` (the first token) where there is none; `spatial_mean` (without CLS),
+    `mean` (of all tokens), and `token`, each single one. Maps finer than the last are first patched, k x k positions
+    into channels with k = floor(sqrt(last channels / channels)), then average-pooled to the last's size; their
+    positions are their tokens.
+
+    Args:
+        networks: one, or several that see the same images.
+        train, test: with labels; None: 3,000 training and 5,000 test images of the bundled sample.
+        layers: what `find_layers` takes; maps or grids of tokens.
+        shots: training images per class to fit on; None: all; or several of these.
+        seeds: draws of so many.
+        tokens: whether to probe each single token too: as many probes per layer as there are positions.
+        neighbours: test images among which nearest neighbours and the soft nearest neighbour loss are computed, as
+            many of each class; with too many classes for ten of each, of some classes. 0: do without.
+        k: nearest neighbours that vote.
+        batch_size: images per forward pass.
+        progress, workers, skip_broken: see `layer_cka`.
+
+    Returns:
+        Accuracies from 0 to 1, per draw and summarised over draws; leave-one-out accuracy of nearest neighbours and
+        soft nearest neighbour loss of the aggregated features as they are, not standardised. The standard error of
+        the summary is that over draws, and covers neither the test images nor the network's training; NaN of one draw.
+
+    Raises:
+        UsageError: no labels, too few images of a class, classes that one set lacks, more memory needed than there is.
+
+    Reference: paper section 6, Figures 11, 13, D.4 and F. Its code (big_vision) keeps the strength fixed and
+    penalises the bias, which is not done here.
+    """
+    train = ImageSet("sample", split="train") if train is None else train
+    test = ImageSet("sample", split="test") if test is None else test
+    shots = list(dict.fromkeys([shots] if shots is None or isinstance(shots, int) else shots))
+    check_settings(shots, seeds, neighbours, k)
+    check_labels(train, test)
+    split = Split.of(train.labels, shots, seeds, train.classes)
+    sample = class_sample(test.labels, neighbours)
+    networks = told_apart([network.sized(train.tensor_size) for network in as_networks(networks)])
+    features = [Features.of(network, find_layers(network, layers), single=tokens) for network in networks]
+    fitting = Fitting(networks, features, train.labels, split)
+    check_memory(sum_bytes(features, split, fitting.classes), networks[0].device, tokens)
+
+    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken, "short": True}
+    train_counts = sweep(train.only(split.used), networks, [fitting], batch_size=batch_size, **how)
+    testing = Testing(networks, features, test.labels, fitting.fit(), sample)
+    counts = sweep(test, networks, [testing], batch_size=batch_size, **how)
+    table = testing.table()
+    return Probes(
+        table=table,
+        summary=summarise(table),
+        neighbours=testing.neighbours(k) if neighbours else pd.DataFrame(columns=NEIGHBOURS),
+        train_counts=train_counts,
+        counts=counts,
+        protocol={
+            "layers": layers,
+            "shots": ["all" if each is None else each for each in shots],
+            "seeds": seeds,
+            "single_tokens": tokens,
+            "estimator": "ridge to +-1 targets on standardised features, strength chosen on held-out training images",
+            "training_images": {
+                **train.record(train_counts),
+                "held_out": len(split.held_out),
+                "fitted_on": {str(draw.shots or "all"): len(of) for draw, of in split.draws.items()},
+            },
+            "neighbours": {"images": len(sample), "k": k, "distance": "Euclidean, features as they are"},
+            "patched": {
+                network.name: {each.layer.name: each.patch for each in of if each.patch > 1}
+                for network, of in zip(networks, features)
+            },
+            "batch_size": counts.batch_size,
+        },
+    )
+
+
+def check_settings(shots: Sequence[int | None], seeds: int, neighbours: int, k: int) -> None:
+    """Raise `UsageError` for numbers that make no sense."""
+    wrong = [each for each in shots if each is not None and each < 1]
+    if wrong or not shots:
+        raise UsageError(f"shots must be at least 1, or all, got {wrong[0] if wrong else 'none'}")
+    if seeds < 1:
+        raise UsageError(f"seeds must be at least 1, got {seeds}")
+    if neighbours and neighbours < 20:
+        raise UsageError(f"neighbours must be 0, or at least 20 images, got {neighbours}")
+    if k < 1 or (neighbours and k >= neighbours):
+        raise UsageError(f"k must be from 1 to {max(neighbours - 1, 1)}, got {k}")
+
+
+def check_labels(train: ImageSet, test: ImageSet) -> None:
+    """Raise for images without labels, or sets that do not have the same classes."""
+    for what, images in (("training", train), ("test", test)):
+        if images.labels is None:
+            raise UsageError(
+                f"probes need labels, and the {what} images of {images.data} have none; one folder per class gives some"
+            )
+    if train.classes is not None and test.classes is not None and train.classes != test.classes:
+        odd = sorted(set(train.classes) ^ set(test.classes))[0]
+        raise UsageError(f"training and test images must have the same classes; {odd!r} is in one of them only")
+    present = set(train.labels.tolist())
+    missing = sorted(set(range(max(train.labels.max(), test.labels.max()) + 1)) - present)
+    if missing:
+        name = train.classes[missing[0]] if train.classes else missing[0]
+        raise UsageError(f"every class needs training images; there are none of class {name!r}")
+
+
+def class_sample(labels: np.ndarray, most: int) -> np.ndarray:
+    """Positions of at most so many images, as many of each class: ten at least, if need be of fewer classes."""
+    rng = np.random.default_rng(0)
+    known = rng.permutation(np.unique(labels))
+    of_each = max(most // len(known), min(10, most))
+    chosen = [rng.permutation(np.flatnonzero(labels == label))[:of_each] for label in known[: most // max(of_each, 1)]]
+    chosen = [of_class for of_class in chosen if len(of_class) > 1]  # alone in its class, an image has no fellow
+    return np.concatenate([np.empty(0, np.int64), *chosen])
+
+
+def sum_bytes(features: Sequence[Sequence[Features]], split: Split, classes: int) -> int:
+    """What the data of all probes, and their weights, take in memory."""
+    total = 0
+    for probes, width in (size for of in features for each in of for size in each.sizes.values()):
+        for images in (split.held_out, *split.draws.values()):
+            total += probes * (4 * len(images) * width if len(images) <= width else 8 * width * (width + classes))
+        total += len(split.draws) * probes * 8 * width * classes
+    return total
+
+
+def check_memory(needed: int, device: torch.device, tokens: bool) -> None:
+    """Raise before anything runs if there cannot be room."""
+    if device.type == "cuda":
+        there = torch.cuda.mem_get_info(device)[0]
+    elif hasattr(os, "sysconf"):
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    else:
+        return
+    if needed > there:
+        without = "without single tokens (--no-tokens, tokens=False), " if tokens else ""
+        raise UsageError(
+            f"the sums of these probes take {needed / 2**30:.0f} GiB, more than the {there / 2**30:.0f} GiB there are; "
+            f"probe {without}fewer layers or one network at a time"
+        )
+
+
+def summarise(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard error over seeds of each probe, and of the mean of all single tokens."""
+    single = table[table["aggregation"] == "token"]
+    where = [c for c in PROBE_SUMMARY[:8] if not c.startswith("token_")]
+    means = single.groupby([*where, "seed"], sort=False, as_index=False)["accuracy"].mean()
+    if len(means):
+        table = pd.concat([table, means.assign(aggregation="token_mean")], ignore_index=True)
+    groups = table.groupby(PROBE_SUMMARY[:8], sort=False, dropna=False)["accuracy"]
+    return groups.agg(seeds="count", accuracy="mean", se="sem").reset_index()[PROBE_SUMMARY]
