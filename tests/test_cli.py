@@ -21,6 +21,9 @@ from repsim.tables import (
     LOCALIZATION,
     LOCALIZATION_SUMMARY,
     MATCHED,
+    NEIGHBOURS,
+    PROBE,
+    PROBE_SUMMARY,
     RECEPTIVE,
     RESIDUAL,
     SIMILARITY,
@@ -286,6 +289,50 @@ def test_localize(somewhere):
     assert repsim("localize", "--redraw", out, "--show", "7,0").exit_code == 2
 
 
+def test_probe(somewhere):
+    few = ["--images", 100, "--train-images", 200, "--seeds", 2, "--neighbours", 50, "--layers", "blocks.11|layer4.2"]
+    result = repsim("probe", "--shots", 1, "--shots", "all", *few)
+    assert result.exit_code == 0, result.output
+    out = somewhere / "runs" / "probe-vit_mini-resnet_mini"
+    stems = ("probe", "probe_tokens", "neighbours")
+    names = [f"{stem}.{end}" for stem in stems for end in ("pdf", "png")]
+    assert sorted(os.listdir(out)) == sorted([*names, "probe.csv", "probe_summary.csv", "neighbours.csv", "run.json"])
+    table = pd.read_csv(out / "probe.csv")
+    assert list(table.columns) == PROBE and set(table.shots) == {"1", "all"} and set(table.seed) == {0, 1}
+    assert list(pd.read_csv(out / "probe_summary.csv").columns) == PROBE_SUMMARY
+    assert list(pd.read_csv(out / "neighbours.csv").columns) == NEIGHBOURS
+    record = json.loads((out / "run.json").read_text())
+    assert record["images"]["used"] == 100 and record["images"]["split"] is None
+    assert record["protocol"]["training_images"]["split"] == "train"
+    training = record["protocol"]["training_images"]
+    assert training["held_out"] + training["fitted_on"]["all"] == 200 and training["fitted_on"]["1"] == 10
+    for stem in stems:
+        (out / f"{stem}.png").unlink()
+    assert repsim("probe", "--redraw", out).exit_code == 0 and all((out / f"{stem}.png").exists() for stem in stems)
+
+
+def test_probe_on_folders(somewhere):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 3), ("other", 4)):
+        for number, name in enumerate(("cat", "dog")):
+            (somewhere / "data" / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = (60 * number + rng.integers(0, 90, (28, 28))).astype(np.uint8)
+                Image.fromarray(pixels).save(somewhere / "data" / split / name / f"{i}.png")
+    few = ["--model", "vit_mini", "--shots", 2, "--seeds", 1, "--neighbours", 0, "--no-tokens", "--layers", "blocks.11"]
+    for arguments, used in (
+        (["--data", "data"], 6),
+        (["--data", "data", "--split", "other"], 8),
+        (["--data", "data/other", "--train-data", "data/train"], 8),
+    ):
+        result = repsim("probe", *few, *arguments, "--out", "o")
+        assert result.exit_code == 0, result.output
+        assert json.loads(Path("o/run.json").read_text())["images"]["used"] == used
+        assert sorted(os.listdir("o"))[:2] == ["neighbours.csv", "probe.csv"]
+    result = repsim("probe", *few, "--data", "data/val")
+    assert result.exit_code == 2 and "has no folders 'train' and 'val'; name the folder" in result.output
+
+
 @pytest.mark.parametrize(
     "arguments, code, message",
     [
@@ -314,6 +361,13 @@ def test_localize(somewhere):
         (["localize", "--show", "a,b"], 2, "--show takes the row and column"),
         (["localize", "--batch-size", "3"], 2, "--batch-size must be at least 4"),
         (["localize", "--redraw", "nowhere"], 2, "there is no localization_summary.csv in nowhere"),
+        (["probe", "--shots", "few"], 2, "--shots takes a number or `all`, got 'few'"),
+        (["probe", "--shots", "0"], 2, "shots must be at least 1"),
+        (["probe", "--shots", "5000"], 2, "class 0 has 300 training images; needed are 5000"),
+        (["probe", "--train-images", "20"], 2, "there are none of class"),
+        (["probe", "--data", "noise"], 2, "the training images of noise have none"),
+        (["probe", "--layers", "head"], 2, "is no map or grid"),
+        (["probe", "--redraw", "nowhere"], 2, "there is no probe_summary.csv in nowhere"),
         (["lesion", "--blocks", "12"], 2, "there is no block 12 with residual sums"),
         (["lesion", "--blocks", "x"], 2, "--blocks takes numbers"),
         (["lesion", "--layers", "blocs"], 2, "the presets are blocks, paper, all"),

@@ -86,8 +86,10 @@ class ProbeSums:
         moved.squares = self.squares + across + across.transpose(1, 2) + self.counts.sum() * by * by.transpose(1, 2)
         return moved
 
-    def merge(self, other: ProbeSums) -> ProbeSums:
+    def merge(self, other: ProbeSums | ProbeRows) -> ProbeSums:
         """The sums over the images of both."""
+        if isinstance(other, ProbeRows):
+            other = ProbeSums(len(self.counts)).update(other.features.transpose(0, 1), other.labels)
         if other.origin is None or self.origin is None:
             return self if other.origin is None else other
         other, merged = other.moved(self.origin), ProbeSums(len(self.counts))

@@ -113,6 +113,12 @@ def test_merged_data_are_the_data_of_all(kind):
     torch.testing.assert_close(Ridge(merged).fit(1.0).weight, Ridge(collected(kind, x, labels)).fit(1.0).weight)
 
 
+def test_few_images_merge_into_the_sums_of_many():
+    x, labels = made_up()
+    merged = collected(ProbeSums, x[:150], labels[:150]).merge(collected(ProbeRows, x[150:], labels[150:]))
+    torch.testing.assert_close(Ridge(merged).fit(1.0).weight, Ridge(collected(ProbeSums, x, labels)).fit(1.0).weight)
+
+
 def test_constant_features_and_a_large_mean_do_no_harm(kind):
     x, labels = made_up()
     widened = torch.cat([x, torch.full((len(x), 1), 1e4)], 1)

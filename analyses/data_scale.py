@@ -1,0 +1,200 @@
+"""What more training images change: similarity, probes, attention distance (paper, Figures 3 against 4, 12, 13a).
+
+    python analyses/data_scale.py         # about 4 minutes on 2 cores; writes figures/data_scale/
+
+`analyses/train_minis.py` trains `vit_mini` and `resnet_mini` on 3, 10, 30 and 100 % of the training images (balanced,
+nested, the same number of steps), and on all of them with a second seed. On the 5,000 images of the bundled test
+sample:
+
+- CKA of each layer with the same layer of a network that saw all images (`matched.csv`, batches of 250): of the other
+  seed, which starts elsewhere, so that all sizes are on one footing and 100 % shows what chance alone leaves of
+  similarity; and of the same seed, which starts from the same weights. An untrained network is the other end.
+- Ten-shot probes of every layer (`probes.csv`, five draws), on CLS and on the mean of the tokens.
+- Mean attention distance of every head (`attention.csv`).
+- `data_scale.csv`: all three in the lowest, middle and highest third of the layers, over the number of images.
+
+The paper finds lower layers very similar to those of the network trained on all of JFT-300M from 3 or 10 % of it on,
+and that higher layers need more; intermediate representations that probe better with more data; and no local heads
+in low blocks with too little of it. Networks that have not been trained are left out, and the pictures say so.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from torch import Tensor
+from tqdm import tqdm
+
+import repsim as rs
+from repsim.measures.cka import normalise_matched
+from repsim.measures.running import jackknife
+from repsim.minis import bundled
+from repsim.plots.curves import over_depth
+from repsim.plots.style import look, save
+from repsim.studies.similarity import MatchedSimilarity
+from repsim.sweep import sweep
+
+FIGURES = Path(__file__).parent.parent / "figures"
+SIZES = (3, 10, 30, 100)
+THIRDS = ("lowest", "middle", "highest")
+SHOWN = {"vit_mini": "cls", "resnet_mini": "spatial_mean"}
+"""The aggregation whose probe is drawn: what the network's own classifier sees."""
+LABELS = {
+    "other_seed": "CKA with another seed's 100 %",
+    "same_seed": "CKA with the same seed's 100 %",
+    "probe_accuracy": "accuracy of ten-shot probes",
+    "attention_distance": "mean attention distance (px)",
+}
+
+
+def thirds(values: np.ndarray | Tensor) -> list:
+    """Means over the lowest, middle and highest third of the last axis."""
+    cuts = [round(values.shape[-1] * k / 3) for k in range(4)]
+    return [values[..., low:high].mean(-1) for low, high in zip(cuts, cuts[1:])]
+
+
+def networks_of(architecture: str) -> dict[str, rs.Network]:
+    """Those that are there, by what they are: the size in per cent, `seed1`, `untrained`."""
+    names = {str(size): f"{architecture}_{size}pct" for size in SIZES}
+    names["seed1"] = f"{architecture}_100pct_seed1"
+    found = {key: rs.load_model(name) for key, name in names.items() if name in bundled()}
+    return found | {"untrained": rs.load_model(architecture, weights="random")}
+
+
+def similarity(
+    found: dict[str, rs.Network], reference: str, quantity: str, images: rs.ImageSet
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The matched table, and its thirds with their standard errors."""
+    others = {key: network for key, network in found.items() if key not in (reference, "seed1")}
+    networks = [found[reference], *others.values()]
+    study = MatchedSimilarity(networks, [rs.find_layers(network) for network in networks])
+    sweep(images, networks, [study], batch_size=250, progress=tqdm if sys.stderr.isatty() else None)
+    rows = []
+    for k, where in enumerate(THIRDS):
+        mean, se = jackknife(study.sums, lambda hsics, k=k: thirds(normalise_matched(hsics))[k])
+        rows += [(key, quantity, where, *each) for key, each in zip(others, zip(mean.tolist(), se.tolist()))]
+    return MatchedSimilarity.table([study]), summary(rows)
+
+
+def probes(found: dict[str, rs.Network], images: rs.ImageSet, shown: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The summary of all probes, and the thirds of the aggregation shown."""
+    train = rs.ImageSet("sample", split="train")
+    of = rs.linear_probes(list(found.values()), train, images, seeds=5, tokens=False, neighbours=0)
+    rows = []
+    for key, network in found.items():
+        table = of.table[(of.table["model"] == network.name) & (of.table["aggregation"] == shown)]
+        by_seed = np.array(thirds(table.pivot(index="seed", columns="index", values="accuracy").to_numpy()))
+        se = by_seed.std(1, ddof=1) / by_seed.shape[1] ** 0.5
+        rows += [(key, "probe_accuracy", *each) for each in zip(THIRDS, by_seed.mean(1), se)]
+    return of.summary, summary(rows)
+
+
+def attention(found: dict[str, rs.Network], images: rs.ImageSet) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Every head of every network, and the thirds of the blocks; their standard error is at most the one given."""
+    tables, rows = [], []
+    for key, network in found.items():
+        table = rs.attention_distance(network, images)
+        tables.append(table)
+        of_block = table.groupby("block")[["distance_px", "distance_se"]].mean().to_numpy().T
+        rows += [(key, "attention_distance", where, *each) for where, each in zip(THIRDS, zip(*map(thirds, of_block)))]
+    return pd.concat(tables, ignore_index=True), summary(rows)
+
+
+def summary(rows: list[tuple]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["network", "quantity", "layers", "value", "se"])
+
+
+def picture(
+    architecture: str, found: dict[str, rs.Network], tables: dict[str, pd.DataFrame], parts: pd.DataFrame, cut: str
+) -> Figure:
+    """Above over depth, a line per network; below over the number of images, a line per third of the layers."""
+    quantities = [name for name in LABELS if name in tables]
+    names = {network.name: key for key, network in found.items()}
+    colours = dict(zip(map(str, SIZES), sns.color_palette("viridis_r", len(SIZES))))
+    colours |= {"seed1": (0.8, 0.2, 0.2), "untrained": (0.6, 0.6, 0.6)}
+    with look():
+        figure = Figure(figsize=(2.5 * len(quantities) + 1, 5))
+        axes = figure.subplots(2, len(quantities), squeeze=False)
+        for (above, below), quantity in zip(axes.T, quantities):
+            table, column = tables[quantity]
+            for model in dict.fromkeys(table["model"]):
+                key = names[model]
+                over_depth(above, table[table["model"] == model], column, colours[key], label(key))
+            above.set_ylabel(LABELS[quantity])
+            for where, colour in zip(THIRDS, sns.color_palette("colorblind", 3)):
+                line = parts[(parts["quantity"] == quantity) & (parts["layers"] == where)].set_index("network")
+                at = [key for key in map(str, SIZES) if key in line.index]
+                style = {"color": colour, "marker": "o", "markersize": 3, "linewidth": 1, "label": f"{where} third"}
+                values = line.loc[at]
+                below.errorbar([600 * int(k) for k in at], values["value"], yerr=2 * values["se"], **style)
+                if "seed1" in line.index:
+                    again = {"color": colour, "marker": "x", "markersize": 4, "linestyle": ""}
+                    below.plot([60_000], [line.loc["seed1", "value"]], **again)
+            below.set(xscale="log", xlabel="training images (x: another seed)", ylabel=LABELS[quantity])
+            below.set_xticks([600 * size for size in SIZES], [f"{600 * size:,}" for size in SIZES])
+            below.set_xticks([], minor=True)
+        for line in axes:
+            seen = {name: handle for ax in line for handle, name in zip(*ax.get_legend_handles_labels())}
+            line[-1].legend(seen.values(), seen, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        figure.suptitle(f"{architecture} over the number of training images ({cut})")
+    return figure
+
+
+def label(key: str) -> str:
+    return {"seed1": "100 %, another seed", "untrained": "untrained"}.get(key, f"{key} %")
+
+
+def what_was_cut(architecture: str, found: dict[str, rs.Network]) -> str:
+    trained = pd.read_csv(FIGURES / "training.csv").set_index("name")
+    steps = trained.loc[f"{architecture}_100pct", "steps"]
+    missing = [label(key) for key in (*map(str, SIZES), "seed1") if key not in found]
+    without = f"; not trained: {', '.join(missing)}" if missing else ""
+    return f"{steps:,} steps each, {steps / trained.loc[architecture, 'steps']:.0%} of the bundled network's{without}"
+
+
+def main() -> None:
+    images = rs.ImageSet("sample")
+    out = FIGURES / "data_scale"
+    out.mkdir(parents=True, exist_ok=True)
+    kept: dict[str, list[pd.DataFrame]] = {}
+    for architecture, shown in SHOWN.items():
+        found = networks_of(architecture)
+        if "100" not in found:
+            print(f"{architecture}_100pct is not trained: python analyses/train_minis.py {architecture}_100pct")
+            continue
+        parts, drawn = [], {}
+        for quantity, reference in (("other_seed", "seed1"), ("same_seed", "100")):
+            if reference in found:
+                matched, thirds_of = similarity(found, reference, quantity, images)
+                kept.setdefault("matched", []).append(matched)
+                parts.append(thirds_of)
+                drawn[quantity] = (matched.rename(columns={"model_b": "model"}), "cka")
+        probed, thirds_of = probes(found, images, shown)
+        kept.setdefault("probes", []).append(probed)
+        parts.append(thirds_of)
+        drawn["probe_accuracy"] = (probed[probed["aggregation"] == shown], "accuracy")
+        if architecture == "vit_mini":
+            heads, thirds_of = attention(found, images)
+            parts.append(thirds_of)
+            of_block = heads.groupby(["model", "block"], sort=False, as_index=False)[
+                ["distance_px", "distance_se"]
+            ].mean()
+            of_block = of_block.assign(depth=of_block["block"] / of_block["block"].max(), se=of_block["distance_se"])
+            drawn["attention_distance"] = (of_block, "distance_px")
+            kept["attention"] = [heads]
+        of_thirds = pd.concat(parts, ignore_index=True)
+        kept.setdefault("data_scale", []).append(of_thirds.assign(architecture=architecture))
+        figure = picture(architecture, found, drawn, of_thirds, what_was_cut(architecture, found))
+        save(figure, out / f"data_scale-{architecture}")
+    for name, tables in kept.items():
+        pd.concat(tables, ignore_index=True).to_csv(out / f"{name}.csv", index=False, float_format="%.6g")
+    print(pd.concat(kept["data_scale"]).pivot_table(index=["architecture", "quantity", "layers"], columns="network"))
+
+
+if __name__ == "__main__":
+    main()

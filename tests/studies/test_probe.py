@@ -1,0 +1,191 @@
+"""Linear probes of layers: what is fitted on what, against scikit-learn, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.linear_model import RidgeClassifier
+from sklearn.preprocessing import StandardScaler
+
+import repsim as rs
+from repsim.errors import RepsimError
+from repsim.measures.neighbours import soft_nearest_neighbour, squared_distances
+from repsim.studies import probe as study
+from repsim.studies.probe import Draw, Features, Split, class_sample, linear_probes
+from repsim.tables import NEIGHBOURS, PROBE, PROBE_SUMMARY
+
+
+@pytest.fixture(scope="module")
+def train():
+    return rs.ImageSet("sample", split="train", images=400)
+
+
+@pytest.fixture(scope="module")
+def test_images():
+    return rs.ImageSet("sample", split="test", images=210)
+
+
+def folder(root, images_of, side=64, seed=0):
+    """A folder of noise images, with a brightness of its own for each class."""
+    rng = np.random.default_rng(seed)
+    for number, (name, count) in enumerate(images_of.items()):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = (40 * number + rng.integers(0, 120, (side, side, 3))).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    return root
+
+
+def activations(network, images, layer):
+    """Those of all images in their order, through `capture`."""
+    found = []
+    with rs.capture(network, [layer]) as seen, torch.no_grad():
+        for batch in images.batches([network.transform], 64, short=True):
+            network.module(batch.inputs[network.transform])
+            found.append(seen[layer])
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("shots", [5, None])
+def test_accuracies_are_those_of_scikit_learn_on_the_same_images(vit, train, test_images, shots):
+    found = linear_probes(vit, train, test_images, layers=["blocks.3"], shots=shots, seeds=2, neighbours=0)
+    split = Split.of(train.labels, [shots], 2)
+    reduced = {
+        "cls": lambda x: x[:, 0],
+        "mean": lambda x: x.mean(1),
+        "spatial_mean": lambda x: x[:, 1:].mean(1),
+        "token": lambda x: x[:, 1 + 3 * 7 + 5],
+    }
+    seen, new = (activations(vit, images, "blocks.3") for images in (train, test_images))
+    for aggregation, reduce in reduced.items():
+        x, unseen = reduce(seen), reduce(new)
+        rows = found.table[found.table["aggregation"] == aggregation]
+        if aggregation == "token":
+            rows = rows[(rows["token_row"] == 3) & (rows["token_col"] == 5)]
+        assert len(rows) == len(split.draws)
+        for row, positions in zip(rows.itertuples(), split.draws.values()):
+            fitted = positions if shots else np.concatenate([positions, split.held_out])
+            scaler = StandardScaler().fit(x[fitted])
+            oracle = RidgeClassifier(alpha=row.l2).fit(scaler.transform(x[fitted]), train.labels[fitted])
+            accuracy = (oracle.predict(scaler.transform(unseen)) == test_images.labels).mean()
+            assert row.accuracy == pytest.approx(accuracy, abs=1.01 / len(test_images))  # a tie may fall either way
+
+
+def test_tables_have_a_row_per_probe_and_seed(vit, resnet, train, test_images):
+    found = linear_probes(
+        [vit, resnet], train, test_images, layers=r"blocks\.[05]|layer[14]\.0", shots=[1, 5], neighbours=50
+    )
+    assert list(found.table) == PROBE and list(found.summary) == PROBE_SUMMARY and list(found.neighbours) == NEIGHBOURS
+    draws = 2 * 3
+    per_layer = {"vit_mini": 3 + 49, "resnet_mini": 2 + 49}
+    assert len(found.table) == sum(2 * draws * n for n in per_layer.values())
+    assert len(found.summary) == sum(2 * 2 * (n + 1) for n in per_layer.values())
+    assert found.table["accuracy"].between(0, 1).all() and set(found.table["seed"]) == {0, 1, 2}
+    cls = found.table[(found.table["aggregation"] == "cls") & (found.table["shots"] == 5)].groupby("layer")["accuracy"]
+    summary = found.summary[(found.summary["aggregation"] == "cls") & (found.summary["shots"] == 5)]
+    np.testing.assert_allclose(summary["accuracy"], cls.mean())
+    np.testing.assert_allclose(summary["se"], cls.std() / 3**0.5)
+    assert set(found.summary["aggregation"]) == {"cls", "first", "spatial_mean", "mean", "token", "token_mean"}
+    assert (found.counts.used, found.train_counts.used) == (210, len(Split.of(train.labels, [1, 5], 3).used))
+
+
+def test_neighbours_are_of_the_sampled_test_images(vit, train, test_images):
+    found = linear_probes(vit, train, test_images, layers=["blocks.11"], shots=1, tokens=False, neighbours=100, k=3)
+    row = found.neighbours.set_index("aggregation").loc["cls"]
+    sample = np.sort(class_sample(test_images.labels, 100))
+    x = activations(vit, test_images, "blocks.11")[sample, 0]
+    expected = soft_nearest_neighbour(squared_distances(x), torch.from_numpy(test_images.labels[sample]))
+    assert (row["images"], row["k"]) == (len(sample), 3)
+    assert row["soft_loss"] == pytest.approx(expected.loss, rel=1e-4)
+    assert row["knn_accuracy"] > 0.6
+
+
+def test_shuffled_labels_are_at_chance(vit, train, test_images):
+    rng = np.random.default_rng(0)
+    shuffled = rs.ImageSet("sample", split="train", images=400)
+    shuffled.source.labels = rng.permutation(shuffled.source.labels)
+    found = linear_probes(vit, shuffled, test_images, layers=["blocks.11"], shots=10, tokens=False, neighbours=0)
+    n = len(test_images)
+    assert (found.summary["accuracy"] - 0.1).abs().max() < 4 * (0.1 * 0.9 / n) ** 0.5
+
+
+def test_draws_nest_and_keep_clear_of_the_held_out():
+    labels = np.repeat(np.arange(4), 60)
+    split = Split.of(labels, [1, 5, 25], seeds=3)
+    assert set(split.draws) == {Draw(shots, seed) for shots in (1, 5, 25) for seed in range(3)}
+    for draw, positions in split.draws.items():
+        assert np.bincount(labels[positions]).tolist() == [draw.shots] * 4
+        assert not set(positions) & set(split.held_out)
+    for seed in range(3):
+        assert set(split.draws[1, seed]) < set(split.draws[5, seed]) < set(split.draws[25, seed])
+    assert set(split.draws[5, 0]) != set(split.draws[5, 1])
+    assert np.bincount(labels[split.held_out]).tolist() == [6] * 4
+    everything = Split.of(labels, [None, 5], seeds=2)
+    assert len(everything.held_out) + len(everything.draws[None, 0]) == 240
+    assert len(Split.of(np.repeat(np.arange(4), 1000), [3], 1).held_out) == 40  # ten of each class, not a hundred
+
+
+def test_finer_maps_are_patched_then_pooled_to_the_last(resnet):
+    layers = rs.find_layers(resnet, "blocks")
+    of = {each.layer.name: each for each in Features.of(resnet, layers, single=True)}
+    assert [of[name].patch for name in ("layer1.0", "layer2.0", "layer3.0", "layer4.2")] == [2, 2, 1, 1]
+    first = of["layer1.0"]
+    x = torch.randn(3, *first.layer.shape)
+    found = first(x)
+    assert {name: tuple(value.shape[1:]) for name, value in found.items()} == first.sizes
+    assert first.sizes == {"first": (1, 256), "spatial_mean": (1, 256), "token": (49, 256)}
+    # The first of 7 x 7 positions: 4 x 4 pixels, of which each of the four phases of a 2 x 2 patch has four.
+    corner = x[:, :, :4, :4]
+    by_phase = [corner[:, :, row::2, column::2].mean((2, 3)) for row in (0, 1) for column in (0, 1)]
+    torch.testing.assert_close(found["first"][:, 0], torch.stack(by_phase, 2).flatten(1))
+
+
+def test_every_family(family, tmp_path):
+    network = family.load()
+    train = rs.ImageSet(folder(tmp_path / "train", {"dark": 6, "light": 6}))
+    test = rs.ImageSet(folder(tmp_path / "test", {"dark": 3, "light": 3}, seed=1))
+    found = linear_probes(network, train, test, shots=2, seeds=1, neighbours=0, batch_size=12)
+    assert (found.table.groupby("layer")["aggregation"].nunique() >= 3).all()
+    assert found.table["accuracy"].notna().all() and len(found.table["layer"].unique()) == family.blocks + 1
+
+
+def test_what_is_refused_before_anything_runs(vit, train, test_images, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "sweep", lambda *args, **kw: pytest.fail("ran"))
+    noise = rs.ImageSet("noise", images=8)
+    with pytest.raises(rs.UsageError, match="the training images of noise have none"):
+        linear_probes(vit, noise, test_images)
+    with pytest.raises(rs.UsageError, match="the test images of noise have none"):
+        linear_probes(vit, train, noise)
+    with pytest.raises(rs.UsageError, match="class 0 has 52 training images; needed are 50 to fit on and 5"):
+        linear_probes(vit, train, test_images, shots=50)
+    few = rs.ImageSet("sample", split="train", images=8)
+    with pytest.raises(rs.UsageError, match="every class needs training images; there are none of class"):
+        linear_probes(vit, few, test_images)
+    cats = rs.ImageSet(folder(tmp_path / "a", {"cat": 3, "dog": 3}, side=28))
+    owls = rs.ImageSet(folder(tmp_path / "b", {"cat": 3, "owl": 3}, side=28))
+    with pytest.raises(rs.UsageError, match="'dog' is in one of them only"):
+        linear_probes(vit, cats, owls)
+    with pytest.raises(rs.UsageError, match="class 'cat' has 3 training images; needed are 3 to fit on and 1"):
+        linear_probes(vit, cats, cats, shots=3)
+    for wrong in ({"shots": 0}, {"shots": []}, {"seeds": 0}, {"neighbours": 3}, {"k": 0}, {"neighbours": 30, "k": 30}):
+        with pytest.raises(rs.UsageError, match=f"{list(wrong)[-1]} must be"):
+            linear_probes(vit, train, test_images, **wrong)
+    monkeypatch.setattr(study.os, "sysconf", lambda name: 1000)
+    with pytest.raises(rs.UsageError, match="probe without single tokens"):
+        linear_probes(vit, train, test_images)
+
+
+def test_broken_activations_are_named(train, test_images):
+    network = rs.load_model("vit_mini", weights="random")
+    torch.nn.init.constant_(network.module.blocks[4].mlp.fc2.weight, float("nan"))
+    with pytest.raises(RepsimError, match="layer 'blocks.4', are NaN or infinite in batch 0"):
+        linear_probes(network, train, test_images, shots=1)
+
+
+def test_a_sample_has_as_many_of_each_class():
+    labels = np.repeat(np.arange(10), 30)
+    assert np.bincount(labels[class_sample(labels, 100)]).tolist() == [10] * 10
+    many = np.repeat(np.arange(200), 20)
+    chosen = class_sample(many, 100)
+    assert len(chosen) == 100 and sorted(np.unique(many[chosen], return_counts=True)[1].tolist()) == [10] * 10
+    assert len(class_sample(labels, 0)) == 0

@@ -1,0 +1,44 @@
+"""The parts of analyses/train_minis.py that a result hangs on: subsets, seeds, tasks."""
+
+import numpy as np
+import torch
+from train_minis import TABLE, batch_indices, nested_subset, turn
+
+from repsim.minis import bundled
+
+
+def test_subsets_nest_and_are_balanced():
+    labels = torch.from_numpy(np.random.default_rng(0).permutation(np.repeat(np.arange(10), 600)))
+    subsets = [set(nested_subset(labels, fraction).tolist()) for fraction in (0.03, 0.1, 0.3, 1.0)]
+    assert [len(each) for each in subsets] == [180, 600, 1800, 6000]
+    assert subsets[0] < subsets[1] < subsets[2] < subsets[3]
+    for each in subsets:
+        assert len(set(torch.bincount(labels[list(each)]).tolist())) == 1
+
+
+def test_data_sizes_are_trained_alike():
+    for architecture in ("vit_mini", "resnet_mini"):
+        sizes = [TABLE[f"{architecture}_{percent}pct"] for percent in (3, 10, 30, 100)]
+        assert [run.fraction for run in sizes] == [0.03, 0.1, 0.3, 1.0]
+        assert len({(run.architecture, run.lr, run.epochs, run.seed, run.task) for run in sizes}) == 1
+        again = TABLE[f"{architecture}_100pct_seed1"]
+        assert (again.lr, again.epochs, again.fraction, again.seed) == (sizes[-1].lr, sizes[-1].epochs, 1.0, 1)
+
+
+def test_batches_go_through_all_images_and_depend_on_the_step_alone():
+    batches = [batch_indices(step, 1024, seed=0) for step in range(8)]
+    assert sorted(torch.cat(batches[:4]).tolist()) == list(range(1024))
+    assert not torch.equal(batches[0], batches[4])
+    assert torch.equal(batches[5], batch_indices(5, 1024, seed=0))
+    assert not torch.equal(batches[5], batch_indices(5, 1024, seed=1))
+
+
+def test_turned_images_carry_their_quarter_turns():
+    images = torch.arange(2 * 9).reshape(2, 3, 3)
+    turned, turns = turn(images, torch.Generator().manual_seed(3))
+    for image, back, quarter in zip(images, turned, turns.tolist()):
+        assert torch.equal(back.rot90(-quarter, (0, 1)), image)
+
+
+def test_every_bundled_network_is_in_the_table():
+    assert set(bundled()) <= set(TABLE)
