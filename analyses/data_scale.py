@@ -73,7 +73,7 @@ def similarity(
     others = {key: network for key, network in found.items() if key not in (reference, "seed1")}
     networks = [found[reference], *others.values()]
     study = MatchedSimilarity(networks, [rs.find_layers(network) for network in networks])
-    sweep(images, networks, [study], batch_size=250, progress=tqdm if sys.stderr.isatty() else None)
+    sweep(images, [study], batch_size=250, progress=tqdm if sys.stderr.isatty() else None)
     rows = []
     for k, where in enumerate(THIRDS):
         mean, se = jackknife(study.sums, lambda hsics, k=k: thirds(normalise_matched(hsics))[k])

@@ -28,8 +28,7 @@ from tqdm import tqdm
 
 import repsim as rs
 from repsim.minis import bundled
-from repsim.plots.matrices import panel
-from repsim.plots.style import look, save
+from repsim.plots.style import save
 from repsim.studies.similarity import LayerSimilarity
 from repsim.sweep import sweep
 
@@ -41,7 +40,7 @@ def compared(names: list[str], images: rs.ImageSet) -> LayerSimilarity:
     """All layers of all networks with each other, from one pass."""
     networks = [rs.load_model(name) for name in names]
     study = LayerSimilarity(networks, [rs.find_layers(network) for network in networks])
-    sweep(images, networks, [study], batch_size=250, progress=tqdm if sys.stderr.isatty() else None)
+    sweep(images, [study], batch_size=250, progress=tqdm if sys.stderr.isatty() else None)
     return study
 
 
@@ -64,17 +63,6 @@ def closeness(study: LayerSimilarity) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["comparison", "cka", "se"])
 
 
-def panels(table: pd.DataFrame, pairs: list[tuple[str, str]], title: str) -> Figure:
-    with look():
-        figure = Figure(figsize=(2.9 * len(pairs) + 0.6, 3.2))
-        axes = figure.subplots(1, len(pairs), squeeze=False)[0]
-        for ax, (a, b) in zip(axes, pairs):
-            panel(table, a, b, ax=ax, low=min(0.0, table.cka.min()), high=1.0)
-        figure.colorbar(axes[0].collections[0], ax=list(axes), label="CKA", fraction=0.03, pad=0.01)
-        figure.suptitle(title)
-    return figure
-
-
 def keep(table: pd.DataFrame, name: str, figure: Figure) -> None:
     table.to_csv(OUT / f"{name}.csv", index=False, float_format="%.6g")
     save(figure, OUT / name)
@@ -88,7 +76,7 @@ def mixer(images: rs.ImageSet) -> None:
     near.to_csv(OUT / "closeness.csv", index=False, float_format="%.6g")
     difference = near.set_index("comparison").loc["difference"]
     title = f"MLP-Mixer: closer to the ViT than to the ResNet by {difference.cka:.3f} ± {difference.se:.3f}"
-    keep(table[table.model_a == "mixer_mini"], "mixer", panels(table, pairs, title))
+    keep(table[table.model_a == "mixer_mini"], "mixer", rs.plots.panels(table, pairs, title=title))
     print(near.round(4).to_string(index=False))
 
 
@@ -96,7 +84,11 @@ def sizes(images: rs.ImageSet) -> None:
     study = compared(["vit_micro", "vit_mini_100pct"], images)
     table = LayerSimilarity.table([study])
     pairs = [("vit_micro", "vit_micro"), ("vit_mini_100pct", "vit_micro")]
-    keep(table[table.model_a == "vit_micro"], "sizes", panels(table, pairs, "Half the depth, as many steps"))
+    keep(
+        table[table.model_a == "vit_micro"],
+        "sizes",
+        rs.plots.panels(table, pairs, title="Half the depth, as many steps"),
+    )
 
 
 def fine_tuning(images: rs.ImageSet) -> None:

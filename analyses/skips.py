@@ -41,7 +41,7 @@ def across(cka: Tensor, block: int) -> Tensor:
 def measure(networks: list[rs.Network], cut: list[int], images: rs.ImageSet) -> tuple[pd.DataFrame, pd.DataFrame]:
     """One row per network without skips, and the CKA table of all layers."""
     study = LayerSimilarity(networks, [rs.find_layers(network) for network in networks])
-    sweep(images, networks, [study], batch_size=250, progress=tqdm if sys.stderr.isatty() else None)
+    sweep(images, [study], batch_size=250, progress=tqdm if sys.stderr.isatty() else None)
     count = len(study.layers[0])
 
     def within(cka: Tensor, number: int) -> Tensor:

@@ -35,7 +35,7 @@ def low_against_high(cka: Tensor) -> Tensor:
 def compare(vit: rs.Network, resnet: rs.Network, images: rs.ImageSet) -> dict[str, float]:
     layers = [rs.find_layers(network) for network in (vit, resnet)]
     study = LayerSimilarity([vit, resnet], layers)
-    sweep(images, [vit, resnet], [study], batch_size=250, progress=tqdm if sys.stderr.isatty() else None)
+    sweep(images, [study], batch_size=250, progress=tqdm if sys.stderr.isatty() else None)
     count = len(layers[0])
     statistics = {
         "vit": lambda cka: low_against_high(cka[:count, :count]),

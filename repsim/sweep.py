@@ -20,16 +20,18 @@ Progress = Callable[..., Iterable[Batch]]
 class Study(Protocol):
     """What a sweep feeds: it reduces activations while a network runs, and sums what is left of them."""
 
+    networks: Sequence[Network]
+    """What it looks at."""
+
     def watch(self, index: int, network: Network) -> AbstractContextManager[Mapping[str, Any]]:
-        """Within it, every forward pass of network number `index` fills the mapping with reduced values."""
+        """Within it, every forward pass of its network number `index` fills the mapping with reduced values."""
 
     def update(self, seen: Sequence[Mapping[str, Any]], batch: Batch) -> None:
-        """Add one batch to the sums, from what was seen in each network."""
+        """Add one batch to the sums, from what was seen in each of its networks."""
 
 
 def sweep(
     images: ImageSet,
-    networks: Sequence[Network],
     studies: Sequence[Study],
     *,
     batch_size: int,
@@ -38,11 +40,11 @@ def sweep(
     skip_broken: bool = False,
     short: bool = False,
 ) -> Counts:
-    """Run every network once on every batch, and hand each study what it asked for.
+    """Run every network once on every batch, however many studies look at it, and hand each what it asked for.
 
     Args:
         images: the same images, in the same order, for all networks.
-        networks: as the studies number them.
+        studies: what is computed; two that share a network share its forward passes.
         batch_size: images per batch; a last short batch is dropped, unless `short`.
         progress: wraps the iterator of batches, as `tqdm` does; called with `total`.
         workers, skip_broken: see `ImageSet.batches`.
@@ -51,13 +53,17 @@ def sweep(
         How many images were used, dropped and broken.
     """
     how = {"progress": progress, "workers": workers, "skip_broken": skip_broken, "short": short}
+    networks = list({id(network): network for study in studies for network in study.networks}.values())
     batches, counts = minibatches(images, networks, batch_size=batch_size, **how)
     with ExitStack() as stack:
         # Not inference_mode, in which tensors do not count the changes made to them.
         stack.enter_context(torch.no_grad())
         for network in networks:
             stack.enter_context(evaluating(network.module))
-        seen = [[stack.enter_context(study.watch(i, net)) for i, net in enumerate(networks)] for study in studies]
+        seen = [
+            [stack.enter_context(study.watch(i, network)) for i, network in enumerate(study.networks)]
+            for study in studies
+        ]
         for batch in batches:
             for network in networks:
                 forward(network, batch.inputs[network.transform].to(network.device, non_blocking=True), batch)

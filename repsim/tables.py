@@ -108,8 +108,12 @@ def save_arrays(arrays: dict[str, np.ndarray], path: Path) -> None:
 
 
 def save_record(record: dict[str, Any], path: Path) -> None:
+    save_text(json.dumps(record, indent=2, default=str) + "\n", path)
+
+
+def save_text(text: str, path: Path) -> None:
     with whole(path) as part:
-        part.write_text(json.dumps(record, indent=2, default=str) + "\n")
+        part.write_text(text)
 
 
 def load_table(path: Path, columns: list[str]) -> pd.DataFrame:

@@ -1,10 +1,10 @@
 """Pictures of tables. Nothing here imports torch, so every figure can be redrawn from its saved table."""
 
-from repsim.plots.curves import attention_distance, head_similarity, localization_summary, matched
+from repsim.plots.curves import attention_distance, head_similarity, localization_summary, matched, side_by_side
 from repsim.plots.lesion import lesion
 from repsim.plots.maps import attention_maps, localization, receptive_fields
-from repsim.plots.matrices import heatmap, panel
-from repsim.plots.probe import neighbours, probe_tokens, probes
+from repsim.plots.matrices import heatmap, panel, panels
+from repsim.plots.probe import compared, neighbours, probe_tokens, probes
 from repsim.plots.residual import residual
 from repsim.plots.style import save
 
@@ -12,6 +12,7 @@ __all__ = [
     "attention_distance",
     "attention_maps",
     "head_similarity",
+    "compared",
     "heatmap",
     "lesion",
     "localization",
@@ -19,9 +20,11 @@ __all__ = [
     "matched",
     "neighbours",
     "panel",
+    "panels",
     "probe_tokens",
     "probes",
     "receptive_fields",
     "residual",
     "save",
+    "side_by_side",
 ]

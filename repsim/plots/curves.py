@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -50,6 +52,18 @@ def attention_distance(table: pd.DataFrame, *, blocks: list[int] | None = None, 
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend(frameon=False, ncols=2 if len(blocks) > 6 else 1)
     return ax
+
+
+def side_by_side(draw: Callable[..., Axes], tables: Sequence[pd.DataFrame], *, title: str) -> Figure:
+    """The same curves of several tables, a panel each on shared axes."""
+    with look():
+        figure = Figure(figsize=(3.2 * len(tables) + 0.3, 3.2))
+        axes = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
+        for ax, table in zip(axes, tables):
+            draw(table, ax=ax)
+            ax.label_outer()
+        figure.suptitle(title)
+    return figure
 
 
 def head_similarity(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:

@@ -64,7 +64,12 @@ def over(ax: Axes, image: np.ndarray, weights: np.ndarray | None) -> None:
 
 
 def receptive_fields(
-    table: pd.DataFrame, maps: dict[str, np.ndarray], *, quantity: str = "|d centre / d pixel|", most: int = 12
+    table: pd.DataFrame,
+    maps: dict[str, np.ndarray],
+    *,
+    quantity: str = "|d centre / d pixel|",
+    most: int = 12,
+    title: str | None = None,
 ) -> Figure:
     """Each layer's receptive field, scaled to its own maximum; evenly spaced layers where there are many.
 
@@ -73,6 +78,7 @@ def receptive_fields(
         maps: layer -> (h, w).
         quantity: what the maps show, for the title.
         most: panels drawn.
+        title: above the figure; None: the model and the quantity.
     """
     rows = table if len(table) <= most else table.iloc[np.linspace(0, len(table) - 1, most).round().astype(int)]
     columns = min(6, len(rows))
@@ -86,7 +92,7 @@ def receptive_fields(
             field = maps[row.layer]
             ax.imshow(field, cmap=MAP_CMAP, vmin=0, vmax=field.max() or 1, interpolation="nearest")
             ax.set_title(f"{row.layer}\nhalf within {row.radius50_px:.1f} px", fontsize=7)
-        figure.suptitle(f"{table['model'].iloc[0]}: {quantity}, each panel to its own maximum")
+        figure.suptitle(title or f"{table['model'].iloc[0]}: {quantity}, each panel to its own maximum")
     return figure
 
 

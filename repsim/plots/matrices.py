@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -28,15 +30,24 @@ def heatmap(table: pd.DataFrame, *, title: str | None = None) -> Figure:
     """
     models = list(dict.fromkeys(table["model_a"]))
     pairs = [(m, m) for m in models] + ([(models[0], models[1])] if len(models) == 2 else [])
+    return panels(table, pairs, title=title if title is not None else f"Layer similarity: {' and '.join(models)}")
+
+
+def panels(table: pd.DataFrame, pairs: Sequence[tuple[str, str]], *, title: str) -> Figure:
+    """Heatmaps of pairs of models (upwards, to the right) side by side, in rows of four, on one scale."""
     low, high = colour_range(table)
+    columns = min(4, len(pairs))
+    rows = -(-len(pairs) // columns)
     with look():
         # A figure of its own, not pyplot's: nothing is shown, nothing has to be closed.
-        figure = Figure(figsize=(INCHES * len(pairs) + 0.7, INCHES + 0.5))
-        axes = figure.subplots(1, len(pairs), squeeze=False)[0]
+        figure = Figure(figsize=(INCHES * columns + 0.7, INCHES * rows + 0.5))
+        axes = figure.subplots(rows, columns, squeeze=False).flatten()
+        for ax in axes[len(pairs) :]:
+            ax.set_axis_off()
         for ax, (down, across) in zip(axes, pairs):
             panel(table, down, across, ax=ax, low=low, high=high)
         figure.colorbar(axes[0].collections[0], ax=list(axes), label="CKA", fraction=0.03, pad=0.01)
-        figure.suptitle(title if title is not None else f"Layer similarity: {' and '.join(models)}")
+        figure.suptitle(title)
     return figure
 
 
@@ -51,8 +62,9 @@ def panel(
 ) -> Axes:
     """One heatmap: layers of `model_a` upwards, of `model_b` to the right, both from the input on."""
     for model in (model_a, model_b):
-        if model not in set(table["model_a"]):
-            raise one_of("model of this table", model, dict.fromkeys(table["model_a"]))
+        known = dict.fromkeys([*table["model_a"], *table["model_b"]])
+        if model not in known:
+            raise one_of("model of this table", model, known)
     part = table[(table["model_a"] == model_a) & (table["model_b"] == model_b)]
     if part.empty:
         raise UsageError(f"the table does not compare {model_a} with {model_b}")

@@ -21,11 +21,12 @@ AGGREGATIONS = {
 }
 
 
-def probes(summary: pd.DataFrame) -> Figure:
+def probes(summary: pd.DataFrame, *, title: str | None = None) -> Figure:
     """Accuracy of probes over depth, a panel per model and number of shots (paper, Figures 11, 13).
 
     Args:
         summary: of `rs.linear_probes`, or `probe_summary.csv`.
+        title: above the figure.
 
     Returns:
         A line per aggregation, with a band of two standard errors over draws.
@@ -45,12 +46,32 @@ def probes(summary: pd.DataFrame) -> Figure:
                         over_depth(ax, rows, "accuracy", colours[aggregation], label)
                 ax.set_title(f"{model}, all images" if count == "all" else f"{model}, {count} per class")
             line[0].set_ylabel("accuracy of the probe")
+        figure.suptitle(title)
         seen = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels())}
         figure.legend(seen.values(), seen, loc="outside lower center", ncols=min(3, len(seen)), frameon=False)
     return figure
 
 
-def probe_tokens(table: pd.DataFrame, *, most: int = 5) -> Figure:
+def compared(summary: pd.DataFrame, *, title: str | None = None) -> Figure:
+    """Accuracy of probes over depth, a line per model, in one panel (paper, Figure 13).
+
+    Args:
+        summary: as for `probes`, with one aggregation for each model.
+        title: above the figure.
+    """
+    models = list(dict.fromkeys(summary["model"]))
+    with look():
+        figure = Figure(figsize=(4.2, 3.4))
+        ax = figure.subplots()
+        for model, colour in zip(models, sns.color_palette("colorblind", len(models))):
+            over_depth(ax, summary[summary["model"] == model], "accuracy", colour, model)
+        ax.set_ylabel("accuracy of the probe")
+        ax.legend(frameon=False)
+        figure.suptitle(title)
+    return figure
+
+
+def probe_tokens(table: pd.DataFrame, *, most: int = 5, title: str = "accuracy of probes on single tokens") -> Figure:
     """Accuracy of the probe on each single token, each map on its own scale (paper, Figure D.4).
 
     Args:
@@ -82,9 +103,7 @@ def probe_tokens(table: pd.DataFrame, *, most: int = 5) -> Figure:
                 ax.imshow(100 * grid, cmap=TOKEN_CMAP, interpolation="nearest")
                 low, high = 100 * grid.min(), 100 * grid.max()
                 ax.set_title(f"{model}\n{names[number]}: {low:.1f} to {high:.1f} %", fontsize=7)
-        figure.suptitle(
-            f"accuracy of probes on single tokens, {'all images' if shots == 'all' else f'{shots} per class'}"
-        )
+        figure.suptitle(f"{title}, {'all images' if shots == 'all' else f'{shots} per class'}")
     return figure
 
 

@@ -37,7 +37,7 @@ class AttentionDistance:
     """The study: mean distance, entropy and shares of every head of one network."""
 
     def __init__(self, network: Network, *, renormalize: bool = False) -> None:
-        self.network, self.renormalize = network, renormalize
+        self.network, self.networks, self.renormalize = network, [network], renormalize
         self.sums: dict[str, list[Moments]] = {}
         self._geometry: dict[tuple, Geometry] = {}
         self._images = 0
@@ -45,9 +45,6 @@ class AttentionDistance:
     @contextmanager
     def watch(self, index: int, network: Network) -> Iterator[dict[str, HeadStatistics]]:
         seen: dict[str, HeadStatistics] = {}
-        if network is not self.network:
-            yield seen
-            return
         start = network.module.register_forward_pre_hook(lambda module, args: self._start(seen, len(args[0])))
         try:
             with watch_attention(network, lambda path, attention: seen.update({path: self._reduce(path, attention)})):
@@ -166,7 +163,7 @@ def attention_distance(
     images = as_image_set(images)
     study = AttentionDistance(network.sized(images.tensor_size), renormalize=renormalize)
     how = {"progress": progress, "workers": workers, "skip_broken": skip_broken}
-    sweep(images, [study.network], [study], batch_size=batch_size, **how)
+    sweep(images, [study], batch_size=batch_size, **how)
     return study.table()
 
 

@@ -127,34 +127,43 @@ def head_similarity(
     """
     images = as_image_set(images)
     networks = [as_network(n).sized(images.tensor_size) for n in (a, b)]
-    path, heads, count = head_layer(networks[0])
-    found = find_layers(networks[1], "blocks" if layers is None else layers)
-    if layers is None:
-        found = [layer for layer in found if layer.kind == "block"][:LOWER_UNITS]
-    window = max(count // 4, 1) if window is None else window
-    if not 1 <= window <= count:
+    _, heads, count = head_layer(networks[0])
+    found = lower_layers(networks[1]) if layers is None else find_layers(networks[1], layers)
+    if window is not None and not 1 <= window <= count:
         raise UsageError(f"a window holds 1 to {count} heads of {networks[0].name}, got {window}")
     study = HeadSimilarity(networks, heads, count, found)
     distance = AttentionDistance(networks[0])
     how = {"progress": progress, "workers": workers, "skip_broken": skip_broken}
-    counts = sweep(images, networks, [study, distance], batch_size=batch_size, **how)
-
-    reach = distance.sums[path][0].mean().cpu().numpy()
-    order = np.argsort(reach, kind="stable")
-    subsets = [order[i : i + window] for i in range(count - window + 1)]
-    cka, se = (part.cpu().numpy() for part in study.similarity(subsets))
+    counts = sweep(images, [study, distance], batch_size=batch_size, **how)
+    table = windows(study, distance, window)
     names = [network.name for network in networks]
-    rows = [
-        (names[0], " ".join(map(str, sorted(subset))), reach[subset].mean(), names[1], layer.name, cka[i, j], se[i, j])
-        for i, subset in enumerate(subsets)
-        for j, layer in enumerate(found)
-    ]
-    table = pd.DataFrame(rows, columns=HEADS)
     correlations = [
         (*names, layer, *spearman(part["distance_px"].to_numpy(), part["cka"].to_numpy(), seed=seed))
         for layer, part in table.groupby("layer_b", sort=False)
     ]
     return HeadComparison(table, pd.DataFrame(correlations, columns=HEAD_CORRELATION), counts)
+
+
+def lower_layers(network: Network) -> list[Layer]:
+    """The first five blocks or units of a network."""
+    return [layer for layer in find_layers(network, "blocks") if layer.kind == "block"][:LOWER_UNITS]
+
+
+def windows(study: HeadSimilarity, distance: AttentionDistance, window: int | None = None) -> pd.DataFrame:
+    """The table of windows of heads, sorted by distance, from a study and the distances of the same pass."""
+    count = study.head_count
+    window = max(count // 4, 1) if window is None else window
+    reach = next(iter(distance.sums.values()))[0].mean().cpu().numpy()
+    order = np.argsort(reach, kind="stable")
+    subsets = [order[i : i + window] for i in range(count - window + 1)]
+    cka, se = (part.cpu().numpy() for part in study.similarity(subsets))
+    names = [network.name for network in study.networks]
+    rows = [
+        (names[0], " ".join(map(str, sorted(subset))), reach[subset].mean(), names[1], layer.name, cka[i, j], se[i, j])
+        for i, subset in enumerate(subsets)
+        for j, layer in enumerate(study.layers)
+    ]
+    return pd.DataFrame(rows, columns=HEADS)
 
 
 def spearman(x: np.ndarray, y: np.ndarray, *, seed: int = 0, resamples: int = 2000) -> tuple[float, float, float]:

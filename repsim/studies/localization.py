@@ -40,6 +40,7 @@ class Localization:
     """The study: CKA of single tokens with all input patches, at layers with positions of one or more networks."""
 
     def __init__(self, networks: Sequence[Network], layers: Sequence[Sequence[Layer]]) -> None:
+        self.networks = networks
         self.parts = [_Part(network, of) for network, of in zip(networks, layers)]
 
     @contextmanager
@@ -254,7 +255,7 @@ def token_localization(
     found = [located(network, layers) for network in networks]
     study = Localization(networks, [kept for kept, _ in found])
     how = {"progress": progress, "workers": workers, "skip_broken": skip_broken}
-    counts = sweep(images, networks, [study], batch_size=batch_size, **how)
+    counts = sweep(images, [study], batch_size=batch_size, **how)
     return TokenLocalization(
         table=study.table(),
         summary=study.summary(),

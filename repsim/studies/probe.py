@@ -344,53 +344,83 @@ def linear_probes(
     """
     train = ImageSet("sample", split="train") if train is None else train
     test = ImageSet("sample", split="test") if test is None else test
-    shots = list(dict.fromkeys([shots] if shots is None or isinstance(shots, int) else shots))
-    check_settings(shots, seeds, neighbours, k)
-    check_labels(train, test)
-    split = Split.of(train.labels, shots, seeds, train.classes)
-    sample = class_sample(test.labels, neighbours)
-    networks = told_apart([network.sized(train.tensor_size) for network in as_networks(networks)])
-    features = [Features.of(network, find_layers(network, layers), single=tokens) for network in networks]
-    fitting = Fitting(networks, features, train.labels, split)
-    check_memory(sum_bytes(features, split, fitting.classes), networks[0].device, tokens)
+    shots = [shots] if shots is None or isinstance(shots, int) else shots
+    options = {"layers": layers, "shots": shots, "seeds": seeds, "tokens": tokens, "neighbours": neighbours, "k": k}
+    probing = Probing(as_networks(networks), train, test, **options)
+    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken}
+    testing = probing.fitted(batch_size=batch_size, **how)
+    return probing.found(sweep(test, [testing], batch_size=batch_size, short=True, **how))
 
-    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken, "short": True}
-    train_counts = sweep(train.only(split.used), networks, [fitting], batch_size=batch_size, **how)
-    testing = Testing(networks, features, test.labels, fitting.fit(), sample)
-    counts = sweep(test, networks, [testing], batch_size=batch_size, **how)
-    table = testing.table()
-    return Probes(
-        table=table,
-        summary=summarise(table),
-        neighbours=testing.neighbours(k) if neighbours else pd.DataFrame(columns=NEIGHBOURS),
-        train_counts=train_counts,
-        counts=counts,
-        protocol={
-            "layers": layers,
-            "shots": ["all" if each is None else each for each in shots],
-            "seeds": seeds,
-            "single_tokens": tokens,
-            "estimator": "ridge to +-1 targets on standardised features, strength chosen on held-out training images",
-            "training_images": {
-                **train.record(train_counts),
-                "held_out": len(split.held_out),
-                "fitted_on": {str(draw.shots or "all"): len(of) for draw, of in split.draws.items()},
+
+class Probing:
+    """What `linear_probes` does, in steps, for those who have other studies of the same test images."""
+
+    def __init__(
+        self,
+        networks: Sequence[Network],
+        train: ImageSet,
+        test: ImageSet,
+        *,
+        layers: str | Sequence[str] = "blocks",
+        shots: Sequence[int | None] = (10,),
+        seeds: int = 3,
+        tokens: bool = True,
+        neighbours: int = 1000,
+        k: int = 10,
+    ) -> None:
+        check_settings(shots, seeds, neighbours, k)
+        check_labels(train, test)
+        self.train, self.test, self.k, self.neighbours = train, test, k, neighbours
+        self.split = Split.of(train.labels, list(dict.fromkeys(shots)), seeds, train.classes)
+        self.networks = told_apart([network.sized(train.tensor_size) for network in networks])
+        self.features = [Features.of(network, find_layers(network, layers), single=tokens) for network in self.networks]
+        self.asked = {"layers": layers, "shots": shots, "seeds": seeds, "single_tokens": tokens}
+
+    def fitted(self, *, batch_size: int, **how: Any) -> Testing:
+        """Pass the training images and fit; what is left is a study of the test images."""
+        fitting = Fitting(self.networks, self.features, self.train.labels, self.split)
+        needed = sum_bytes(self.features, self.split, fitting.classes)
+        check_memory(needed, self.networks[0].device, self.asked["single_tokens"])
+        used = self.train.only(self.split.used)
+        self.train_counts = sweep(used, [fitting], batch_size=batch_size, short=True, **how)
+        self.sample = class_sample(self.test.labels, self.neighbours)
+        self.testing = Testing(self.networks, self.features, self.test.labels, fitting.fit(), self.sample)
+        return self.testing
+
+    def found(self, counts: Counts) -> Probes:
+        """After the test images: everything, with the record of it."""
+        table = self.testing.table()
+        shots = ["all" if each is None else each for each in self.asked["shots"]]
+        return Probes(
+            table=table,
+            summary=summarise(table),
+            neighbours=self.testing.neighbours(self.k) if self.neighbours else pd.DataFrame(columns=NEIGHBOURS),
+            train_counts=self.train_counts,
+            counts=counts,
+            protocol={
+                **self.asked,
+                "shots": shots,
+                "estimator": "ridge to +-1 targets, features standardised, strength chosen on held-out training images",
+                "training_images": {
+                    **self.train.record(self.train_counts),
+                    "held_out": len(self.split.held_out),
+                    "fitted_on": {str(draw.shots or "all"): len(of) for draw, of in self.split.draws.items()},
+                },
+                "neighbours": {"images": len(self.sample), "k": self.k, "distance": "Euclidean, features as they are"},
+                "patched": {
+                    network.name: {each.layer.name: each.patch for each in of if each.patch > 1}
+                    for network, of in zip(self.networks, self.features)
+                },
+                "batch_size": counts.batch_size,
             },
-            "neighbours": {"images": len(sample), "k": k, "distance": "Euclidean, features as they are"},
-            "patched": {
-                network.name: {each.layer.name: each.patch for each in of if each.patch > 1}
-                for network, of in zip(networks, features)
-            },
-            "batch_size": counts.batch_size,
-        },
-    )
+        )
 
 
 def check_settings(shots: Sequence[int | None], seeds: int, neighbours: int, k: int) -> None:
     """Raise `UsageError` for numbers that make no sense."""
     wrong = [each for each in shots if each is not None and each < 1]
     if wrong or not shots:
-        raise UsageError(f"shots must be at least 1, or all, got {wrong[0] if wrong else 'none'}")
+        raise UsageError(f"shots must be at least 1, or all of a class, got {wrong[0] if wrong else 'none'}")
     if seeds < 1:
         raise UsageError(f"seeds must be at least 1, got {seeds}")
     if neighbours and neighbours < 20:

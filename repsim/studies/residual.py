@@ -168,6 +168,6 @@ def residual_norms(
     networks = [network.sized(images.tensor_size) for network in as_networks(networks)]
     study = ResidualNorms(networks, outlier=outlier)
     how = {"progress": progress, "workers": workers, "skip_broken": skip_broken}
-    counts = sweep(images, networks, [study], batch_size=batch_size, **how)
+    counts = sweep(images, [study], batch_size=batch_size, **how)
     notices = [text for network, found in zip(networks, study.found) for text in blocks_without(network, found)]
     return Residual(study.table(), study.outliers(), notices, counts)

@@ -256,7 +256,7 @@ def compare(
     for repeat in range(repeats):
         chosen = images if repeat == 0 else images.redrawn(images.seed + repeat)
         studies.append(study(networks, found, tokens))
-        counts.append(sweep(chosen, networks, studies[-1:], batch_size=batch_size, **how))
+        counts.append(sweep(chosen, studies[-1:], batch_size=batch_size, **how))
     undefined = [
         f"layer {layer!r} of {name} is constant over all images, so its CKA is undefined"
         for name, layer in studies[0].constant()

@@ -161,7 +161,7 @@ def test_another_study_shares_the_sweep(vit):
     images = rs.ImageSet(images=16)
     layers = [rs.find_layers(vit, ["blocks.3", "blocks.11"])]
     study = Localization([vit], layers)
-    sweep(images, [vit], [LayerSimilarity([vit], layers), study], batch_size=16)
+    sweep(images, [LayerSimilarity([vit], layers), study], batch_size=16)
     alone = rs.token_localization(vit, images, layers=["blocks.3", "blocks.11"], batch_size=16)
     pd.testing.assert_frame_equal(study.table(), alone.table)
     pd.testing.assert_frame_equal(study.summary(), alone.summary)

@@ -1,0 +1,166 @@
+"""What the paper claims, and whether the tables of `repsim figures` agree. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import pandas as pd
+
+from repsim.errors import UsageError
+
+CLAIMS_COLUMNS = ["claim", "source", "measured", "low", "high", "direction", "verdict"]
+Verdict = Literal["agrees", "disagrees", "undecided"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One statement of the paper as the side of a boundary on which a number lies.
+
+    Attributes:
+        claim: the paper's statement.
+        figure: where it is made; its `numbers.csv` is read.
+        number: how the number's name begins there; `{a}` and `{b}` are the names of networks, whatever they are.
+        above: whether the paper finds it above the boundary.
+        boundary: 0 for differences.
+    """
+
+    claim: str
+    figure: str
+    number: str
+    above: bool
+    boundary: float = 0.0
+
+    @property
+    def direction(self) -> str:
+        return f"{'>' if self.above else '<'} {self.boundary:g}"
+
+    def verdict(self, low: float, high: float) -> Verdict:
+        """By whether the interval excludes the boundary; undecided also where there is no interval."""
+        if not (np.isfinite(low) and np.isfinite(high)) or low <= self.boundary <= high:
+            return "undecided"
+        return "agrees" if (low > self.boundary) == self.above else "disagrees"
+
+
+CLAIMS = [
+    Claim("Representations of ViTs are more uniform than those of ResNets", "1", "low with high layers, * - *", True),
+    Claim(
+        "The lower half of a ResNet resembles the lowest quarter of a ViT",
+        "2",
+        "depth in * most like the lower half of *",
+        False,
+        0.25,
+    ),
+    Claim(
+        "The last third of a ViT resembles no layer of a ResNet as the rest does",
+        "2",
+        "likest layer of * last third of * - rest",
+        False,
+    ),
+    Claim(
+        "Low blocks have heads that look less far than any of the last",
+        "3",
+        "nearest head, first - last block, *",
+        False,
+    ),
+    Claim(
+        "With little data heads of the first block are less local", "4", "nearest head of the first block, * - *", True
+    ),
+    Claim("Heads that look farther resemble lower ResNet units less", "5", "rank correlation, * against *", False),
+    Claim(
+        "Low ViT layers have larger receptive fields than low ResNet layers",
+        "6",
+        "half-mass radius, lowest third, * - *",
+        True,
+    ),
+    Claim("Receptive fields grow with depth", "6", "half-mass radius, highest - lowest third, *", True),
+    Claim(
+        "The own patch counts more after a residual sum than in the branch",
+        "C.4",
+        "share of the own patch, after the sum - branch, *",
+        True,
+    ),
+    Claim("CLS is carried more than other tokens in the first half", "7", "CLS - spatial ratio, first half, *", True),
+    Claim(
+        "CLS is carried less than other tokens in the second half", "7", "CLS - spatial ratio, second half, *", False
+    ),
+    Claim("Skips carry more in ViTs than in ResNets", "7", "skip over branch, * - *", True),
+    Claim(
+        "Without its skips a block divides the layers", "8", "CKA across block * without its skips - untouched", False
+    ),
+    Claim(
+        "ViT tokens keep their place to the last block, ResNet positions less",
+        "9",
+        "own patch - rest, interior, * - *",
+        True,
+    ),
+    Claim("Without CLS, tokens are less localized", "10", "own patch - rest, interior, * - *", False),
+    Claim(
+        "Single tokens probe better in GAP than in CLS models",
+        "11",
+        "accuracy, single tokens, last layer, GAP - CLS",
+        True,
+    ),
+    Claim(
+        "Low layers of little data are more like those of all data than high ones",
+        "12",
+        "lowest - highest third, *",
+        True,
+    ),
+    Claim(
+        "More data makes better representations in the middle",
+        "13",
+        "accuracy, aggregated, middle third, more data",
+        True,
+    ),
+    Claim(
+        "ViTs have better representations in the middle than ResNets",
+        "13",
+        "accuracy, aggregated, middle third, ViT - ResNet",
+        True,
+    ),
+    Claim("Fine-tuning preserves low layers more than high ones", "G.1", "lowest - highest third, *", True),
+    Claim("MLP-Mixer is closer to ViT than to ResNet", "H.2", "likest layers, * with * - with *", True),
+]
+"""The directional checks; each is read off every number of its name, so that no network is left out."""
+
+
+def check(directory: Path) -> pd.DataFrame:
+    """Every claim against a directory of `repsim figures`; one row per claim and number of its name.
+
+    Raises:
+        UsageError: there are no figures with numbers in it.
+    """
+    rows = []
+    for claim in CLAIMS:
+        file = directory / f"figure-{claim.figure}" / "numbers.csv"
+        if not file.exists():
+            continue
+        table = pd.read_csv(file)
+        for row in table[table["number"].map(lambda name, claim=claim: matches(claim.number, name))].itertuples():
+            source = f"Figure {claim.figure}: {row.number}"
+            verdict = claim.verdict(row.low, row.high)
+            rows.append((claim.claim, source, row.value, row.low, row.high, claim.direction, verdict))
+    if not rows:
+        raise UsageError(f"there are no numbers in {directory}; make some with `repsim figures --out {directory}`")
+    return pd.DataFrame(rows, columns=CLAIMS_COLUMNS)
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a number has a name of this form; `*` is a network, which has no spaces in its name, or a word."""
+    parts, words = pattern.split(" "), name.split(" ")
+    return len(parts) == len(words) and all(p in ("*", w) for p, w in zip(parts, words))
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table of `check` as Markdown."""
+    lines = ["| the paper claims | measured | 95 % interval | the paper finds | |", "|---|---|---|---|---|"]
+    for row in table.itertuples():
+        where = f"{row.claim} ({row.source})".replace("|", "\\|")
+        interval = f"{row.low:.3f} to {row.high:.3f}"
+        lines.append(f"| {where} | {row.measured:.3f} | {interval} | {row.direction} | **{row.verdict}** |")
+    counts = table["verdict"].value_counts()
+    said = ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in get_args(Verdict))
+    return "\n".join([*lines, "", f"{said}."]) + "\n"

@@ -1,0 +1,144 @@
+"""What the figures of the paper are made from: studies that share networks, images and forward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from repsim.errors import RepsimError
+from repsim.images import Counts, ImageSet
+from repsim.layers import Layer, find_layers
+from repsim.models import Network
+from repsim.studies.attention import AttentionDistance
+from repsim.studies.heads import HeadSimilarity, head_layer
+from repsim.studies.localization import Localization, located
+from repsim.studies.probe import Probes, Probing
+from repsim.studies.residual import ResidualNorms
+from repsim.studies.similarity import LayerSimilarity, MatchedSimilarity
+from repsim.sweep import Study, sweep
+
+
+class Measurements:
+    """Studies that figures ask for before the images pass, each made once however many figures want it.
+
+    Forward-only studies share one pass over the test images, in which every network sees every image once; probes
+    are fitted before, in a pass of theirs over the training images.
+
+    Args:
+        load: name of a network -> the network, untold apart from others of its name.
+        layers: of similarity, matched similarity and probes; see `find_layers`.
+        batch_size: images per minibatch.
+        images: the test images.
+        train: the training images of probes; None: there are none, and figures of probes cannot be made.
+        how: `progress`, `workers`, `skip_broken` of `sweep`.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[str], Network],
+        images: ImageSet,
+        train: ImageSet | None,
+        *,
+        layers: str = "blocks",
+        batch_size: int = 250,
+        **how: Any,
+    ) -> None:
+        self.images, self.train, self.layers, self.batch_size, self.how = images, train, layers, batch_size, how
+        self._load = load
+        self._networks: dict[str, Network] = {}
+        self._studies: dict[Hashable, Study] = {}
+        self._probed: dict[str, Network] = {}
+        self.probes: Probes | None = None
+        """What was found by probes of all networks, after `run`."""
+        self.passes: dict[str, dict[str, int]] = {}
+        """Images that each network saw in a forward pass, counted as it ran: `test` and, for probes, `train`."""
+
+    def network(self, name: str) -> Network:
+        if name not in self._networks:
+            self._networks[name] = self._load(name)
+        return self._networks[name]
+
+    @property
+    def networks(self) -> list[Network]:
+        """All that were asked for."""
+        return list(self._networks.values())
+
+    def _once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        if key not in self._studies:
+            self._studies[key] = make()
+        return self._studies[key]
+
+    def _found(self, names: Sequence[str]) -> tuple[list[Network], list[list[Layer]]]:
+        networks = [self.network(name) for name in names]
+        return networks, [find_layers(network, self.layers) for network in networks]
+
+    def similarity(self, *names: str) -> LayerSimilarity:
+        """CKA of all layers of all these networks."""
+        return self._once(("similarity", names), lambda: LayerSimilarity(*self._found(names)))
+
+    def matched(self, reference: str, *others: str) -> MatchedSimilarity:
+        names = (reference, *others)
+        return self._once(("matched", names), lambda: MatchedSimilarity(*self._found(names)))
+
+    def attention(self, name: str) -> AttentionDistance:
+        return self._once(("attention", name), lambda: AttentionDistance(self.network(name)))
+
+    def heads(self, name: str, other: str, layers: Sequence[Layer]) -> HeadSimilarity:
+        """Heads of the first block of one against layers of the other."""
+
+        def make() -> HeadSimilarity:
+            networks = [self.network(name), self.network(other)]
+            _, heads, count = head_layer(networks[0])
+            return HeadSimilarity(networks, heads, count, layers)
+
+        return self._once(("heads", name, other), make)
+
+    def residual(self, name: str) -> ResidualNorms:
+        return self._once(("residual", name), lambda: ResidualNorms([self.network(name)]))
+
+    def localization(self, name: str) -> Localization:
+        def make() -> Localization:
+            network = self.network(name)
+            return Localization([network], [located(network, self.layers)[0]])
+
+        return self._once(("localization", name), make)
+
+    def probing(self, name: str) -> None:
+        """Have a network probed; what comes of it is in `probes`."""
+        if self.train is None:
+            raise RepsimError("probes need training images with labels, and there are none")
+        self._probed[name] = self.network(name)
+
+    def run(self) -> Counts:
+        """Pass the images; afterwards every study that was asked for has its sums."""
+        studies, probing = list(self._studies.values()), None
+        if self._probed:
+            probing = Probing(list(self._probed.values()), self.train, self.images, layers=self.layers)
+            with self._counting("train"):
+                studies.append(probing.fitted(batch_size=self.batch_size, **self.how))
+        if not studies:
+            return Counts()
+        with self._counting("test"):
+            counts = sweep(self.images, studies, batch_size=self.batch_size, **self.how)
+        if probing is not None:
+            self.probes = probing.found(counts)
+        return counts
+
+    @contextmanager
+    def _counting(self, what: str) -> Iterator[None]:
+        """Count the images that go through each network."""
+
+        def count(name: str, images: int) -> None:
+            of = self.passes.setdefault(name, {})
+            of[what] = of.get(what, 0) + images
+
+        hooks = [
+            network.module.register_forward_pre_hook(lambda module, args, name=network.name: count(name, len(args[0])))
+            for network in self.networks
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()

@@ -1,0 +1,120 @@
+"""Making figures: which can be made, from one pass of the images, and the files of each."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from repsim.errors import RepsimError, UsageError
+from repsim.images import Counts, ImageSet
+from repsim.models import Network
+from repsim.paper.exhibits import Exhibit, Made, Probed
+from repsim.paper.measurements import Measurements
+from repsim.tables import RECORD, prepare, save_arrays, save_record, save_table
+
+
+@dataclass(frozen=True)
+class Result:
+    figures: list[tuple[Exhibit, Made]]
+    left_out: list[str]
+    """Figures that turned out not to be possible, and why."""
+    counts: Counts
+    """What became of the test images, which every network saw once."""
+    protocol: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which figures can be made with a preset, and what they need."""
+
+    preset: str
+    exhibits: list[Exhibit]
+    left_out: dict[str, str]
+    """Number -> why it cannot be made."""
+
+    @classmethod
+    def of(cls, wanted: Sequence[Exhibit], preset: str, bundled: Collection[str]) -> Plan:
+        possible, left_out = [], {}
+        for exhibit in wanted:
+            names = exhibit.names(preset)
+            missing = [name for name in names if preset == "mini" and name not in bundled]
+            if missing:
+                left_out[exhibit.number] = f"not trained: {', '.join(missing)} (analyses/train_minis.py)"
+            elif not names:
+                left_out[exhibit.number] = exhibit.stand_in
+            else:
+                possible.append(exhibit)
+        if not possible:
+            raise UsageError("; ".join(f"figure {number} cannot be made: {why}" for number, why in left_out.items()))
+        return cls(preset, possible, left_out)
+
+    @property
+    def names(self) -> list[str]:
+        """All networks, each once."""
+        return list(dict.fromkeys(name for exhibit in self.exhibits for name in exhibit.names(self.preset)))
+
+    @property
+    def probes(self) -> bool:
+        """Whether training images are needed."""
+        return any(isinstance(exhibit, Probed) for exhibit in self.exhibits)
+
+    def make(self, networks: Mapping[str, Network], images: ImageSet, train: ImageSet | None, **options: Any) -> Result:
+        """Pass the images once, and make what can be made; a figure that cannot is left out with the reason.
+
+        Args:
+            networks: by name.
+            images, train: test images, and training images of probes.
+            options: of `Measurements`.
+        """
+        m = Measurements(networks.__getitem__, images, train, **options)
+        begun, left_out, figures = [], [], []
+        for exhibit in self.exhibits:
+            try:
+                begun.append((exhibit, exhibit.measure(m, getattr(exhibit, self.preset))))
+            except RepsimError as error:
+                left_out.append(f"figure {exhibit.number} is left out: {error}")
+        if not begun:
+            raise RepsimError("; ".join(left_out))
+        counts = m.run()
+        for exhibit, later in begun:
+            try:
+                figures.append((exhibit, later()))
+            except UsageError as error:
+                left_out.append(f"figure {exhibit.number} is left out: {error}")
+        protocol = {"batch_size": counts.batch_size, "batches": counts.batches, "forward_passes": m.passes}
+        return Result(figures, left_out, counts, protocol | ({"probes": m.probes.protocol} if m.probes else {}))
+
+
+def folder(exhibit: Exhibit, out: Path) -> Path:
+    return out / f"figure-{exhibit.number}"
+
+
+def save_figure(exhibit: Exhibit, made: Made, out: Path, preset: str) -> None:
+    """The tables, arrays and record of one figure, in a folder of its own."""
+    where = prepare(folder(exhibit, out))
+    for name, table in made.tables.items():
+        save_table(table, where / f"{name}.csv")
+    if made.arrays:
+        save_arrays(made.arrays, where / "maps.npz")
+    record = {"number": exhibit.number, "title": exhibit.title, "paper_shows": exhibit.shows, "preset": preset}
+    networks = getattr(exhibit, preset)
+    save_record(
+        {**record, "networks": networks, "stand_in": exhibit.stand_in, "made_by": f"../{RECORD}"}, where / RECORD
+    )
+
+
+def load_figure(exhibit: Exhibit, out: Path) -> Made | None:
+    """What was saved of a figure; None if it was not."""
+    where = folder(exhibit, out)
+    if not (where / RECORD).exists():
+        return None
+    arrays = {}
+    if (where / "maps.npz").exists():
+        with np.load(where / "maps.npz") as file:
+            arrays = dict(file)
+    return Made({file.stem: pd.read_csv(file) for file in sorted(where.glob("*.csv"))}, arrays)
