@@ -333,18 +333,16 @@ class Receptive(Exhibit):
     """Whether the centre's share is compared with that after the sums."""
 
     sweeps: ClassVar[bool] = False
-    GROUPS: ClassVar[int] = 8
-    """Of images, whose spread gives the intervals."""
 
     def measure(self, m: Measurements, networks: tuple[str, ...]) -> Later:
         found = [m.network(name) for name in networks]
 
         def later() -> Made:
             tables, arrays, rows = [], {}, []
-            for network in found:
-                groups = [self._fields(m, network, group, self.branch) for group in range(self.GROUPS)]
-                maps = {name: np.mean([each.maps[name] for each in groups], 0) for name in groups[0].maps}
-                arrays |= {f"{network.name}/{name}": field for name, field in maps.items()}
+            for name, network in zip(networks, found):
+                groups = m.receptive(name, branch=self.branch)
+                maps = {at: np.mean([each.maps[at] for each in groups], 0) for at in groups[0].maps}
+                arrays |= {f"{network.name}/{at}": field for at, field in maps.items()}
                 columns = ["radius50_px", "radius95_px", "centre_share"]
                 by_group = np.stack([each.table[columns].to_numpy() for each in groups])
                 tables.append(groups[0].table.assign(**dict(zip(columns, by_group.mean(0).T))))
@@ -356,7 +354,7 @@ class Receptive(Exhibit):
                     (f"share of the own patch, last layer, {network.name}", share[:, -1]),
                 ]
                 if self.against_sums:
-                    summed = [self._fields(m, network, group, False) for group in range(self.GROUPS)]
+                    summed = m.receptive(name)
                     of_sums = np.stack([each.table["centre_share"].to_numpy() for each in summed])
                     rows.append(
                         (
@@ -379,17 +377,13 @@ class Receptive(Exhibit):
 
         return later
 
-    def _fields(self, m: Measurements, network: Any, group: int, branch: bool) -> Any:
-        from repsim.studies.receptive import receptive_fields
-
-        size = 32 // self.GROUPS
-        images = m.images.only(np.arange(group * size, (group + 1) * size))
-        return receptive_fields(network, images, branch=branch, channels=16, batch_size=size)
-
     def draw(self, made: Made, title: str) -> Figure:
-        table = made.tables["receptive"].copy()
-        table["layer"] = table["model"] + "/" + table["layer"]
-        return plots.receptive_fields(table, made.arrays, title=title)
+        table = made.tables["receptive"]
+        models = [part for _, part in table.groupby("model", sort=False)]
+        each = 6 if len(models) > 1 else 12  # a row, or two, of panels for each network
+        chosen = [part.iloc[np.unique(np.linspace(0, len(part) - 1, each).round().astype(int))] for part in models]
+        table = pd.concat(chosen).assign(layer=lambda t: t["model"] + "/" + t["layer"])
+        return plots.receptive_fields(table, made.arrays, most=len(table), title=title)
 
 
 def _spread(name: str, values: np.ndarray) -> tuple[str, float, float, float]:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 from repsim.errors import RepsimError
 from repsim.images import Counts, ImageSet
 from repsim.layers import Layer, find_layers
@@ -14,6 +16,7 @@ from repsim.studies.attention import AttentionDistance
 from repsim.studies.heads import HeadSimilarity, head_layer
 from repsim.studies.localization import Localization, located
 from repsim.studies.probe import Probes, Probing
+from repsim.studies.receptive import ReceptiveFields, receptive_fields
 from repsim.studies.residual import ResidualNorms
 from repsim.studies.similarity import LayerSimilarity, MatchedSimilarity
 from repsim.sweep import Study, sweep
@@ -48,6 +51,7 @@ class Measurements:
         self._load = load
         self._networks: dict[str, Network] = {}
         self._studies: dict[Hashable, Study] = {}
+        self._fields: dict[Hashable, list[ReceptiveFields]] = {}
         self._probed: dict[str, Network] = {}
         self.probes: Probes | None = None
         """What was found by probes of all networks, after `run`."""
@@ -64,10 +68,10 @@ class Measurements:
         """All that were asked for."""
         return list(self._networks.values())
 
-    def _once(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        if key not in self._studies:
-            self._studies[key] = make()
-        return self._studies[key]
+    def _once(self, made: dict, key: Hashable, make: Callable[[], Any]) -> Any:
+        if key not in made:
+            made[key] = make()
+        return made[key]
 
     def _found(self, names: Sequence[str]) -> tuple[list[Network], list[list[Layer]]]:
         networks = [self.network(name) for name in names]
@@ -75,14 +79,14 @@ class Measurements:
 
     def similarity(self, *names: str) -> LayerSimilarity:
         """CKA of all layers of all these networks."""
-        return self._once(("similarity", names), lambda: LayerSimilarity(*self._found(names)))
+        return self._once(self._studies, ("similarity", names), lambda: LayerSimilarity(*self._found(names)))
 
     def matched(self, reference: str, *others: str) -> MatchedSimilarity:
         names = (reference, *others)
-        return self._once(("matched", names), lambda: MatchedSimilarity(*self._found(names)))
+        return self._once(self._studies, ("matched", names), lambda: MatchedSimilarity(*self._found(names)))
 
     def attention(self, name: str) -> AttentionDistance:
-        return self._once(("attention", name), lambda: AttentionDistance(self.network(name)))
+        return self._once(self._studies, ("attention", name), lambda: AttentionDistance(self.network(name)))
 
     def heads(self, name: str, other: str, layers: Sequence[Layer]) -> HeadSimilarity:
         """Heads of the first block of one against layers of the other."""
@@ -92,23 +96,33 @@ class Measurements:
             _, heads, count = head_layer(networks[0])
             return HeadSimilarity(networks, heads, count, layers)
 
-        return self._once(("heads", name, other), make)
+        return self._once(self._studies, ("heads", name, other), make)
 
     def residual(self, name: str) -> ResidualNorms:
-        return self._once(("residual", name), lambda: ResidualNorms([self.network(name)]))
+        return self._once(self._studies, ("residual", name), lambda: ResidualNorms([self.network(name)]))
 
     def localization(self, name: str) -> Localization:
         def make() -> Localization:
             network = self.network(name)
             return Localization([network], [located(network, self.layers)[0]])
 
-        return self._once(("localization", name), make)
+        return self._once(self._studies, ("localization", name), make)
 
     def probing(self, name: str) -> None:
         """Have a network probed; what comes of it is in `probes`."""
         if self.train is None:
             raise RepsimError("probes need training images with labels, and there are none")
         self._probed[name] = self.network(name)
+
+    def receptive(self, name: str, *, branch: bool = False) -> list[ReceptiveFields]:
+        """Receptive fields of groups of four of the first 32 images, by gradients: passes of their own."""
+
+        def make() -> list[ReceptiveFields]:
+            groups = np.arange(min(32, len(self.images)) // 4 * 4).reshape(-1, 4)
+            options = {"branch": branch, "channels": 16, "batch_size": 4}
+            return [receptive_fields(self.network(name), self.images.only(group), **options) for group in groups]
+
+        return self._once(self._fields, (name, branch), make)
 
     def run(self) -> Counts:
         """Pass the images; afterwards every study that was asked for has its sums."""
