@@ -756,7 +756,8 @@ def figures(
 
     from repsim.images import ImageSet, train_and_test
     from repsim.minis import bundled
-    from repsim.paper.run import Plan, save_figure
+    from repsim.paper.files import save_figure
+    from repsim.paper.run import Plan
 
     plan = Plan.of(wanted, preset, bundled())
     data = job.data or default_data(plan.names)
@@ -802,6 +803,22 @@ def claims(directory: Path, quiet: bool) -> None:
 
 
 @main.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="FILE", help="The page.  [default: DIRECTORY/report.html]"
+)
+@click.option("--quiet", is_flag=True, help="Errors only.")
+def report(directory: Path, out: Path | None, quiet: bool) -> None:
+    """One page of the figures in DIRECTORY, with their claims, that opens offline; needs plotly.
+
+    Heatmaps can be hovered over and zoomed into.
+    """
+    from repsim.report import write_report
+
+    say(f"wrote {write_report(directory, out)}", quiet)
+
+
+@main.command()
 def models() -> None:
     """Networks by the paper's names: what each stands for, and which public weights are used."""
     from repsim.aliases import ALIASES, BUNDLED
@@ -837,7 +854,7 @@ def redraw_figures(out: Path, wanted: list[Any], preset: str, quiet: bool) -> No
     """Draw the pictures of figures from their tables; of all that are there, unless some are wanted."""
     from repsim import plots
     from repsim.paper.figures import FIGURES
-    from repsim.paper.run import folder, load_figure
+    from repsim.paper.files import folder, load_figure
 
     drawn = []
     for exhibit in wanted or FIGURES.values():

@@ -14,7 +14,8 @@ from repsim.cli import main
 from repsim.minis import ARCHITECTURES, bundled
 from repsim.paper.exhibits import NUMBERS, numbers
 from repsim.paper.figures import FIGURES, PRESETS
-from repsim.paper.run import Plan, load_figure
+from repsim.paper.files import load_figure
+from repsim.paper.run import Plan
 
 SOME = ["1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13", "D.4", "G.1", "H.2"]
 """One or more of each kind."""

@@ -1,0 +1,91 @@
+"""The page: what is in it, that it loads nothing, and, in a real browser, that it works."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from repsim.cli import main
+from repsim.tables import SIMILARITY
+
+HOSTILE = "<img src=x onerror=alert(1)></script><script>alert(2)</script>"
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """A run of Figure 1 with three layers, of a network whose name means harm."""
+    where = tmp_path / "figure-1"
+    where.mkdir()
+    depths = np.arange(3)
+    rows = [
+        (HOSTILE, f"layer.{i}", "block", i, i / 2, HOSTILE, f"layer.{j}", "block", j, j / 2, (10 * i + j) / 100, 0.0123)
+        for i in depths
+        for j in depths
+    ]
+    pd.DataFrame(rows, columns=SIMILARITY).to_csv(where / "cka.csv", index=False)
+    numbers = [("low with high layers, a - b", 0.2, 0.1, 0.3), (HOSTILE, 0, 0, 0)]
+    pd.DataFrame(numbers, columns=["number", "value", "low", "high"]).to_csv(where / "numbers.csv", index=False)
+    (where / "run.json").write_text("{}")
+    record = {"command": f"repsim figures {HOSTILE}", "date": "today", "images": {"used": 9, "data": HOSTILE}}
+    (tmp_path / "run.json").write_text(json.dumps({**record, "notices": [HOSTILE]}))
+    return tmp_path
+
+
+def report(*arguments):
+    return CliRunner().invoke(main, ["report", *map(str, arguments)])
+
+
+def test_names_are_text(directory):
+    assert report(directory).exit_code == 0
+    page = (directory / "report.html").read_text()
+    own = page[: page.index("<script>")] + page[page.index("</head>") :]  # without plotly's own script
+    assert HOSTILE not in own and "<img src=x" not in own and "alert(2)</script>" not in own
+    assert "Figure 1. Similarity of layers within networks" in own and "agrees" in own
+    assert "http" not in own.split("<h2>Run record")[0].replace("http-equiv", "")
+    assert len(page) < 15e6
+
+
+def test_nothing_to_report(tmp_path):
+    result = report(tmp_path)
+    assert result.exit_code == 2 and "there are no figures in" in result.output
+
+
+def test_in_a_browser(directory):
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (binary and driver):
+        pytest.skip("chromium and chromedriver are not installed (Debian: chromium, chromium-driver)")
+    assert report(directory).exit_code == 0
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    try:
+        for width in (1200, 400):
+            browser.set_window_size(width, 900)
+            browser.get(f"file://{directory}/report.html")
+            assert browser.get_log("browser") == []  # a hostile name that ran would raise an alert before this
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+            heatmap = browser.find_element("id", "map-1-0")
+            browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", heatmap)
+            cell = browser.execute_script(
+                "const a = arguments[0]._fullLayout, r = arguments[0].getBoundingClientRect();"
+                "return [a.xaxis._offset + a.xaxis.d2p('layer.2') - r.width / 2,"
+                "        a.yaxis._offset + a.yaxis.d2p('layer.1') - r.height / 2]",
+                heatmap,
+            )
+            webdriver.ActionChains(browser).move_to_element_with_offset(heatmap, *map(round, cell)).perform()
+            shown = WebDriverWait(browser, 10).until(
+                lambda b, heatmap=heatmap: heatmap.find_elements("css selector", ".hoverlayer text")
+            )
+            text = " ".join(each.text for each in shown)
+            assert "layer.1" in text and "layer.2" in text and "0.1200 ± 0.0123" in text
+    finally:
+        browser.quit()
