@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import platform
 import re
@@ -44,6 +45,23 @@ def main() -> None:
     """Compare what vision networks compute, layer by layer (Raghu et al., NeurIPS 2021)."""
 
 
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Say what was made as JSON, on standard output.")
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2))
+
+
+def noticed(out: Path) -> dict[str, Any]:
+    """What the record of a run has its user know."""
+    from repsim.tables import RECORD
+
+    try:
+        return {"notices": json.loads((out / RECORD).read_text()).get("notices", [])}
+    except (OSError, ValueError):
+        return {"notices": []}
+
+
 def options(*decorators: Callable) -> Callable:
     """Several click options as one decorator, shared by commands."""
 
@@ -72,6 +90,7 @@ class Job:
     out: Path | None
     redraw: Path | None
     quiet: bool
+    as_json: bool
 
     def start(self, asked: list[Asked]) -> Run:
         """Look at everything that is cheap to look at first; then load networks and make the directory."""
@@ -184,6 +203,7 @@ def job_options(command: str, images: int, batch_size: int, of: str) -> Callable
             help="Only draw the pictures of a finished run anew.",
         ),
         click.option("--quiet", is_flag=True, help="No progress; errors only."),
+        AS_JSON,
     )
     shared = [f.name for f in fields(Job) if f.name != "command"]
 
@@ -191,7 +211,10 @@ def job_options(command: str, images: int, batch_size: int, of: str) -> Callable
         @functools.wraps(function)
         def called(**given: Any) -> Any:
             job = Job(command, **{name: given.pop(name) for name in shared})
-            return function(job, **given)
+            out = function(job, **given)
+            if job.as_json:
+                files = sorted(str(path) for path in out.rglob("*") if path.is_file())
+                print_json({"directory": str(out), "files": files, **noticed(out)})
 
         return decorate(called)
 
@@ -279,7 +302,7 @@ def cka(
     layers: str,
     tokens: str,
     repeats: int,
-) -> None:
+) -> Path:
     """Similarity of all layers of one or two networks by minibatch CKA (paper, Figures 1 and 2).
 
     Writes cka.csv, run.json, cka.png and cka.pdf; with --matched (Figures 12, G.1) matched.csv and its pictures. The
@@ -287,7 +310,8 @@ def cka(
     """
     name = "matched" if matched else "cka"
     if job.redraw is not None:
-        return draw(job.redraw, name, job.quiet)
+        draw(job.redraw, name, job.quiet)
+        return job.redraw
     if matched and not model_b:  # checkpoints of A
         model_b = (model_a or "vit_mini",) * len(weights_b)
         if not model_b:
@@ -316,6 +340,7 @@ def cka(
     save_table(comparison.table, run.out / f"{name}.csv")
     run.save(comparison.images, comparison.protocol, undefined=comparison.undefined)
     draw(run.out, name, job.quiet)
+    return run.out
 
 
 @main.command()
@@ -332,7 +357,7 @@ def attention(
     blocks: str | None,
     renormalize: bool,
     maps: int,
-) -> None:
+) -> Path:
     """How far each attention head looks, in pixels (paper, Figures 3, 4, C.5, C.6).
 
     Writes attention.csv, run.json, attention.png and attention.pdf; with --maps also attention_maps.npz and its
@@ -340,7 +365,8 @@ def attention(
     """
     drawn = parse_blocks(blocks)
     if job.redraw is not None:
-        return draw_attention(job.redraw, drawn, job.quiet)
+        draw_attention(job.redraw, drawn, job.quiet)
+        return job.redraw
     check_range("--maps", maps, 0)
     run = job.start([(model, weights, arg)])
 
@@ -358,6 +384,7 @@ def attention(
     protocol = {"renormalize": renormalize, "batch_size": counts.batch_size, "maps": maps}
     run.save(run.images.record(counts), protocol)
     draw_attention(run.out, drawn, job.quiet)
+    return run.out
 
 
 def draw_attention(directory: Path, blocks: list[int] | str | None, quiet: bool) -> None:
@@ -404,13 +431,14 @@ def heads(
     arg_b: tuple[str, ...],
     layers: str | None,
     window: int | None,
-) -> None:
+) -> Path:
     """Local and global heads of A's first block against lower layers of B (paper, Figure 5).
 
     Writes heads.csv, heads_correlation.csv (Spearman's, with an interval), run.json, heads.png and heads.pdf.
     """
     if job.redraw is not None:
-        return draw(job.redraw, "heads", job.quiet)
+        draw(job.redraw, "heads", job.quiet)
+        return job.redraw
     run = job.start([(model_a, weights_a, arg_a), (model_b, weights_b, arg_b)])
     run.notice_a_single_batch()
 
@@ -424,6 +452,7 @@ def heads(
     protocol = {"window": window or "a quarter of the heads", "batch_size": found.counts.batch_size}
     run.save(run.images.record(found.counts), protocol)
     draw(run.out, "heads", job.quiet)
+    return run.out
 
 
 @main.command()
@@ -444,14 +473,15 @@ def receptive(
     branch: bool,
     proxy: bool,
     channels: int,
-) -> None:
+) -> Path:
     """Which pixels the centre of each layer depends on (paper, Figures 6 and C.1 to C.4).
 
     Writes receptive.csv, receptive.npz (the maps), run.json, receptive.png and receptive.pdf.
     """
     name = "receptive_proxy" if proxy else "receptive"
     if job.redraw is not None:
-        return draw_receptive(job.redraw, job.quiet, name)
+        draw_receptive(job.redraw, job.quiet, name)
+        return job.redraw
     check_range("--channels", channels, 0)
     run = job.start([(model, weights, arg)])
 
@@ -466,6 +496,7 @@ def receptive(
     protocol = {"quantity": quantity, "branch": branch, "channels": fields.channels}
     run.save(run.images.record(fields.counts), protocol)
     draw_receptive(run.out, job.quiet, name)
+    return run.out
 
 
 def draw_receptive(directory: Path, quiet: bool, name: str) -> None:
@@ -490,13 +521,14 @@ def draw_receptive(directory: Path, quiet: bool, name: str) -> None:
     "--outlier", type=float, default=5.0, show_default=True, help="Times the median norm that make a token an outlier."
 )
 @job_options("residual", images=1000, batch_size=50, of="forward pass")
-def residual(job: Job, model: tuple[str, ...], weights: tuple[str, ...], arg: tuple[str, ...], outlier: float) -> None:
+def residual(job: Job, model: tuple[str, ...], weights: tuple[str, ...], arg: tuple[str, ...], outlier: float) -> Path:
     """What skip connections carry against what branches add (paper, Figures 7, E.1, E.2).
 
     Writes residual.csv, residual_outliers.csv (tokens of outlying norm), run.json, residual.png and residual.pdf.
     """
     if job.redraw is not None:
-        return draw(job.redraw, "residual", job.quiet)
+        draw(job.redraw, "residual", job.quiet)
+        return job.redraw
     if not outlier > 1:
         raise UsageError(f"--outlier must be more than 1, got {outlier}")
     run = job.start(each_model(model, weights, arg))
@@ -512,6 +544,7 @@ def residual(job: Job, model: tuple[str, ...], weights: tuple[str, ...], arg: tu
     protocol = {"outlier": outlier, "outlier_tokens": len(found.outliers), "batch_size": found.counts.batch_size}
     run.save(run.images.record(found.counts), protocol)
     draw(run.out, "residual", job.quiet)
+    return run.out
 
 
 @main.command()
@@ -535,14 +568,15 @@ def lesion(
     remove: tuple[str, ...],
     blocks: str | None,
     layers: str,
-) -> None:
+) -> Path:
     """What a network loses with one skip, branch or block, removed at inference.
 
     Not the paper's Figure 8, which trains networks without the skips of a block. Writes lesion.csv, run.json,
     lesion.png and lesion.pdf.
     """
     if job.redraw is not None:
-        return draw(job.redraw, "lesion", job.quiet)
+        draw(job.redraw, "lesion", job.quiet)
+        return job.redraw
     chosen = parse_blocks(blocks)
     run = job.start([(model, weights, arg)])
     run.notice_a_single_batch()
@@ -558,6 +592,7 @@ def lesion(
     protocol = {"quantity": QUANTITY, **options, "batch_size": found.counts.batch_size}
     run.save(run.images.record(found.counts), protocol)
     draw(run.out, "lesion", job.quiet)
+    return run.out
 
 
 @main.command()
@@ -574,7 +609,7 @@ def localize(
     layers: str,
     show: tuple[str, ...],
     show_layer: str | None,
-) -> None:
+) -> Path:
     """Which input patches single tokens resemble (paper, Figures 9, 10, D.1 to D.3).
 
     Writes localization.csv (every token and patch of every layer), localization_summary.csv, run.json, and the
@@ -582,7 +617,8 @@ def localize(
     """
     tokens = parse_tokens(show)
     if job.redraw is not None:
-        return draw_localization(job.redraw, tokens, show_layer, job.quiet)
+        draw_localization(job.redraw, tokens, show_layer, job.quiet)
+        return job.redraw
     run = job.start(each_model(model, weights, arg))
     run.notice_a_single_batch()
 
@@ -605,6 +641,7 @@ def localize(
     save_table(found.summary, run.out / "localization_summary.csv")
     run.save(run.images.record(found.counts), found.protocol, undefined=found.undefined)
     draw_localization(run.out, tokens, show_layer, job.quiet)
+    return run.out
 
 
 def draw_localization(directory: Path, tokens: list[tuple[int, int]] | None, layer: str | None, quiet: bool) -> None:
@@ -662,14 +699,15 @@ def probe(
     train_data: str | None,
     train_split: str | None,
     train_images: int | None,
-) -> None:
+) -> Path:
     """What layers know of classes: linear probes, neighbours (paper, Figures 11, 13, D.4, F).
 
     --data, --split and --images choose the test images. Writes probe.csv, probe_summary.csv (mean and standard error
     over seeds), neighbours.csv, run.json, and the pictures of all three.
     """
     if job.redraw is not None:
-        return draw_probe(job.redraw, job.quiet)
+        draw_probe(job.redraw, job.quiet)
+        return job.redraw
     counts = [None if each == "all" else parse_shots(each) for each in shots]
     if train_images is not None:
         check_range("--train-images", train_images, 4)
@@ -692,6 +730,7 @@ def probe(
     save_table(found.neighbours, run.out / "neighbours.csv")
     run.save(run.images.record(found.counts), found.protocol)
     draw_probe(run.out, job.quiet)
+    return run.out
 
 
 def parse_shots(text: str) -> int:
@@ -734,7 +773,7 @@ def figures(
     layers: str | None,
     train_data: str | None,
     train_split: str | None,
-) -> None:
+) -> Path:
     """The figures of the paper, such as 1 or C.5; all of them without NUMBER.
 
     Forward-only figures share one forward pass per network and image. Writes a folder per figure, figure-NUMBER, with
@@ -750,7 +789,8 @@ def figures(
             raise one_of("figure", chosen[number], FIGURES)
     wanted = [FIGURES[number] for number in chosen] or list(FIGURES.values())
     if job.redraw is not None:
-        return redraw_figures(job.redraw, wanted if chosen else [], preset, job.quiet)
+        redraw_figures(job.redraw, wanted if chosen else [], preset, job.quiet)
+        return job.redraw
     job = replace(job, images=job.images or (5000 if preset == "mini" else 10240))
     job = replace(job, batch_size=job.batch_size or (250 if preset == "mini" else 1024))
 
@@ -781,12 +821,14 @@ def figures(
         save_figure(exhibit, of, run.out, preset)
     run.save(run.images.record(made.counts), {"preset": preset, "layers": layers, **made.protocol})
     redraw_figures(run.out, [exhibit for exhibit, _ in made.figures], preset, job.quiet)
+    return run.out
 
 
 @main.command()
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--quiet", is_flag=True, help="Write the files only.")
-def claims(directory: Path, quiet: bool) -> None:
+@AS_JSON
+def claims(directory: Path, quiet: bool, as_json: bool) -> None:
     """What the paper claims, and whether the figures in DIRECTORY agree.
 
     A claim is the side of a boundary on which the paper finds a number. It agrees or disagrees if the number's 95 %
@@ -798,7 +840,9 @@ def claims(directory: Path, quiet: bool) -> None:
     table = check(directory)
     save_table(table, prepare(directory) / "claims.csv")
     save_text(markdown(table), directory / "claims.md")
-    if not quiet:
+    if as_json:
+        print_json(json.loads(table.to_json(orient="records")))
+    elif not quiet:
         click.echo(markdown(table), nl=False)
 
 
@@ -808,24 +852,31 @@ def claims(directory: Path, quiet: bool) -> None:
     "--out", type=click.Path(path_type=Path), metavar="FILE", help="The page.  [default: DIRECTORY/report.html]"
 )
 @click.option("--quiet", is_flag=True, help="Errors only.")
-def report(directory: Path, out: Path | None, quiet: bool) -> None:
+@AS_JSON
+def report(directory: Path, out: Path | None, quiet: bool, as_json: bool) -> None:
     """One page of the figures in DIRECTORY, with their claims, that opens offline; needs plotly.
 
     Heatmaps can be hovered over and zoomed into.
     """
     from repsim.report import write_report
 
-    say(f"wrote {write_report(directory, out)}", quiet)
+    page = write_report(directory, out)
+    if as_json:
+        print_json({"directory": str(directory), "files": [str(page)]})
+    say(f"wrote {page}", quiet)
 
 
 @main.command()
-def models() -> None:
+@AS_JSON
+def models(as_json: bool) -> None:
     """Networks by the paper's names: what each stands for, and which public weights are used."""
     from repsim.aliases import ALIASES, BUNDLED
 
     rows = [("alias", "in the paper", "timm name", "weights")]
     rows += [(name, alias.stands_for, alias.timm_name, alias.weights) for name, alias in ALIASES.items()]
     rows += [(name, what, "bundled", "Fashion-MNIST") for name, what in BUNDLED.items()]
+    if as_json:
+        return print_rows_as_json(rows)
     print_columns(rows)
     click.echo("\nAlso: every timm name, hf-hub:owner/name, local-dir:path, package.module:factory.")
 
@@ -834,7 +885,8 @@ def models() -> None:
 @click.argument("model")
 @click.option("--layers", default="paper", show_default=True, help="`blocks`, `paper`, `all`, or a regular expression.")
 @click.option("--arg", metavar="KEY=VALUE", multiple=True, help="Model argument, such as img_size=384; repeatable.")
-def layers(model: str, layers: str, arg: tuple[str, ...]) -> None:
+@AS_JSON
+def layers(model: str, layers: str, arg: tuple[str, ...], as_json: bool) -> None:
     """What can be compared in MODEL: name, kind, index, relative depth, shape for one image."""
     from repsim.layers import find_layers
     from repsim.models import load_model, parse_model_args
@@ -844,7 +896,7 @@ def layers(model: str, layers: str, arg: tuple[str, ...]) -> None:
     for layer in find_layers(network, layers):
         shape = " x ".join(map(str, layer.shape))
         rows.append((str(layer.index), f"{layer.depth:.3f}", layer.kind, layer.name, shape))
-    print_columns(rows)
+    print_rows_as_json(rows) if as_json else print_columns(rows)
 
 
 # Helpers that the commands share
@@ -969,6 +1021,11 @@ def print_columns(rows: list[tuple[str, ...]]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+
+
+def print_rows_as_json(rows: list[tuple[str, ...]]) -> None:
+    """The first row names the columns."""
+    print_json([dict(zip(rows[0], row)) for row in rows[1:]])
 
 
 def command_line() -> str:

@@ -377,3 +377,21 @@ def test_probe_on_folders(somewhere):
 def test_bad_input_elsewhere(somewhere, arguments, code, message):
     result = repsim(*arguments)
     assert result.exit_code == code and message in result.output and "Traceback" not in result.output
+
+
+def test_the_reference_page_is_that_of_the_commands():
+    import commands
+
+    assert commands.PAGE.read_text() == commands.page(), "run python analyses/commands.py"
+
+
+def test_json_is_all_there_is_on_standard_output(somewhere):
+    arguments = ["cka", "--images", 12, "--batch-size", 8, "--layers", "blocks.1|layer1.1", "--out", "o", "--json"]
+    result = repsim(*arguments)
+    said = json.loads(result.stdout)
+    assert said["directory"] == "o" and "o/cka.csv" in said["files"] and "o/run.json" in said["files"]
+    assert said["notices"] == json.loads(Path("o/run.json").read_text())["notices"] != []
+    assert json.loads(repsim("cka", "--redraw", "o", "--json", "--quiet").stdout)["directory"] == "o"
+    assert {"alias", "timm name"} <= set(json.loads(repsim("models", "--json").stdout)[0])
+    layers = json.loads(repsim("layers", "vit_mini", "--json").stdout)
+    assert layers[0]["layer"] == "stem" and len(layers) == 73
