@@ -26,7 +26,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
@@ -35,7 +34,7 @@ from repsim.measures.cka import normalise_matched
 from repsim.measures.running import jackknife
 from repsim.minis import bundled
 from repsim.plots.curves import over_depth
-from repsim.plots.style import look, save
+from repsim.plots.style import Figure, look, save
 from repsim.studies.similarity import MatchedSimilarity
 from repsim.sweep import sweep
 

@@ -22,13 +22,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
 import repsim as rs
 from repsim.minis import bundled
-from repsim.plots.style import save
+from repsim.plots.style import Figure, save
 from repsim.studies.similarity import LayerSimilarity
 from repsim.sweep import sweep
 

@@ -18,14 +18,13 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
 import repsim as rs
 from repsim.minis import bundled
 from repsim.plots.matrices import panel
-from repsim.plots.style import look
+from repsim.plots.style import Figure, look
 from repsim.studies.similarity import LayerSimilarity
 from repsim.sweep import sweep
 

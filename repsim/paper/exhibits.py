@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from repsim import plots
+from repsim.plots.style import Figure
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from repsim.errors import UsageError
-from repsim.plots.style import look
+from repsim.plots.style import Figure, look
 
 
 def ends(blocks: list[int], each: int = 2) -> list[int]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from repsim.plots.matrices import ticks
-from repsim.plots.style import SIMILARITY_CMAP, UNDEFINED, look
+from repsim.plots.style import SIMILARITY_CMAP, UNDEFINED, Figure, look
 
 NOTHING = "nothing"
 COLUMNS = 3

@@ -8,12 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from repsim.errors import UsageError, one_of
-from repsim.plots.style import UNDEFINED, look
+from repsim.plots.style import UNDEFINED, Figure, look
 
 MAP_CMAP = "inferno"
 TOKEN_CMAP = "viridis"

@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from repsim.errors import UsageError, one_of
-from repsim.plots.style import SIMILARITY_CMAP, UNDEFINED, look
+from repsim.plots.style import SIMILARITY_CMAP, UNDEFINED, Figure, look
 
 MOST_TICKS = 14
 INCHES = 3.6
@@ -39,7 +38,6 @@ def panels(table: pd.DataFrame, pairs: Sequence[tuple[str, str]], *, title: str)
     columns = min(4, len(pairs))
     rows = -(-len(pairs) // columns)
     with look():
-        # A figure of its own, not pyplot's: nothing is shown, nothing has to be closed.
         figure = Figure(figsize=(INCHES * columns + 0.7, INCHES * rows + 0.5))
         axes = figure.subplots(rows, columns, squeeze=False).flatten()
         for ax in axes[len(pairs) :]:

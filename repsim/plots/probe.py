@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.figure import Figure
 
 from repsim.errors import UsageError
 from repsim.plots.curves import over_depth
 from repsim.plots.maps import TOKEN_CMAP
-from repsim.plots.style import look
+from repsim.plots.style import Figure, look
 
 AGGREGATIONS = {
     "cls": "CLS",

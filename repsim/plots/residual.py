@@ -9,9 +9,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
 
-from repsim.plots.style import look
+from repsim.plots.style import Figure, look
 
 RATIO_CMAP = "viridis"
 NAMES = {"unit": "unit", "mlp": "MLP"}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib as mpl
-from matplotlib.figure import Figure
+import matplotlib.figure
 
 from repsim.tables import whole
 
@@ -35,7 +36,16 @@ def look() -> Iterator[None]:
         yield
 
 
-def save(figure: Figure, path: Path) -> list[Path]:
+class Figure(matplotlib.figure.Figure):
+    """A figure of its own, not pyplot's: nothing has to be closed, and notebooks show it without `%matplotlib`."""
+
+    def _repr_png_(self) -> bytes:
+        with look(), io.BytesIO() as file:
+            self.savefig(file, format="png", dpi=110)
+            return file.getvalue()
+
+
+def save(figure: matplotlib.figure.Figure, path: Path) -> list[Path]:
     """Write `path`.png and `path`.pdf, each whole or not at all."""
     written = []
     with look():
