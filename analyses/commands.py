@@ -17,7 +17,7 @@ PAGE = Path(__file__).parent.parent / "repsim" / "COMMANDS.md"
 def page() -> str:
     """The help of every command, as click prints it at 100 columns."""
     parts = ["# Commands", "", "Written by `analyses/commands.py` from the commands themselves.", ""]
-    with click.Context(repsim, info_name="repsim") as parent:
+    with click.Context(repsim, info_name="repsim", **repsim.context_settings) as parent:
         for name in repsim.list_commands(parent):
             command = repsim.get_command(parent, name)
             with click.Context(

@@ -1,0 +1,15 @@
+"""The command line. Nothing heavy is imported before a command needs it."""
+
+from repsim.cli import (  # noqa: F401  each adds its commands to main
+    attention,
+    localization,
+    look,
+    paper,
+    probe,
+    receptive,
+    residual,
+    similarity,
+)
+from repsim.cli.base import default_data, main
+
+__all__ = ["default_data", "main"]

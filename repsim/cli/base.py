@@ -1,0 +1,302 @@
+"""The group of commands, the options they share, and what is done before and after each study."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from repsim.cli.words import check_range, command_line, device_name, print_json, progress_bar, say, versions
+from repsim.errors import RepsimError, UsageError
+
+Asked = tuple[str, str, tuple[str, ...]]
+"""A network as it was asked for: model, weights, model arguments."""
+
+
+class Commands(click.Group):
+    """Turns repsim's errors into one line and an exit code: 2 for a wrong call, 1 for the rest."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RepsimError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(2 if isinstance(error, UsageError) else 1)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="repsim-vision", prog_name="repsim")
+def main() -> None:
+    """Compare what vision networks compute, layer by layer (Raghu et al., NeurIPS 2021)."""
+
+
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Say what was made as JSON, on standard output.")
+
+
+def options(*decorators: Callable) -> Callable:
+    """Several click options as one decorator, shared by commands."""
+
+    def decorate(command: Callable) -> Callable:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class Job:
+    """The options that every study shares, and what is done with them before and after it."""
+
+    command: str
+    data: str | None
+    data_dir: str | None
+    split: str | None
+    images: int
+    seed: int
+    workers: int | None
+    skip_broken: bool
+    batch_size: int
+    device: str | None
+    out: Path | None
+    redraw: Path | None
+    quiet: bool
+    as_json: bool
+
+    def start(self, asked: list[Asked]) -> Run:
+        """Look at everything that is cheap to look at first; then load networks and make the directory."""
+        check_range("--images", self.images, 4)
+        check_range("--batch-size", self.batch_size, 4)
+        if self.workers is not None:
+            check_range("--workers", self.workers, 0)
+
+        from repsim.images import ImageSet
+        from repsim.models import check_name
+        from repsim.tables import prepare
+
+        started = time.perf_counter()
+        for model, _, _ in asked:
+            check_name(model)
+        data = self.data or default_data([model for model, _, _ in asked])
+        chosen = ImageSet(data, split=self.split, root=self.data_dir, images=self.images, seed=self.seed)
+        networks = load(asked, self.device, self.seed)
+        labels = [label(model, weights) for model, weights, _ in asked]
+        out = prepare(self.out or Path("runs") / "-".join([self.command, *labels]))
+        run = Run(self, networks, chosen, out, started)
+        if len(chosen) < self.images:
+            run.notice(f"{self.images} images were asked for, there are {len(chosen)}; all are used")
+        return run
+
+    def how(self, repeats: int = 1) -> dict[str, Any]:
+        """How images are passed over: what every study takes by these names."""
+        progress = progress_bar(self.quiet, repeats)
+        return {"progress": progress, "workers": self.workers, "skip_broken": self.skip_broken}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A job under way."""
+
+    job: Job
+    networks: list[Any]
+    images: Any
+    out: Path
+    started: float
+    notices: list[str] = field(default_factory=list)
+
+    def notice(self, text: str) -> None:
+        """Something about the run that its user must know: said now, and kept in the record."""
+        self.notices.append(text)
+        say(text, self.job.quiet)
+
+    def notice_a_single_batch(self) -> None:
+        """Of studies whose standard errors are over minibatches."""
+        size, count = self.job.batch_size, len(self.images)
+        if count < size:
+            self.notice(f"fewer images than --batch-size {size}: one batch of {count}, so no standard errors")
+        elif count < 2 * size:
+            self.notice(f"{count} images make one batch of {size}, so no standard errors")
+
+    def save(self, images: dict[str, Any], protocol: dict[str, Any], **more: Any) -> None:
+        """Write `run.json`: everything needed to know what was computed, and to do it again."""
+        from repsim.tables import RECORD, save_record
+
+        losses = [("dropped_in_short_batch", "left out, a short last batch"), ("broken_count", "could not be read")]
+        for key, what in losses:
+            if images[key]:
+                self.notice(f"{images['used']} images used; {images[key]} {what}")
+        record = {
+            "command": command_line(),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "networks": [network.record() for network in self.networks],
+            "images": images,
+            "protocol": {**protocol, "seed": self.job.seed},
+            "random": any(network.weights == "random" for network in self.networks),
+            **more,
+            "notices": self.notices,
+            "versions": versions(),
+            "device": device_name(self.networks[0].device),
+            "seconds": round(time.perf_counter() - self.started, 2),
+        }
+        save_record(record, self.out / RECORD)
+
+
+def job_options(command: str, images: int, batch_size: int, of: str) -> Callable:
+    """The options of a `Job`, which the command gets as its first argument."""
+    decorate = options(
+        click.option(
+            "--data",
+            metavar="DATA",
+            help="Folder of images, `sample`, `fashion-mnist`, `noise`, or a timm data set such as torch/cifar10.  "
+            "[default: the bundled sample for bundled networks, else data/imagenet/val or $REPSIM_IMAGENET]",
+        ),
+        click.option("--data-dir", metavar="DIR", help="Where timm's data sets or Fashion-MNIST lie."),
+        click.option("--split", help="Which split, or which folder inside DATA."),
+        click.option("--images", type=int, default=images, show_default=True, help="How many, drawn at random."),
+        click.option(
+            "--seed",
+            type=click.IntRange(0, 2**63 - 1),
+            default=0,
+            show_default=True,
+            help="Of the draw, and of untrained weights.",
+        ),
+        click.option("--workers", type=int, help="Processes that decode images.  [default: one per core, up to 8]"),
+        click.option("--skip-broken", is_flag=True, help="Go on without images that cannot be read, and count them."),
+        click.option("--batch-size", type=int, default=batch_size, show_default=True, help=f"Images per {of}."),
+        click.option("--device", help="cpu, cuda, cuda:1, mps ...  [default: cuda where there is one]"),
+        click.option(
+            "--out", type=click.Path(path_type=Path), help=f"Directory of the results.  [default: runs/{command}-...]"
+        ),
+        click.option(
+            "--redraw",
+            type=click.Path(path_type=Path),
+            metavar="DIR",
+            help="Only draw the pictures of a finished run anew.",
+        ),
+        click.option("--quiet", is_flag=True, help="No progress; errors only."),
+        AS_JSON,
+    )
+    shared = [f.name for f in fields(Job) if f.name != "command"]
+
+    def with_job(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def called(**given: Any) -> Any:
+            job = Job(command, **{name: given.pop(name) for name in shared})
+            out = function(job, **given)
+            if job.as_json:
+                files = sorted(str(path) for path in out.rglob("*") if path.is_file())
+                print_json({"directory": str(out), "files": files, **noticed(out)})
+
+        return decorate(called)
+
+    return with_job
+
+
+def noticed(out: Path) -> dict[str, Any]:
+    """What the record of a run has its user know."""
+    from repsim.tables import RECORD
+
+    try:
+        return {"notices": json.loads((out / RECORD).read_text()).get("notices", [])}
+    except (OSError, ValueError):
+        return {"notices": []}
+
+
+def model_options(
+    side: str = "", model: str = "", default: str | tuple[str, ...] | None = None, *, several: bool = False
+) -> Callable:
+    """`--model`, `--weights` and `--arg`, or those of one of two sides: `--model-a` ...
+
+    With `several`, any number of networks may be given, and `each_model` reads them.
+    """
+    end = f"-{side}" if side else ""
+    weights = "`pretrained`, `random`, or a file"
+    if several:
+        weights += f": once for all, or once per --model{end}.  [default: pretrained]"
+    return options(
+        click.option(
+            f"--model{end}",
+            metavar="MODEL",
+            multiple=several,
+            default=default,
+            show_default=default is not None,
+            help=f"{MODEL}{model}",
+        ),
+        click.option(
+            f"--weights{end}",
+            metavar="WEIGHTS",
+            multiple=several,
+            default=None if several else "pretrained",
+            show_default=not several,
+            help=weights if several else f"{weights}.",
+        ),
+        click.option(
+            f"--arg{end}",
+            metavar="KEY=VALUE",
+            multiple=True,
+            help=f"{'Argument of each model' if several else 'Model argument'}, such as img_size=384; repeatable.",
+        ),
+    )
+
+
+def each_model(models: tuple[str, ...], weights: tuple[str, ...], args: tuple[str, ...], side: str = "") -> list[Asked]:
+    weights = weights or ("pretrained",)
+    if len(weights) == 1:
+        weights *= len(models)
+    if len(weights) != len(models):
+        raise UsageError(
+            f"give --weights{side} once, or once per --model{side}: "
+            f"there are {len(models)} models and {len(weights)} weights"
+        )
+    return [(model, each, args) for model, each in zip(models, weights)]
+
+
+LAYERS = click.option(
+    "--layers", default="blocks", show_default=True, help="`blocks`, `paper`, `all`, or a regular expression."
+)
+MODEL = "Alias, timm name, hf-hub:..., local-dir:... or package.module:factory."
+
+
+def load(asked: list[Asked], device: str | None, seed: int) -> list[Any]:
+    """The networks of a command, each loaded once."""
+    import torch
+
+    from repsim.models import load_model, parse_model_args
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return [
+        load_model(model, weights=weights, device=device, seed=seed, **parse_model_args(args))
+        for model, weights, args in asked
+    ]
+
+
+def default_data(networks: list[str]) -> str:
+    """The bundled sample for the bundled networks, else ImageNet where it is."""
+    from repsim.minis import ARCHITECTURES, bundled
+
+    if all(name in ARCHITECTURES or name in bundled() for name in networks):
+        return "sample"
+    named = os.environ.get("REPSIM_IMAGENET")
+    if named and not Path(named).is_dir():
+        raise UsageError(f"REPSIM_IMAGENET names {named!r}, which is no folder")
+    for place in (named, "data/imagenet/val"):
+        if place and Path(place).is_dir():
+            return place
+    raise UsageError(
+        "no images: give a folder with --data DIR (data/README.md says how to get some), or put ImageNet's validation "
+        "images into data/imagenet/val or name their folder in REPSIM_IMAGENET; `--data noise` gives a dry run"
+    )
+
+
+def label(model: str, weights: str) -> str:
+    suffix = {"pretrained": "", "random": "-random"}.get(weights, f"@{Path(weights).stem}")
+    return re.sub(r"[^\w.@+-]+", "-", model.rstrip("/").split("/")[-1]) + suffix

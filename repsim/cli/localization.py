@@ -1,0 +1,82 @@
+"""`repsim localize`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from repsim.cli.base import LAYERS, Job, each_model, job_options, main, model_options
+from repsim.cli.pictures import finish
+from repsim.cli.words import say
+from repsim.errors import UsageError, one_of
+
+
+@main.command()
+@model_options("", " Repeatable.", ("vit_mini", "vit_mini_gap", "resnet_mini"), several=True)
+@LAYERS
+@click.option("--show", metavar="ROW,COLUMN", multiple=True, help="Token to draw; repeatable.  [default: the paper's]")
+@click.option("--show-layer", metavar="LAYER", help="Layer to draw.  [default: the last of each network]")
+@job_options("localize", images=2560, batch_size=256, of="minibatch of CKA")
+def localize(
+    job: Job,
+    model: tuple[str, ...],
+    weights: tuple[str, ...],
+    arg: tuple[str, ...],
+    layers: str,
+    show: tuple[str, ...],
+    show_layer: str | None,
+) -> Path:
+    """Which input patches single tokens resemble (paper, Figures 9, 10, D.1 to D.3).
+
+    Writes localization.csv (every token and patch of every layer), localization_summary.csv, run.json, and the
+    pictures of both.
+    """
+    tokens = parse_tokens(show)
+    if job.redraw is not None:
+        draw_localization(job.redraw, tokens, show_layer, job.quiet)
+        return job.redraw
+    run = job.start(each_model(model, weights, arg))
+    run.notice_a_single_batch()
+
+    from repsim.studies.localization import located, patch_grid, token_localization
+    from repsim.tables import save_table
+
+    if tokens or show_layer is not None:  # what cannot be drawn is said before anything runs
+        placed = [(network, located(network, layers)[0]) for network in run.networks]
+        names = dict.fromkeys(layer.name for _, of in placed for layer in of)
+        if show_layer is not None and show_layer not in names:
+            raise one_of("layer of --show-layer", show_layer, names)
+        rows, columns = (min(sides) for sides in zip(*(patch_grid(network, of) for network, of in placed)))
+        for row, column in tokens or ():
+            if not (0 <= row < rows and 0 <= column < columns):
+                raise UsageError(f"--show {row},{column}: the grid of tokens is {rows} x {columns}")
+    found = token_localization(run.networks, run.images, layers=layers, batch_size=job.batch_size, **job.how())
+    for reason in found.undefined:
+        say(reason, job.quiet)
+    save_table(found.table, run.out / "localization.csv")
+    save_table(found.summary, run.out / "localization_summary.csv")
+    run.save(run.images.record(found.counts), found.protocol, undefined=found.undefined)
+    draw_localization(run.out, tokens, show_layer, job.quiet)
+    return run.out
+
+
+def draw_localization(directory: Path, tokens: list[tuple[int, int]] | None, layer: str | None, quiet: bool) -> None:
+    from repsim.plots import localization, localization_summary
+    from repsim.tables import LOCALIZATION, LOCALIZATION_SUMMARY, load_table
+
+    summary = load_table(directory / "localization_summary.csv", LOCALIZATION_SUMMARY)
+    models = list(summary["model"].unique())
+    finish(directory, "localization_summary", localization_summary(summary), models, True)
+    table = load_table(directory / "localization.csv", LOCALIZATION)
+    finish(directory, "localization", localization(table, tokens=tokens, layer=layer), models, quiet)
+
+
+def parse_tokens(show: tuple[str, ...]) -> list[tuple[int, int]] | None:
+    try:
+        pairs = [tuple(int(number) for number in token.split(",")) for token in show]
+    except ValueError:
+        pairs = [()]
+    if any(len(pair) != 2 for pair in pairs):
+        raise UsageError(f"--show takes the row and column of a token, such as 2,1, got {' '.join(show)!r}")
+    return pairs or None

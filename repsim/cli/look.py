@@ -1,0 +1,41 @@
+"""`repsim models` and `repsim layers`."""
+
+from __future__ import annotations
+
+import click
+
+from repsim.cli.base import AS_JSON, main
+from repsim.cli.words import print_columns, print_rows_as_json
+
+
+@main.command()
+@AS_JSON
+def models(as_json: bool) -> None:
+    """Networks by the paper's names: what each stands for, and which public weights are used."""
+    from repsim.aliases import ALIASES, BUNDLED
+
+    rows = [("alias", "in the paper", "timm name", "weights")]
+    rows += [(name, alias.stands_for, alias.timm_name, alias.weights) for name, alias in ALIASES.items()]
+    rows += [(name, what, "bundled", "Fashion-MNIST") for name, what in BUNDLED.items()]
+    if as_json:
+        return print_rows_as_json(rows)
+    print_columns(rows)
+    click.echo("\nAlso: every timm name, hf-hub:owner/name, local-dir:path, package.module:factory.")
+
+
+@main.command()
+@click.argument("model")
+@click.option("--layers", default="paper", show_default=True, help="`blocks`, `paper`, `all`, or a regular expression.")
+@click.option("--arg", metavar="KEY=VALUE", multiple=True, help="Model argument, such as img_size=384; repeatable.")
+@AS_JSON
+def layers(model: str, layers: str, arg: tuple[str, ...], as_json: bool) -> None:
+    """What can be compared in MODEL: name, kind, index, relative depth, shape for one image."""
+    from repsim.layers import find_layers
+    from repsim.models import load_model, parse_model_args
+
+    network = load_model(model, weights="random", **parse_model_args(arg))
+    rows = [("index", "depth", "kind", "layer", "shape")]
+    for layer in find_layers(network, layers):
+        shape = " x ".join(map(str, layer.shape))
+        rows.append((str(layer.index), f"{layer.depth:.3f}", layer.kind, layer.name, shape))
+    print_rows_as_json(rows) if as_json else print_columns(rows)

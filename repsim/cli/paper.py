@@ -1,0 +1,145 @@
+"""`repsim figures`, `repsim claims` and `repsim report`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from repsim.cli.base import AS_JSON, Job, default_data, job_options, main
+from repsim.cli.words import print_json, say
+from repsim.errors import UsageError, one_of
+
+
+@main.command()
+@click.argument("numbers", nargs=-1, metavar="[NUMBER]...")
+@click.option(
+    "--preset", type=click.Choice(["mini", "paper"]), default="mini", show_default=True, help="Which networks."
+)
+@click.option("--weights", metavar="WEIGHTS", default="pretrained", show_default=True, help="`random`: a dry run.")
+@click.option("--layers", help="See `repsim cka`.  [default: blocks; of `paper`, paper]")
+@click.option("--train-data", metavar="DATA", help="Where the training images of probes are.  [default: in DATA]")
+@click.option("--train-split", metavar="SPLIT", help="Which split or folder they are.  [default: train]")
+@job_options("figures", images=None, batch_size=None, of="minibatch  [default: 250; of `paper`, 1024]")
+def figures(
+    job: Job,
+    numbers: tuple[str, ...],
+    preset: str,
+    weights: str,
+    layers: str | None,
+    train_data: str | None,
+    train_split: str | None,
+) -> Path:
+    """The figures of the paper, such as 1 or C.5; all of them without NUMBER.
+
+    Forward-only figures share one forward pass per network and image. Writes a folder per figure, figure-NUMBER, with
+    its tables, the numbers its claims are checked by (numbers.csv), run.json and the picture. `mini` has the bundled
+    networks and images; `paper` the public checkpoints nearest to the paper's, ImageNet's validation images and
+    the paper's protocol.
+    """
+    from repsim.paper.figures import FIGURES
+
+    chosen = {number.upper(): number for number in numbers}
+    for number in chosen:
+        if number not in FIGURES:
+            raise one_of("figure", chosen[number], FIGURES)
+    wanted = [FIGURES[number] for number in chosen] or list(FIGURES.values())
+    if job.redraw is not None:
+        redraw_figures(job.redraw, wanted if chosen else [], preset, job.quiet)
+        return job.redraw
+    job = replace(job, images=job.images or (5000 if preset == "mini" else 10240))
+    job = replace(job, batch_size=job.batch_size or (250 if preset == "mini" else 1024))
+
+    from repsim.images import ImageSet, train_and_test
+    from repsim.minis import bundled
+    from repsim.paper.files import save_figure
+    from repsim.paper.run import Plan
+
+    plan = Plan.of(wanted, preset, bundled())
+    data = job.data or default_data(plan.names)
+    train = None
+    if plan.probes and data != "noise":
+        (train_data, train_split), (data, split) = train_and_test(data, job.split, train_data, train_split)
+        train = ImageSet(train_data, split=train_split, root=job.data_dir, seed=job.seed)
+        job = replace(job, split=split)
+    run = replace(job, data=data, out=job.out or Path("runs") / f"figures-{preset}").start(
+        [(name, weights, ()) for name in plan.names]
+    )
+    for number, reason in plan.left_out.items():
+        run.notice(f"figure {number} is left out: {reason}")
+    layers = layers or ("blocks" if preset == "mini" else "paper")
+    made = plan.make(
+        dict(zip(plan.names, run.networks)), run.images, train, layers=layers, batch_size=job.batch_size, **job.how()
+    )
+    for reason in made.left_out:
+        run.notice(reason)
+    for exhibit, of in made.figures:
+        save_figure(exhibit, of, run.out, preset)
+    run.save(run.images.record(made.counts), {"preset": preset, "layers": layers, **made.protocol})
+    redraw_figures(run.out, [exhibit for exhibit, _ in made.figures], preset, job.quiet)
+    return run.out
+
+
+def redraw_figures(out: Path, wanted: list[Any], preset: str, quiet: bool) -> None:
+    """Draw the pictures of figures from their tables; of all that are there, unless some are wanted."""
+    from repsim import plots
+    from repsim.paper.figures import FIGURES
+    from repsim.paper.files import folder, load_figure
+
+    drawn = []
+    for exhibit in wanted or FIGURES.values():
+        made = load_figure(exhibit, out)
+        if made is None and wanted:
+            raise UsageError(f"there is no figure {exhibit.number} in {out}; make it first")
+        if made is not None:
+            picture = exhibit.draw(made, exhibit.caption(preset))
+            plots.save(picture, folder(exhibit, out) / f"figure-{exhibit.number}")
+            drawn.append(exhibit.number)
+    if not drawn:
+        raise UsageError(f"there are no figures in {out}; give the directory of a finished run")
+    say(f"figures {', '.join(drawn)} are in {out}", quiet)
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--quiet", is_flag=True, help="Write the files only.")
+@AS_JSON
+def claims(directory: Path, quiet: bool, as_json: bool) -> None:
+    """What the paper claims, and whether the figures in DIRECTORY agree.
+
+    A claim is the side of a boundary on which the paper finds a number. It agrees or disagrees if the number's 95 %
+    interval lies on one side of it, and is undecided otherwise. Also writes claims.csv and claims.md.
+    """
+    from repsim.claims import check, markdown
+    from repsim.tables import prepare, save_table, save_text
+
+    table = check(directory)
+    save_table(table, prepare(directory) / "claims.csv")
+    save_text(markdown(table), directory / "claims.md")
+    if as_json:
+        print_json(json.loads(table.to_json(orient="records")))
+    elif not quiet:
+        click.echo(markdown(table), nl=False)
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="FILE", help="The page.  [default: DIRECTORY/report.html]"
+)
+@click.option("--quiet", is_flag=True, help="Errors only.")
+@AS_JSON
+def report(directory: Path, out: Path | None, quiet: bool, as_json: bool) -> None:
+    """One page of the figures in DIRECTORY, with their claims, that opens offline; needs plotly.
+
+    Heatmaps can be hovered over and zoomed into.
+    """
+    from repsim.report import write_report
+
+    page = write_report(directory, out)
+    if as_json:
+        print_json({"directory": str(directory), "files": [str(page)]})
+    say(f"wrote {page}", quiet)

@@ -1,0 +1,44 @@
+"""Drawing the pictures of a run from its tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from repsim.cli.words import say
+
+PICTURES = {
+    "cka": ("SIMILARITY", "heatmap"),
+    "matched": ("MATCHED", "matched"),
+    "heads": ("HEADS", "head_similarity"),
+    "residual": ("RESIDUAL", "residual"),
+    "lesion": ("LESION", "lesion"),
+}
+"""Name of a table -> its columns in `tables`, and what draws it in `plots`."""
+
+
+def draw(directory: Path, name: str, quiet: bool) -> None:
+    """Draw a run's picture from its table and say where everything is."""
+    from repsim import plots, tables
+
+    columns, plot = PICTURES[name]
+    table = tables.load_table(directory / f"{name}.csv", getattr(tables, columns))
+    models = [
+        model for column in ("model", "model_a", "model_b") if column in table for model in table[column].unique()
+    ]
+    finish(directory, name, getattr(plots, plot)(table).figure, models, quiet)
+
+
+def finish(directory: Path, name: str, figure: Any, models: list[str], quiet: bool) -> None:
+    """Save a figure under its name, and once more with `random` in it for untrained networks; say where it is."""
+    from repsim.plots import save
+    from repsim.tables import RECORD
+
+    pictures = save(figure, directory / name)
+    if any("-random" in model for model in models):
+        pictures += save(figure, directory / f"{name}-random")
+    else:  # an earlier run into this directory may have been untrained
+        for suffix in (".png", ".pdf"):
+            (directory / f"{name}-random{suffix}").unlink(missing_ok=True)
+    found = [*sorted(directory.glob(f"{name}*.csv")), directory / RECORD, *pictures]
+    say("wrote " + ", ".join(str(path) for path in found if path.exists()), quiet)

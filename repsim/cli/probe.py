@@ -1,0 +1,103 @@
+"""`repsim probe`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from repsim.cli.base import LAYERS, Job, default_data, each_model, job_options, main, model_options
+from repsim.cli.pictures import finish
+from repsim.cli.words import check_range
+from repsim.errors import UsageError
+
+
+@main.command()
+@model_options("", " Repeatable.", ("vit_mini", "resnet_mini"), several=True)
+@LAYERS
+@click.option(
+    "--shots",
+    multiple=True,
+    default=("10",),
+    show_default=True,
+    help="Training images per class, or `all`; repeatable.",
+)
+@click.option("--seeds", type=int, default=3, show_default=True, help="Draws of so many.")
+@click.option("--tokens/--no-tokens", default=True, show_default=True, help="A probe for each single token too.")
+@click.option(
+    "--neighbours", type=int, default=1000, show_default=True, help="Test images for neighbours and soft loss; 0: none."
+)
+@click.option("-k", type=int, default=10, show_default=True, help="Nearest neighbours that vote.")
+@click.option("--train-data", metavar="DATA", help="Where training images are.  [default: in DATA]")
+@click.option("--train-split", metavar="SPLIT", help="Which split or folder they are.  [default: train]")
+@click.option("--train-images", type=int, metavar="N", help="Draw so many of them first.  [default: all]")
+@job_options("probe", images=5000, batch_size=128, of="forward pass")
+def probe(
+    job: Job,
+    model: tuple[str, ...],
+    weights: tuple[str, ...],
+    arg: tuple[str, ...],
+    layers: str,
+    shots: tuple[str, ...],
+    seeds: int,
+    tokens: bool,
+    neighbours: int,
+    k: int,
+    train_data: str | None,
+    train_split: str | None,
+    train_images: int | None,
+) -> Path:
+    """What layers know of classes: linear probes, neighbours (paper, Figures 11, 13, D.4, F).
+
+    --data, --split and --images choose the test images. Writes probe.csv, probe_summary.csv (mean and standard error
+    over seeds), neighbours.csv, run.json, and the pictures of all three.
+    """
+    if job.redraw is not None:
+        draw_probe(job.redraw, job.quiet)
+        return job.redraw
+    counts = [None if each == "all" else parse_shots(each) for each in shots]
+    if train_images is not None:
+        check_range("--train-images", train_images, 4)
+    asked = each_model(model, weights, arg)
+
+    from repsim.images import ImageSet, train_and_test
+
+    data = job.data or default_data([name for name, _, _ in asked])
+    (train_data, train_split), (data, split) = train_and_test(data, job.split, train_data, train_split)
+    train = ImageSet(train_data, split=train_split, root=job.data_dir, images=train_images, seed=job.seed)
+    run = replace(job, data=data, split=split).start(asked)
+
+    from repsim.studies.probe import linear_probes
+    from repsim.tables import save_table
+
+    options = {"layers": layers, "shots": counts, "seeds": seeds, "tokens": tokens, "neighbours": neighbours, "k": k}
+    found = linear_probes(run.networks, train, run.images, **options, batch_size=job.batch_size, **job.how())
+    save_table(found.table, run.out / "probe.csv")
+    save_table(found.summary, run.out / "probe_summary.csv")
+    save_table(found.neighbours, run.out / "neighbours.csv")
+    run.save(run.images.record(found.counts), found.protocol)
+    draw_probe(run.out, job.quiet)
+    return run.out
+
+
+def parse_shots(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"--shots takes a number or `all`, got {text!r}") from None
+
+
+def draw_probe(directory: Path, quiet: bool) -> None:
+    from repsim import plots
+    from repsim.tables import NEIGHBOURS, PROBE, PROBE_SUMMARY, load_table
+
+    summary = load_table(directory / "probe_summary.csv", PROBE_SUMMARY)
+    table = load_table(directory / "probe.csv", PROBE)
+    near = load_table(directory / "neighbours.csv", NEIGHBOURS)
+    models = list(summary["model"].unique())
+    if len(near):
+        finish(directory, "neighbours", plots.neighbours(near), models, True)
+    if (table["aggregation"] == "token").any():
+        finish(directory, "probe_tokens", plots.probe_tokens(table), models, True)
+    finish(directory, "probe", plots.probes(summary), models, quiet)

@@ -1,0 +1,119 @@
+"""`repsim cka` and `repsim heads`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from repsim.cli.base import LAYERS, Job, each_model, job_options, main, model_options
+from repsim.cli.pictures import draw
+from repsim.cli.words import check_range, say
+from repsim.errors import UsageError
+
+
+@main.command()
+@model_options("a", "  [default: vit_mini]")
+@model_options(
+    "b",
+    " Without it: within model A; repeatable with --matched.  [default: resnet_mini if A is not given either]",
+    several=True,
+)
+@click.option(
+    "--matched", is_flag=True, help="Only the same layers, of checkpoints of one architecture: A with each B."
+)
+@LAYERS
+@click.option("--tokens", type=click.Choice(["all", "cls", "spatial", "pooled"]), default="all", show_default=True)
+@click.option("--repeats", type=int, default=1, show_default=True, help="Passes over newly drawn images.")
+@job_options("cka", images=2560, batch_size=256, of="minibatch of CKA")
+def cka(
+    job: Job,
+    model_a: str | None,
+    weights_a: str,
+    arg_a: tuple[str, ...],
+    model_b: tuple[str, ...],
+    weights_b: tuple[str, ...],
+    arg_b: tuple[str, ...],
+    matched: bool,
+    layers: str,
+    tokens: str,
+    repeats: int,
+) -> Path:
+    """Similarity of all layers of one or two networks by minibatch CKA (paper, Figures 1 and 2).
+
+    Writes cka.csv, run.json, cka.png and cka.pdf; with --matched (Figures 12, G.1) matched.csv and its pictures. The
+    paper's protocol is --layers paper --images 10240 --batch-size 1024 --repeats 20.
+    """
+    name = "matched" if matched else "cka"
+    if job.redraw is not None:
+        draw(job.redraw, name, job.quiet)
+        return job.redraw
+    if matched and not model_b:  # checkpoints of A
+        model_b = (model_a or "vit_mini",) * len(weights_b)
+        if not model_b:
+            raise UsageError("--matched compares A with others: give them with --model-b or --weights-b")
+    elif not matched and len(model_b) > 1:
+        raise UsageError(f"--model-b was given {len(model_b)} times; more than one needs --matched")
+    elif model_a is not None and not model_b and (weights_b or arg_b):
+        raise UsageError("--weights-b and --arg-b need --model-b")
+    elif model_a is None and not model_b:
+        model_b = ("resnet_mini",)
+    check_range("--repeats", repeats, 1)
+    asked = [(model_a or "vit_mini", weights_a, arg_a)] + each_model(model_b, weights_b, arg_b, "-b")
+    run = job.start(asked)
+
+    from repsim.studies.similarity import LayerSimilarity, MatchedSimilarity, compare
+    from repsim.tables import save_table
+
+    run.notice_a_single_batch()
+    protocol = {"layers": layers, "tokens": tokens, "batch_size": job.batch_size, "repeats": repeats}
+    study = MatchedSimilarity if matched else LayerSimilarity
+    comparison = compare(run.networks, run.images, study=study, **protocol, **job.how(repeats))
+    for reason in comparison.undefined:
+        say(reason, job.quiet)
+    if repeats > 1 and len(run.images) == comparison.images["available"]:
+        run.notice("every repeat saw the same images, newly batched: sd_repeats says nothing of other images")
+    save_table(comparison.table, run.out / f"{name}.csv")
+    run.save(comparison.images, comparison.protocol, undefined=comparison.undefined)
+    draw(run.out, name, job.quiet)
+    return run.out
+
+
+@main.command()
+@model_options("a", " A transformer.", "vit_mini")
+@model_options("b", default="resnet_mini")
+@click.option("--layers", help="Of model B: a preset or a regular expression.  [default: its first five blocks]")
+@click.option("--window", type=int, help="Heads per window.  [default: a quarter of them]")
+@job_options("heads", images=2560, batch_size=256, of="minibatch of CKA")
+def heads(
+    job: Job,
+    model_a: str,
+    weights_a: str,
+    arg_a: tuple[str, ...],
+    model_b: str,
+    weights_b: str,
+    arg_b: tuple[str, ...],
+    layers: str | None,
+    window: int | None,
+) -> Path:
+    """Local and global heads of A's first block against lower layers of B (paper, Figure 5).
+
+    Writes heads.csv, heads_correlation.csv (Spearman's, with an interval), run.json, heads.png and heads.pdf.
+    """
+    if job.redraw is not None:
+        draw(job.redraw, "heads", job.quiet)
+        return job.redraw
+    run = job.start([(model_a, weights_a, arg_a), (model_b, weights_b, arg_b)])
+    run.notice_a_single_batch()
+
+    from repsim.studies.heads import head_similarity
+    from repsim.tables import save_table
+
+    options = {"layers": layers, "window": window, "batch_size": job.batch_size, "seed": job.seed}
+    found = head_similarity(*run.networks, run.images, **options, **job.how())
+    save_table(found.table, run.out / "heads.csv")
+    save_table(found.correlation, run.out / "heads_correlation.csv")
+    protocol = {"window": window or "a quarter of the heads", "batch_size": found.counts.batch_size}
+    run.save(run.images.record(found.counts), protocol)
+    draw(run.out, "heads", job.quiet)
+    return run.out
