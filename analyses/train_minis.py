@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from repsim.images import read_fashion_mnist
-from repsim.minis import ARCHITECTURES, DATA_CONFIG, WEIGHTS
+from repsim.minis import ARCHITECTURES, CLASSES, DATA_CONFIG, WEIGHTS
 
 ROOT = Path(__file__).parent.parent
 BATCH_SIZE = 256
@@ -227,7 +227,7 @@ def train(run: Run, device: torch.device, *, scratch: Path, weights: Path, save_
 
 
 def build(run: Run) -> nn.Module:
-    model = ARCHITECTURES[run.architecture](**({"num_classes": 4} if run.task == "rotation" else {}))
+    model = ARCHITECTURES[run.architecture](num_classes=CLASSES[run.task])
     if not torch.cuda.is_available():
         for block in getattr(model, "blocks", []):
             if hasattr(block, "attn"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from repsim.errors import UsageError
+from repsim.tables import RECORD
 
 CLAIMS_COLUMNS = ["claim", "source", "measured", "low", "high", "direction", "verdict"]
 Verdict = Literal["agrees", "disagrees", "undecided"]
@@ -22,9 +24,10 @@ class Claim:
     Attributes:
         claim: the paper's statement.
         figure: where it is made; its `numbers.csv` is read.
-        number: how the number's name begins there; `{a}` and `{b}` are the names of networks, whatever they are.
+        number: its name there; `*` is the name of a network, or a word.
         above: whether the paper finds it above the boundary.
         boundary: 0 for differences.
+        caution: what the interval leaves out.
     """
 
     claim: str
@@ -32,6 +35,7 @@ class Claim:
     number: str
     above: bool
     boundary: float = 0.0
+    caution: str = ""
 
     @property
     def direction(self) -> str:
@@ -49,14 +53,13 @@ CLAIMS = [
     Claim(
         "The lower half of a ResNet resembles the lowest quarter of a ViT",
         "2",
-        "depth in * most like the lower half of *",
-        False,
-        0.25,
+        "likest of * to lower half of * lowest quarter - rest",
+        True,
     ),
     Claim(
         "The last third of a ViT resembles no layer of a ResNet as the rest does",
         "2",
-        "likest layer of * last third of * - rest",
+        "likest of * to * last third - rest",
         False,
     ),
     Claim(
@@ -68,7 +71,13 @@ CLAIMS = [
     Claim(
         "With little data heads of the first block are less local", "4", "nearest head of the first block, * - *", True
     ),
-    Claim("Heads that look farther resemble lower ResNet units less", "5", "rank correlation, * against *", False),
+    Claim(
+        "Heads that look farther resemble lower ResNet units less",
+        "5",
+        "rank correlation, * against *",
+        False,
+        caution=" (too narrow: windows share heads)",
+    ),
     Claim(
         "Low ViT layers have larger receptive fields than low ResNet layers",
         "6",
@@ -139,13 +148,18 @@ def check(directory: Path) -> pd.DataFrame:
         if not file.exists():
             continue
         table = pd.read_csv(file)
+        untrained = " (random weights)" if _random(file.with_name(RECORD)) else ""
         for row in table[table["number"].map(lambda name, claim=claim: matches(claim.number, name))].itertuples():
-            source = f"Figure {claim.figure}: {row.number}"
+            source = f"Figure {claim.figure}: {row.number}{claim.caution}{untrained}"
             verdict = claim.verdict(row.low, row.high)
             rows.append((claim.claim, source, row.value, row.low, row.high, claim.direction, verdict))
     if not rows:
         raise UsageError(f"there are no numbers in {directory}; make some with `repsim figures --out {directory}`")
     return pd.DataFrame(rows, columns=CLAIMS_COLUMNS)
+
+
+def _random(record: Path) -> bool:
+    return record.exists() and bool(json.loads(record.read_text()).get("random"))
 
 
 def matches(pattern: str, name: str) -> bool:

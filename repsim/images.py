@@ -25,6 +25,7 @@ SAMPLE = Path(__file__).parent / "sample" / "fashion_mnist.npz"
 SPLITS = ("train", "test")
 FASHION_MNIST_PLACES = (Path("data/fashion-mnist"), Path("/usr/share/datasets/fashion-mnist"))
 TIMM_SCHEMES = ("torch/", "hfds/", "hfids/", "wds/", "tfds/")
+TEST_FOLDERS = ("val", "validation", "test")
 PIECE = 32
 """Images that are loaded together; several pieces, each waiting in shared memory, make a batch."""
 FEWEST = 4  # HSIC_1 divides by n - 3
@@ -472,7 +473,7 @@ def train_and_test(
     """(data, split) of training and of test images, where a data set or a folder holds both.
 
     The training images are the split `train`, of a folder the folder inside it; its test images are in `val`,
-    `validation` or `test`, unless `split` names another.
+    `validation` or `test`, unless `split` names another. A folder of such a name may also stand beside `train`.
 
     Raises:
         UsageError: a folder has no such folders, and none are named.
@@ -483,7 +484,9 @@ def train_and_test(
         return (train_data or data, train_split), (data, split)
     inside = Path(data).expanduser()
     train_split = train_split or "train"
-    split = split or next((name for name in ("val", "validation", "test") if (inside / name).is_dir()), None)
+    if split is None and inside.name in TEST_FOLDERS and (inside.parent / train_split).is_dir():
+        return (str(inside.parent), train_split), (data, None)
+    split = split or next((name for name in TEST_FOLDERS if (inside / name).is_dir()), None)
     if not (inside / train_split).is_dir() or split is None:
         raise UsageError(
             f"probes need training images beside test images, and {data} has no folders {train_split!r} and "

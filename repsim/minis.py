@@ -79,6 +79,10 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+CLASSES = {"clothes": 10, "rotation": 4}
+"""Task a network is trained for -> how many classes it has: kinds of clothes, or quarter turns of the image."""
+
+
 def bundled() -> list[str]:
     """Names of the networks whose trained weights are here, in the order of the table above."""
     here = {path.stem for path in WEIGHTS.glob("*.safetensors")}
@@ -95,4 +99,5 @@ def build(name: str, **changes) -> nn.Module:
     if name in ARCHITECTURES:
         return ARCHITECTURES[name](**changes)
     with safe_open(weights_file(name), framework="pt") as file:
-        return ARCHITECTURES[file.metadata()["architecture"]](**changes)
+        of = file.metadata()
+    return ARCHITECTURES[of["architecture"]](**{"num_classes": CLASSES[of["task"]], **changes})

@@ -19,7 +19,7 @@ from repsim.claims import check
 from repsim.errors import RepsimError, UsageError
 from repsim.paper.exhibits import Exhibit, Made
 from repsim.paper.figures import FIGURES
-from repsim.paper.files import folder, load_figure
+from repsim.paper.files import load_figure, picture_file
 from repsim.plots.matrices import colour_range
 from repsim.plots.style import SIMILARITY_CMAP
 from repsim.tables import RECORD, save_text
@@ -70,9 +70,7 @@ def _page(directory: Path, found: list[tuple[Exhibit, Made]]) -> Iterator[str]:
     yield f"<title>repsim: {escape(directory.resolve().name)}</title><style>{STYLE}</style>"
     yield f"<script>{script}</script></head><body>"
     yield "<h1>Do Vision Transformers See Like Convolutional Neural Networks?</h1>"
-    yield '<p class="note">Raghu et al. (NeurIPS 2021), made anew with '
-    yield f"<code>{escape(str(record.get('command')))}</code> on {escape(str(record.get('date')))}: "
-    yield f"{escape(_images(record))}.</p>"
+    yield '<p class="note">The figures of Raghu et al. (NeurIPS 2021), made anew.</p>'
     for notice in record.get("notices", []):
         yield f'<p class="note">{escape(str(notice))}</p>'
     yield "<nav>" + "".join(f'<a href="#figure-{e.number}">{e.number}</a>' for e, _ in found) + "</nav>"
@@ -102,7 +100,7 @@ def _record(directory: Path) -> dict[str, Any]:
 
 def _images(record: dict[str, Any]) -> str:
     images = record.get("images", {})
-    return f"{images.get('used')} images of {images.get('data')}"
+    return f"{images.get('used') or images.get('chosen')} images of {images.get('data')}"
 
 
 def _claims(directory: Path) -> Iterator[str]:
@@ -126,13 +124,14 @@ def _claims(directory: Path) -> Iterator[str]:
 def _figure(directory: Path, exhibit: Exhibit, made: Made) -> Iterator[str]:
     yield f'<section id="figure-{exhibit.number}"><h2>Figure {exhibit.number}. {escape(exhibit.title)}</h2>'
     yield f"<p>The paper shows: {escape(exhibit.shows)}</p>"
-    of = json.loads((folder(exhibit, directory) / RECORD).read_text())
-    if of.get("preset") == "paper" and exhibit.stand_in:
-        yield f'<p class="note">Here: {escape(exhibit.stand_in)}.</p>'
+    of = made.record
+    notes = exhibit.caption(of).partition("\n")[2]
+    yield f'<p class="note">{escape(notes)} <code>{escape(str(of.get("command")))}</code>, '
+    yield f"{escape(str(of.get('date')))}, {escape(_images(of))}.</p>"
     if "cka" in made.tables:
         yield '<div class="maps">' + "".join(_heatmaps(exhibit, made.tables["cka"])) + "</div>"
     else:
-        picture = folder(exhibit, directory) / f"figure-{exhibit.number}.png"
+        picture = Path(f"{picture_file(exhibit, made, directory)}.png")
         if picture.exists():
             data = base64.b64encode(picture.read_bytes()).decode()
             what = escape(f"Figure {exhibit.number}: {exhibit.title}")

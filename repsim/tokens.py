@@ -84,6 +84,11 @@ class Reading:
     prefix: int
     """Tokens before the grid: CLS, distillation, registers."""
 
+    @property
+    def width(self) -> int:
+        """Channels of a token or position."""
+        return self.shape[0] if self.layout == "channels_first" else self.shape[-1]
+
     def read(self, activation: Any) -> Tensor:
         """The activation with images on the first axis, (n, *shape), whatever the module returned."""
         x = first_tensor(activation)

@@ -28,9 +28,10 @@ def directory(tmp_path):
     pd.DataFrame(rows, columns=SIMILARITY).to_csv(where / "cka.csv", index=False)
     numbers = [("low with high layers, a - b", 0.2, 0.1, 0.3), (HOSTILE, 0, 0, 0)]
     pd.DataFrame(numbers, columns=["number", "value", "low", "high"]).to_csv(where / "numbers.csv", index=False)
-    (where / "run.json").write_text("{}")
     record = {"command": f"repsim figures {HOSTILE}", "date": "today", "images": {"used": 9, "data": HOSTILE}}
-    (tmp_path / "run.json").write_text(json.dumps({**record, "notices": [HOSTILE]}))
+    record |= {"preset": "mini", "random": False, "notices": [HOSTILE]}
+    for place in (where, tmp_path):
+        (place / "run.json").write_text(json.dumps(record))
     return tmp_path
 
 

@@ -2,8 +2,11 @@
 
 import numpy as np
 import torch
-from train_minis import TABLE, batch_indices, nested_subset, turn
+from safetensors.torch import save_file
+from train_minis import TABLE, batch_indices, build, nested_subset, turn
 
+import repsim as rs
+from repsim import minis
 from repsim.minis import bundled
 
 
@@ -38,6 +41,15 @@ def test_turned_images_carry_their_quarter_turns():
     turned, turns = turn(images, torch.Generator().manual_seed(3))
     for image, back, quarter in zip(images, turned, turns.tolist()):
         assert torch.equal(back.rot90(-quarter, (0, 1)), image)
+
+
+def test_a_network_of_another_task_is_loaded_with_its_classes(tmp_path, monkeypatch):
+    model = build(TABLE["vit_mini_rotation"])
+    metadata = {"architecture": "vit_mini", "task": "rotation"}
+    save_file(model.state_dict(), tmp_path / "vit_mini_rotation.safetensors", metadata=metadata)
+    monkeypatch.setattr(minis, "WEIGHTS", tmp_path)
+    loaded = rs.load_model("vit_mini_rotation").module
+    assert loaded.head.out_features == 4 and torch.equal(loaded.head.weight, model.head.weight)
 
 
 def test_every_bundled_network_is_in_the_table():

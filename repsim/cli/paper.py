@@ -12,6 +12,7 @@ import click
 from repsim.cli.base import AS_JSON, Job, default_data, job_options, main
 from repsim.cli.words import print_json, say
 from repsim.errors import UsageError, one_of
+from repsim.tables import RECORD
 
 
 @main.command()
@@ -48,10 +49,12 @@ def figures(
             raise one_of("figure", chosen[number], FIGURES)
     wanted = [FIGURES[number] for number in chosen] or list(FIGURES.values())
     if job.redraw is not None:
-        redraw_figures(job.redraw, wanted if chosen else [], preset, job.quiet)
+        redraw_figures(job.redraw, wanted if chosen else [], job.quiet)
         return job.redraw
-    job = replace(job, images=job.images or (5000 if preset == "mini" else 10240))
-    job = replace(job, batch_size=job.batch_size or (250 if preset == "mini" else 1024))
+    if job.images is None:
+        job = replace(job, images=5000 if preset == "mini" else 10240)
+    if job.batch_size is None:
+        job = replace(job, batch_size=250 if preset == "mini" else 1024)
 
     from repsim.images import ImageSet, train_and_test
     from repsim.minis import bundled
@@ -59,35 +62,38 @@ def figures(
     from repsim.paper.run import Plan
 
     plan = Plan.of(wanted, preset, bundled())
-    data = job.data or default_data(plan.names)
-    train = None
-    if plan.probes and data != "noise":
-        (train_data, train_split), (data, split) = train_and_test(data, job.split, train_data, train_split)
+    data, split, train, without = job.data or default_data(plan.names), job.split, None, ""
+    try:
+        (train_data, train_split), (data, split) = train_and_test(data, split, train_data, train_split)
         train = ImageSet(train_data, split=train_split, root=job.data_dir, seed=job.seed)
-        job = replace(job, split=split)
-    run = replace(job, data=data, out=job.out or Path("runs") / f"figures-{preset}").start(
-        [(name, weights, ()) for name in plan.names]
-    )
+    except UsageError as error:  # only figures of probes need training images
+        without = str(error)
+    name = f"figures-{preset}" + ("-random" if weights == "random" else "")
+    job = replace(job, data=data, split=split, out=job.out or Path("runs") / name)
+    run = job.start([(name, weights, ()) for name in plan.names])
+    run.notice_a_single_batch()
+    if without and plan.probes:
+        run.notice(f"no training images: {without}")
     for number, reason in plan.left_out.items():
         run.notice(f"figure {number} is left out: {reason}")
-    layers = layers or ("blocks" if preset == "mini" else "paper")
-    made = plan.make(
-        dict(zip(plan.names, run.networks)), run.images, train, layers=layers, batch_size=job.batch_size, **job.how()
-    )
+    options = {"layers": layers or ("blocks" if preset == "mini" else "paper"), "batch_size": job.batch_size}
+    made = plan.make(dict(zip(plan.names, run.networks)), run.images, train, **options, **job.how())
     for reason in made.left_out:
         run.notice(reason)
+    run.save(run.images.record(made.counts), {"preset": preset, **options, **made.protocol})
+    record = json.loads((run.out / RECORD).read_text())
+    shared = {key: record[key] for key in ("command", "date", "images", "random")}
     for exhibit, of in made.figures:
-        save_figure(exhibit, of, run.out, preset)
-    run.save(run.images.record(made.counts), {"preset": preset, "layers": layers, **made.protocol})
-    redraw_figures(run.out, [exhibit for exhibit, _ in made.figures], preset, job.quiet)
+        save_figure(exhibit, of, run.out, preset, shared)
+    redraw_figures(run.out, [exhibit for exhibit, _ in made.figures], job.quiet)
     return run.out
 
 
-def redraw_figures(out: Path, wanted: list[Any], preset: str, quiet: bool) -> None:
+def redraw_figures(out: Path, wanted: list[Any], quiet: bool) -> None:
     """Draw the pictures of figures from their tables; of all that are there, unless some are wanted."""
     from repsim import plots
     from repsim.paper.figures import FIGURES
-    from repsim.paper.files import folder, load_figure
+    from repsim.paper.files import load_figure, picture_file
 
     drawn = []
     for exhibit in wanted or FIGURES.values():
@@ -95,8 +101,7 @@ def redraw_figures(out: Path, wanted: list[Any], preset: str, quiet: bool) -> No
         if made is None and wanted:
             raise UsageError(f"there is no figure {exhibit.number} in {out}; make it first")
         if made is not None:
-            picture = exhibit.draw(made, exhibit.caption(preset))
-            plots.save(picture, folder(exhibit, out) / f"figure-{exhibit.number}")
+            plots.save(exhibit.draw(made, exhibit.caption(made.record)), picture_file(exhibit, made, out))
             drawn.append(exhibit.number)
     if not drawn:
         raise UsageError(f"there are no figures in {out}; give the directory of a finished run")

@@ -211,7 +211,7 @@ class Probe:
         return Probe(self.mean.to(dtype), self.weight.to(dtype), self.bias.to(dtype), self.l2)
 
 
-def side_by_side(probes: Sequence[Probe]) -> Probe:
+def stacked(probes: Sequence[Probe]) -> Probe:
     """Several probes of the same features as one: their classes one after the other, (m, k c); l2 is the first's."""
     mean = probes[0].mean
     moved = [probe.bias + ((mean - probe.mean)[:, None] @ probe.weight)[:, 0] for probe in probes]

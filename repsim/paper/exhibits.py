@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -33,6 +34,8 @@ class Made:
     tables: dict[str, pd.DataFrame]
     """File name without `.csv` -> table; `numbers` is one of them."""
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
+    """Of a figure read from its files: how it was made."""
 
 
 Later = Callable[[], Made]
@@ -59,9 +62,6 @@ class Exhibit:
     paper: tuple[Any, ...] = ()
     stand_in: str = ""
 
-    sweeps: ClassVar[bool] = True
-    """Whether forward passes are all it takes."""
-
     def names(self, preset: str) -> list[str]:
         """All networks it needs."""
         return list(dict.fromkeys(_flat(getattr(self, preset))))
@@ -72,26 +72,52 @@ class Exhibit:
     def draw(self, made: Made, title: str) -> Figure:
         raise NotImplementedError
 
-    def caption(self, preset: str) -> str:
-        """Number and title, and under it what stands for what the paper had."""
+    def caption(self, record: dict[str, Any]) -> str:
+        """Number and title, and under it what stands for what the paper had, and whether weights are random."""
         first = f"Figure {self.number}. {self.title}"
-        return f"{first}\n(here: {self.stand_in})" if preset == "paper" and self.stand_in else first
+        notes = [self.stand_in] if record["preset"] == "paper" and self.stand_in else []
+        notes += ["untrained networks, random weights"] if record["random"] else []
+        return f"{first}\n(here: {'; '.join(notes)})" if notes else first
 
 
 def _flat(names: Any) -> list[str]:
     return [names] if isinstance(names, str) else [name for each in names for name in _flat(each)]
 
 
-def numbers(rows: Sequence[tuple[str, float, float]]) -> pd.DataFrame:
-    """From names, values and standard errors."""
-    return pd.DataFrame(
-        [(name, value, value - 1.96 * se, value + 1.96 * se) for name, value, se in rows], columns=NUMBERS
-    )
+Number = tuple[str, float, float, int]
+"""Name, value, its standard error, and of how many independent groups (batches, seeds, images) that is."""
 
 
-def both(*errors: float) -> float:
-    """Standard error of a sum or difference of independent values."""
-    return float(np.sqrt(np.square(errors).sum()))
+def numbers(rows: Sequence[Number]) -> pd.DataFrame:
+    """With 95 % intervals by Student's t; without one where the standard error is not known, or zero."""
+    from scipy.stats import t
+
+    found = []
+    for name, value, se, groups in rows:
+        half = t.ppf(0.975, groups - 1) * se if groups > 1 and se > 0 else np.nan
+        found.append((name, value, value - half, value + half))
+    return pd.DataFrame(found, columns=NUMBERS)
+
+
+def difference(name: str, a: Number, b: Number) -> Number:
+    """One number less another, as if they were independent: measured on the same images, they are rather closer."""
+    return name, a[1] - b[1], float(np.hypot(a[2], b[2])), min(a[3], b[3])
+
+
+def jackknifed(
+    study: Any, statistics: dict[str, Callable[[Tensor], Tensor]], shape: Callable | None = None
+) -> list[Number]:
+    """Numbers from functions of a study's CKA, with their jackknife standard errors over minibatches."""
+    from repsim.measures.cka import normalise
+    from repsim.measures.running import jackknife
+
+    sums, shape = getattr(study, "sums", None) or study.cka.sums, shape or normalise
+    groups = int((sums.counts > 0).sum())
+    found = []
+    for name, of in statistics.items():
+        value, se = jackknife(sums, lambda hsics, of=of: of(shape(hsics)))
+        found.append((name, value.item(), se.item(), groups))
+    return found
 
 
 def third(values: Any, which: int) -> Any:
@@ -109,11 +135,13 @@ class Similarity(Exhibit):
 
     panels: str = "within"
     """`within` each network, `across` from the first to each other of a group, or `all`."""
+    layers: str | None = None
+    """Which; None: those of the run."""
     statistics: Callable[[list[str], list[slice]], dict[str, Callable[[Tensor], Tensor]]] | None = None
     """From the names and rows of a group's networks: number -> what it is of the group's CKA matrix."""
 
     def measure(self, m: Measurements, networks: tuple[tuple[str, ...], ...]) -> Later:
-        studies = [m.similarity(*group) for group in networks]
+        studies = [m.similarity(*group, layers=self.layers) for group in networks]
 
         def later() -> Made:
             from repsim.studies.similarity import LayerSimilarity
@@ -126,8 +154,8 @@ class Similarity(Exhibit):
                 parts.append(table[[pair in pairs for pair in zip(table["model_a"], table["model_b"])]])
                 ends = np.cumsum([0, *map(len, study.layers)]).tolist()
                 where = [slice(low, high) for low, high in zip(ends, ends[1:])]
-                for number, of in (self.statistics(names, where) if self.statistics else {}).items():
-                    rows.append((number, *(each.item() for each in study.cka.jackknife(of))))
+                if self.statistics is not None:
+                    rows += jackknifed(study, self.statistics(names, where))
             cka = pd.concat(parts).drop_duplicates(["model_a", "layer_a", "model_b", "layer_b"])
             return Made({"cka": cka.reset_index(drop=True), "numbers": numbers(rows)})
 
@@ -159,14 +187,14 @@ def uniformity(names: list[str], where: list[slice]) -> dict[str, Callable[[Tens
     return found
 
 
-def matching_depth(names: list[str], where: list[slice]) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Where the layers of the second's lower half have their likest in the first; what is like its last third."""
+def matching(names: list[str], where: list[slice]) -> dict[str, Callable[[Tensor], Tensor]]:
+    """What in the first network is like the second's lower half; what in the second is like the first's last third."""
     import torch
 
-    def depth(cka: Tensor) -> Tensor:
+    def lower(cka: Tensor) -> Tensor:
         part = cka[where[0], where[1]]
-        likest = part[:, : -(-part.shape[1] // 2)].argmax(0)
-        return (likest / (len(part) - 1)).mean()
+        part, quarter = part[:, : -(-part.shape[1] // 2)], -(-len(part) // 4)
+        return (part[:quarter].max(0).values - part[quarter:].max(0).values).mean()
 
     def last(cka: Tensor) -> Tensor:
         best = cka[where[0], where[1]].max(1).values
@@ -174,8 +202,8 @@ def matching_depth(names: list[str], where: list[slice]) -> dict[str, Callable[[
 
     first, second = names[:2]
     return {
-        f"depth in {first} most like the lower half of {second}": depth,
-        f"likest layer of {second}: last third of {first} - rest": last,
+        f"likest of {first} to lower half of {second}: lowest quarter - rest": lower,
+        f"likest of {second} to {first}: last third - rest": last,
     }
 
 
@@ -193,36 +221,25 @@ def closeness(names: list[str], where: list[slice]) -> dict[str, Callable[[Tenso
     }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cut(Similarity):
-    """Networks trained without the skips of one block: (untouched, one without, ...), and the blocks."""
+def across_blocks(
+    names: list[str], where: list[slice], *, blocks: Sequence[int]
+) -> dict[str, Callable[[Tensor], Tensor]]:
+    """CKA of the layers before a block with those from it on: of an untouched network, and of one without its skips."""
 
-    blocks: tuple[int, ...] = ()
+    def across(cka: Tensor, network: int, block: int) -> Tensor:
+        return cka[where[network], where[network]][: block + 1, block + 1 :].mean()  # the stem is layer 0
 
-    def measure(self, m: Measurements, networks: tuple[tuple[str, ...], ...]) -> Later:
-        later = super().measure(m, networks)
-        (study,) = [m.similarity(*group) for group in networks]
-        count = len(study.layers[0])
-
-        def across(cka: Tensor, network: int, block: int) -> Tensor:
-            within = cka[network * count : (network + 1) * count, network * count : (network + 1) * count]
-            return within[: block + 1, block + 1 :].mean()
-
-        def with_numbers() -> Made:
-            made, rows = later(), []
-            for k, block in enumerate(self.blocks, 1):
-                statistics = {
-                    f"CKA across block {block}, without its skips": lambda cka, k=k, b=block: across(cka, k, b),
-                    f"CKA across block {block}, untouched": lambda cka, b=block: across(cka, 0, b),
-                    f"CKA across block {block}, without its skips - untouched": lambda cka, k=k, b=block: (
-                        across(cka, k, b) - across(cka, 0, b)
-                    ),
-                }
-                rows += [(name, *(x.item() for x in study.cka.jackknife(of))) for name, of in statistics.items()]
-            made.tables["numbers"] = numbers(rows)
-            return made
-
-        return with_numbers
+    found: dict[str, Callable[[Tensor], Tensor]] = {}
+    for k, block in enumerate(blocks, 1):
+        without, untouched = partial(across, network=k, block=block), partial(across, network=0, block=block)
+        found |= {
+            f"CKA across block {block}, without its skips": without,
+            f"CKA across block {block}, untouched": untouched,
+            f"CKA across block {block}, without its skips - untouched": lambda cka, a=without, b=untouched: (
+                a(cka) - b(cka)
+            ),
+        }
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,14 +251,15 @@ class Matched(Exhibit):
 
         def later() -> Made:
             from repsim.measures.cka import normalise_matched
-            from repsim.measures.running import jackknife
             from repsim.studies.similarity import MatchedSimilarity
 
             rows = []
             for study in studies:
-                for k, network in enumerate(study.networks[1:]):
-                    value, se = jackknife(study.sums, lambda h, k=k: _fall(normalise_matched(h)[k]))
-                    rows.append((f"lowest - highest third, {network.name}", value.item(), se.item()))
+                falls = {
+                    f"lowest - highest third, {network.name}": lambda cka, k=k: third(cka[k], 0) - third(cka[k], 2)
+                    for k, network in enumerate(study.networks[1:])
+                }
+                rows += jackknifed(study, falls, normalise_matched)
             table = pd.concat([MatchedSimilarity.table([study]) for study in studies], ignore_index=True)
             return Made({"matched": table, "numbers": numbers(rows)})
 
@@ -251,10 +269,6 @@ class Matched(Exhibit):
         figure = plots.matched(made.tables["matched"]).figure
         figure.suptitle(title)
         return figure
-
-
-def _fall(cka: Tensor) -> Tensor:
-    return third(cka, 0) - third(cka, 2)
 
 
 # Attention
@@ -269,24 +283,24 @@ class Distances(Exhibit):
 
         def later() -> Made:
             table = pd.concat([study.table() for study in studies], ignore_index=True)
-            rows, nearest = [], {}
+            rows: list[Number] = []
+            firsts: list[tuple[str, Number]] = []
             for model, part in table.groupby("model", sort=False):
-                first, last = (
-                    part[part["block"] == block].sort_values("distance_px").iloc[0]
-                    for block in (part["block"].min(), part["block"].max())
-                )
-                nearest[model] = (first["distance_px"], first["distance_se"])
-                fall = (first["distance_px"] - last["distance_px"], both(first["distance_se"], last["distance_se"]))
-                rows += [
-                    (f"nearest head of the first block, {model}", *nearest[model]),
-                    (f"nearest head, first - last block, {model}", *fall),
-                ]
-            if len(nearest) > 1:
-                (a, (low, low_se)), (b, (high, high_se)) = list(nearest.items())[:2]
-                rows.append((f"nearest head of the first block, {a} - {b}", low - high, both(low_se, high_se)))
+                low, high = part["block"].min(), part["block"].max()
+                first = self._nearest(f"nearest head of the first block, {model}", part[part["block"] == low], m)
+                last = self._nearest(f"nearest head of the last block, {model}", part[part["block"] == high], m)
+                rows += [first, last, difference(f"nearest head, first - last block, {model}", first, last)]
+                firsts.append((model, first))
+            if len(firsts) > 1:
+                (a, x), (b, y) = firsts[:2]
+                rows.append(difference(f"nearest head of the first block, {a} - {b}", x, y))
             return Made({"attention": table, "numbers": numbers(rows)})
 
         return later
+
+    def _nearest(self, name: str, heads: pd.DataFrame, m: Measurements) -> Number:
+        nearest = heads.loc[heads["distance_px"].idxmin()]
+        return name, nearest["distance_px"], nearest["distance_se"], len(m.images)
 
     def draw(self, made: Made, title: str) -> Figure:
         parts = [part for _, part in made.tables["attention"].groupby("model", sort=False)]
@@ -332,13 +346,11 @@ class Receptive(Exhibit):
     against_sums: bool = False
     """Whether the centre's share is compared with that after the sums."""
 
-    sweeps: ClassVar[bool] = False
-
     def measure(self, m: Measurements, networks: tuple[str, ...]) -> Later:
         found = [m.network(name) for name in networks]
 
         def later() -> Made:
-            tables, arrays, rows = [], {}, []
+            tables, arrays, rows, lowest = [], {}, [], []
             for name, network in zip(networks, found):
                 groups = m.receptive(name, branch=self.branch)
                 maps = {at: np.mean([each.maps[at] for each in groups], 0) for at in groups[0].maps}
@@ -348,32 +360,22 @@ class Receptive(Exhibit):
                 tables.append(groups[0].table.assign(**dict(zip(columns, by_group.mean(0).T))))
                 radius, share = by_group[:, :, 0], by_group[:, :, 2]
                 rows += [
-                    (f"half-mass radius, last layer, {network.name}", radius[:, -1]),
-                    (f"half-mass radius, highest - lowest third, {network.name}", third(radius, 2) - third(radius, 0)),
-                    (f"half-mass radius, lowest third, {network.name}", third(radius, 0)),
-                    (f"share of the own patch, last layer, {network.name}", share[:, -1]),
+                    _spread(f"half-mass radius, last layer, {network.name}", radius[:, -1]),
+                    _spread(
+                        f"half-mass radius, highest - lowest third, {network.name}", third(radius, 2) - third(radius, 0)
+                    ),
+                    _spread(f"half-mass radius, lowest third, {network.name}", third(radius, 0)),
+                    _spread(f"share of the own patch, last layer, {network.name}", share[:, -1]),
                 ]
+                lowest.append((network.name, third(radius, 0)))
                 if self.against_sums:
-                    summed = m.receptive(name)
-                    of_sums = np.stack([each.table["centre_share"].to_numpy() for each in summed])
-                    rows.append(
-                        (
-                            f"share of the own patch, after the sum - branch, {network.name}",
-                            of_sums.mean(1) - share.mean(1),
-                        )
-                    )
-            if len(found) > 1:
-                a, b = (network.name for network in found[:2])
-                low = {name: values for name, values in rows if name.startswith("half-mass radius, lowest third")}
-                first, second = low.values()
-                rows.append((f"half-mass radius, lowest third, {a} - {b}", first - second))
-            return Made(
-                {
-                    "receptive": pd.concat(tables, ignore_index=True),
-                    "numbers": pd.DataFrame([_spread(*r) for r in rows], columns=NUMBERS),
-                },
-                arrays,
-            )
+                    of_sums = np.stack([each.table["centre_share"].to_numpy() for each in m.receptive(name)])
+                    more = of_sums.mean(1) - share.mean(1)
+                    rows.append(_spread(f"share of the own patch, after the sum - branch, {network.name}", more))
+            if len(lowest) > 1:
+                (a, x), (b, y) = lowest[:2]
+                rows.append(_spread(f"half-mass radius, lowest third, {a} - {b}", x - y))
+            return Made({"receptive": pd.concat(tables, ignore_index=True), "numbers": numbers(rows)}, arrays)
 
         return later
 
@@ -386,12 +388,9 @@ class Receptive(Exhibit):
         return plots.receptive_fields(table, made.arrays, most=len(table), title=title)
 
 
-def _spread(name: str, values: np.ndarray) -> tuple[str, float, float, float]:
-    """Mean over groups of images, and its 95 % interval by Student's t."""
-    from scipy.stats import t
-
-    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return name, values.mean(), values.mean() - half, values.mean() + half
+def _spread(name: str, values: np.ndarray) -> Number:
+    """The mean over groups of images."""
+    return name, float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5), len(values)
 
 
 # Skip connections, places
@@ -406,23 +405,22 @@ class Skips(Exhibit):
 
         def later() -> Made:
             table = pd.concat([study.table() for study in studies], ignore_index=True)
-            rows, means = [], {}
+            rows: list[Number] = []
+            means: list[tuple[str, Number]] = []
             for model, part in table.groupby("model", sort=False):
-                halves = part["block"] < (part["block"].max() + 1) / 2
-                means[model] = _mean_ratio(part)
-                rows.append((f"skip over branch, {model}", *means[model]))
-                if (part["token"] == "cls").any():
-                    for half, chosen in (("first half", halves), ("second half", ~halves)):
-                        cls, spatial = (
-                            _mean_ratio(part[chosen & (part["token"] == "cls")]),
-                            _mean_ratio(part[chosen & part["token"].str.isdigit()]),
-                        )
-                        rows.append(
-                            (f"CLS - spatial ratio, {half}, {model}", cls[0] - spatial[0], both(cls[1], spatial[1]))
-                        )
+
+                def mean(name: str, chosen: pd.DataFrame) -> Number:
+                    return name, *_mean_ratio(chosen), len(m.images)
+
+                means.append((model, mean(f"skip over branch, {model}", part)))
+                rows.append(means[-1][1])
+                low, cls = part["block"] < (part["block"].max() + 1) / 2, part["token"] == "cls"
+                for half, there in (("first half", low), ("second half", ~low)) if cls.any() else ():
+                    own, others = mean("", part[there & cls]), mean("", part[there & part["token"].str.isdigit()])
+                    rows.append(difference(f"CLS - spatial ratio, {half}, {model}", own, others))
             if len(means) > 1:
-                (a, (x, x_se)), (b, (y, y_se)) = list(means.items())[:2]
-                rows.append((f"skip over branch, {a} - {b}", x - y, both(x_se, y_se)))
+                (a, x), (b, y) = means[:2]
+                rows.append(difference(f"skip over branch, {a} - {b}", x, y))
             return Made({"residual": table, "numbers": numbers(rows)})
 
         return later
@@ -434,8 +432,9 @@ class Skips(Exhibit):
 
 
 def _mean_ratio(part: pd.DataFrame) -> tuple[float, float]:
-    """Mean norm ratio over sublayers and tokens; its standard error is at most that given."""
-    return float(part["ratio"].mean()), float(part["ratio_se"].mean())
+    """Mean norm ratio of the residual sums, each a mean over its tokens; its standard error is at most that given."""
+    of_sums = part.groupby(["block", "sublayer"])[["ratio", "ratio_se"]].mean()
+    return float(of_sums["ratio"].mean()), float(of_sums["ratio_se"].mean())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -456,16 +455,18 @@ class Places(Exhibit):
                 tables.append(table[table["layer"] == part.layers[self.layer].name])
                 parts.append(study.summary())
             summary = pd.concat(parts, ignore_index=True)
-            rows = []
+            rows: list[Number] = []
             for study in studies:
                 (part,) = study.parts
                 chosen = (summary["model"] == part.network.name) & (summary["layer"] == part.layers[self.layer].name)
                 row = summary[chosen & (summary["where"] == "interior")].iloc[0]
-                rows.append((f"own patch - rest, interior, {part.network.name}", row["own_minus_rest"], row["se"]))
+                groups = int((part.cka.sums.counts > 0).sum())
+                rows.append(
+                    (f"own patch - rest, interior, {part.network.name}", row["own_minus_rest"], row["se"], groups)
+                )
             if len(rows) > 1:
-                (a, x, x_se), (b, y, y_se) = rows[:2]
-                names = [study.parts[0].network.name for study in studies[:2]]
-                rows.append((f"own patch - rest, interior, {names[0]} - {names[1]}", x - y, both(x_se, y_se)))
+                a, b = (study.parts[0].network.name for study in studies[:2])
+                rows.append(difference(f"own patch - rest, interior, {a} - {b}", *rows[:2]))
             tables = {"localization": pd.concat(tables, ignore_index=True), "localization_summary": summary}
             return Made({**tables, "numbers": numbers(rows)})
 
@@ -493,22 +494,22 @@ class Probed(Exhibit):
 
     def measure(self, m: Measurements, networks: tuple[str, ...]) -> Later:
         for name in networks:
-            m.probing(name)
+            m.probing(name, tokens=self.shown.startswith("token"))
 
         def later() -> Made:
-            names = [m.network(name).name for name in networks]
-            table, summary = (t[t["model"].isin(names)] for t in (m.probes.table, m.probes.summary))
-            rows = []
-            for name in names:
-                value, se = self._accuracy(summary[summary["model"] == name])
-                rows.append((f"accuracy, {self._what()}, {name}", value, se))
-            of = dict(enumerate(rows[: len(names)])) | {-1: rows[-1]}
-            for what, a, b in self.compare:
-                rows.append((f"accuracy, {self._what()}, {what}", of[a][1] - of[b][1], both(of[a][2], of[b][2])))
-            tables = {"probe_summary": summary[summary["aggregation"] != "token"], "numbers": numbers(rows)}
+            tables, summaries, rows = [], [], []
+            for name in networks:
+                found, model = m.probes(name), m.network(name).name
+                tables.append(found.table[found.table["model"] == model])
+                summaries.append(found.summary[found.summary["model"] == model])
+                rows.append((f"accuracy, {self._what()}, {model}", *self._accuracy(summaries[-1])))
+            of = list(rows)
+            rows += [difference(f"accuracy, {self._what()}, {what}", of[a], of[b]) for what, a, b in self.compare]
+            table, summary = pd.concat(tables), pd.concat(summaries)
+            made = {"probe_summary": summary[summary["aggregation"] != "token"], "numbers": numbers(rows)}
             if self.shown == "token":
-                tables["probe"] = table[table["aggregation"] == "token"]
-            return Made({name: each.reset_index(drop=True) for name, each in tables.items()})
+                made["probe"] = table[table["aggregation"] == "token"]
+            return Made({name: each.reset_index(drop=True) for name, each in made.items()})
 
         return later
 
@@ -516,11 +517,12 @@ class Probed(Exhibit):
         where = ("lowest third", "middle third", "highest third", "last layer")[self.at]
         return f"{'single tokens' if self.shown.startswith('token') else 'aggregated'}, {where}"
 
-    def _accuracy(self, summary: pd.DataFrame) -> tuple[float, float]:
+    def _accuracy(self, summary: pd.DataFrame) -> tuple[float, float, int]:
+        """With its standard error over so many draws, which in a mean over layers is at most that given."""
         aggregation = "token_mean" if self.shown.startswith("token") else _classified(summary)
         part = summary[summary["aggregation"] == aggregation].sort_values("index")
-        accuracy, se = part["accuracy"].to_numpy(), part["se"].to_numpy()
-        return (accuracy[-1], se[-1]) if self.at == 3 else (third(accuracy, self.at), third(se, self.at))
+        accuracy, se, seeds = part["accuracy"].to_numpy(), part["se"].to_numpy(), int(part["seeds"].iloc[0])
+        return (accuracy[-1], se[-1], seeds) if self.at == 3 else (third(accuracy, self.at), third(se, self.at), seeds)
 
     def draw(self, made: Made, title: str) -> Figure:
         if self.shown == "token":

@@ -6,8 +6,9 @@ paper's, whose own JFT-300M weights are not public (`repsim models` says what st
 
 from __future__ import annotations
 
+from functools import partial
+
 from repsim.paper.exhibits import (
-    Cut,
     Distances,
     Exhibit,
     Heads,
@@ -17,8 +18,9 @@ from repsim.paper.exhibits import (
     Receptive,
     Similarity,
     Skips,
+    across_blocks,
     closeness,
-    matching_depth,
+    matching,
     uniformity,
 )
 
@@ -46,7 +48,7 @@ FIGURES: dict[str, Exhibit] = {
             paper=(("vit_l16", "bit_r50x1"), ("vit_h14", "bit_r152x2")),
             stand_in=JFT,
             panels="across",
-            statistics=matching_depth,
+            statistics=matching,
         ),
         Distances(
             number="3",
@@ -89,12 +91,13 @@ FIGURES: dict[str, Exhibit] = {
             paper=("vit_b16_in1k", "resnet50"),
             stand_in="strong augmentation in the ViT's training",
         ),
-        Cut(
+        Similarity(
             number="8",
             title="Trained without the skip connections of one block",
             shows="Layers before and after that block are unlike; accuracy falls by 4 % for middle blocks.",
             mini=(("vit_mini", "vit_mini_noskip1", "vit_mini_noskip5", "vit_mini_noskip9"),),
-            blocks=(1, 5, 9),
+            layers="blocks",
+            statistics=partial(across_blocks, blocks=(1, 5, 9)),
             stand_in=UNTRAINED,
         ),
         Places(
@@ -148,7 +151,7 @@ FIGURES: dict[str, Exhibit] = {
             paper=(("vit_b32", "bit_r50x1"), ("vit_h14", "bit_r152x2")),
             stand_in=JFT,
             panels="all",
-            statistics=matching_depth,
+            statistics=matching,
         ),
         Receptive(
             number="C.1",

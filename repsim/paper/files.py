@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from repsim.errors import RepsimError
 from repsim.paper.exhibits import Exhibit, Made
 from repsim.tables import RECORD, prepare, save_arrays, save_record, save_table
 
@@ -15,18 +18,22 @@ def folder(exhibit: Exhibit, out: Path) -> Path:
     return out / f"figure-{exhibit.number}"
 
 
-def save_figure(exhibit: Exhibit, made: Made, out: Path, preset: str) -> None:
-    """The tables, arrays and record of one figure, in a folder of its own."""
+def save_figure(exhibit: Exhibit, made: Made, out: Path, preset: str, of_run: dict[str, Any]) -> None:
+    """The tables, arrays and record of one figure, in a folder of its own, which is emptied of an earlier one's.
+
+    Args:
+        of_run: what the run's record says of all its figures: command, date, images, random.
+    """
     where = prepare(folder(exhibit, out))
+    for old in (*where.glob("*.csv"), where / "maps.npz", *where.glob("figure-*.p*")):
+        old.unlink(missing_ok=True)
     for name, table in made.tables.items():
         save_table(table, where / f"{name}.csv")
     if made.arrays:
         save_arrays(made.arrays, where / "maps.npz")
     record = {"number": exhibit.number, "title": exhibit.title, "paper_shows": exhibit.shows, "preset": preset}
-    networks = getattr(exhibit, preset)
-    save_record(
-        {**record, "networks": networks, "stand_in": exhibit.stand_in, "made_by": f"../{RECORD}"}, where / RECORD
-    )
+    networks = {"networks": getattr(exhibit, preset), "stand_in": exhibit.stand_in}
+    save_record({**record, **networks, **of_run}, where / RECORD)
 
 
 def load_figure(exhibit: Exhibit, out: Path) -> Made | None:
@@ -34,8 +41,18 @@ def load_figure(exhibit: Exhibit, out: Path) -> Made | None:
     where = folder(exhibit, out)
     if not (where / RECORD).exists():
         return None
-    arrays = {}
-    if (where / "maps.npz").exists():
-        with np.load(where / "maps.npz") as file:
-            arrays = dict(file)
-    return Made({file.stem: pd.read_csv(file) for file in sorted(where.glob("*.csv"))}, arrays)
+    try:
+        record = json.loads((where / RECORD).read_text())
+        tables = {file.stem: pd.read_csv(file) for file in sorted(where.glob("*.csv"))}
+        arrays = {}
+        if (where / "maps.npz").exists():
+            with np.load(where / "maps.npz") as file:
+                arrays = dict(file)
+    except (OSError, ValueError) as error:
+        raise RepsimError(f"cannot read figure {exhibit.number} in {where}: {error}") from None
+    return Made(tables, arrays, record)
+
+
+def picture_file(exhibit: Exhibit, made: Made, out: Path) -> Path:
+    """Where its picture is, without the suffix; untrained networks are named in it."""
+    return folder(exhibit, out) / f"figure-{exhibit.number}{'-random' if made.record['random'] else ''}"

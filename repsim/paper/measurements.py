@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from repsim.errors import RepsimError
+from repsim.errors import RepsimError, UsageError
 from repsim.images import Counts, ImageSet
 from repsim.layers import Layer, find_layers
 from repsim.models import Network
@@ -30,7 +30,7 @@ class Measurements:
 
     Args:
         load: name of a network -> the network, untold apart from others of its name.
-        layers: of similarity, matched similarity and probes; see `find_layers`.
+        layers: of similarity; see `find_layers`. Other figures show blocks.
         batch_size: images per minibatch.
         images: the test images.
         train: the training images of probes; None: there are none, and figures of probes cannot be made.
@@ -52,9 +52,9 @@ class Measurements:
         self._networks: dict[str, Network] = {}
         self._studies: dict[Hashable, Study] = {}
         self._fields: dict[Hashable, list[ReceptiveFields]] = {}
-        self._probed: dict[str, Network] = {}
-        self.probes: Probes | None = None
-        """What was found by probes of all networks, after `run`."""
+        self._probed: dict[str, bool] = {}
+        """Name of a network -> whether single tokens are probed too."""
+        self._probes: dict[str, Probes | RepsimError] = {}
         self.passes: dict[str, dict[str, int]] = {}
         """Images that each network saw in a forward pass, counted as it ran: `test` and, for probes, `train`."""
 
@@ -73,17 +73,19 @@ class Measurements:
             made[key] = make()
         return made[key]
 
-    def _found(self, names: Sequence[str]) -> tuple[list[Network], list[list[Layer]]]:
+    def _found(self, names: Sequence[str], layers: str) -> tuple[list[Network], list[list[Layer]]]:
         networks = [self.network(name) for name in names]
-        return networks, [find_layers(network, self.layers) for network in networks]
+        return networks, [find_layers(network, layers) for network in networks]
 
-    def similarity(self, *names: str) -> LayerSimilarity:
+    def similarity(self, *names: str, layers: str | None = None) -> LayerSimilarity:
         """CKA of all layers of all these networks."""
-        return self._once(self._studies, ("similarity", names), lambda: LayerSimilarity(*self._found(names)))
+        layers = layers or self.layers
+        key = ("similarity", names, layers)
+        return self._once(self._studies, key, lambda: LayerSimilarity(*self._found(names, layers)))
 
     def matched(self, reference: str, *others: str) -> MatchedSimilarity:
         names = (reference, *others)
-        return self._once(self._studies, ("matched", names), lambda: MatchedSimilarity(*self._found(names)))
+        return self._once(self._studies, ("matched", names), lambda: MatchedSimilarity(*self._found(names, "blocks")))
 
     def attention(self, name: str) -> AttentionDistance:
         return self._once(self._studies, ("attention", name), lambda: AttentionDistance(self.network(name)))
@@ -104,39 +106,58 @@ class Measurements:
     def localization(self, name: str) -> Localization:
         def make() -> Localization:
             network = self.network(name)
-            return Localization([network], [located(network, self.layers)[0]])
+            return Localization([network], [located(network, "blocks")[0]])
 
         return self._once(self._studies, ("localization", name), make)
 
-    def probing(self, name: str) -> None:
-        """Have a network probed; what comes of it is in `probes`."""
+    def probing(self, name: str, *, tokens: bool) -> None:
+        """Have a network probed, its single tokens too or not; what comes of it is in `probes`."""
         if self.train is None:
-            raise RepsimError("probes need training images with labels, and there are none")
-        self._probed[name] = self.network(name)
+            raise UsageError("probes need training images with labels, and there are none")
+        self.network(name)
+        self._probed[name] = self._probed.get(name, False) or tokens
+
+    def probes(self, name: str) -> Probes:
+        """What was found by probes, among others of this network."""
+        found = self._probes[name]
+        if isinstance(found, RepsimError):
+            raise found
+        return found
+
+    def probe_protocols(self) -> list[dict[str, Any]]:
+        """How probes were made, once for those with and once for those without single tokens."""
+        found = {id(of): of.protocol for of in self._probes.values() if not isinstance(of, RepsimError)}
+        return list(found.values())
 
     def receptive(self, name: str, *, branch: bool = False) -> list[ReceptiveFields]:
         """Receptive fields of groups of four of the first 32 images, by gradients: passes of their own."""
 
         def make() -> list[ReceptiveFields]:
             groups = np.arange(min(32, len(self.images)) // 4 * 4).reshape(-1, 4)
-            options = {"branch": branch, "channels": 16, "batch_size": 4}
+            options = {"branch": branch, "channels": 16, "batch_size": 4, **self.how, "progress": None}
             return [receptive_fields(self.network(name), self.images.only(group), **options) for group in groups]
 
         return self._once(self._fields, (name, branch), make)
 
     def run(self) -> Counts:
         """Pass the images; afterwards every study that was asked for has its sums."""
-        studies, probing = list(self._studies.values()), None
-        if self._probed:
-            probing = Probing(list(self._probed.values()), self.train, self.images, layers=self.layers)
-            with self._counting("train"):
-                studies.append(probing.fitted(batch_size=self.batch_size, **self.how))
+        studies, fitted = list(self._studies.values()), []
+        for tokens in sorted(set(self._probed.values())):
+            names = [name for name, single in self._probed.items() if single == tokens]
+            networks = [self.network(name) for name in names]
+            try:
+                probing = Probing(networks, self.train, self.images, tokens=tokens, neighbours=0)
+                with self._counting("train"):
+                    studies.append(probing.fitted(batch_size=self.batch_size, **self.how))
+                fitted.append((names, probing))
+            except UsageError as error:  # too few images of a class, or too little memory
+                self._probes |= dict.fromkeys(names, error)
         if not studies:
             return Counts()
         with self._counting("test"):
             counts = sweep(self.images, studies, batch_size=self.batch_size, **self.how)
-        if probing is not None:
-            self.probes = probing.found(counts)
+        for names, probing in fitted:
+            self._probes |= dict.fromkeys(names, probing.found(counts))
         return counts
 
     @contextmanager

@@ -79,7 +79,9 @@ class Plan:
         for exhibit, later in begun:
             try:
                 figures.append((exhibit, later()))
-            except UsageError as error:
+            except RepsimError as error:
                 left_out.append(f"figure {exhibit.number} is left out: {error}")
+        if not figures:
+            raise RepsimError("; ".join(left_out))
         protocol = {"batch_size": counts.batch_size, "batches": counts.batches, "forward_passes": m.passes}
-        return Result(figures, left_out, counts, protocol | ({"probes": m.probes.protocol} if m.probes else {}))
+        return Result(figures, left_out, counts, protocol | {"probes": m.probe_protocols()})

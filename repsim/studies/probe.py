@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from repsim.errors import UsageError, not_finite
+from repsim.errors import RepsimError, UsageError, not_finite
 from repsim.hooks import capture
 from repsim.images import Batch, Counts, ImageSet
 from repsim.layers import Layer, find_layers, grid_of
 from repsim.measures.neighbours import nearest_neighbours, soft_nearest_neighbour, squared_distances
-from repsim.measures.probe import Probe, ProbeRows, ProbeSums, Ridge, refit, side_by_side, training_data
+from repsim.measures.probe import Probe, ProbeRows, ProbeSums, Ridge, refit, stacked, training_data
 from repsim.models import Network, as_networks, told_apart
 from repsim.structure import has_cls
 from repsim.sweep import Progress, sweep
@@ -100,10 +100,10 @@ class Features:
     def of(cls, network: Network, layers: Sequence[Layer], *, single: bool) -> list[Features]:
         """For each layer; finer maps are patched until their channels come close to the last layer's."""
         grids = [grid_of(layer, network) for layer in layers]
-        last, widest = grids[-1], _channels(layers[-1])
+        last, widest = grids[-1], layers[-1].width
         found = []
         for layer, grid in zip(layers, grids):
-            most = min(math.isqrt(widest // _channels(layer)) or 1, *(max(g // n, 1) for g, n in zip(grid, last)))
+            most = min(math.isqrt(widest // layer.width) or 1, *(max(g // n, 1) for g, n in zip(grid, last)))
             patch = max(k for k in range(1, most + 1) if grid[0] % k == 0 and grid[1] % k == 0)
             found.append(cls(layer, grid, last, patch, layer.prefix > 0 and has_cls(network.module), single))
         return found
@@ -111,7 +111,7 @@ class Features:
     @property
     def sizes(self) -> dict[str, tuple[int, int]]:
         """Aggregation -> how many probes of how many features."""
-        width = _channels(self.layer)
+        width = self.layer.width
         pooled = width * self.patch**2
         found = {"cls" if self.cls else "first": (1, width if self.cls else pooled), "spatial_mean": (1, pooled)}
         if self.layer.prefix and self.patch == 1:
@@ -136,10 +136,6 @@ class Features:
             "token": lambda: spatial.clone() if self.grid == self.last else spatial.contiguous(),
         }
         return {aggregation: found[aggregation]() for aggregation in self.sizes}
-
-
-def _channels(layer: Layer) -> int:
-    return layer.shape[0] if layer.layout == "channels_first" else layer.shape[-1]
 
 
 class Place(NamedTuple):
@@ -179,6 +175,8 @@ class Fitting(_Watching):
     ) -> None:
         super().__init__(networks, features, labels[split.used])
         self.classes = int(labels.max()) + 1
+        self.used: dict[Draw | None, int] = {}
+        """How many images each draw was fitted on, which broken ones may have thinned; None: held out."""
         self.members = {name: torch.from_numpy(np.isin(split.used, of)) for name, of in split.draws.items()}
         self.members[None] = torch.from_numpy(np.isin(split.used, split.held_out))
         self.data: dict[Place, dict[Draw | None, ProbeSums | ProbeRows]] = {}
@@ -200,6 +198,10 @@ class Fitting(_Watching):
         probes: dict[Place, dict[Draw, Probe]] = {}
         for place in list(self.data):
             data = self.data.pop(place)  # lets go of what has been used
+            self.used = {draw: int(images.counts.sum()) for draw, images in data.items()}
+            if lacking := [draw for draw in self.members if draw not in data or (draw and not data[draw].counts.all())]:
+                what = f"{lacking[0].shots} per class, seed {lacking[0].seed}" if lacking[0] else "the held-out images"
+                raise RepsimError(f"broken images left none of some class in {what}; take more shots, or mend them")
             held_out = data.pop(None)
             probes[place] = {}
             for draw, images in data.items():
@@ -224,9 +226,7 @@ class Testing(_Watching):
         self.strengths = {
             (place, draw): probe.l2.tolist() for place, of in probes.items() for draw, probe in of.items()
         }
-        self.probes = {
-            place: (list(of), side_by_side(list(of.values())).to(torch.float32)) for place, of in probes.items()
-        }
+        self.probes = {place: (list(of), stacked(list(of.values())).to(torch.float32)) for place, of in probes.items()}
         self.right: dict[tuple[Place, Draw], Tensor] = {}
         self.tested = 0
         self.sampled = torch.from_numpy(np.isin(np.arange(len(labels)), sample))
@@ -262,12 +262,14 @@ class Testing(_Watching):
     def neighbours(self, k: int) -> pd.DataFrame:
         """One row per place but single tokens, of the sample."""
         labels = torch.cat(self.kept_labels)
+        fellows = torch.bincount(labels, minlength=1)[labels] > 1  # others may have been broken, or in a short batch
+        labels, k = labels[fellows], min(k, int(fellows.sum()) - 1)
         rows = []
-        for place, kept in self.kept.items():
+        for place, kept in self.kept.items() if k > 0 else ():
             layer = next(each.layer for each in self.features[place.network] if each.layer.name == place.layer)
-            distances = squared_distances(torch.cat(kept))
+            distances = squared_distances(torch.cat(kept)[fellows.to(kept[0].device)])
             own = labels.to(distances.device)
-            right = nearest_neighbours(distances, own, min(k, len(labels) - 1)).double()
+            right = nearest_neighbours(distances, own, k).double()
             soft = soft_nearest_neighbour(distances, own)
             knn = (right.mean().item(), right.std().item() / len(right) ** 0.5)
             where = (self.networks[place.network].name, place.layer, layer.index, layer.depth, place.aggregation)
@@ -371,20 +373,24 @@ class Probing:
         check_settings(shots, seeds, neighbours, k)
         check_labels(train, test)
         self.train, self.test, self.k, self.neighbours = train, test, k, neighbours
-        self.split = Split.of(train.labels, list(dict.fromkeys(shots)), seeds, train.classes)
+        present = np.unique(train.labels)  # numbers of classes may have gaps
+        self.labels, self.test_labels = (np.searchsorted(present, images.labels) for images in (train, test))
+        names = [train.classes[label] if train.classes else label for label in present.tolist()]
+        self.split = Split.of(self.labels, list(dict.fromkeys(shots)), seeds, names)
         self.networks = told_apart([network.sized(train.tensor_size) for network in networks])
         self.features = [Features.of(network, find_layers(network, layers), single=tokens) for network in self.networks]
         self.asked = {"layers": layers, "shots": shots, "seeds": seeds, "single_tokens": tokens}
 
     def fitted(self, *, batch_size: int, **how: Any) -> Testing:
         """Pass the training images and fit; what is left is a study of the test images."""
-        fitting = Fitting(self.networks, self.features, self.train.labels, self.split)
+        fitting = Fitting(self.networks, self.features, self.labels, self.split)
         needed = sum_bytes(self.features, self.split, fitting.classes)
         check_memory(needed, self.networks[0].device, self.asked["single_tokens"])
         used = self.train.only(self.split.used)
         self.train_counts = sweep(used, [fitting], batch_size=batch_size, short=True, **how)
-        self.sample = class_sample(self.test.labels, self.neighbours)
-        self.testing = Testing(self.networks, self.features, self.test.labels, fitting.fit(), self.sample)
+        self.sample = class_sample(self.test_labels, self.neighbours)
+        self.testing = Testing(self.networks, self.features, self.test_labels, fitting.fit(), self.sample)
+        self.used = fitting.used
         return self.testing
 
     def found(self, counts: Counts) -> Probes:
@@ -403,8 +409,8 @@ class Probing:
                 "estimator": "ridge to +-1 targets, features standardised, strength chosen on held-out training images",
                 "training_images": {
                     **self.train.record(self.train_counts),
-                    "held_out": len(self.split.held_out),
-                    "fitted_on": {str(draw.shots or "all"): len(of) for draw, of in self.split.draws.items()},
+                    "held_out": self.used[None],
+                    "fitted_on": {str(draw.shots or "all"): count for draw, count in self.used.items() if draw},
                 },
                 "neighbours": {"images": len(self.sample), "k": self.k, "distance": "Euclidean, features as they are"},
                 "patched": {
@@ -439,9 +445,10 @@ def check_labels(train: ImageSet, test: ImageSet) -> None:
     if train.classes is not None and test.classes is not None and train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))[0]
         raise UsageError(f"training and test images must have the same classes; {odd!r} is in one of them only")
-    present = set(train.labels.tolist())
-    missing = sorted(set(range(max(train.labels.max(), test.labels.max()) + 1)) - present)
-    if missing:
+    present, tested = np.unique(train.labels), np.unique(test.labels)
+    if min(present[0], tested[0]) < 0:
+        raise UsageError("labels must not be negative; data sets that are not labelled often have -1")
+    if missing := sorted(set(tested.tolist()) - set(present.tolist())):
         name = train.classes[missing[0]] if train.classes else missing[0]
         raise UsageError(f"every class needs training images; there are none of class {name!r}")
 

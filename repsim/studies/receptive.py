@@ -106,7 +106,7 @@ def receptive_fields(
         (network.name, layer.name, layer.index, layer.depth, *field_statistics(maps[layer.name], grids[layer.name]))
         for layer in found
     ]
-    full = {layer.name: len(chosen[layer.name]) == _width(layer) for layer in found}
+    full = {layer.name: len(chosen[layer.name]) == layer.width for layer in found}
     return ReceptiveFields(
         table=pd.DataFrame(rows, columns=RECEPTIVE),
         maps={name: field.float().numpy() for name, field in maps.items()},
@@ -139,12 +139,8 @@ def frozen(module: nn.Module):
             p.requires_grad_(True)
 
 
-def _width(layer: Layer) -> int:
-    return layer.shape[0] if layer.layout == "channels_first" else layer.shape[-1]
-
-
 def _channels(layer: Layer, channels: int | None, seed: int) -> Tensor:
-    width = _width(layer)
+    width = layer.width
     if channels is None or channels >= width:
         return torch.arange(width)
     generator = torch.Generator().manual_seed(seed)

@@ -8,7 +8,7 @@ from sklearn.linear_model import RidgeClassifier
 from sklearn.preprocessing import StandardScaler
 
 import repsim as rs
-from repsim.measures.probe import GRID, ProbeRows, ProbeSums, Ridge, refit, side_by_side, training_data
+from repsim.measures.probe import GRID, ProbeRows, ProbeSums, Ridge, refit, stacked, training_data
 
 
 def made_up(n=200, d=12, classes=5, seed=0, spread=1.0):
@@ -97,12 +97,12 @@ def test_several_probes_at_once_are_several_probes(kind):
         assert torch.equal(predicted(probe, both)[:, m], predicted(alone, both[:, m])[:, 0])
 
 
-def test_probes_side_by_side_are_the_probes(kind):
+def test_probes_stacked_are_the_probes(kind):
     x, labels = made_up()
     probes = [
         Ridge(collected(kind, x[half], labels[half])).fit(l2) for half, l2 in ((slice(100), 1.0), (slice(100, 200), 8))
     ]
-    both = side_by_side(probes).scores(x).unflatten(2, (2, 5))
+    both = stacked(probes).scores(x).unflatten(2, (2, 5))
     for i, probe in enumerate(probes):
         torch.testing.assert_close(both[:, :, i], probe.scores(x))
 

@@ -1,23 +1,26 @@
 """All figures of the preset `mini` from few images: files, passes, pictures; and the plan of each preset."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 import repsim as rs
 from repsim.aliases import ALIASES
 from repsim.claims import CLAIMS, matches
 from repsim.cli import main
 from repsim.minis import ARCHITECTURES, bundled
-from repsim.paper.exhibits import NUMBERS, numbers
+from repsim.paper.exhibits import NUMBERS, Receptive, difference, numbers
 from repsim.paper.figures import FIGURES, PRESETS
 from repsim.paper.files import load_figure
 from repsim.paper.run import Plan
+from repsim.tables import RECEPTIVE
 
-SOME = ["1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13", "D.4", "G.1", "H.2"]
+SOME = ["1", "2", "3", "5", "7", "8", "9", "11", "12", "13", "D.2"]
 """One or more of each kind."""
 IMAGES = 16
 
@@ -55,11 +58,11 @@ def test_every_network_sees_every_image_once(run, plan):
     record = json.loads((run[0] / "run.json").read_text())
     passes = record["protocol"]["forward_passes"]
     # Receptive fields are gradients, and have passes of their own.
-    swept = {name for exhibit in plan.exhibits if exhibit.sweeps for name in exhibit.names("mini")}
+    swept = {name for exhibit in plan.exhibits if not isinstance(exhibit, Receptive) for name in exhibit.names("mini")}
     assert set(passes) == swept
     for name, of in passes.items():
         assert of["test"] == record["images"]["used"] == IMAGES, name
-        assert of.get("train", 0) <= record["protocol"]["probes"]["training_images"]["used"]
+        assert of.get("train", 0) in {0, *(each["training_images"]["used"] for each in record["protocol"]["probes"])}
 
 
 def test_what_is_left_out_is_said(run, plan):
@@ -128,6 +131,81 @@ def test_bad_input():
         assert result.exit_code == 2 and message in result.output, result.output
 
 
+def test_receptive_fields_are_means_over_groups_of_images():
+    fields = {
+        (name, branch): [
+            SimpleNamespace(
+                maps={"stem": np.full((4, 4), 1.0 + group), "last": np.ones((4, 4))},
+                table=pd.DataFrame(
+                    [
+                        (name, layer, i, i, radius + group, 2 * radius, share)
+                        for i, (layer, radius, share) in enumerate(rows)
+                    ],
+                    columns=RECEPTIVE,
+                ),
+            )
+            for group in (0, 1)
+        ]
+        for name, branch, rows in (
+            ("vit", False, [("stem", 5, 0.5), ("last", 9, 0.3)]),
+            ("vit", True, [("stem", 5, 0.1), ("last", 9, 0.1)]),
+            ("resnet", False, [("stem", 1, 0.5), ("last", 7, 0.3)]),
+            ("resnet", True, [("stem", 1, 0.4), ("last", 7, 0.4)]),
+        )
+    }
+    m = SimpleNamespace(
+        network=lambda name: SimpleNamespace(name=name), receptive=lambda name, branch=False: fields[name, branch]
+    )
+    made = FIGURES["6"].measure(m, ("vit", "resnet"))()
+    of = made.tables["numbers"].set_index("number")["value"]
+    assert of["half-mass radius, last layer, vit"] == 9.5 and of["half-mass radius, lowest third, vit - resnet"] == 4
+    assert of["half-mass radius, highest - lowest third, resnet"] == 6
+    assert made.arrays["vit/stem"][0, 0] == 1.5 and made.tables["receptive"]["radius50_px"].tolist() == [
+        5.5,
+        9.5,
+        1.5,
+        7.5,
+    ]
+    assert len(FIGURES["6"].draw(made, "title").axes) >= 4
+    branches = FIGURES["C.4"].measure(m, ("vit", "resnet"))().tables["numbers"].set_index("number")["value"]
+    assert branches["share of the own patch, after the sum - branch, vit"] == pytest.approx(0.3)
+    assert branches["share of the own patch, after the sum - branch, resnet"] == pytest.approx(0.0)
+
+
 def test_intervals():
-    row = numbers([("x", 1.0, 0.5)]).iloc[0]
-    assert (row["low"], row["high"]) == (pytest.approx(0.02), pytest.approx(1.98))
+    table = numbers(
+        [("x", 1.0, 0.5, 20), ("three seeds", 1.0, 0.5, 3), ("no spread", 1.0, 0.0, 20), ("one", 1.0, 0.5, 1)]
+    )
+    half = (table["high"] - table["low"]) / 2
+    assert half[0] == pytest.approx(0.5 * 2.0930, abs=1e-4) and half[1] == pytest.approx(0.5 * 4.3027, abs=1e-4)
+    assert half[2:].isna().all()
+    assert difference("a - b", ("a", 3, 0.3, 20), ("b", 1, 0.4, 3)) == ("a - b", 2, pytest.approx(0.5), 3)
+
+
+def test_a_folder_without_training_images_leaves_probes_out(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for split, names in (("val", "ab"), ("train", "a")):
+        for name in names:
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for i in range(8):
+                pixels = rng.integers(0, 255, (28, 28)).astype(np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "data" / split / name / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    few = ["figures", "1", "13", "11", "--batch-size", "8", "--weights", "random", "--json", "--quiet"]
+    result = CliRunner().invoke(main, [*few, "--data", "data"])
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    assert said["directory"] == "runs/figures-mini-random"
+    assert any("figure 11 is left out" in notice for notice in said["notices"])
+    assert "runs/figures-mini-random/figure-1/figure-1-random.png" in said["files"]
+    record = json.loads((tmp_path / "runs/figures-mini-random/figure-1/run.json").read_text())
+    assert record["random"] and record["images"]["used"] == 16  # of val alone
+    claims = CliRunner().invoke(main, ["claims", "runs/figures-mini-random"])
+    assert "(random weights)" in claims.output
+
+
+def test_the_caption_says_what_is_not_the_papers():
+    figure = FIGURES["1"]
+    assert figure.caption({"preset": "mini", "random": False}) == "Figure 1. Similarity of layers within networks"
+    said = figure.caption({"preset": "paper", "random": True})
+    assert "(here: ImageNet-21k weights for JFT-300M ones; untrained networks, random weights)" in said

@@ -1,5 +1,7 @@
 """Linear probes of layers: what is fitted on what, against scikit-learn, and what is refused."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -180,6 +182,41 @@ def test_broken_activations_are_named(train, test_images):
     torch.nn.init.constant_(network.module.blocks[4].mlp.fc2.weight, float("nan"))
     with pytest.raises(RepsimError, match="layer 'blocks.4', are NaN or infinite in batch 0"):
         linear_probes(network, train, test_images, shots=1)
+
+
+def test_classes_may_have_gaps_but_not_be_negative(vit, train, test_images):
+    expected = linear_probes(vit, train, test_images, layers=["blocks.11"], tokens=False, neighbours=0, seeds=1)
+    wide, new = rs.ImageSet("sample", split="train", images=400), rs.ImageSet("sample", split="test", images=210)
+    wide.source.labels, new.source.labels = 7 * wide.source.labels + 3, 7 * new.source.labels + 3
+    found = linear_probes(vit, wide, new, layers=["blocks.11"], tokens=False, neighbours=0, seeds=1)
+    assert found.table.equals(expected.table)
+    new.source.labels = new.source.labels - 10
+    with pytest.raises(rs.UsageError, match="labels must not be negative"):
+        linear_probes(vit, wide, new)
+
+
+def test_an_image_alone_in_its_class_has_no_neighbours(vit, train):
+    labels = rs.ImageSet("sample", split="test").labels
+    alone = np.concatenate([[np.flatnonzero(labels == 0)[0]], np.flatnonzero(labels == 1)[:20]])
+    test = rs.ImageSet("sample", split="test").only(alone)
+    found = linear_probes(vit, train, test, layers=["blocks.11"], shots=1, tokens=False, neighbours=40)
+    assert (found.neighbours["images"] == 20).all()
+    nothing = linear_probes(vit, train, test.only(np.arange(2)), layers=["blocks.11"], shots=1, tokens=False)
+    assert len(nothing.neighbours) == 0
+
+
+def test_broken_images_that_empty_a_class_are_said(vit, tmp_path):
+    root = folder(tmp_path / "train", {"cat": 12, "dog": 12}, side=28)
+    train = rs.ImageSet(root)
+    split = Split.of(train.labels, [1], 1)
+    broken = train.source.paths[train.chosen[split.draws[Draw(1, 0)][0]]]
+    Path(broken).write_text("no image")
+    test = rs.ImageSet(folder(tmp_path / "test", {"cat": 4, "dog": 4}, side=28))
+    options = {"layers": ["blocks.11"], "seeds": 1, "neighbours": 0, "skip_broken": True, "workers": 0}
+    with pytest.raises(RepsimError, match="left none of some class in 1 per class, seed 0; take more shots"):
+        linear_probes(vit, train, test, shots=1, **options)
+    found = linear_probes(vit, train, test, shots=3, **options)
+    assert found.protocol["training_images"]["fitted_on"]["3"] in (5, 6)
 
 
 def test_a_sample_has_as_many_of_each_class():
