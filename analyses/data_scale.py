@@ -33,6 +33,7 @@ import repsim as rs
 from repsim.measures.cka import normalise_matched
 from repsim.measures.running import jackknife
 from repsim.minis import bundled
+from repsim.paper.exhibits import third
 from repsim.plots.curves import over_depth
 from repsim.plots.style import Figure, look, save
 from repsim.studies.similarity import MatchedSimilarity
@@ -53,8 +54,7 @@ LABELS = {
 
 def thirds(values: np.ndarray | Tensor) -> list:
     """Means over the lowest, middle and highest third of the last axis."""
-    cuts = [round(values.shape[-1] * k / 3) for k in range(4)]
-    return [values[..., low:high].mean(-1) for low, high in zip(cuts, cuts[1:])]
+    return [third(values, which) for which in range(3)]
 
 
 def networks_of(architecture: str) -> dict[str, rs.Network]:

@@ -57,4 +57,6 @@ BUNDLED: dict[str, str] = {
     "vit_mini_noskip1": "vit_mini trained without the skips of block 1",
     "vit_mini_noskip5": "vit_mini trained without the skips of block 5",
     "vit_mini_noskip9": "vit_mini trained without the skips of block 9",
+    "vit_mini_3pct": "vit_mini trained on 3 % of the images, half as long",
+    "vit_mini_100pct_seed1": "vit_mini trained on all images, half as long, from another start",
 }

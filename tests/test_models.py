@@ -26,7 +26,7 @@ def test_aliases_are_timm_names_with_weights():
         config = timm.models.get_pretrained_cfg(alias.timm_name)
         assert config is not None, name
         assert bool(config.has_weights) == (not alias.weights.startswith("none")), name
-    assert set(BUNDLED) == set(minis.bundled())
+    assert set(BUNDLED) <= set(minis.bundled())  # more, where more have been trained
 
 
 def test_bundled_networks_are_trained(vit, resnet):

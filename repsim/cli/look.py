@@ -13,10 +13,12 @@ from repsim.cli.words import print_columns, print_rows_as_json
 def models(as_json: bool) -> None:
     """Networks by the paper's names: what each stands for, and which public weights are used."""
     from repsim.aliases import ALIASES, BUNDLED
+    from repsim.minis import bundled
 
     rows = [("alias", "in the paper", "timm name", "weights")]
     rows += [(name, alias.stands_for, alias.timm_name, alias.weights) for name, alias in ALIASES.items()]
-    rows += [(name, what, "bundled", "Fashion-MNIST") for name, what in BUNDLED.items()]
+    for name in bundled():
+        rows.append((name, BUNDLED.get(name, "trained here by analyses/train_minis.py"), "bundled", "Fashion-MNIST"))
     if as_json:
         return print_rows_as_json(rows)
     print_columns(rows)
