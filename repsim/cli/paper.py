@@ -12,7 +12,6 @@ import click
 from repsim.cli.base import AS_JSON, Job, default_data, job_options, main
 from repsim.cli.words import print_json, say
 from repsim.errors import UsageError, one_of
-from repsim.tables import RECORD
 
 
 @main.command()
@@ -60,6 +59,7 @@ def figures(
     from repsim.minis import bundled
     from repsim.paper.files import save_figure
     from repsim.paper.run import Plan
+    from repsim.tables import RECORD
 
     plan = Plan.of(wanted, preset, bundled())
     data, split, train, without = job.data or default_data(plan.names), job.split, None, ""
