@@ -324,12 +324,13 @@ def test_probe_on_folders(somewhere):
         (["--data", "data"], 6),
         (["--data", "data", "--split", "other"], 8),
         (["--data", "data/other", "--train-data", "data/train"], 8),
+        (["--data", "data/val"], 6),  # as ImageNet's folders stand side by side
     ):
         result = repsim("probe", *few, *arguments, "--out", "o")
         assert result.exit_code == 0, result.output
         assert json.loads(Path("o/run.json").read_text())["images"]["used"] == used
         assert sorted(os.listdir("o"))[:2] == ["neighbours.csv", "probe.csv"]
-    result = repsim("probe", *few, "--data", "data/val")
+    result = repsim("probe", *few, "--data", "data/other")
     assert result.exit_code == 2 and "has no folders 'train' and 'val'; name the folder" in result.output
 
 
