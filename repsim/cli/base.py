@@ -126,8 +126,8 @@ class Run:
         elif count < 2 * size:
             self.notice(f"{count} images make one batch of {size}, so no standard errors")
 
-    def save(self, images: dict[str, Any], protocol: dict[str, Any], **more: Any) -> None:
-        """Write `run.json`: everything needed to know what was computed, and to do it again."""
+    def save(self, images: dict[str, Any], protocol: dict[str, Any], **more: Any) -> dict[str, Any]:
+        """Write `run.json`, and return it: everything needed to know what was computed, and to do it again."""
         from repsim.tables import RECORD, save_record
 
         losses = [("dropped_in_short_batch", "left out, a short last batch"), ("broken_count", "could not be read")]
@@ -148,6 +148,7 @@ class Run:
             "seconds": round(time.perf_counter() - self.started, 2),
         }
         save_record(record, self.out / RECORD)
+        return record
 
 
 def job_options(command: str, images: int, batch_size: int, of: str) -> Callable:

@@ -59,13 +59,13 @@ def figures(
     from repsim.minis import bundled
     from repsim.paper.files import save_figure
     from repsim.paper.run import Plan
-    from repsim.tables import RECORD
 
     plan = Plan.of(wanted, preset, bundled())
     data, split, train, without = job.data or default_data(plan.names), job.split, None, ""
     try:
         (train_data, train_split), (data, split) = train_and_test(data, split, train_data, train_split)
-        train = ImageSet(train_data, split=train_split, root=job.data_dir, seed=job.seed)
+        if plan.probes:
+            train = ImageSet(train_data, split=train_split, root=job.data_dir, seed=job.seed)
     except UsageError as error:  # only figures of probes need training images
         without = str(error)
     name = f"figures-{preset}" + ("-random" if weights == "random" else "")
@@ -80,8 +80,7 @@ def figures(
     made = plan.make(dict(zip(plan.names, run.networks)), run.images, train, **options, **job.how())
     for reason in made.left_out:
         run.notice(reason)
-    run.save(run.images.record(made.counts), {"preset": preset, **options, **made.protocol})
-    record = json.loads((run.out / RECORD).read_text())
+    record = run.save(run.images.record(made.counts), {"preset": preset, **options, **made.protocol})
     shared = {key: record[key] for key in ("command", "date", "images", "random")}
     for exhibit, of in made.figures:
         save_figure(exhibit, of, run.out, preset, shared)

@@ -29,6 +29,11 @@ class GroupedSums:
     def batches(self) -> int:
         return int(self.counts.sum())
 
+    @property
+    def groups(self) -> int:
+        """How many groups have batches."""
+        return int((self.counts > 0).sum())
+
     @torch.no_grad()
     def update(self, value: Tensor, batch: int | None = None) -> GroupedSums:
         """Add the value of one batch; `batch` is its number where batches arrive out of order."""

@@ -112,11 +112,10 @@ def jackknifed(
     from repsim.measures.running import jackknife
 
     sums, shape = getattr(study, "sums", None) or study.cka.sums, shape or normalise
-    groups = int((sums.counts > 0).sum())
     found = []
     for name, of in statistics.items():
         value, se = jackknife(sums, lambda hsics, of=of: of(shape(hsics)))
-        found.append((name, value.item(), se.item(), groups))
+        found.append((name, value.item(), se.item(), sums.groups))
     return found
 
 
@@ -460,7 +459,7 @@ class Places(Exhibit):
                 (part,) = study.parts
                 chosen = (summary["model"] == part.network.name) & (summary["layer"] == part.layers[self.layer].name)
                 row = summary[chosen & (summary["where"] == "interior")].iloc[0]
-                groups = int((part.cka.sums.counts > 0).sum())
+                groups = part.cka.sums.groups
                 rows.append(
                     (f"own patch - rest, interior, {part.network.name}", row["own_minus_rest"], row["se"], groups)
                 )
@@ -497,18 +496,18 @@ class Probed(Exhibit):
             m.probing(name, tokens=self.shown.startswith("token"))
 
         def later() -> Made:
-            tables, summaries, rows = [], [], []
+            single, summaries, rows = [], [], []
             for name in networks:
                 found, model = m.probes(name), m.network(name).name
-                tables.append(found.table[found.table["model"] == model])
+                single.append(found.table[(found.table["model"] == model) & (found.table["aggregation"] == "token")])
                 summaries.append(found.summary[found.summary["model"] == model])
                 rows.append((f"accuracy, {self._what()}, {model}", *self._accuracy(summaries[-1])))
             of = list(rows)
             rows += [difference(f"accuracy, {self._what()}, {what}", of[a], of[b]) for what, a, b in self.compare]
-            table, summary = pd.concat(tables), pd.concat(summaries)
+            summary = pd.concat(summaries)
             made = {"probe_summary": summary[summary["aggregation"] != "token"], "numbers": numbers(rows)}
             if self.shown == "token":
-                made["probe"] = table[table["aggregation"] == "token"]
+                made["probe"] = pd.concat(single)
             return Made({name: each.reset_index(drop=True) for name, each in made.items()})
 
         return later

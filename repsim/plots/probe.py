@@ -18,6 +18,7 @@ AGGREGATIONS = {
     "mean": "mean of all tokens",
     "token_mean": "single tokens, mean accuracy",
 }
+COLOURS = dict(zip(AGGREGATIONS, sns.color_palette("colorblind", len(AGGREGATIONS))))
 
 
 def probes(summary: pd.DataFrame, *, title: str | None = None) -> Figure:
@@ -32,7 +33,6 @@ def probes(summary: pd.DataFrame, *, title: str | None = None) -> Figure:
     """
     models = list(dict.fromkeys(summary["model"]))
     shots = list(dict.fromkeys(summary["shots"].astype(str)))
-    colours = dict(zip(AGGREGATIONS, sns.color_palette("colorblind", len(AGGREGATIONS))))
     with look():
         figure = Figure(figsize=(2.6 * len(models) + 0.6, 2.5 * len(shots) + 0.7))
         axes = figure.subplots(len(shots), len(models), sharex=True, sharey=True, squeeze=False)
@@ -42,12 +42,11 @@ def probes(summary: pd.DataFrame, *, title: str | None = None) -> Figure:
                 for aggregation, label in AGGREGATIONS.items():
                     rows = part[part["aggregation"] == aggregation]
                     if len(rows):
-                        over_depth(ax, rows, "accuracy", colours[aggregation], label)
+                        over_depth(ax, rows, "accuracy", COLOURS[aggregation], label)
                 ax.set_title(f"{model}, all images" if count == "all" else f"{model}, {count} per class")
             line[0].set_ylabel("accuracy of the probe")
         figure.suptitle(title)
-        seen = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels())}
-        figure.legend(seen.values(), seen, loc="outside lower center", ncols=min(3, len(seen)), frameon=False)
+        _legend(figure, columns=3)
     return figure
 
 
@@ -113,7 +112,6 @@ def neighbours(table: pd.DataFrame) -> Figure:
         table: of `rs.linear_probes`, or `neighbours.csv`.
     """
     models = list(dict.fromkeys(table["model"]))
-    colours = dict(zip(AGGREGATIONS, sns.color_palette("colorblind", len(AGGREGATIONS))))
     quantities = {
         "knn": ("knn_accuracy", f"accuracy of {table['k'].iloc[0]} nearest neighbours"),
         "soft": ("soft_loss", "soft nearest neighbour loss (nats)"),
@@ -126,9 +124,14 @@ def neighbours(table: pd.DataFrame) -> Figure:
                 for aggregation, what in AGGREGATIONS.items():
                     rows = table[(table["model"] == model) & (table["aggregation"] == aggregation)]
                     if len(rows):
-                        over_depth(ax, rows.assign(se=rows[f"{name}_se"]), column, colours[aggregation], what)
+                        over_depth(ax, rows.assign(se=rows[f"{name}_se"]), column, COLOURS[aggregation], what)
                 ax.set_title(model)
             line[0].set_ylabel(label)
-        seen = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels())}
-        figure.legend(seen.values(), seen, loc="outside lower center", ncols=min(4, len(seen)), frameon=False)
+        _legend(figure, columns=4)
     return figure
+
+
+def _legend(figure: Figure, columns: int) -> None:
+    """One legend below all panels, each line once."""
+    seen = {label: handle for ax in figure.axes for handle, label in zip(*ax.get_legend_handles_labels())}
+    figure.legend(seen.values(), seen, loc="outside lower center", ncols=min(columns, len(seen)), frameon=False)
