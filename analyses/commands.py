@@ -13,10 +13,15 @@ from repsim.cli import main as repsim
 
 PAGE = Path(__file__).parent.parent / "repsim" / "COMMANDS.md"
 
+COMPLETION = """\
+Every command takes `--help`; those that make something take `--json`, which says what was made, and `--quiet`.
+Bash completes commands, options and names of networks after `eval "$(_REPSIM_COMPLETE=bash_source repsim)"`, say in
+`~/.bashrc`; zsh and fish likewise, with `zsh_source` and `_REPSIM_COMPLETE=fish_source repsim | source`."""
+
 
 def page() -> str:
     """The help of every command, as click prints it at 100 columns."""
-    parts = ["# Commands", "", "Written by `analyses/commands.py` from the commands themselves.", ""]
+    parts = ["# Commands", "", "Written by `analyses/commands.py` from the commands themselves.", "", COMPLETION, ""]
     with click.Context(repsim, info_name="repsim", **repsim.context_settings) as parent:
         for name in repsim.list_commands(parent):
             command = repsim.get_command(parent, name)

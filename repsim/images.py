@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import gzip
 import io
@@ -141,6 +142,17 @@ class ImageSet:
         """Some of the chosen images, by their positions in `chosen`."""
         other = object.__new__(ImageSet)
         other.__dict__ = {**self.__dict__, "chosen": self.chosen[positions]}
+        return other
+
+    def labelled(self, labels: np.ndarray) -> ImageSet:
+        """The same images with other classes: (n,) integers from 0 on, one for each chosen image."""
+        if np.shape(labels) != (len(self),):
+            raise UsageError(f"labels must be one for each of the {len(self)} images, got shape {np.shape(labels)}")
+        of_all = np.full(len(self.source), -1)
+        of_all[self.chosen] = labels
+        other = object.__new__(ImageSet)
+        other.__dict__ = {**self.__dict__, "source": copy.copy(self.source)}
+        other.source.labels = of_all
         return other
 
     def redrawn(self, seed: int) -> ImageSet:

@@ -386,6 +386,12 @@ def test_the_reference_page_is_that_of_the_commands():
     assert commands.PAGE.read_text() == commands.page(), "run python analyses/commands.py"
 
 
+def test_shells_complete_names_of_networks():
+    asked = {"_REPSIM_COMPLETE": "bash_complete", "COMP_WORDS": "repsim cka --model-a vit_mini_n", "COMP_CWORD": "3"}
+    result = CliRunner().invoke(main, [], env=asked, prog_name="repsim")
+    assert result.output.split() == ["plain,vit_mini_noskip1", "plain,vit_mini_noskip5", "plain,vit_mini_noskip9"]
+
+
 def test_json_is_all_there_is_on_standard_output(somewhere):
     arguments = ["cka", "--images", 12, "--batch-size", 8, "--layers", "blocks.1|layer1.1", "--out", "o", "--json"]
     result = repsim(*arguments)

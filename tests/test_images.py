@@ -108,6 +108,15 @@ def test_noise_is_a_function_of_seed_and_index():
     assert a.source.load(3).tobytes() != b.source.load(3).tobytes()
 
 
+def test_classes_of_ones_own():
+    images = ImageSet("noise", images=6)
+    labelled = images.labelled(np.arange(6) % 2)
+    assert images.labels is None and labelled.labels.tolist() == [0, 1, 0, 1, 0, 1]
+    assert labelled.only(np.array([1, 2])).labels.tolist() == [1, 0]
+    with pytest.raises(rs.UsageError, match="one for each of the 6 images, got shape \\(4,\\)"):
+        images.labelled(np.zeros(4))
+
+
 def test_timm_data_sets(tmp_path):
     """Through timm's own factory, on files as torchvision writes them."""
     write_images(tmp_path, [f"validation/{c}/{i}.png" for c in "ab" for i in range(3)])

@@ -212,6 +212,13 @@ def noticed(out: Path) -> dict[str, Any]:
         return {"notices": []}
 
 
+def known_models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of networks, for the completion of shells."""
+    from repsim.aliases import ALIASES, BUNDLED
+
+    return [name for name in (*BUNDLED, *ALIASES) if name.startswith(incomplete)]
+
+
 def model_options(
     side: str = "", model: str = "", default: str | tuple[str, ...] | None = None, *, several: bool = False
 ) -> Callable:
@@ -231,6 +238,7 @@ def model_options(
             default=default,
             show_default=default is not None,
             help=f"{MODEL}{model}",
+            shell_complete=known_models,
         ),
         click.option(
             f"--weights{end}",

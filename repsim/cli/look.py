@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from repsim.cli.base import AS_JSON, main
+from repsim.cli.base import AS_JSON, known_models, main
 from repsim.cli.words import print_columns, print_rows_as_json
 
 
@@ -26,7 +26,7 @@ def models(as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("model")
+@click.argument("model", shell_complete=known_models)
 @click.option("--layers", default="paper", show_default=True, help="`blocks`, `paper`, `all`, or a regular expression.")
 @click.option("--arg", metavar="KEY=VALUE", multiple=True, help="Model argument, such as img_size=384; repeatable.")
 @AS_JSON

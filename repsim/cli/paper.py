@@ -10,8 +10,11 @@ from typing import Any
 import click
 
 from repsim.cli.base import AS_JSON, Job, default_data, job_options, main
-from repsim.cli.words import print_json, say
+from repsim.cli.words import check_range, print_json, say
 from repsim.errors import UsageError, one_of
+
+NOISE_TO_TRAIN = 48
+"""Training images of a dry run."""
 
 
 @main.command()
@@ -21,6 +24,7 @@ from repsim.errors import UsageError, one_of
 )
 @click.option("--weights", metavar="WEIGHTS", default="pretrained", show_default=True, help="`random`: a dry run.")
 @click.option("--layers", help="See `repsim cka`.  [default: blocks; of `paper`, paper]")
+@click.option("--channels", default=16, show_default=True, help="Per layer, of receptive fields; 0: all.")
 @click.option("--train-data", metavar="DATA", help="Where the training images of probes are.  [default: in DATA]")
 @click.option("--train-split", metavar="SPLIT", help="Which split or folder they are.  [default: train]")
 @job_options("figures", images=None, batch_size=None, of="minibatch  [default: 250; of `paper`, 1024]")
@@ -30,6 +34,7 @@ def figures(
     preset: str,
     weights: str,
     layers: str | None,
+    channels: int,
     train_data: str | None,
     train_split: str | None,
 ) -> Path:
@@ -50,6 +55,7 @@ def figures(
     if job.redraw is not None:
         redraw_figures(job.redraw, wanted if chosen else [], job.quiet)
         return job.redraw
+    check_range("--channels", channels, 0)
     if job.images is None:
         job = replace(job, images=5000 if preset == "mini" else 10240)
     if job.batch_size is None:
@@ -65,7 +71,8 @@ def figures(
     try:
         (train_data, train_split), (data, split) = train_and_test(data, split, train_data, train_split)
         if plan.probes:
-            train = ImageSet(train_data, split=train_split, root=job.data_dir, seed=job.seed)
+            few = NOISE_TO_TRAIN if data == "noise" else None
+            train = ImageSet(train_data, split=train_split, root=job.data_dir, images=few, seed=job.seed)
     except UsageError as error:  # only figures of probes need training images
         without = str(error)
     name = f"figures-{preset}" + ("-random" if weights == "random" else "")
@@ -76,8 +83,13 @@ def figures(
         run.notice(f"no training images: {without}")
     for number, reason in plan.left_out.items():
         run.notice(f"figure {number} is left out: {reason}")
-    options = {"layers": layers or ("blocks" if preset == "mini" else "paper"), "batch_size": job.batch_size}
-    made = plan.make(dict(zip(plan.names, run.networks)), run.images, train, **options, **job.how())
+    layers = layers or ("blocks" if preset == "mini" else "paper")
+    options = {"layers": layers, "batch_size": job.batch_size, "channels": channels}
+    images = run.images
+    if data == "noise" and plan.probes:
+        run.notice("probes of noise: two classes are made up, to try them out")
+        train, images = (of.labelled([i % 2 for i in range(len(of))]) for of in (train, images))
+    made = plan.make(dict(zip(plan.names, run.networks)), images, train, **options, **job.how())
     for reason in made.left_out:
         run.notice(reason)
     record = run.save(run.images.record(made.counts), {"preset": preset, **options, **made.protocol})

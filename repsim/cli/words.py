@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import platform
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from typing import Any
 
@@ -35,9 +34,12 @@ def progress_bar(quiet: bool, repeats: int = 1) -> Callable | None:
     if quiet or not sys.stderr.isatty():
         return None
     counter = iter(range(1, repeats + 1))
-    return lambda batches, **more: functools.partial(tqdm, unit="batch", dynamic_ncols=True)(
-        batches, desc=f"repeat {next(counter)} of {repeats}" if repeats > 1 else "images", **more
-    )
+
+    def bar(batches: Iterable, **more: Any) -> Iterable:
+        what = f"repeat {next(counter)} of {repeats}" if repeats > 1 else "images"
+        return tqdm(batches, **{"desc": what, "unit": "batch", "dynamic_ncols": True, **more})
+
+    return bar
 
 
 def print_json(value: Any) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from repsim.paper.measurements import Measurements
+    from repsim.studies.similarity import LayerSimilarity
 
 NUMBERS = ["number", "value", "low", "high"]
 """Columns of `numbers.csv`: 95 % intervals."""
@@ -51,7 +53,7 @@ class Exhibit:
         title: above the picture.
         shows: what the paper shows there, and what to expect.
         mini, paper: names of the networks of each preset; none: the figure cannot be made with it.
-        stand_in: what of `paper` is not what the paper had; it is written on the picture. Where there are no
+        mini_note, paper_note: what is not as the paper had it, and is written on the picture; where there are no
             networks, why.
     """
 
@@ -60,11 +62,15 @@ class Exhibit:
     shows: str
     mini: tuple[Any, ...] = ()
     paper: tuple[Any, ...] = ()
-    stand_in: str = ""
+    mini_note: str = ""
+    paper_note: str = ""
 
     def names(self, preset: str) -> list[str]:
         """All networks it needs."""
         return list(dict.fromkeys(_flat(getattr(self, preset))))
+
+    def note(self, preset: str) -> str:
+        return getattr(self, f"{preset}_note")
 
     def measure(self, m: Measurements, networks: tuple[Any, ...]) -> Later:
         raise NotImplementedError
@@ -73,9 +79,9 @@ class Exhibit:
         raise NotImplementedError
 
     def caption(self, record: dict[str, Any]) -> str:
-        """Number and title, and under it what stands for what the paper had, and whether weights are random."""
+        """Number and title, and under it what is not as the paper had it, and whether weights are random."""
         first = f"Figure {self.number}. {self.title}"
-        notes = [self.stand_in] if record["preset"] == "paper" and self.stand_in else []
+        notes = [note] if (note := self.note(record["preset"])) and not record["random"] else []
         notes += ["untrained networks, random weights"] if record["random"] else []
         return f"{first}\n(here: {'; '.join(notes)})" if notes else first
 
@@ -133,7 +139,7 @@ class Similarity(Exhibit):
     """Heatmaps of CKA; networks are groups that pass together, of which `panels` draws some pairs."""
 
     panels: str = "within"
-    """`within` each network, `across` from the first to each other of a group, or `all`."""
+    """`within` each network, `across` from the first to each other of a group, `all` of these; or all `pairs`."""
     layers: str | None = None
     """Which; None: those of the run."""
     statistics: Callable[[list[str], list[slice]], dict[str, Callable[[Tensor], Tensor]]] | None = None
@@ -151,10 +157,8 @@ class Similarity(Exhibit):
                 table = LayerSimilarity.table([study])
                 pairs = self.pairs(names)
                 parts.append(table[[pair in pairs for pair in zip(table["model_a"], table["model_b"])]])
-                ends = np.cumsum([0, *map(len, study.layers)]).tolist()
-                where = [slice(low, high) for low, high in zip(ends, ends[1:])]
                 if self.statistics is not None:
-                    rows += jackknifed(study, self.statistics(names, where))
+                    rows += jackknifed(study, self.statistics(names, rows_of(study)))
             cka = pd.concat(parts).drop_duplicates(["model_a", "layer_a", "model_b", "layer_b"])
             return Made({"cka": cka.reset_index(drop=True), "numbers": numbers(rows)})
 
@@ -163,12 +167,19 @@ class Similarity(Exhibit):
     def pairs(self, names: list[str]) -> list[tuple[str, str]]:
         within = [(name, name) for name in names]
         across = [(names[0], name) for name in names[1:]]
-        return {"within": within, "across": across, "all": within + across}[self.panels]
+        pairs = list(combinations(names, 2))
+        return {"within": within, "across": across, "all": within + across, "pairs": pairs}[self.panels]
 
     def draw(self, made: Made, title: str) -> Figure:
         cka = made.tables["cka"]
         pairs = list(dict.fromkeys(zip(cka["model_a"], cka["model_b"])))
         return plots.panels(cka, pairs, title=title)
+
+
+def rows_of(study: LayerSimilarity) -> list[slice]:
+    """The rows of the CKA matrix of all layers that belong to each network."""
+    ends = np.cumsum([0, *map(len, study.layers)]).tolist()
+    return [slice(low, high) for low, high in zip(ends, ends[1:])]
 
 
 def uniformity(names: list[str], where: list[slice]) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -399,6 +410,9 @@ def _spread(name: str, values: np.ndarray) -> Number:
 class Skips(Exhibit):
     """Norm ratios and cosines of skip and branch."""
 
+    shown: str = "both"
+    """`ratio`, `cosine`, or `both`."""
+
     def measure(self, m: Measurements, networks: tuple[str, ...]) -> Later:
         studies = [m.residual(name) for name in networks]
 
@@ -425,9 +439,8 @@ class Skips(Exhibit):
         return later
 
     def draw(self, made: Made, title: str) -> Figure:
-        figure = plots.residual(made.tables["residual"])
-        figure.suptitle(title)
-        return figure
+        draw = {"ratio": plots.norm_ratios, "cosine": plots.cosines, "both": plots.residual}[self.shown]
+        return draw(made.tables["residual"], title=title)
 
 
 def _mean_ratio(part: pd.DataFrame) -> tuple[float, float]:
@@ -485,7 +498,8 @@ class Probed(Exhibit):
     """Ten-shot probes of every layer; `shown` is the aggregation whose accuracies are compared."""
 
     shown: str = "classified"
-    """`classified`: what the network's own classifier sees, CLS or the mean of tokens; `token_mean`; `token`."""
+    """`classified`: what the network's own classifier sees, CLS or the mean of tokens; `aggregations`: all of them;
+    `token_mean`: single tokens, and all others; `token`: single tokens, at their places."""
     at: int = 1
     """Third of the layers that is compared; 3: the last layer."""
     compare: tuple[tuple[str, int, int], ...] = ()
@@ -504,8 +518,10 @@ class Probed(Exhibit):
                 rows.append((f"accuracy, {self._what()}, {model}", *self._accuracy(summaries[-1])))
             of = list(rows)
             rows += [difference(f"accuracy, {self._what()}, {what}", of[a], of[b]) for what, a, b in self.compare]
+            # What others had probed of the same networks is not of this figure.
+            without = {"token": [], "token_mean": ["token"]}.get(self.shown, ["token", "token_mean"])
             summary = pd.concat(summaries)
-            made = {"probe_summary": summary[summary["aggregation"] != "token"], "numbers": numbers(rows)}
+            made = {"probe_summary": summary[~summary["aggregation"].isin(without)], "numbers": numbers(rows)}
             if self.shown == "token":
                 made["probe"] = pd.concat(single)
             return Made({name: each.reset_index(drop=True) for name, each in made.items()})

@@ -32,7 +32,7 @@ def save_figure(exhibit: Exhibit, made: Made, out: Path, preset: str, of_run: di
     if made.arrays:
         save_arrays(made.arrays, where / "maps.npz")
     record = {"number": exhibit.number, "title": exhibit.title, "paper_shows": exhibit.shows, "preset": preset}
-    networks = {"networks": getattr(exhibit, preset), "stand_in": exhibit.stand_in}
+    networks = {"networks": getattr(exhibit, preset), "differs": exhibit.note(preset)}
     save_record({**record, **networks, **of_run}, where / RECORD)
 
 

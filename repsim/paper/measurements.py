@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ class Measurements:
         load: name of a network -> the network, untold apart from others of its name.
         layers: of similarity; see `find_layers`. Other figures show blocks.
         batch_size: images per minibatch.
+        channels: channels per layer of receptive fields, drawn at random; 0 takes all.
         images: the test images.
         train: the training images of probes; None: there are none, and figures of probes cannot be made.
         how: `progress`, `workers`, `skip_broken` of `sweep`.
@@ -45,9 +47,11 @@ class Measurements:
         *,
         layers: str = "blocks",
         batch_size: int = 250,
+        channels: int = 16,
         **how: Any,
     ) -> None:
         self.images, self.train, self.layers, self.batch_size, self.how = images, train, layers, batch_size, how
+        self.channels = channels
         self._load = load
         self._networks: dict[str, Network] = {}
         self._studies: dict[Hashable, Study] = {}
@@ -134,10 +138,20 @@ class Measurements:
 
         def make() -> list[ReceptiveFields]:
             groups = np.arange(min(32, len(self.images)) // 4 * 4).reshape(-1, 4)
-            options = {"branch": branch, "channels": 16, "batch_size": 4, **self.how, "progress": None}
-            return [receptive_fields(self.network(name), self.images.only(group), **options) for group in groups]
+            how = self._how(f"receptive fields of {name}, groups of images")
+            progress = how.pop("progress") or (lambda groups, total: groups)
+            options = {"branch": branch, "channels": self.channels or None, "batch_size": 4, **how}
+            return [
+                receptive_fields(self.network(name), self.images.only(group), **options)
+                for group in progress(groups, total=len(groups))
+            ]
 
         return self._once(self._fields, (name, branch), make)
+
+    def _how(self, what: str) -> dict[str, Any]:
+        """How a pass is made, its progress named after what passes."""
+        progress = self.how.get("progress")
+        return {**self.how, "progress": progress and partial(progress, desc=what)}
 
     def run(self) -> Counts:
         """Pass the images; afterwards every study that was asked for has its sums."""
@@ -148,14 +162,14 @@ class Measurements:
             try:
                 probing = Probing(networks, self.train, self.images, tokens=tokens, neighbours=0)
                 with self._counting("train"):
-                    studies.append(probing.fitted(batch_size=self.batch_size, **self.how))
+                    studies.append(probing.fitted(batch_size=self.batch_size, **self._how("training images")))
                 fitted.append((names, probing))
             except UsageError as error:  # too few images of a class, or too little memory
                 self._probes |= dict.fromkeys(names, error)
         if not studies:
             return Counts()
         with self._counting("test"):
-            counts = sweep(self.images, studies, batch_size=self.batch_size, **self.how)
+            counts = sweep(self.images, studies, batch_size=self.batch_size, **self._how("test images"))
         for names, probing in fitted:
             self._probes |= dict.fromkeys(names, probing.found(counts))
         return counts

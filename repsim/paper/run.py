@@ -41,7 +41,7 @@ class Plan:
             if missing:
                 left_out[exhibit.number] = f"not trained: {', '.join(missing)} (analyses/train_minis.py)"
             elif not names:
-                left_out[exhibit.number] = exhibit.stand_in
+                left_out[exhibit.number] = exhibit.note(preset)
             else:
                 possible.append(exhibit)
         if not possible:

@@ -5,7 +5,7 @@ from repsim.plots.lesion import lesion
 from repsim.plots.maps import attention_maps, localization, receptive_fields
 from repsim.plots.matrices import heatmap, panel, panels
 from repsim.plots.probe import compared, neighbours, probe_tokens, probes
-from repsim.plots.residual import residual
+from repsim.plots.residual import cosines, norm_ratios, residual
 from repsim.plots.style import save
 
 __all__ = [
@@ -13,12 +13,14 @@ __all__ = [
     "attention_maps",
     "head_similarity",
     "compared",
+    "cosines",
     "heatmap",
     "lesion",
     "localization",
     "localization_summary",
     "matched",
     "neighbours",
+    "norm_ratios",
     "panel",
     "panels",
     "probe_tokens",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -10,17 +11,19 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 
+from repsim.errors import UsageError
 from repsim.plots.style import Figure, look
 
 RATIO_CMAP = "viridis"
 NAMES = {"unit": "unit", "mlp": "MLP"}
 
 
-def residual(table: pd.DataFrame) -> Figure:
+def residual(table: pd.DataFrame, *, title: str | None = None) -> Figure:
     """The norm ratio of every block and token, where blocks share their tokens; ratio and cosine over depth.
 
     Args:
         table: of `rs.residual_norms`, or `residual.csv`.
+        title: above the figure.
 
     Returns:
         The figure: heatmaps (ratio, logarithmic colours) above, curves below: norm ratio and cos(z, z + f), each
@@ -32,24 +35,59 @@ def residual(table: pd.DataFrame) -> Figure:
         figure = Figure(figsize=(7.2, 2.9 + (2.6 if shown else 0)))
         if shown:
             above, below = figure.subfigures(2, 1, height_ratios=[2.6, 2.9])
-            axes = above.subplots(1, len(shown), squeeze=False)[0]
-            positive = np.concatenate([m.to_numpy().ravel() for _, m in shown])
-            positive = positive[np.isfinite(positive) & (positive > 0)]
-            norm = LogNorm(positive.min(), positive.max()) if len(positive) else None
-            for ax, (title, matrix) in zip(axes, shown):
-                heatmap(matrix, ax, title, norm)
-            above.colorbar(axes[0].collections[0], ax=list(axes), label="‖skip‖ / ‖branch‖", fraction=0.03, pad=0.01)
+            _draw_heatmaps(above, shown)
         else:
             below = figure
         left, right = below.subplots(1, 2)
         curves(table, "ratio", ax=left)
-        left.set(ylabel="‖skip‖ / ‖branch‖, mean over tokens", yscale="log")
         curves(table, "cos_output", ax=right)
-        right.set(ylabel="cos(skip, skip + branch)")
-        left.axhline(1, color="0.6", linewidth=0.8, zorder=0)
-        handles, labels = left.get_legend_handles_labels()
-        below.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+        _legend(below, left)
+        figure.suptitle(title)
     return figure
+
+
+def norm_ratios(table: pd.DataFrame, *, title: str | None = None) -> Figure:
+    """The norm ratio of every block and token, a row of panels per network (Figure E.1); see `residual`.
+
+    Raises:
+        UsageError: no network's blocks share their tokens.
+    """
+    table = table.assign(token=table["token"].astype(str))
+    shown = list(_heatmaps(table))
+    if not shown:
+        raise UsageError("the norm ratio of every token is drawn of networks whose blocks all have the same tokens")
+    rows = table["model"].nunique()
+    with look():
+        figure = Figure(figsize=(7.2, 2.6 * rows + 0.4))
+        _draw_heatmaps(figure, shown, rows=rows)
+        figure.suptitle(title)
+    return figure
+
+
+def cosines(table: pd.DataFrame, *, title: str | None = None) -> Figure:
+    """The cosine of skip and residual sum over depth (Figure E.2); see `residual`."""
+    with look():
+        figure = Figure(figsize=(4.2, 3.6))
+        _legend(figure, curves(table.assign(token=table["token"].astype(str)), "cos_output", ax=figure.subplots()))
+        figure.suptitle(title)
+    return figure
+
+
+def _legend(figure: Figure, ax: Axes) -> None:
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+
+
+def _draw_heatmaps(figure: Figure, shown: list[tuple[str, pd.DataFrame]], rows: int = 1) -> None:
+    """Side by side on one scale of colours."""
+    axes = figure.subplots(rows, -(-len(shown) // rows), squeeze=False).flatten()
+    positive = np.concatenate([m.to_numpy().ravel() for _, m in shown])
+    positive = positive[np.isfinite(positive) & (positive > 0)]
+    norm = LogNorm(positive.min(), positive.max()) if len(positive) else None
+    for ax, (title, matrix) in zip(axes, shown):
+        heatmap(matrix, ax, title, norm)
+    for ax in axes[len(shown) :]:
+        ax.set_axis_off()
+    figure.colorbar(axes[0].collections[0], ax=list(axes), label="‖skip‖ / ‖branch‖", fraction=0.03, pad=0.01)
 
 
 def _heatmaps(table: pd.DataFrame):
@@ -74,7 +112,7 @@ def heatmap(matrix: pd.DataFrame, ax: Axes, title: str, norm: LogNorm | None) ->
     ax.set(xlabel="token", ylabel="block", title=title)
 
 
-def curves(table: pd.DataFrame, column: str, *, ax: Axes) -> Axes:
+def curves(table: pd.DataFrame, column: Literal["ratio", "cos_output"], *, ax: Axes) -> Axes:
     """A column over relative depth: one line per network, sublayer, and CLS or positions."""
     place = np.where(table["token"].str.fullmatch(r"\d+"), "positions", table["token"])
     groups = table.assign(place=place).query("place in ['positions', 'cls']")
@@ -95,4 +133,9 @@ def curves(table: pd.DataFrame, column: str, *, ax: Axes) -> Axes:
             label=f"{model}, {NAMES.get(sublayer, sublayer)}" + (", CLS" if where == "cls" else ""),
         )
     ax.set(xlabel="relative depth of the block")
+    if column == "ratio":
+        ax.set(ylabel="‖skip‖ / ‖branch‖, mean over tokens", yscale="log")
+        ax.axhline(1, color="0.6", linewidth=0.8, zorder=0)
+    else:
+        ax.set(ylabel="cos(skip, skip + branch)")
     return ax

@@ -20,7 +20,7 @@ from repsim.paper.files import load_figure
 from repsim.paper.run import Plan
 from repsim.tables import RECEPTIVE
 
-SOME = ["1", "2", "3", "5", "7", "8", "9", "12", "13", "D.2"]
+SOME = ["1", "2", "3", "5", "7", "8", "9", "12", "13", "D.2", "E.1", "E.2", "F.3"]
 """One or more of each kind."""
 IMAGES = 16
 
@@ -106,9 +106,9 @@ def test_a_figure_is_what_its_function_gives(run):
 
 
 def test_all_figures_of_the_paper_are_there():
-    main_figures = [str(number) for number in range(1, 14)]
-    assert [number for number in FIGURES if number.isdigit()] == main_figures
-    assert {number.split(".")[0] for number in FIGURES if not number.isdigit()} == set("BCDEFGH")
+    appendix = {"B": 1, "C": 6, "D": 4, "E": 2, "F": 3, "G": 2, "H": 2}
+    parts = [f"{letter}.{number}" for letter, count in appendix.items() for number in range(1, count + 1)]
+    assert list(FIGURES) == [*map(str, range(1, 14)), *parts]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -117,7 +117,7 @@ def test_networks_of_a_preset_are_known(preset):
         for name in exhibit.names(preset):
             known = ALIASES if preset == "paper" else [*ARCHITECTURES, *bundled()]
             assert name in known or name.startswith("vit_mini_"), (exhibit.number, name)
-        assert exhibit.names(preset) or exhibit.stand_in
+        assert exhibit.names(preset) or exhibit.note(preset)
 
 
 def test_bad_input():
@@ -207,5 +207,16 @@ def test_a_folder_without_training_images_leaves_probes_out(tmp_path, monkeypatc
 def test_the_caption_says_what_is_not_the_papers():
     figure = FIGURES["1"]
     assert figure.caption({"preset": "mini", "random": False}) == "Figure 1. Similarity of layers within networks"
-    said = figure.caption({"preset": "paper", "random": True})
-    assert "(here: ImageNet-21k weights for JFT-300M ones; untrained networks, random weights)" in said
+    assert "(here: ImageNet-21k weights for JFT-300M ones)" in figure.caption({"preset": "paper", "random": False})
+    assert "(here: untrained networks, random weights)" in figure.caption({"preset": "paper", "random": True})
+    assert "two thirds of the untouched" in FIGURES["8"].caption({"preset": "mini", "random": False})
+
+
+def test_a_dry_run_on_noise_probes_made_up_classes(tmp_path):
+    few = ["--images", "8", "--batch-size", "8", "--channels", "1", "--weights", "random", "--data", "noise"]
+    result = CliRunner().invoke(main, ["figures", "6", "F.3", *few, "--out", str(tmp_path)])
+    assert result.exit_code == 0 and "two classes are made up" in result.output, result.output
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["protocol"]["channels"] == 1 and record["protocol"]["probes"]
+    fields = load_figure(FIGURES["6"], tmp_path)
+    assert len(fields.tables["receptive"]) == len(fields.arrays)
