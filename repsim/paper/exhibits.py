@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from repsim import plots
-from repsim.plots.style import Figure
+from repsim.plots.style import Figure, entitle
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -277,7 +277,7 @@ class Matched(Exhibit):
 
     def draw(self, made: Made, title: str) -> Figure:
         figure = plots.matched(made.tables["matched"]).figure
-        figure.suptitle(title)
+        entitle(figure, title)
         return figure
 
 
@@ -392,9 +392,12 @@ class Receptive(Exhibit):
     def draw(self, made: Made, title: str) -> Figure:
         table = made.tables["receptive"]
         models = [part for _, part in table.groupby("model", sort=False)]
-        each = 6 if len(models) > 1 else 12  # a row, or two, of panels for each network
-        chosen = [part.iloc[np.unique(np.linspace(0, len(part) - 1, each).round().astype(int))] for part in models]
-        table = pd.concat(chosen).assign(layer=lambda t: t["model"] + "/" + t["layer"])
+        if len(models) > 1:  # a row of panels for each
+            chosen = [part.iloc[np.unique(np.linspace(0, len(part) - 1, 6).round().astype(int))] for part in models]
+            table = pd.concat(chosen).assign(label=lambda t: t["model"] + "\n" + t["layer"])
+        else:
+            table = table.assign(label=table["layer"])
+        table["layer"] = table["model"] + "/" + table["layer"]
         return plots.receptive_fields(table, made.arrays, most=len(table), title=title)
 
 
@@ -485,9 +488,7 @@ class Places(Exhibit):
         return later
 
     def draw(self, made: Made, title: str) -> Figure:
-        figure = plots.localization(made.tables["localization"])
-        figure.suptitle(title)
-        return figure
+        return plots.localization(made.tables["localization"], title=title)
 
 
 # Probes

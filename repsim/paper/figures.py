@@ -260,7 +260,7 @@ FIGURES: dict[str, Exhibit] = {
         ),
         Skips(
             number="E.2",
-            title="Cosine of skip connection and residual sum",
+            title="Cosine of skip and residual sum",
             shows="Late blocks hardly turn what the skip connections carry.",
             mini=("vit_mini", "resnet_mini"),
             paper=("vit_b16_in1k", "resnet50"),

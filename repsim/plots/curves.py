@@ -9,7 +9,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from repsim.errors import UsageError
-from repsim.plots.style import Figure, look
+from repsim.plots.style import Figure, entitle, look
 
 
 def ends(blocks: list[int], each: int = 2) -> list[int]:
@@ -46,7 +46,8 @@ def attention_distance(table: pd.DataFrame, *, blocks: list[int] | None = None, 
                 linewidth=1,
                 label=f"block {block}",
             )
-        ax.set(xlabel="attention head, sorted by distance", ylabel="mean attention distance (px)", ylim=(0, None))
+        ax.set(xlabel="attention head, sorted by distance", ylabel="mean attention distance (px)")
+        ax.set_ylim(0, max(ax.get_ylim()[1], 1.06 * table["distance_px"].max()))  # others may share the axis
         ax.set_title(str(table["model"].iloc[0]))
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend(frameon=False, ncols=2 if len(blocks) > 6 else 1)
@@ -61,7 +62,7 @@ def side_by_side(draw: Callable[..., Axes], tables: Sequence[pd.DataFrame], *, t
         for ax, table in zip(axes, tables):
             draw(table, ax=ax)
             ax.label_outer()
-        figure.suptitle(title)
+        entitle(figure, title)
     return figure
 
 

@@ -7,7 +7,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from repsim.plots.matrices import ticks
-from repsim.plots.style import SIMILARITY_CMAP, UNDEFINED, Figure, look
+from repsim.plots.style import SIMILARITY_CMAP, UNDEFINED, Figure, entitle, look
 
 NOTHING = "nothing"
 COLUMNS = 3
@@ -26,7 +26,7 @@ def lesion(table: pd.DataFrame) -> Figure:
     with look():
         figure = Figure(figsize=(7.2, 2.7 + 2.3 * rows))
         if not kinds:
-            figure.suptitle(f"{model}: nothing was removed")
+            entitle(figure, f"{model}: nothing was removed")
             return figure
         above, below = figure.subfigures(2, 1, height_ratios=[2.7, 2.3 * rows])
         left, right = above.subplots(1, 2)
@@ -42,7 +42,7 @@ def lesion(table: pd.DataFrame) -> Figure:
         for ax, kind in zip(axes, kinds):
             panel(table[table["removed"] == kind], kind, layers, ax=ax, low=min(0.0, table["cka"].min()))
         below.colorbar(axes[0].collections[0], ax=list(axes), label="CKA with the untouched layer", fraction=0.03)
-        figure.suptitle(f"{model}: removed at inference, not trained without (another quantity than the paper's)")
+        entitle(figure, f"{model}: removed at inference, not trained without (another quantity than the paper's)")
     return figure
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from repsim.errors import UsageError, one_of
-from repsim.plots.style import UNDEFINED, Figure, look
+from repsim.plots.style import UNDEFINED, Figure, entitle, look
 
 MAP_CMAP = "inferno"
 TOKEN_CMAP = "viridis"
@@ -46,7 +47,7 @@ def attention_maps(images: np.ndarray, cls: np.ndarray, rollout: np.ndarray, *, 
                 over(axes[row, 2 + head], grey, cls[row, head])
         for ax, name in zip(axes[0], ["image", "rollout", *(f"head {h}" for h in range(cls.shape[1]))]):
             ax.set_title(name, fontsize=7)
-        figure.suptitle(title)
+        entitle(figure, title)
     return figure
 
 
@@ -73,14 +74,14 @@ def receptive_fields(
     """Each layer's receptive field, scaled to its own maximum; evenly spaced layers where there are many.
 
     Args:
-        table: one row per layer, in order; titles show its radius50_px.
+        table: one row per layer, in order; titles show its radius50_px and, if there is one, its `label`.
         maps: layer -> (h, w).
         quantity: what the maps show, for the title.
         most: panels drawn.
         title: above the figure; None: the model and the quantity.
     """
     rows = table if len(table) <= most else table.iloc[np.linspace(0, len(table) - 1, most).round().astype(int)]
-    columns = min(6, len(rows))
+    columns = min(6, len(rows)) if len(rows) <= 12 else math.isqrt(len(rows) - 1) + 1
     lines = -(-len(rows) // columns)
     with look():
         figure = Figure(figsize=(1.5 * columns, 1.75 * lines + 0.5))
@@ -90,13 +91,17 @@ def receptive_fields(
         for ax, row in zip(axes, rows.itertuples()):
             field = maps[row.layer]
             ax.imshow(field, cmap=MAP_CMAP, vmin=0, vmax=field.max() or 1, interpolation="nearest")
-            ax.set_title(f"{row.layer}\nhalf within {row.radius50_px:.1f} px", fontsize=7)
-        figure.suptitle(title or f"{table['model'].iloc[0]}: {quantity}, each panel to its own maximum")
+            ax.set_title(f"{getattr(row, 'label', row.layer)}\nhalf within {row.radius50_px:.1f} px", fontsize=7)
+        entitle(figure, title or f"{table['model'].iloc[0]}: {quantity}, each panel to its own maximum")
     return figure
 
 
 def localization(
-    table: pd.DataFrame, *, tokens: Sequence[tuple[int, int]] | None = None, layer: str | None = None
+    table: pd.DataFrame,
+    *,
+    tokens: Sequence[tuple[int, int]] | None = None,
+    layer: str | None = None,
+    title: str = "CKA of single tokens with input patches",
 ) -> Figure:
     """CKA of chosen tokens with every input patch, a row of panels per model, all on one scale (paper, Figure 9).
 
@@ -104,6 +109,7 @@ def localization(
         table: of `rs.token_localization`, or `localization.csv`.
         tokens: (row, column) of each token's own patch; None: those the paper shows, scaled to grids it does not.
         layer: which to draw, of the models that have it; None: the last of each.
+        title: above the figure.
 
     Returns:
         The figure; its axes are the panels, row by row, and, last, the colour bar. A token's own patch is outlined, and
@@ -126,7 +132,7 @@ def localization(
                 token_map(ax, each, low=low, high=high)
             line[0].set_ylabel(f"{part['model'].iloc[0]}\n{part['layer'].iloc[0]}")
         figure.colorbar(axes[0, 0].images[0], ax=list(axes.flatten()), label="CKA", fraction=0.03)
-        figure.suptitle("CKA of single tokens with input patches (numbers: with their own)")
+        entitle(figure, f"{title} (numbers: with their own)")
     return figure
 
 

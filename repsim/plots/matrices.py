@@ -10,7 +10,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from repsim.errors import UsageError, one_of
-from repsim.plots.style import SIMILARITY_CMAP, UNDEFINED, Figure, look
+from repsim.plots.style import SIMILARITY_CMAP, UNDEFINED, Figure, entitle, look
 
 MOST_TICKS = 14
 INCHES = 3.6
@@ -38,14 +38,14 @@ def panels(table: pd.DataFrame, pairs: Sequence[tuple[str, str]], *, title: str)
     columns = min(4, len(pairs))
     rows = -(-len(pairs) // columns)
     with look():
-        figure = Figure(figsize=(INCHES * columns + 0.7, INCHES * rows + 0.5))
+        figure = Figure(figsize=(INCHES * columns + 0.7, INCHES * rows + 0.7))
         axes = figure.subplots(rows, columns, squeeze=False).flatten()
         for ax in axes[len(pairs) :]:
             ax.set_axis_off()
         for ax, (down, across) in zip(axes, pairs):
             panel(table, down, across, ax=ax, low=low, high=high)
         figure.colorbar(axes[0].collections[0], ax=list(axes), label="CKA", fraction=0.03, pad=0.01)
-        figure.suptitle(title)
+        entitle(figure, title)
     return figure
 
 
@@ -74,7 +74,8 @@ def panel(
             ax = Figure(figsize=(INCHES + 0.7, INCHES + 0.3)).subplots()
         ax.set_facecolor(UNDEFINED)
         options = {"cbar": False, "rasterized": True, "xticklabels": False, "yticklabels": False}
-        sns.heatmap(matrix, ax=ax, vmin=low, vmax=high, cmap=SIMILARITY_CMAP, square=True, **options)
+        sns.heatmap(matrix, ax=ax, vmin=low, vmax=high, cmap=SIMILARITY_CMAP, **options)
+        ax.set_box_aspect(1)
         ax.invert_yaxis()
         for axis, side in ((ax.xaxis, "b"), (ax.yaxis, "a")):
             layers = part.drop_duplicates(f"index_{side}").sort_values(f"index_{side}").reset_index()
@@ -82,8 +83,10 @@ def panel(
             axis.set_ticks([i + 0.5 for i in where], layers[f"layer_{side}"][where])
         ax.tick_params(axis="x", rotation=90)
         ax.tick_params(axis="y", rotation=0)
-        ax.set(xlabel=f"layers of {model_b}", ylabel=f"layers of {model_a}")
-        ax.set_title(f"within {model_a}" if model_a == model_b else f"{model_a} against {model_b}")
+        if model_a == model_b:
+            ax.set(title=f"within {model_a}", xlabel="layer", ylabel="layer")
+        else:
+            ax.set(title=f"{model_a} against {model_b}", xlabel=f"layers of {model_b}", ylabel=f"layers of {model_a}")
     return ax
 
 

@@ -9,7 +9,7 @@ import seaborn as sns
 from repsim.errors import UsageError
 from repsim.plots.curves import over_depth
 from repsim.plots.maps import TOKEN_CMAP
-from repsim.plots.style import Figure, look
+from repsim.plots.style import Figure, entitle, look
 
 AGGREGATIONS = {
     "cls": "CLS",
@@ -45,7 +45,7 @@ def probes(summary: pd.DataFrame, *, title: str | None = None) -> Figure:
                         over_depth(ax, rows, "accuracy", COLOURS[aggregation], label)
                 ax.set_title(f"{model}, all images" if count == "all" else f"{model}, {count} per class")
             line[0].set_ylabel("accuracy of the probe")
-        figure.suptitle(title)
+        entitle(figure, title)
         _legend(figure, columns=3)
     return figure
 
@@ -65,7 +65,7 @@ def compared(summary: pd.DataFrame, *, title: str | None = None) -> Figure:
             over_depth(ax, summary[summary["model"] == model], "accuracy", colour, model)
         ax.set_ylabel("accuracy of the probe")
         ax.legend(frameon=False)
-        figure.suptitle(title)
+        entitle(figure, title)
     return figure
 
 
@@ -101,7 +101,7 @@ def probe_tokens(table: pd.DataFrame, *, most: int = 5, title: str = "accuracy o
                 ax.imshow(100 * grid, cmap=TOKEN_CMAP, interpolation="nearest")
                 low, high = 100 * grid.min(), 100 * grid.max()
                 ax.set_title(f"{model}\n{names[number]}: {low:.1f} to {high:.1f} %", fontsize=7)
-        figure.suptitle(f"{title}, {'all images' if shots == 'all' else f'{shots} per class'}")
+        entitle(figure, f"{title}, {'all images' if shots == 'all' else f'{shots} per class'}")
     return figure
 
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 
 from repsim.errors import UsageError
-from repsim.plots.style import Figure, look
+from repsim.plots.style import Figure, entitle, look
 
 RATIO_CMAP = "viridis"
 NAMES = {"unit": "unit", "mlp": "MLP"}
@@ -42,7 +42,7 @@ def residual(table: pd.DataFrame, *, title: str | None = None) -> Figure:
         curves(table, "ratio", ax=left)
         curves(table, "cos_output", ax=right)
         _legend(below, left)
-        figure.suptitle(title)
+        entitle(figure, title)
     return figure
 
 
@@ -56,11 +56,11 @@ def norm_ratios(table: pd.DataFrame, *, title: str | None = None) -> Figure:
     shown = list(_heatmaps(table))
     if not shown:
         raise UsageError("the norm ratio of every token is drawn of networks whose blocks all have the same tokens")
-    rows = table["model"].nunique()
+    rows = len({title.partition(": ")[0] for title, _ in shown})
     with look():
         figure = Figure(figsize=(7.2, 2.6 * rows + 0.4))
         _draw_heatmaps(figure, shown, rows=rows)
-        figure.suptitle(title)
+        entitle(figure, title)
     return figure
 
 
@@ -69,12 +69,13 @@ def cosines(table: pd.DataFrame, *, title: str | None = None) -> Figure:
     with look():
         figure = Figure(figsize=(4.2, 3.6))
         _legend(figure, curves(table.assign(token=table["token"].astype(str)), "cos_output", ax=figure.subplots()))
-        figure.suptitle(title)
+        entitle(figure, title)
     return figure
 
 
 def _legend(figure: Figure, ax: Axes) -> None:
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    columns = 3 if figure.bbox.width > 6 * figure.dpi else 2
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False)
 
 
 def _draw_heatmaps(figure: Figure, shown: list[tuple[str, pd.DataFrame]], rows: int = 1) -> None:
@@ -106,8 +107,9 @@ def heatmap(matrix: pd.DataFrame, ax: Axes, title: str, norm: LogNorm | None) ->
     ax.invert_yaxis()
     step = -(-len(matrix) // 12)
     ax.set_yticks([i + 0.5 for i in range(0, len(matrix), step)], matrix.index[::step])
-    step = -(-matrix.shape[1] // 8)
-    ax.set_xticks([i + 0.5 for i in range(0, matrix.shape[1], step)], matrix.columns[::step])
+    step, before = -(-matrix.shape[1] // 8), sum(not str(token).isdigit() for token in matrix.columns)
+    shown = [*range(min(before, 1)), *range(before + (step if before and step > 1 else 0), matrix.shape[1], step)]
+    ax.set_xticks([i + 0.5 for i in shown], matrix.columns[shown])
     ax.tick_params(axis="both", rotation=0)
     ax.set(xlabel="token", ylabel="block", title=title)
 

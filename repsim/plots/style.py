@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,10 @@ def look() -> Iterator[None]:
         yield
 
 
+CHARACTERS = 12
+"""Of a title, per inch."""
+
+
 class Figure(matplotlib.figure.Figure):
     """A figure of its own, not pyplot's: nothing has to be closed, and notebooks show it without `%matplotlib`."""
 
@@ -43,6 +48,13 @@ class Figure(matplotlib.figure.Figure):
         with look(), io.BytesIO() as file:
             self.savefig(file, format="png", dpi=110)
             return file.getvalue()
+
+
+def entitle(figure: matplotlib.figure.Figure, title: str | None) -> None:
+    """Write a title above a figure, in lines no wider than it."""
+    width = int(CHARACTERS * figure.get_size_inches()[0])
+    if title:
+        figure.suptitle("\n".join(line for part in title.splitlines() for line in textwrap.wrap(part, width)))
 
 
 def save(figure: matplotlib.figure.Figure, path: Path) -> list[Path]:

@@ -58,3 +58,20 @@ def test_any_number_of_networks():
     many = pd.concat([made_up(f"net{i}", ["unit"], [["0", "1"], ["0"]]) for i in range(7)])
     ratio = rs.plots.residual(many).axes[0]
     assert {f"net{i}, unit" for i in range(7)} <= {line.get_label() for line in ratio.get_lines()}
+
+
+def test_norm_ratios_have_a_row_of_panels_for_each_network(table):
+    other = made_up("deit", ["attention", "mlp"], [["cls", *map(str, range(20))]] * 2)
+    figure = rs.plots.norm_ratios(pd.concat([table, other]), title="ratios")
+    *panels, bar = figure.axes
+    assert [ax.get_title() for ax in panels] == ["vit: attention", "vit: MLP", "deit: attention", "deit: MLP"]
+    assert [label.get_text() for label in panels[2].get_xticklabels()] == ["cls", "3", "6", "9", "12", "15", "18"]
+    assert figure.get_suptitle() == "ratios"
+    with pytest.raises(rs.UsageError, match="blocks all have the same tokens"):
+        rs.plots.norm_ratios(table[table["model"] == "resnet"])
+
+
+def test_cosines_are_curves_alone(table):
+    (ax,) = rs.plots.cosines(table).axes
+    assert {line.get_label() for line in ax.get_lines()} >= {"vit, attention, CLS", "resnet, unit"}
+    np.testing.assert_allclose(ax.get_lines()[0].get_ydata(), [0.9] * 3)
