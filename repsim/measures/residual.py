@@ -43,12 +43,19 @@ def skip_statistics(skip: Tensor, branch: Tensor) -> SkipStatistics:
 
     Reference: paper section 5, Figure 7; appendix E, Figures E.1 and E.2.
     """
-    output = skip + branch
-    z, f, out = (torch.linalg.vector_norm(x, dim=-1) for x in (skip, branch, output))
+    (z, z_size), (f, f_size), (out, _) = (_unit_scale(x) for x in (skip, branch, skip + branch))
+    z_norm, f_norm, out_norm = (torch.linalg.vector_norm(x, dim=-1) for x in (z, f, out))
     return SkipStatistics(
-        ratio=z / f,
-        cos_output=(skip * output).sum(-1) / (z * out),
-        cos_branch=(skip * branch).sum(-1) / (z * f),
-        skip_norm=z,
-        branch_norm=f,
+        ratio=z_norm / f_norm * (z_size / f_size),
+        cos_output=(z * out).sum(-1) / (z_norm * out_norm),
+        cos_branch=(z * f).sum(-1) / (z_norm * f_norm),
+        skip_norm=z_norm * z_size,
+        branch_norm=f_norm * f_size,
     )
+
+
+def _unit_scale(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Each token (n, t, d) over its largest magnitude, and that, (n, t): in float32 squares of 1e20 are infinite."""
+    size = x.abs().amax(-1)
+    size = torch.where(size > 0, size, 1)  # NaN and infinity stay
+    return x / size[..., None], size
