@@ -63,10 +63,11 @@ CLAIMS = [
         False,
     ),
     Claim(
-        "Low blocks have heads that look less far than any of the last",
+        "Low blocks have local heads: the nearest of the first block looks less than half as far as that of the last",
         "3",
-        "nearest head, first - last block, *",
+        "nearest head, first / last block, *",
         False,
+        boundary=0.5,
     ),
     Claim(
         "With little data heads of the first block are less local", "4", "nearest head of the first block, * - *", True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,6 +10,10 @@ import pytest
 import torch
 
 import repsim as rs
+
+if os.environ.get("PYTEST_XDIST_WORKER"):  # several processes share the cores
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,12 @@ def difference(name: str, a: Number, b: Number) -> Number:
     return name, a[1] - b[1], float(np.hypot(a[2], b[2])), min(a[3], b[3])
 
 
+def ratio(name: str, a: Number, b: Number) -> Number:
+    """One number over another, as if they were independent."""
+    value = a[1] / b[1]
+    return name, value, float(abs(value) * np.hypot(a[2] / a[1], b[2] / b[1])), min(a[3], b[3])
+
+
 def jackknifed(
     study: Any, statistics: dict[str, Callable[[Tensor], Tensor]], shape: Callable | None = None
 ) -> list[Number]:
@@ -299,7 +305,7 @@ class Distances(Exhibit):
                 low, high = part["block"].min(), part["block"].max()
                 first = self._nearest(f"nearest head of the first block, {model}", part[part["block"] == low], m)
                 last = self._nearest(f"nearest head of the last block, {model}", part[part["block"] == high], m)
-                rows += [first, last, difference(f"nearest head, first - last block, {model}", first, last)]
+                rows += [first, last, ratio(f"nearest head, first / last block, {model}", first, last)]
                 firsts.append((model, first))
             if len(firsts) > 1:
                 (a, x), (b, y) = firsts[:2]

@@ -14,7 +14,7 @@ from repsim.aliases import ALIASES
 from repsim.claims import CLAIMS, matches
 from repsim.cli import main
 from repsim.minis import ARCHITECTURES, bundled
-from repsim.paper.exhibits import NUMBERS, Receptive, difference, numbers
+from repsim.paper.exhibits import NUMBERS, Receptive, difference, numbers, ratio
 from repsim.paper.figures import FIGURES, PRESETS
 from repsim.paper.files import load_figure
 from repsim.paper.run import Plan
@@ -179,6 +179,7 @@ def test_intervals():
     half = (table["high"] - table["low"]) / 2
     assert half[0] == pytest.approx(0.5 * 2.0930, abs=1e-4) and half[1] == pytest.approx(0.5 * 4.3027, abs=1e-4)
     assert half[2:].isna().all()
+    assert ratio("a / b", ("a", 3, 0.3, 20), ("b", 2, 0.4, 3)) == ("a / b", 1.5, pytest.approx(1.5 * 0.05**0.5), 3)
     assert difference("a - b", ("a", 3, 0.3, 20), ("b", 1, 0.4, 3)) == ("a - b", 2, pytest.approx(0.5), 3)
 
 
