@@ -19,6 +19,12 @@ def test_subsets_nest_and_are_balanced():
         assert len(set(torch.bincount(labels[list(each)]).tolist())) == 1
 
 
+def test_every_network_of_the_table_can_be_built():
+    for run in TABLE.values():
+        network = minis.ARCHITECTURES[run.architecture](num_classes=minis.CLASSES[run.task])
+        assert network.num_classes == minis.CLASSES[run.task]
+
+
 def test_data_sizes_are_trained_alike():
     for architecture in ("vit_mini", "resnet_mini"):
         sizes = [TABLE[f"{architecture}_{percent}pct"] for percent in (3, 10, 30, 100)]
