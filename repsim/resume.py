@@ -68,6 +68,8 @@ class Resume:
         about = json.loads(json.dumps(about, default=str))
         if share is None or share.rank == 0:
             self._lock = _locked(folder)
+            for half in folder.parent.glob(".*.part.*"):  # of a run that was killed while it wrote
+                half.unlink(missing_ok=True)
             if fresh:
                 _empty(folder)
             self._check(about)
