@@ -60,7 +60,8 @@ def resnet(width: int = 16, **changes) -> ResNet:
     the resolution, stages 2 and 3 halve it, and stage 4 keeps it at 7 x 7.
     """
     channels = tuple(width * 2**stage for stage in range(4))
-    model = ResNet(Bottleneck, [3, 4, 6, 3], in_chans=1, num_classes=10, channels=channels, **changes)
+    settings = dict(in_chans=1, num_classes=10, channels=channels)
+    model = ResNet(Bottleneck, [3, 4, 6, 3], **{**settings, **changes})
     model.conv1 = nn.Conv2d(1, 64, kernel_size=3, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.maxpool = nn.Identity()

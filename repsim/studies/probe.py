@@ -207,7 +207,7 @@ class Fitting(_Watching):
                 raise RepsimError(f"broken images left none of some class in {what}; take more shots, or mend them")
             held_out = data.pop(None)
             probes[place] = {}
-            for draw, images in data.items():
+            for draw, images in ((draw, data[draw]) for draw in self.members if draw):
                 ridge = Ridge(images)
                 l2 = ridge.best(held_out)
                 probes[place][draw] = ridge.fit(l2) if draw.shots is not None else refit(images.merge(held_out), l2)
