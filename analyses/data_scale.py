@@ -75,7 +75,7 @@ def similarity(
     sweep(images, [study], batch_size=250, progress=tqdm if sys.stderr.isatty() else None)
     rows = []
     for k, where in enumerate(THIRDS):
-        mean, se = jackknife(study.sums, lambda hsics, k=k: thirds(normalise_matched(hsics))[k])
+        mean, se = jackknife(study.sums["hsic"], lambda hsics, k=k: thirds(normalise_matched(hsics))[k])
         rows += [(key, quantity, where, *each) for key, each in zip(others, zip(mean.tolist(), se.tolist()))]
     return MatchedSimilarity.table([study]), summary(rows)
 

@@ -8,11 +8,12 @@ import gzip
 import io
 import os
 import queue
+import signal
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -57,6 +58,13 @@ class Batch:
     """For each transform, (n, c, h, w)."""
 
 
+class Share(NamedTuple):
+    """One of several processes that share the batches of a pass."""
+
+    rank: int
+    of: int
+
+
 @dataclass
 class Counts:
     """What happened to the images of a pass; filled while it runs."""
@@ -67,6 +75,14 @@ class Counts:
     broken: list[str] = dataclasses.field(default_factory=list)
     batches: int = 0
     batch_size: int = 0
+    passed: int = 0
+    """The chosen images up to this position are done with."""
+
+    def merge(self, other: Counts) -> Counts:
+        """Of two processes' shares of a pass."""
+        added = {name: getattr(self, name) + getattr(other, name) for name in ("used", "dropped", "broken", "batches")}
+        largest = {name: max(getattr(self, name), getattr(other, name)) for name in ("batch_size", "passed")}
+        return Counts(**added, **largest)
 
     def record(self) -> dict[str, Any]:
         """What `run.json` says of the pass."""
@@ -175,6 +191,7 @@ class ImageSet:
         workers: int | None = None,
         skip_broken: bool = False,
         short: bool = False,
+        share: Share | None = None,
     ) -> Iterator[Batch]:
         """Whole batches of the chosen images, each image read and decoded once for all transforms.
 
@@ -184,10 +201,11 @@ class ImageSet:
         Args:
             transforms: what the networks want done to an image; equal ones are done once.
             batch_size: images per batch, at least 4.
-            counts: filled while batches are handed out.
+            counts: filled while batches are handed out; those of an earlier pass: what came after its last batch.
             workers: processes that decode; None: one per core up to 8 for files, none for images in memory.
             skip_broken: go on without images that cannot be read.
             short: hand out the last short batch as well.
+            share: only those batches that are one process's; there must be no broken images then.
 
         Raises:
             BrokenImage: one cannot be read; the message names it.
@@ -196,52 +214,81 @@ class ImageSet:
         transforms = list(dict.fromkeys(transforms))
         counts = counts if counts is not None else Counts()
         counts.batch_size = batch_size
+        wanted = self._wanted(batch_size, share, counts.passed, short)
         if isinstance(self.source, _Tensors):
-            items = self._slices(transforms, batch_size)
+            items = self._slices(transforms, batch_size, wanted)
         else:
-            items = self._decoded(transforms, batch_size, workers)
-        position = 0
+            items = self._decoded(transforms, batch_size, workers, wanted)
         waiting: list[tuple[Tensor, list[Tensor]]] = []
+        unreadable: list[tuple[int, str]] = []
+
+        def batch(positions: Tensor, tensors: list[Tensor]) -> Batch:
+            number = counts.batches if share is None else int(positions[0]) // batch_size
+            counts.used, counts.batches = counts.used + len(positions), counts.batches + 1
+            counts.passed = int(positions[-1]) + 1
+            counts.broken += [message for position, message in unreadable if position < counts.passed]
+            unreadable[:] = [each for each in unreadable if each[0] >= counts.passed]
+            return Batch(number, positions, dict(zip(transforms, tensors)))
+
         for positions, tensors, broken in items:
             if broken and not skip_broken:
-                raise BrokenImage(f"{broken[0]}; leave such images out with --skip-broken (skip_broken=True)")
-            counts.broken += broken
+                raise BrokenImage(f"{broken[0][1]}; leave such images out with --skip-broken (skip_broken=True)")
+            unreadable += broken
             waiting.append((positions, tensors))
             while sum(len(p) for p, _ in waiting) >= batch_size:
                 positions, tensors = _joined(waiting)
-                inputs = dict(zip(transforms, (t[:batch_size] for t in tensors)))
                 waiting = [(positions[batch_size:], [t[batch_size:] for t in tensors])]
-                counts.used += batch_size
-                counts.batches += 1
-                yield Batch(position, positions[:batch_size], inputs)
-                position += 1
+                yield batch(positions[:batch_size], [t[:batch_size] for t in tensors])
         positions, tensors = _joined(waiting)
         less_than_one = not counts.batches and len(positions) >= FEWEST  # broken images left no whole batch
         if less_than_one or (short and len(positions)):
-            counts.used, counts.batches = counts.used + len(positions), counts.batches + 1
+            yield batch(positions, tensors)
             counts.batch_size = min(batch_size, counts.used)
-            yield Batch(position, positions, dict(zip(transforms, tensors)))
-        elif not counts.batches:
+        else:
+            counts.dropped = len(positions)
+        counts.broken += [message for _, message in unreadable]
+        if not counts.batches and share is None:
             raise RepsimError(
                 f"at least {FEWEST} images are needed; {len(positions)} are left, {len(counts.broken)} are broken"
             )
-        else:
-            counts.dropped = len(positions)
 
-    def _slices(self, transforms: Sequence[Transform], batch_size: int) -> Iterator[_Loaded]:
-        for start in range(0, len(self), batch_size):
-            positions = torch.arange(start, min(start + batch_size, len(self)))
+    def _wanted(self, batch_size: int, share: Share | None, passed: int, short: bool) -> Tensor:
+        """Positions of the images to load, in order."""
+        positions = torch.arange(passed, len(self))
+        if share is None:
+            return positions
+        number = positions // batch_size
+        mine = number % share.of == share.rank
+        if not short and share.rank:  # the first process counts the last, short batch
+            mine &= number < len(self) // batch_size
+        elif not short:
+            mine |= number >= len(self) // batch_size
+        return positions[mine]
+
+    def unreadable(self, workers: int | None = None, share: Share | None = None) -> dict[int, str]:
+        """Which of one process's part of the images cannot be read: position -> what is wrong with it."""
+        part = torch.arange(share.rank if share else 0, len(self), share.of if share else 1)
+        if isinstance(self.source, _Tensors):
+            return {}
+        return dict(each for _, _, broken in self._decoded([], PIECE, workers, part) for each in broken)
+
+    def _slices(self, transforms: Sequence[Transform], batch_size: int, wanted: Tensor) -> Iterator[_Loaded]:
+        for positions in wanted.split(batch_size) if len(wanted) else ():
             tensors = self.source.tensors[torch.from_numpy(self.chosen)[positions]]
             yield positions, [tensors for _ in transforms], []
 
-    def _decoded(self, transforms: Sequence[Transform], batch_size: int, workers: int | None) -> Iterator[_Loaded]:
+    def _decoded(
+        self, transforms: Sequence[Transform], batch_size: int, workers: int | None, wanted: Tensor
+    ) -> Iterator[_Loaded]:
         if workers is None:
             workers = min(_cores(), 8) if isinstance(self.source, _Files) else 0
         loader = DataLoader(
             _Decoding(self.source, self.chosen, transforms),
             batch_size=min(batch_size, PIECE),
+            sampler=wanted.tolist(),
             num_workers=workers,
             collate_fn=_stacked,
+            worker_init_fn=_undisturbed,
         )
         return iter(loader) if workers else _ahead(loader)
 
@@ -253,7 +300,13 @@ def as_image_set(images: ImageSet | Tensor | np.ndarray | None, most: int | None
     return ImageSet("sample", images=most) if images is None else ImageSet(images)
 
 
-_Loaded = tuple[Tensor, list[Tensor], list[str]]
+_Loaded = tuple[Tensor, list[Tensor], list[tuple[int, str]]]
+"""Positions, their images after each transform, and what is wrong with those that cannot be read."""
+
+
+def _undisturbed(worker: int) -> None:
+    """Leave Ctrl-C to the process that waits for this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _cores() -> int:
@@ -295,7 +348,7 @@ class _Decoding(Dataset):
 
 def _stacked(items: list[tuple[int, list[Tensor] | str]]) -> _Loaded:
     good = [(position, tensors) for position, tensors in items if not isinstance(tensors, str)]
-    broken = [message for _, message in items if isinstance(message, str)]
+    broken = [(position, message) for position, message in items if isinstance(message, str)]
     if not good:
         return torch.empty(0, dtype=torch.int64), [], broken
     return torch.tensor([p for p, _ in good]), [torch.stack(each) for each in zip(*(t for _, t in good))], broken

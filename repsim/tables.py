@@ -85,7 +85,7 @@ def prepare(directory: str | os.PathLike[str]) -> Path:
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place if all goes well, and vanishes if not."""
-    part = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    part = path.with_name(f".{path.stem}-{os.getpid()}.part{path.suffix}")
     try:
         yield part
         os.replace(part, path)

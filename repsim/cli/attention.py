@@ -48,7 +48,7 @@ def attention(
         picked = attention_maps(network, run.images, maps, skip_broken=job.skip_broken)
         save_arrays(picked._asdict(), run.out / "attention_maps.npz")
     study = AttentionDistance(network, renormalize=renormalize)
-    counts = sweep(run.images, [study], batch_size=job.batch_size, **job.how())
+    counts = sweep(run.images, [study], batch_size=job.batch_size, **run.how())
     save_table(study.table(), run.out / "attention.csv")
     protocol = {"renormalize": renormalize, "batch_size": counts.batch_size, "maps": maps}
     run.save(run.images.record(counts), protocol)

@@ -8,9 +8,10 @@ import os
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -29,14 +30,33 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except RepsimError as error:
-            click.echo(f"Error: {error}", err=True)
+            if is_first() or not isinstance(error, UsageError):  # all processes find the same fault with a call
+                click.echo(f"Error: {error}", err=True)
             ctx.exit(2 if isinstance(error, UsageError) else 1)
+        except Exception as error:
+            if type(error).__name__ != "Stopped":
+                raise
+            click.echo(str(error), err=True)
+            ctx.exit(130)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="repsim-vision", prog_name="repsim")
 def main() -> None:
     """Compare what vision networks compute, layer by layer (Raghu et al., NeurIPS 2021)."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        from repsim import processes
+
+        processes.join()
+
+
+RUN = "repsim.run"
+"""Where click's context holds the run under way."""
+
+
+def is_first() -> bool:
+    """Whether this process is the one that speaks and writes: the only one, or torchrun's first."""
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Say what was made as JSON, on standard output.")
@@ -69,6 +89,8 @@ class Job:
     device: str | None
     out: Path | None
     redraw: Path | None
+    checkpoint_every: float
+    fresh: bool
     quiet: bool
     as_json: bool
 
@@ -81,6 +103,7 @@ class Job:
 
         from repsim.images import ImageSet
         from repsim.models import check_name
+        from repsim.resume import Resume
         from repsim.tables import prepare
 
         started = time.perf_counter()
@@ -90,16 +113,19 @@ class Job:
         chosen = ImageSet(data, split=self.split, root=self.data_dir, images=self.images, seed=self.seed)
         networks = load(asked, self.device, self.seed)
         labels = [label(model, weights) for model, weights, _ in asked]
-        out = prepare(self.out or Path("runs") / "-".join([self.command, *labels]))
-        run = Run(self, networks, chosen, out, started)
+        out = self.out or Path("runs") / "-".join([self.command, *labels])
+        context = click.get_current_context()
+        if is_first():
+            prepare(out)
+        resume = Resume(out / "resume", about(self, networks, chosen), every=self.checkpoint_every, fresh=self.fresh)
+        context.with_resource(resume.stoppable())
+        if not is_first():  # what the first process writes, the others compute too, and throw away
+            out = Path(context.with_resource(TemporaryDirectory()))
+        run = Run(self, networks, chosen, out, started, resume)
+        context.meta[RUN] = run
         if len(chosen) < self.images:
             run.notice(f"{self.images} images were asked for, there are {len(chosen)}; all are used")
         return run
-
-    def how(self, repeats: int = 1) -> dict[str, Any]:
-        """How images are passed over: what every study takes by these names."""
-        progress = progress_bar(self.quiet, repeats)
-        return {"progress": progress, "workers": self.workers, "skip_broken": self.skip_broken}
 
 
 @dataclass(frozen=True)
@@ -111,7 +137,21 @@ class Run:
     images: Any
     out: Path
     started: float
+    resume: Any
     notices: list[str] = field(default_factory=list)
+
+    def how(self, repeats: int = 1) -> dict[str, Any]:
+        """How images are passed over: what every study takes by these names."""
+        progress = progress_bar(self.job.quiet, repeats)
+        how = {"workers": self.job.workers, "skip_broken": self.job.skip_broken}
+        return {"progress": progress, **how, "resume": self.resume}
+
+    def finish(self) -> None:
+        """Everything is written."""
+        from repsim import processes
+
+        self.resume.finish()
+        processes.leave()
 
     def notice(self, text: str) -> None:
         """Something about the run that its user must know: said now, and kept in the record."""
@@ -183,6 +223,15 @@ def job_options(command: str, images: int, batch_size: int, of: str) -> Callable
             metavar="DIR",
             help="Only draw the pictures of a finished run anew.",
         ),
+        click.option(
+            "--checkpoint-every",
+            type=click.FloatRange(0),
+            default=60.0,
+            show_default=True,
+            metavar="SECONDS",
+            help="How often the sums are saved; the same command, given again, goes on from there.",
+        ),
+        click.option("--fresh", is_flag=True, help="Start over, whatever was saved."),
         click.option("--quiet", is_flag=True, help="No progress; errors only."),
         AS_JSON,
     )
@@ -192,7 +241,11 @@ def job_options(command: str, images: int, batch_size: int, of: str) -> Callable
         @functools.wraps(function)
         def called(**given: Any) -> Any:
             job = Job(command, **{name: given.pop(name) for name in shared})
+            if not is_first():
+                job = replace(job, quiet=True, as_json=False)
             out = function(job, **given)
+            if RUN in click.get_current_context().meta:
+                click.get_current_context().meta[RUN].finish()
             if job.as_json:
                 files = sorted(str(path) for path in out.rglob("*") if path.is_file())
                 print_json({"directory": str(out), "files": files, **noticed(out)})
@@ -277,15 +330,31 @@ MODEL = "Alias, timm name, hf-hub:..., local-dir:... or package.module:factory."
 
 def load(asked: list[Asked], device: str | None, seed: int) -> list[Any]:
     """The networks of a command, each loaded once."""
-    import torch
-
+    from repsim import processes
     from repsim.models import load_model, parse_model_args
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or processes.own_device()
     return [
         load_model(model, weights=weights, device=device, seed=seed, **parse_model_args(args))
         for model, weights, args in asked
     ]
+
+
+def about(job: Job, networks: list[Any], images: Any) -> dict[str, Any]:
+    """What the sums of a run belong to: another of any of these would make other sums."""
+    from repsim.images import Counts
+
+    means = {"out", "redraw", "workers", "checkpoint_every", "fresh", "quiet", "as_json"}
+    given = click.get_current_context().params
+    return {
+        "command": job.command,
+        "options": {name: value for name, value in given.items() if name not in means},
+        "networks": [network.record() for network in networks],
+        "images": images.record(Counts()),
+        "versions": versions(),
+        "device": device_name(networks[0].device),
+        "processes": int(os.environ.get("WORLD_SIZE", 1)),
+    }
 
 
 def default_data(networks: list[str]) -> str:

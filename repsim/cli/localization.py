@@ -51,7 +51,7 @@ def localize(
         for row, column in tokens or ():
             if not (0 <= row < rows and 0 <= column < columns):
                 raise UsageError(f"--show {row},{column}: the grid of tokens is {rows} x {columns}")
-    found = token_localization(run.networks, run.images, layers=layers, batch_size=job.batch_size, **job.how())
+    found = token_localization(run.networks, run.images, layers=layers, batch_size=job.batch_size, **run.how())
     for reason in found.undefined:
         say(reason, job.quiet)
     save_table(found.table, run.out / "localization.csv")

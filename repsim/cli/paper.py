@@ -89,7 +89,7 @@ def figures(
     if data == "noise" and plan.probes:
         run.notice("probes of noise: two classes are made up, to try them out")
         train, images = (of.labelled([i % 2 for i in range(len(of))]) for of in (train, images))
-    made = plan.make(dict(zip(plan.names, run.networks)), images, train, **options, **job.how())
+    made = plan.make(dict(zip(plan.names, run.networks)), images, train, **options, **run.how())
     for reason in made.left_out:
         run.notice(reason)
     record = run.save(run.images.record(made.counts), {"preset": preset, **options, **made.protocol})

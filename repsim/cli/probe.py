@@ -72,7 +72,7 @@ def probe(
     from repsim.tables import save_table
 
     options = {"layers": layers, "shots": counts, "seeds": seeds, "tokens": tokens, "neighbours": neighbours, "k": k}
-    found = linear_probes(run.networks, train, run.images, **options, batch_size=job.batch_size, **job.how())
+    found = linear_probes(run.networks, train, run.images, **options, batch_size=job.batch_size, **run.how())
     save_table(found.table, run.out / "probe.csv")
     save_table(found.summary, run.out / "probe_summary.csv")
     save_table(found.neighbours, run.out / "neighbours.csv")

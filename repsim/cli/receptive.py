@@ -46,7 +46,7 @@ def receptive(
     from repsim.tables import save_arrays, save_table
 
     options = {"layers": layers, "branch": branch, "proxy": proxy, "channels": channels or None, "seed": job.seed}
-    fields = receptive_fields(*run.networks, run.images, **options, batch_size=job.batch_size, **job.how())
+    fields = receptive_fields(*run.networks, run.images, **options, batch_size=job.batch_size, **run.how())
     save_table(fields.table, run.out / f"{name}.csv")
     save_arrays(fields.maps, run.out / f"{name}.npz")
     quantity = "gradient of the sum over channels (proxy)" if proxy else "mean over channels of |gradient|"

@@ -33,7 +33,7 @@ def residual(job: Job, model: tuple[str, ...], weights: tuple[str, ...], arg: tu
     from repsim.studies.residual import residual_norms
     from repsim.tables import save_table
 
-    found = residual_norms(run.networks, run.images, outlier=outlier, batch_size=job.batch_size, **job.how())
+    found = residual_norms(run.networks, run.images, outlier=outlier, batch_size=job.batch_size, **run.how())
     for notice in found.notices:
         run.notice(notice)
     save_table(found.table, run.out / "residual.csv")
@@ -82,7 +82,7 @@ def lesion(
     from repsim.tables import save_table
 
     options = {"remove": remove or REMOVE, "blocks": None if chosen == "all" else chosen, "layers": layers}
-    found = lesions(*run.networks, run.images, **options, batch_size=job.batch_size, **job.how())
+    found = lesions(*run.networks, run.images, **options, batch_size=job.batch_size, **run.how())
     for notice in found.notices:
         run.notice(notice)
     save_table(found.table, run.out / "lesion.csv")

@@ -68,7 +68,7 @@ def cka(
     run.notice_a_single_batch()
     protocol = {"layers": layers, "tokens": tokens, "batch_size": job.batch_size, "repeats": repeats}
     study = MatchedSimilarity if matched else LayerSimilarity
-    comparison = compare(run.networks, run.images, study=study, **protocol, **job.how(repeats))
+    comparison = compare(run.networks, run.images, study=study, **protocol, **run.how(repeats))
     for reason in comparison.undefined:
         say(reason, job.quiet)
     if repeats > 1 and len(run.images) == comparison.images["available"]:
@@ -110,7 +110,7 @@ def heads(
     from repsim.tables import save_table
 
     options = {"layers": layers, "window": window, "batch_size": job.batch_size, "seed": job.seed}
-    found = head_similarity(*run.networks, run.images, **options, **job.how())
+    found = head_similarity(*run.networks, run.images, **options, **run.how())
     save_table(found.table, run.out / "heads.csv")
     save_table(found.correlation, run.out / "heads_correlation.csv")
     protocol = {"window": window or "a quarter of the heads", "batch_size": found.counts.batch_size}

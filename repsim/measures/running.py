@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -150,6 +151,80 @@ class Quantiles:
         value = 2**exponent
         value = torch.where(which == 0, 0.0, torch.where(which == len(self.counts) - 1, torch.inf, value))
         return torch.where(cumulative[-1] > 0, value[0], torch.nan)
+
+
+class Joined:
+    """Values of images, kept one by one, in the order of their positions whatever order they came in.
+
+    Attributes:
+        positions: (n,) of each image.
+        values: (n, ...).
+    """
+
+    def __init__(self) -> None:
+        self._positions: list[Tensor] = []
+        self._values: list[Tensor] = []
+
+    def update(self, positions: Tensor, values: Tensor) -> Joined:
+        """Add images: their positions (n,) and values (n, ...)."""
+        self._positions.append(positions)
+        self._values.append(values)
+        return self
+
+    def merge(self, other: Joined) -> Joined:
+        merged = Joined()
+        merged._positions, merged._values = self._positions + other._positions, self._values + other._values
+        return merged
+
+    @property
+    def values(self) -> Tensor:
+        return torch.cat(self._values)[torch.cat(self._positions).argsort().to(self._values[0].device)]
+
+
+class Total:
+    """A sum over images of integers or tensors of integers, which no order of adding changes."""
+
+    def __init__(self, total: Tensor | int = 0) -> None:
+        self.total = total
+
+    def update(self, value: Tensor | int) -> Total:
+        self.total = self.total + value
+        return self
+
+    def merge(self, other: Total) -> Total:
+        return Total(self.total + other.total)
+
+
+class Known:
+    """Names that were settled on the first batch, by every process alike."""
+
+    def __init__(self, names: tuple[str, ...] = ()) -> None:
+        self.names = names
+
+    def add(self, name: str) -> None:
+        self.names = (*self.names, name)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names
+
+    def merge(self, other: Known) -> Known:
+        return self
+
+
+Sums = Any
+"""What a study sums: accumulators, which have `merge`, in dictionaries, lists or tuples."""
+
+
+def merged(a: Sums, b: Sums) -> Sums:
+    """The sums of two runs of one study over different batches; what only one of them has is taken as it is."""
+    if hasattr(a, "merge"):
+        return a.merge(b)
+    if isinstance(a, dict):
+        return {key: merged(a[key], b[key]) if key in a and key in b else {**b, **a}[key] for key in {**a, **b}}
+    if not a or not b:  # no batch has come yet
+        return a or b
+    each = [merged(x, y) for x, y in zip(a, b, strict=True)]
+    return type(a)(*each) if hasattr(a, "_fields") else type(a)(each)
 
 
 def jackknife(sums: GroupedSums, statistic: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:

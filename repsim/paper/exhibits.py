@@ -123,7 +123,7 @@ def jackknifed(
     from repsim.measures.cka import normalise
     from repsim.measures.running import jackknife
 
-    sums, shape = getattr(study, "sums", None) or study.cka.sums, shape or normalise
+    sums, shape = study.sums["hsic"], shape or normalise
     found = []
     for name, of in statistics.items():
         value, se = jackknife(sums, lambda hsics, of=of: of(shape(hsics)))

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from repsim.errors import RepsimError, UsageError
-from repsim.images import Counts, ImageSet
+from repsim.images import Batch, Counts, ImageSet
 from repsim.layers import Layer, find_layers
+from repsim.measures.running import Total
 from repsim.models import Network
 from repsim.studies.attention import AttentionDistance
 from repsim.studies.heads import HeadSimilarity, head_layer
@@ -161,33 +162,44 @@ class Measurements:
             networks = [self.network(name) for name in names]
             try:
                 probing = Probing(networks, self.train, self.images, tokens=tokens, neighbours=0)
-                with self._counting("train"):
-                    studies.append(probing.fitted(batch_size=self.batch_size, **self._how("training images")))
+                passes = Passes(networks)
+                how = self._how("training images")
+                studies.append(probing.fitted(batch_size=self.batch_size, beside=[passes], **how))
+                self._count(passes, "train")
                 fitted.append((names, probing))
             except UsageError as error:  # too few images of a class, or too little memory
                 self._probes |= dict.fromkeys(names, error)
         if not studies:
             return Counts()
-        with self._counting("test"):
-            counts = sweep(self.images, studies, batch_size=self.batch_size, **self._how("test images"))
+        passes = Passes(list({id(network): network for study in studies for network in study.networks}.values()))
+        counts = sweep(self.images, [*studies, passes], batch_size=self.batch_size, **self._how("test images"))
+        self._count(passes, "test")
         for names, probing in fitted:
             self._probes |= dict.fromkeys(names, probing.found(counts))
         return counts
 
+    def _count(self, passes: Passes, what: str) -> None:
+        for name, total in passes.sums.items():
+            self.passes.setdefault(name, {})[what] = total.total
+
+
+class Passes:
+    """The study that counts the images which go through each network, as they do."""
+
+    def __init__(self, networks: Sequence[Network]) -> None:
+        self.networks = networks
+        self.sums: dict[str, Total] = {}
+
     @contextmanager
-    def _counting(self, what: str) -> Iterator[None]:
-        """Count the images that go through each network."""
+    def watch(self, index: int, network: Network) -> Iterator[dict[str, Any]]:
+        def count(module: Any, arguments: tuple) -> None:
+            self.sums.setdefault(network.name, Total()).update(len(arguments[0]))
 
-        def count(name: str, images: int) -> None:
-            of = self.passes.setdefault(name, {})
-            of[what] = of.get(what, 0) + images
-
-        hooks = [
-            network.module.register_forward_pre_hook(lambda module, args, name=network.name: count(name, len(args[0])))
-            for network in self.networks
-        ]
+        hook = network.module.register_forward_pre_hook(count)
         try:
-            yield
+            yield {}
         finally:
-            for hook in hooks:
-                hook.remove()
+            hook.remove()
+
+    def update(self, seen: Sequence[dict[str, Any]], batch: Batch) -> None:
+        """Nothing more: it was counted when the images went in."""

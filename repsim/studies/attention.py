@@ -18,6 +18,7 @@ from repsim.images import FEWEST, Batch, ImageSet, as_image_set
 from repsim.measures.attention import HeadStatistics, distances, grid_positions, head_statistics
 from repsim.measures.running import Moments
 from repsim.models import Network, as_network, evaluating
+from repsim.resume import Resume
 from repsim.structure import has_cls
 from repsim.sweep import Progress, sweep
 from repsim.tables import ATTENTION
@@ -142,6 +143,7 @@ def attention_distance(
     progress: Progress | None = None,
     workers: int | None = None,
     skip_broken: bool = False,
+    resume: Resume | None = None,
 ) -> pd.DataFrame:
     """Mean attention distance of every head, with entropy and shares, averaged over images.
 
@@ -150,7 +152,7 @@ def attention_distance(
         images: see `layer_cka`; None: the bundled sample. The paper takes 5,000.
         renormalize: divide attention rows by their sum once CLS and the like are taken out.
         batch_size: images per forward pass; a last short one is dropped.
-        progress, workers, skip_broken: see `layer_cka`.
+        progress, workers, skip_broken, resume: see `layer_cka`.
 
     Returns:
         One row per block and head: model, layer, block, head, distance_px (from 0, all attention on the own
@@ -162,7 +164,7 @@ def attention_distance(
     network = as_network(network)
     images = as_image_set(images)
     study = AttentionDistance(network.sized(images.tensor_size), renormalize=renormalize)
-    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken}
+    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken, "resume": resume}
     sweep(images, [study], batch_size=batch_size, **how)
     return study.table()
 

@@ -19,8 +19,9 @@ from repsim.hooks import capture
 from repsim.images import Batch, Counts, ImageSet, as_image_set
 from repsim.layers import Layer, find_layers
 from repsim.measures.cka import GramRow, MinibatchCKA, flatten, gram_row, normalise, scratch_for
-from repsim.measures.running import jackknife
+from repsim.measures.running import GroupedSums, jackknife
 from repsim.models import Network, as_network
+from repsim.resume import Resume
 from repsim.studies.attention import AttentionDistance
 from repsim.studies.similarity import require_finite
 from repsim.sweep import Progress, sweep
@@ -38,7 +39,7 @@ class HeadSimilarity:
 
     def __init__(self, networks: Sequence[Network], heads: Layer, head_count: int, layers: Sequence[Layer]) -> None:
         self.networks, self.heads, self.head_count, self.layers = networks, heads, head_count, layers
-        self.cka = MinibatchCKA()
+        self.sums = GroupedSums()
         self._scratch: Tensor | None = None
 
     def watch(self, index: int, network: Network) -> AbstractContextManager[dict[str, Any]]:
@@ -57,7 +58,7 @@ class HeadSimilarity:
         a, b = (network.name for network in self.networks)
         named = [(a, self.heads.name)] * self.head_count + [(b, layer.name) for layer in self.layers]
         require_finite(rows, named, batch)
-        self.cka.update(rows, len(batch.positions), batch.number)
+        MinibatchCKA(self.sums).update(rows, len(batch.positions), batch.number)
 
     def similarity(self, subsets: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """CKA of each subset of heads with each layer, and its standard error. (subsets, layers) each."""
@@ -71,7 +72,7 @@ class HeadSimilarity:
             joined = parts.to(hsics.device)
             return normalise(joined @ hsics @ joined.T)[: len(subsets), len(subsets) :]
 
-        return jackknife(self.cka.sums, of)
+        return jackknife(self.sums, of)
 
 
 def head_layer(network: Network) -> tuple[str, Layer, int]:
@@ -109,6 +110,7 @@ def head_similarity(
     progress: Progress | None = None,
     workers: int | None = None,
     skip_broken: bool = False,
+    resume: Resume | None = None,
 ) -> HeadComparison:
     """CKA of local and global heads of a's first block with lower layers of b, in one pass.
 
@@ -118,7 +120,7 @@ def head_similarity(
 
     Args:
         a: a transformer. b: the network it is compared with.
-        images, batch_size, progress, workers, skip_broken: see `layer_cka`.
+        images, batch_size, progress, workers, skip_broken, resume: see `layer_cka`.
         layers: of b, see `find_layers`; None: its first five blocks or units.
         window: heads per window; None: a quarter of them.
         seed: of the bootstrap.
@@ -133,7 +135,7 @@ def head_similarity(
         raise UsageError(f"a window holds 1 to {count} heads of {networks[0].name}, got {window}")
     study = HeadSimilarity(networks, heads, count, found)
     distance = AttentionDistance(networks[0])
-    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken}
+    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken, "resume": resume}
     counts = sweep(images, [study, distance], batch_size=batch_size, **how)
     table = windows(study, distance, window)
     names = [network.name for network in networks]

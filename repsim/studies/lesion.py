@@ -7,8 +7,8 @@ no training, and asks something else: how much the network as it is relies on ea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,11 +20,12 @@ from repsim.hooks import capture
 from repsim.images import Batch, Counts, ImageSet, as_image_set
 from repsim.layers import Layer, find_layers
 from repsim.measures.cka import GramRow, flatten, gram_row, matched_hsic, normalise_matched, scratch_for
-from repsim.measures.running import GroupedSums, Moments, jackknife
+from repsim.measures.running import GroupedSums, Known, Moments, jackknife
 from repsim.models import Network, as_network, evaluating
+from repsim.resume import Resume
 from repsim.studies.similarity import require_finite
 from repsim.sums import ResidualSum, blocks_without, find_sums, watch_sums
-from repsim.sweep import Progress, forward, minibatches
+from repsim.sweep import Progress, check_batch_size, forward, over_batches
 from repsim.tables import LESION
 from repsim.tokens import first_tensor
 
@@ -78,13 +79,21 @@ class Lesions:
     """What became of the images."""
 
 
-@dataclass
-class _Sums:
-    outputs: Moments = field(default_factory=Moments)
+class _Sums(NamedTuple):
+    outputs: Moments
     """Agreement, KL divergence and accuracy of each image."""
-    layers: list[Layer] = field(default_factory=list)
-    hsic: GroupedSums = field(default_factory=GroupedSums)
+    layers: Known
+    """Names of the layers that run after the lesion."""
+    hsic: GroupedSums
     """As `matched_hsic` has it: of the untouched network's later layers, and of the same ones with the lesion."""
+
+
+class _Trying:
+    """What a pass adds to: the sums of every lesion."""
+
+    def __init__(self, lesions: int) -> None:
+        self.sums = [_Sums(Moments(), Known(), GroupedSums()) for _ in range(lesions)]
+        self.kinds = [_Sums]
 
 
 @torch.inference_mode(mode=False)
@@ -100,6 +109,7 @@ def lesions(
     progress: Progress | None = None,
     workers: int | None = None,
     skip_broken: bool = False,
+    resume: Resume | None = None,
 ) -> Lesions:
     """Remove skip connections, branches and blocks one at a time, and see what becomes of outputs and layers.
 
@@ -114,7 +124,7 @@ def lesions(
         blocks: numbers of the blocks to try; None: all.
         layers: what `find_layers` takes: where the network is compared with the untouched one.
         batch_size: images per minibatch of CKA; a last short one is dropped.
-        progress, workers, skip_broken: see `layer_cka`.
+        progress, workers, skip_broken, resume: see `layer_cka`.
 
     Returns:
         One row per lesion and layer that runs after it: agreement (share of images whose prediction stays), kl
@@ -131,30 +141,35 @@ def lesions(
     found = find_sums(network)
     tried = find_lesions(found, remove, blocks)
     compared = find_layers(network, layers)
-    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken}
-    batches, counts = minibatches(images, [network], batch_size=batch_size, **how)
+    check_batch_size(batch_size)
+    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken, "resume": resume}
     surgery = _Surgery(network, compared)
-    sums = [_Sums() for _ in tried]
-    notices = blocks_without(network, found)
+    trying = _Trying(len(tried))
+    with evaluating(network.module):
+        logits = first_tensor(network.module(torch.zeros(1, *network.input_size, device=network.device)))
+    scores, reason = _scores(network, logits), _without_accuracy(network, images, logits)
+    notices = [*blocks_without(network, found), *([reason] if reason else [])]
     with (
         evaluating(network.module),
         watch_sums(network, found, surgery.cut),
         capture(network, compared, surgery.reduce) as seen,
     ):
-        for batch in batches:
+
+        def each(batch: Batch) -> None:
             inputs = batch.inputs[network.transform].to(network.device)
             logits, whole = surgery.run(None, inputs, batch, seen)
-            scores = _scores(network, logits, notices)
-            labels = _labels(network, images, batch, logits, notices) if scores else None
-            for lesion, into in zip(tried, sums):
+            labels = None if reason else torch.as_tensor(images.labels[batch.positions.numpy()]).to(logits.device)
+            for lesion, into in zip(tried, trying.sums):
                 changed, rows = surgery.run(lesion, inputs, batch, seen)
                 into.outputs.update(
                     _outputs(logits, changed, labels) if scores else torch.full((len(inputs), 3), torch.nan)
                 )
                 before = [whole[name] for name in rows]
                 into.hsic.update(matched_hsic(before, [list(rows.values())], len(inputs)), batch.number)
-                into.layers = [layer for layer in compared if layer.name in rows]
-    return Lesions(_table(network, tried, sums), notices, counts)
+                into.layers.names = tuple(rows)
+
+        counts = over_batches(images, [network], each, [trying], batch_size=batch_size, **how)
+    return Lesions(_table(network, tried, trying.sums), notices, counts)
 
 
 class _Surgery:
@@ -205,30 +220,23 @@ def what_is_gone(lesion: Lesion | None) -> str:
     return f"after the {lesion.removed} of block {lesion.block} is removed"
 
 
-def _scores(network: Network, logits: Tensor | None, notices: list[str]) -> bool:
-    """Whether the outputs are scores of classes; a notice if not."""
+def _scores(network: Network, logits: Tensor | None) -> bool:
+    """Whether the outputs are scores of classes."""
     headless = getattr(network.module, "num_classes", None) == 0
-    if logits is not None and logits.ndim == 2 and logits.shape[1] > 1 and not headless:
-        return True
-    reason = f"the outputs of {network.name} are no scores of classes, so there is no agreement, KL or accuracy"
-    if reason not in notices:
-        notices.append(reason)
-    return False
+    return logits is not None and logits.ndim == 2 and logits.shape[1] > 1 and not headless
 
 
-def _labels(network: Network, images: ImageSet, batch: Batch, logits: Tensor, notices: list[str]) -> Tensor | None:
-    """The classes of a batch's images; None, and a notice, where the network's outputs are not their scores."""
-    known = None if images.source.labels is None else len(np.unique(images.source.labels))
-    if known is None:
-        reason = "the images have no labels, so there is no accuracy"
-    elif known != logits.shape[1]:
+def _without_accuracy(network: Network, images: ImageSet, logits: Tensor) -> str:
+    """Why there is no accuracy, if the network's outputs are not scores of the images' classes."""
+    if not _scores(network, logits):
+        return f"the outputs of {network.name} are no scores of classes, so there is no agreement, KL or accuracy"
+    if images.source.labels is None:
+        return "the images have no labels, so there is no accuracy"
+    known = len(np.unique(images.source.labels))
+    if known != logits.shape[1]:
         outputs = f"{network.name} has {logits.shape[1]} outputs"
-        reason = f"the images have {known} classes and {outputs}, so there is no accuracy"
-    else:
-        return torch.as_tensor(images.labels[batch.positions.numpy()], device=logits.device).long()
-    if reason not in notices:
-        notices.append(reason)
-    return None
+        return f"the images have {known} classes and {outputs}, so there is no accuracy"
+    return ""
 
 
 def _outputs(logits: Tensor, changed: Tensor, labels: Tensor | None) -> Tensor:
@@ -254,7 +262,7 @@ def _table(network: Network, tried: Sequence[Lesion], sums: Sequence[_Sums]) -> 
                     "agreement": agreement,
                     "kl": kl,
                     "accuracy": accuracy,
-                    "layer": [layer.name for layer in of.layers],
+                    "layer": list(of.layers.names),
                     "cka": cka.cpu().numpy(),
                     "se": se.cpu().numpy(),
                 }

@@ -27,7 +27,9 @@ from repsim.measures.localization import (
     patch_grams,
     places,
 )
+from repsim.measures.running import GroupedSums
 from repsim.models import Network, as_networks
+from repsim.resume import Resume
 from repsim.sweep import Progress, sweep
 from repsim.tables import LOCALIZATION, LOCALIZATION_SUMMARY
 
@@ -42,6 +44,16 @@ class Localization:
     def __init__(self, networks: Sequence[Network], layers: Sequence[Sequence[Layer]]) -> None:
         self.networks = networks
         self.parts = [_Part(network, of) for network, of in zip(networks, layers)]
+
+    @property
+    def sums(self) -> list[GroupedSums]:
+        """Of each network."""
+        return [part.sums for part in self.parts]
+
+    @sums.setter
+    def sums(self, sums: list[GroupedSums]) -> None:
+        for part, of in zip(self.parts, sums):
+            part.sums = of
 
     @contextmanager
     def watch(self, index: int, network: Network) -> Iterator[dict[str, Tensor]]:
@@ -77,8 +89,12 @@ class _Part:
         self.network, self.layers = network, layers
         self.grid = patch_grid(network, layers)
         self.positions = {layer.name: nearest(grid_of(layer, network), self.grid) for layer in layers}
-        self.cka = TokenPatchCKA()
+        self.sums = GroupedSums()
         self._patches: Patches | None = None
+
+    @property
+    def cka(self) -> TokenPatchCKA:
+        return TokenPatchCKA(self.sums)
 
     def start(self, images: Tensor) -> None:
         """Before a forward pass: the patches of its images, which all layers share."""
@@ -216,6 +232,7 @@ def token_localization(
     progress: Progress | None = None,
     workers: int | None = None,
     skip_broken: bool = False,
+    resume: Resume | None = None,
 ) -> TokenLocalization:
     """CKA of every single token, or position of a map, with every input patch, in one pass over the images.
 
@@ -235,7 +252,7 @@ def token_localization(
             error if named; of a preset it is left out, and the protocol says so.
         batch_size: images per minibatch, at least 4; the last short one is dropped. Memory grows with its square:
             4 bytes for each pair of images and each patch; the sums take 256 for each pair of token and patch.
-        progress, workers, skip_broken: see `layer_cka`.
+        progress, workers, skip_broken, resume: see `layer_cka`.
 
     Returns:
         `table`: for each model, layer and depth, token_row and token_col on the layer's own grid, patch_row and
@@ -254,7 +271,7 @@ def token_localization(
     networks = [network.sized(images.tensor_size) for network in as_networks(networks)]
     found = [located(network, layers) for network in networks]
     study = Localization(networks, [kept for kept, _ in found])
-    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken}
+    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken, "resume": resume}
     counts = sweep(images, [study], batch_size=batch_size, **how)
     return TokenLocalization(
         table=study.table(),

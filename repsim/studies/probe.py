@@ -21,9 +21,11 @@ from repsim.images import Batch, Counts, ImageSet
 from repsim.layers import Layer, find_layers, grid_of
 from repsim.measures.neighbours import nearest_neighbours, soft_nearest_neighbour, squared_distances
 from repsim.measures.probe import Probe, ProbeRows, ProbeSums, Ridge, refit, stacked, training_data
+from repsim.measures.running import Joined, Total
 from repsim.models import Network, as_networks, told_apart
+from repsim.resume import Resume
 from repsim.structure import has_cls
-from repsim.sweep import Progress, sweep
+from repsim.sweep import Progress, Study, sweep
 from repsim.tables import NEIGHBOURS, PROBE, PROBE_SUMMARY
 
 HELD_OUT = 0.1
@@ -179,13 +181,14 @@ class Fitting(_Watching):
         """How many images each draw was fitted on, which broken ones may have thinned; None: held out."""
         self.members = {name: torch.from_numpy(np.isin(split.used, of)) for name, of in split.draws.items()}
         self.members[None] = torch.from_numpy(np.isin(split.used, split.held_out))
-        self.data: dict[Place, dict[Draw | None, ProbeSums | ProbeRows]] = {}
+        self.sums: dict[Place, dict[Draw | None, ProbeSums | ProbeRows]] = {}
         """None: the held-out images."""
+        self.kinds = [Place, Draw]
 
     def update(self, seen: Sequence[dict[str, dict[str, Tensor]]], batch: Batch) -> None:
         labels = self.labels[batch.positions]
         for place, x in self.each(seen, batch):
-            of_place = self.data.setdefault(place, {})
+            of_place = self.sums.setdefault(place, {})
             for name, members in self.members.items():
                 chosen = members[batch.positions]
                 if chosen.any():
@@ -196,15 +199,15 @@ class Fitting(_Watching):
     def fit(self) -> dict[Place, dict[Draw, Probe]]:
         """Choose each probe's ridge on the held-out images; fit those of all images again on these as well."""
         probes: dict[Place, dict[Draw, Probe]] = {}
-        for place in list(self.data):
-            data = self.data.pop(place)  # lets go of what has been used
+        for place in list(self.sums):
+            data = self.sums.pop(place)  # lets go of what has been used
             self.used = {draw: int(images.counts.sum()) for draw, images in data.items()}
             if lacking := [draw for draw in self.members if draw not in data or (draw and not data[draw].counts.all())]:
                 what = f"{lacking[0].shots} per class, seed {lacking[0].seed}" if lacking[0] else "the held-out images"
                 raise RepsimError(f"broken images left none of some class in {what}; take more shots, or mend them")
             held_out = data.pop(None)
             probes[place] = {}
-            for draw, images in data.items():
+            for draw, images in ((draw, data[draw]) for draw in self.members if draw):
                 ridge = Ridge(images)
                 l2 = ridge.best(held_out)
                 probes[place][draw] = ridge.fit(l2) if draw.shots is not None else refit(images.merge(held_out), l2)
@@ -227,47 +230,48 @@ class Testing(_Watching):
             (place, draw): probe.l2.tolist() for place, of in probes.items() for draw, probe in of.items()
         }
         self.probes = {place: (list(of), stacked(list(of.values())).to(torch.float32)) for place, of in probes.items()}
-        self.right: dict[tuple[Place, Draw], Tensor] = {}
-        self.tested = 0
+        self.sums: dict[str, Any] = {"tested": Total(), "right": {}, "kept": {}, "labels": Joined()}
+        """Images, of them right for each place and draw, and the features of each place and labels of the sample."""
+        self.kinds = [Place, Draw]
         self.sampled = torch.from_numpy(np.isin(np.arange(len(labels)), sample))
-        self.kept: dict[Place, list[Tensor]] = {}
-        self.kept_labels: list[Tensor] = []
 
     def update(self, seen: Sequence[dict[str, dict[str, Tensor]]], batch: Batch) -> None:
         labels, sampled = self.labels[batch.positions], self.sampled[batch.positions]
-        self.tested += len(labels)
-        self.kept_labels.append(labels[sampled])
+        self.sums["tested"].update(len(labels))
+        kept = batch.positions[sampled]
+        self.sums["labels"].update(kept, labels[sampled])
         for place, x in self.each(seen, batch):
             draws, probe = self.probes[place]
             predicted = probe.scores(x).unflatten(2, (len(draws), -1)).argmax(3)
             right = (predicted == labels.to(x.device)[:, None, None]).sum(0).T.cpu()
             for draw, of_draw in zip(draws, right):
-                self.right[place, draw] = self.right.get((place, draw), 0) + of_draw
+                self.sums["right"].setdefault((place, draw), Total()).update(of_draw)
             if place.aggregation != "token":
-                self.kept.setdefault(place, []).append(x[sampled.to(x.device), 0])
+                self.sums["kept"].setdefault(place, Joined()).update(kept, x[sampled.to(x.device), 0])
 
     def table(self) -> pd.DataFrame:
         """One row per place (of `token`: position) and draw."""
         layers = {(i, each.layer.name): each for i, of in enumerate(self.features) for each in of}
         rows = []
-        for (place, draw), right in self.right.items():
+        tested = self.sums["tested"].total
+        for (place, draw), right in self.sums["right"].items():
             of = layers[place.network, place.layer]
             where = (self.networks[place.network].name, place.layer, of.layer.index, of.layer.depth, place.aggregation)
             shots = "all" if draw.shots is None else draw.shots
-            for position, (count, l2) in enumerate(zip(right.tolist(), self.strengths[place, draw])):
+            for position, (count, l2) in enumerate(zip(right.total.tolist(), self.strengths[place, draw])):
                 at = divmod(position, of.last[1]) if place.aggregation == "token" else (None, None)
-                rows.append((*where, *at, shots, draw.seed, l2, count / self.tested))
+                rows.append((*where, *at, shots, draw.seed, l2, count / tested))
         return pd.DataFrame(rows, columns=PROBE).astype({"token_row": "Int64", "token_col": "Int64"})
 
     def neighbours(self, k: int) -> pd.DataFrame:
         """One row per place but single tokens, of the sample."""
-        labels = torch.cat(self.kept_labels)
+        labels = self.sums["labels"].values
         fellows = torch.bincount(labels, minlength=1)[labels] > 1  # others may have been broken, or in a short batch
         labels, k = labels[fellows], min(k, int(fellows.sum()) - 1)
         rows = []
-        for place, kept in self.kept.items() if k > 0 else ():
+        for place, kept in self.sums["kept"].items() if k > 0 else ():
             layer = next(each.layer for each in self.features[place.network] if each.layer.name == place.layer)
-            distances = squared_distances(torch.cat(kept)[fellows.to(kept[0].device)])
+            distances = squared_distances(kept.values[fellows.to(kept.values.device)])
             own = labels.to(distances.device)
             right = nearest_neighbours(distances, own, k).double()
             soft = soft_nearest_neighbour(distances, own)
@@ -307,6 +311,7 @@ def linear_probes(
     progress: Progress | None = None,
     workers: int | None = None,
     skip_broken: bool = False,
+    resume: Resume | None = None,
 ) -> Probes:
     """Accuracy of linear probes on every layer, from one pass over training and one over test images.
 
@@ -331,7 +336,7 @@ def linear_probes(
             many of each class; with too many classes for ten of each, of some classes. 0: do without.
         k: nearest neighbours that vote.
         batch_size: images per forward pass.
-        progress, workers, skip_broken: see `layer_cka`.
+        progress, workers, skip_broken, resume: see `layer_cka`.
 
     Returns:
         Accuracies from 0 to 1, per draw and summarised over draws; leave-one-out accuracy of nearest neighbours and
@@ -349,7 +354,7 @@ def linear_probes(
     shots = [shots] if shots is None or isinstance(shots, int) else shots
     options = {"layers": layers, "shots": shots, "seeds": seeds, "tokens": tokens, "neighbours": neighbours, "k": k}
     probing = Probing(as_networks(networks), train, test, **options)
-    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken}
+    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken, "resume": resume}
     testing = probing.fitted(batch_size=batch_size, **how)
     return probing.found(sweep(test, [testing], batch_size=batch_size, short=True, **how))
 
@@ -381,13 +386,13 @@ class Probing:
         self.features = [Features.of(network, find_layers(network, layers), single=tokens) for network in self.networks]
         self.asked = {"layers": layers, "shots": shots, "seeds": seeds, "single_tokens": tokens}
 
-    def fitted(self, *, batch_size: int, **how: Any) -> Testing:
-        """Pass the training images and fit; what is left is a study of the test images."""
+    def fitted(self, *, batch_size: int, beside: Sequence[Study] = (), **how: Any) -> Testing:
+        """Pass the training images, for other studies too, and fit; what is left is a study of the test images."""
         fitting = Fitting(self.networks, self.features, self.labels, self.split)
         needed = sum_bytes(self.features, self.split, fitting.classes)
         check_memory(needed, self.networks[0].device, self.asked["single_tokens"])
         used = self.train.only(self.split.used)
-        self.train_counts = sweep(used, [fitting], batch_size=batch_size, short=True, **how)
+        self.train_counts = sweep(used, [fitting, *beside], batch_size=batch_size, short=True, **how)
         self.sample = class_sample(self.test_labels, self.neighbours)
         self.testing = Testing(self.networks, self.features, self.test_labels, fitting.fit(), self.sample)
         self.used = fitting.used

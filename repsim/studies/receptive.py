@@ -16,11 +16,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from repsim.errors import UsageError
 from repsim.hooks import capture
-from repsim.images import FEWEST, Counts, ImageSet, as_image_set
+from repsim.images import FEWEST, Batch, Counts, ImageSet, as_image_set
 from repsim.layers import Layer, find_layers, grid_of, residual_layers
 from repsim.measures.receptive import centre_gradients, field_statistics
+from repsim.measures.running import Moments
 from repsim.models import Network, as_network, evaluating
-from repsim.sweep import forward
+from repsim.resume import Resume
+from repsim.sweep import forward, over_batches
 from repsim.tables import RECEPTIVE
 
 BUDGET = 2**28
@@ -52,6 +54,7 @@ def receptive_fields(
     progress: Any = None,
     workers: int | None = None,
     skip_broken: bool = False,
+    resume: Resume | None = None,
 ) -> ReceptiveFields:
     """Mean |d centre / d pixel| of each layer, over images and channels.
 
@@ -65,6 +68,7 @@ def receptive_fields(
         batch_size: images per pass, lowered to a divisor of the number of images so that none is left over.
         progress: wraps the iterator of batches, as `tqdm` does.
         workers, skip_broken: see `ImageSet.batches`.
+        resume: see `layer_cka`.
 
     Returns:
         Table, maps, and which channels were taken.
@@ -84,13 +88,11 @@ def receptive_fields(
 
     batch_size = _divisor(len(images), batch_size)
     at_once = max(1, BUDGET // (4 * 4 * largest * batch_size))
-    counts = Counts()
-    batches = images.batches([network.transform], batch_size, counts=counts, workers=workers, skip_broken=skip_broken)
-    if progress is not None:
-        batches = progress(batches, total=len(images) // batch_size)
-    totals: dict[str, Tensor] = {}
+    fields = _Fields()
+    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken, "resume": resume}
     with frozen(network.module), capture(network, found, lambda layer, x: centre(layer, x, grids[layer.name])) as seen:
-        for batch in batches:
+
+        def each(batch: Batch) -> None:
             inputs = batch.inputs[network.transform].to(network.device).requires_grad_()
             with torch.enable_grad():
                 forward(network, inputs, batch)
@@ -99,9 +101,11 @@ def receptive_fields(
                 if proxy:
                     z, which = z.sum(1, keepdim=True), torch.zeros(1, dtype=torch.int64, device=network.device)
                 gradient = centre_gradients(z, inputs, which, at_once=at_once)
-                totals[name] = totals.get(name, 0) + gradient.mean(1).double().sum(0).cpu()
+                fields.sums.setdefault(name, Moments()).update(gradient.mean(1).cpu())
             seen.clear()
-    maps = {name: total / counts.used for name, total in totals.items()}
+
+        counts = over_batches(images, [network], each, [fields], batch_size=batch_size, **how)
+    maps = {name: moments.mean() for name, moments in fields.sums.items()}
     rows = [
         (network.name, layer.name, layer.index, layer.depth, *field_statistics(maps[layer.name], grids[layer.name]))
         for layer in found
@@ -113,6 +117,13 @@ def receptive_fields(
         channels={name: "all" if full[name] else which.tolist() for name, which in chosen.items()},
         counts=counts,
     )
+
+
+class _Fields:
+    """What a pass adds to: layer -> |gradients| of every image, (h, w)."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Moments] = {}
 
 
 def centre(layer: Layer, activation: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -17,6 +17,7 @@ from repsim.images import Batch, Counts, ImageSet, as_image_set
 from repsim.measures.residual import SkipStatistics, skip_statistics
 from repsim.measures.running import Moments, Quantiles
 from repsim.models import Network, as_networks
+from repsim.resume import Resume
 from repsim.structure import has_cls
 from repsim.sums import ResidualSum, blocks_without, find_sums, watch_sums
 from repsim.sweep import Progress, sweep
@@ -41,6 +42,7 @@ class ResidualNorms:
                         f"it is {each.reading.shape} for one image"
                     )
         self.sums: dict[tuple[int, str], _Sums] = {}
+        self.kinds = [_Sums]
 
     @contextmanager
     def watch(self, index: int, network: Network) -> Iterator[dict[str, SkipStatistics]]:
@@ -141,6 +143,7 @@ def residual_norms(
     progress: Progress | None = None,
     workers: int | None = None,
     skip_broken: bool = False,
+    resume: Resume | None = None,
 ) -> Residual:
     """Norm ratio and cosines of skip connection z and branch f(z) for every residual sum and token.
 
@@ -152,7 +155,7 @@ def residual_norms(
         images: see `layer_cka`; None: the bundled sample.
         outlier: how many times the median norm (over the tokens of an image, on the skip connection) makes an outlier.
         batch_size: images per forward pass; a last short one is dropped.
-        progress, workers, skip_broken: see `layer_cka`.
+        progress, workers, skip_broken, resume: see `layer_cka`.
 
     Returns:
         Means over images of ratio (from 0; infinite where a branch adds nothing to some image), cosines (-1 to 1)
@@ -167,7 +170,7 @@ def residual_norms(
     images = as_image_set(images)
     networks = [network.sized(images.tensor_size) for network in as_networks(networks)]
     study = ResidualNorms(networks, outlier=outlier)
-    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken}
+    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken, "resume": resume}
     counts = sweep(images, [study], batch_size=batch_size, **how)
     notices = [text for network, found in zip(networks, study.found) for text in blocks_without(network, found)]
     return Residual(study.table(), study.outliers(), notices, counts)

@@ -19,8 +19,9 @@ from repsim.hooks import capture
 from repsim.images import Batch, ImageSet, as_image_set
 from repsim.layers import Layer, find_layers
 from repsim.measures.cka import GramRow, MinibatchCKA, flatten, gram_row, matched_hsic, normalise_matched, scratch_for
-from repsim.measures.running import GroupedSums, jackknife
+from repsim.measures.running import GroupedSums, Known, jackknife
 from repsim.models import Network, as_network, as_networks, told_apart
+from repsim.resume import Resume
 from repsim.sweep import Progress, sweep
 from repsim.tables import MATCHED, SIMILARITY
 from repsim.tokens import Tokens
@@ -31,9 +32,9 @@ class LayerSimilarity:
 
     def __init__(self, networks: Sequence[Network], layers: Sequence[Sequence[Layer]], tokens: Tokens = "all") -> None:
         self.networks, self.layers, self.tokens = networks, layers, tokens
-        self.cka = MinibatchCKA()
+        self.sums = {"hsic": GroupedSums(), "centred": Known()}
         self._scratch: Tensor | None = None
-        self._to_centre: set[tuple[int, str]] = set()
+        self._rehearsed = False
         self._last: tuple[Any, ...] | None = None
 
     def watch(self, index: int, network: Network) -> AbstractContextManager[dict[str, GramRow]]:
@@ -47,14 +48,23 @@ class LayerSimilarity:
         x = flatten(layer.select(activation, self.tokens))
         if self._scratch is None or self._scratch.device != x.device:
             self._scratch = scratch_for(len(x), x.device)
-        row = gram_row(x, self._scratch, centre=(network, layer.name) in self._to_centre)
-        if row.centred:
-            self._to_centre.add((network, layer.name))
+        name = f"{network} {layer.name}"
+        row = gram_row(x, self._scratch, centre=name in self.sums["centred"])
+        if row.centred and name not in self.sums["centred"] and not (self._rehearsed or self.sums["hsic"].batches):
+            self.sums["centred"].add(name)  # on the first batch alone: values must not depend on who saw which batch
         self._last = (weakref.ref(activation), same, row)
         return row
 
     def update(self, seen: Sequence[dict[str, GramRow]], batch: Batch) -> None:
         self.cka.update(self._rows(seen, batch), len(batch.positions), batch.number)
+
+    def rehearsed(self) -> None:
+        """The first batch has shown which layers are to be centred before their Gram."""
+        self._rehearsed = True
+
+    @property
+    def cka(self) -> MinibatchCKA:
+        return MinibatchCKA(self.sums["hsic"])
 
     def _rows(self, seen: Sequence[dict[str, GramRow]], batch: Batch) -> list[GramRow]:
         """The Grams of all layers of all networks, on one device and checked."""
@@ -69,7 +79,7 @@ class LayerSimilarity:
 
     def constant(self) -> list[tuple[str, str]]:
         """(network, layer) of layers that are the same for all images: their CKA is undefined."""
-        return self._without(self.cka.sums.mean().diagonal())
+        return self._without(self.sums["hsic"].mean().diagonal())
 
     @staticmethod
     def table(studies: Sequence[LayerSimilarity]) -> pd.DataFrame:
@@ -98,7 +108,6 @@ class MatchedSimilarity(LayerSimilarity):
 
     def __init__(self, networks: Sequence[Network], layers: Sequence[Sequence[Layer]], tokens: Tokens = "all") -> None:
         super().__init__(networks, layers, tokens)
-        self.sums = GroupedSums()
         if len(networks) < 2:
             raise UsageError("to compare the same layers takes a network and at least one other")
         for network, of in zip(networks, layers):
@@ -111,10 +120,10 @@ class MatchedSimilarity(LayerSimilarity):
     def update(self, seen: Sequence[dict[str, GramRow]], batch: Batch) -> None:
         rows, count = self._rows(seen, batch), len(self.layers[0])
         reference, *others = (rows[start : start + count] for start in range(0, len(rows), count))
-        self.sums.update(matched_hsic(reference, others, len(batch.positions)), batch.number)
+        self.sums["hsic"].update(matched_hsic(reference, others, len(batch.positions)), batch.number)
 
     def constant(self) -> list[tuple[str, str]]:
-        return self._without(self.sums.mean()[: len(self.networks)].flatten())
+        return self._without(self.sums["hsic"].mean()[: len(self.networks)].flatten())
 
     @staticmethod
     def table(studies: Sequence[MatchedSimilarity]) -> pd.DataFrame:
@@ -124,7 +133,7 @@ class MatchedSimilarity(LayerSimilarity):
             [(networks[0].name, b.name, at.name, at.index, at.depth) for b in networks[1:] for at in layers],
             columns=["model_a", "model_b", "layer", "index", "depth"],
         )
-        return _with_values(table, [jackknife(study.sums, normalise_matched) for study in studies], MATCHED)
+        return _with_values(table, [jackknife(study.sums["hsic"], normalise_matched) for study in studies], MATCHED)
 
 
 def require_finite(rows: Sequence[GramRow], named: Sequence[tuple[str, str]], batch: Batch) -> None:
@@ -147,6 +156,7 @@ def layer_cka(
     progress: Progress | None = None,
     workers: int | None = None,
     skip_broken: bool = False,
+    resume: Resume | None = None,
 ) -> pd.DataFrame:
     """CKA of every pair of layers within `a`, within `b` and across, from one pass over the images.
 
@@ -164,6 +174,7 @@ def layer_cka(
         repeats: passes, each over newly chosen images; the mean of their CKA is given.
         progress: wraps the iterator of batches, for instance `tqdm.auto.tqdm`.
         workers, skip_broken: see `ImageSet.batches`.
+        resume: saves the sums every so often, and has those of the run that this one goes on from.
 
     Returns:
         Long table, one row per ordered pair of layers: model_a, layer_a, kind_a, index_a, depth_a,
@@ -174,7 +185,7 @@ def layer_cka(
     """
     networks = [as_network(a)] if b is None else [as_network(a), as_network(b)]
     images = as_image_set(images)
-    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken}
+    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken, "resume": resume}
     protocol = {"layers": layers, "tokens": tokens, "batch_size": batch_size, "repeats": repeats}
     return _warned(compare(networks, images, **protocol, **how))
 
@@ -191,6 +202,7 @@ def matched_cka(
     progress: Progress | None = None,
     workers: int | None = None,
     skip_broken: bool = False,
+    resume: Resume | None = None,
 ) -> pd.DataFrame:
     """CKA of each layer of a network with the same layer of others of its architecture: checkpoints, seeds.
 
@@ -199,7 +211,7 @@ def matched_cka(
     Args:
         reference: what the others are compared with.
         others: one or more networks with layers of the same names.
-        images, layers, tokens, batch_size, repeats, progress, workers, skip_broken: see `layer_cka`.
+        images, layers, tokens, batch_size, repeats, progress, workers, skip_broken, resume: see `layer_cka`.
 
     Returns:
         One row per other network and layer: model_a (the reference), model_b, layer, index, depth, cka, se (and
@@ -212,7 +224,7 @@ def matched_cka(
     """
     networks = [as_network(reference), *as_networks(others)]
     images = as_image_set(images)
-    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken}
+    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken, "resume": resume}
     protocol = {"layers": layers, "tokens": tokens, "batch_size": batch_size, "repeats": repeats}
     return _warned(compare(networks, images, study=MatchedSimilarity, **protocol, **how))
 

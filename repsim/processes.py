@@ -1,0 +1,59 @@
+"""Several processes that share the batches of a pass, as `torchrun` starts them; torch.distributed does the work."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from repsim.errors import UsageError
+from repsim.images import Share
+
+LONGEST_WAIT = timedelta(hours=24)
+"""For the slowest process; a dead one ends the others through torchrun, not through this."""
+
+
+def join() -> None:
+    """Join the processes that `torchrun` started, if it did."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=LONGEST_WAIT)
+
+
+def leave() -> None:
+    """Wait for all, and part."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def share() -> Share | None:
+    """This process's part of the work; None if there is one process only."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return None
+    return Share(dist.get_rank(), dist.get_world_size())
+
+
+def own_device() -> str:
+    """`cuda:1` for the second process of a machine with GPUs, `cuda` for a single process, else `cpu`."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    rank = os.environ.get("LOCAL_RANK") if int(os.environ.get("WORLD_SIZE", 1)) > 1 else None
+    if rank is not None and int(rank) >= torch.cuda.device_count():
+        raise UsageError(f"process {rank} of this machine has no GPU of its own: there are {torch.cuda.device_count()}")
+    return "cuda" if rank is None else f"cuda:{rank}"
+
+
+def gathered(value: Any) -> list[Any]:
+    """The values of all processes, in order, on all of them; what is on a GPU is handed over through the CPU."""
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, value)
+    return everyone
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    dist.barrier()

@@ -1,0 +1,103 @@
+"""Several processes, as torchrun starts them, find what one finds."""
+
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+FEW = ["--images", "52", "--batch-size", "8"]
+COMMANDS = {
+    "cka": [*FEW, "--repeats", "2"],
+    "attention": FEW,
+    "heads": FEW,
+    "residual": FEW,
+    "localize": FEW,
+    "lesion": [*FEW, "--blocks", "3", "--remove", "block"],
+    "receptive": [*FEW, "--layers", "blocks.1", "--channels", "2"],
+    "probe": [*FEW, "--model", "vit_mini", "--layers", "blocks.[38]", "--no-tokens", "--shots", "2", "--shots", "all"],
+}
+
+
+@pytest.fixture(scope="module")
+def server():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["repsim.cli", "repsim.models", "repsim.minis", "repsim.studies.similarity"])
+    return context
+
+
+def run(server, count: int, arguments: list[str]) -> list[int]:
+    """A command in so many processes, each in the environment that torchrun would give it; their exit codes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} if count > 1 else {}
+    started = []
+    for rank in range(count):
+        environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        code = f"import os; os.environ.update({environment}); from repsim.cli import main; main({arguments})"
+        started.append(server.Process(target=exec, args=(code,)))
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    return [process.exitcode for process in started]
+
+
+def same_tables(one, several):
+    names = sorted(path.name for path in one.glob("*.csv"))
+    assert names and names == sorted(path.name for path in several.glob("*.csv"))
+    for name in names:
+        pd.testing.assert_frame_equal(*(pd.read_csv(place / name) for place in (one, several)), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_two_processes_find_what_one_finds(server, tmp_path, command):
+    for count in (1, 2):
+        out = ["--out", str(tmp_path / str(count)), "--quiet"]
+        assert run(server, count, [command, *COMMANDS[command], *out]) == [0] * count
+    same_tables(tmp_path / "1", tmp_path / "2")
+
+
+@pytest.mark.parametrize("images", ["52", "20"])  # seven batches but for a rest; two, and none for the third process
+def test_three_processes_find_what_one_finds(server, tmp_path, images):
+    for count in (1, 3):
+        out = ["--images", images, "--batch-size", "8", "--out", str(tmp_path / str(count)), "--quiet"]
+        assert run(server, count, ["cka", "--model-a", "vit_mini", *out]) == [0] * count
+    same_tables(tmp_path / "1", tmp_path / "3")
+
+
+def test_broken_images_are_the_same_for_all(server, tmp_path):
+    rng, images = np.random.default_rng(0), tmp_path / "images"
+    images.mkdir()
+    for i in range(40):
+        Image.fromarray(rng.integers(0, 255, (28, 28), dtype=np.uint8)).save(images / f"{i:02d}.png")
+    for i in (3, 11, 30):
+        (images / f"{i:02d}.png").write_text("no image")
+    for count in (1, 2):
+        data = ["--data", str(images), "--skip-broken", "--workers", "0", "--images", "40", "--batch-size", "6"]
+        out = ["--out", str(tmp_path / "out" / str(count)), "--quiet"]
+        assert run(server, count, ["cka", "--model-a", "vit_mini", *data, *out]) == [0] * count
+    same_tables(tmp_path / "out" / "1", tmp_path / "out" / "2")
+    one, two = (pd.read_json(tmp_path / "out" / n / "run.json", typ="series")["images"] for n in "12")
+    assert one == two and one["broken_count"] == 3
+
+
+def test_a_process_that_fails_ends_the_job(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, threading\nif os.environ.get('RANK') == '1':\n    threading.Timer(8, lambda: os._exit(7)).start()\n"
+    )
+    repsim = ["-m", "repsim", "cka", "--images", "5000", "--batch-size", "4", "--out", str(tmp_path / "out")]
+    found = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *repsim],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert found.returncode != 0 and "exitcode  : 7" in found.stderr, found.stderr[-2000:]

@@ -1,0 +1,207 @@
+"""Runs that are stopped or killed, and go on: the result is that of an undisturbed one."""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import repsim as rs
+from repsim import resume as resuming
+from repsim.cli import main
+from repsim.images import ImageSet
+from repsim.resume import Resume, Stopped
+from repsim.studies.probe import linear_probes
+
+CKA = ["cka", "--model-a", "vit_mini", "--images", "96", "--batch-size", "8", "--quiet", "--checkpoint-every", "0"]
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Processes that have torch and timm imported when they start."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["repsim.cli", "repsim.models", "repsim.minis", "repsim.studies.similarity"])
+    return context
+
+
+def start(processes, arguments) -> multiprocessing.Process:
+    process = processes.Process(target=exec, args=(f"from repsim.cli import main; main({list(map(str, arguments))})",))
+    process.start()
+    return process
+
+
+def finished(processes, arguments) -> float:
+    """Run to the end; seconds it took."""
+    began = time.monotonic()
+    process = start(processes, arguments)
+    process.join()
+    assert process.exitcode == 0
+    return time.monotonic() - began
+
+
+def test_killed_twenty_times_a_run_ends_as_if_undisturbed(processes, tmp_path):
+    finished(processes, [*CKA, "--out", tmp_path / "whole"])  # the first starts the server
+    seconds = finished(processes, [*CKA, "--out", tmp_path / "whole"])
+    rng, killed, went_on = random.Random(0), 0, 0
+    while killed < 20:
+        process = start(processes, [*CKA, "--out", tmp_path / "killed"])
+        process.join(rng.uniform(0, seconds))
+        if process.exitcode is not None:  # it went through before it could be killed
+            assert process.exitcode == 0
+            continue
+        process.kill()
+        process.join()
+        killed += 1
+        went_on += (tmp_path / "killed" / "resume" / "pass-0-of-1-0.pt").exists()
+    finished(processes, [*CKA, "--out", tmp_path / "killed"])
+    assert went_on >= 5  # or nothing was shown
+    whole, again = ((tmp_path / name / "cka.csv").read_bytes() for name in ("whole", "killed"))
+    assert whole == again
+    assert {path.name for path in (tmp_path / "killed").iterdir()} == {"cka.csv", "cka.png", "cka.pdf", "run.json"}
+
+
+def test_ctrl_c_keeps_the_sums(processes, tmp_path):
+    many = [*CKA[:4], "5000", *CKA[5:], "--out", tmp_path]
+    process = start(processes, many)
+    saved = tmp_path / "resume" / "pass-0-of-1-0.pt"
+    while not saved.exists():
+        time.sleep(0.02)
+        assert process.is_alive()
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    assert process.exitcode == 130 and saved.exists() and not (tmp_path / "cka.csv").exists()
+    assert torch.load(saved, weights_only=False)["counts"].batches >= 1
+
+
+def test_two_runs_into_one_directory(tmp_path):
+    first = Resume(tmp_path / "resume", {"seed": 0})
+    with pytest.raises(rs.UsageError, match="another run is writing into"):
+        Resume(tmp_path / "resume", {"seed": 0})
+    first.finish()
+    Resume(tmp_path / "resume", {"seed": 1}).finish()
+
+
+class Interrupting(Resume):
+    """Is asked to stop after so many batches."""
+
+    def __init__(self, *args, batches, **more):
+        super().__init__(*args, **more)
+        self.batches = batches
+
+    def after(self, batch, summing, counts):
+        self.batches -= 1
+        self._stop = self.batches == 0
+        super().after(batch, summing, counts)
+
+
+def interrupted(tmp_path, function):
+    """What a function of `resume` gives when it is stopped after every second batch, and started again."""
+    for _ in range(100):
+        at = Interrupting(tmp_path / "resume", {}, batches=2)
+        try:
+            found = function(at)
+            at.finish()
+            return found
+        except Stopped:
+            at._lock.release()
+    raise AssertionError("it never ended")
+
+
+IMAGES = ImageSet("sample", images=52)
+HOW = {"images": IMAGES, "batch_size": 8}
+STUDIES = {
+    "cka": lambda resume: rs.layer_cka("vit_mini", "resnet_mini", **HOW, resume=resume, repeats=2),
+    "matched": lambda resume: rs.matched_cka("vit_mini", "vit_mini_gap", **HOW, layers=["blocks.3"], resume=resume),
+    "attention": lambda resume: rs.attention_distance("vit_mini", **HOW, resume=resume),
+    "heads": lambda resume: rs.head_similarity("vit_mini", "resnet_mini", **HOW, resume=resume).table,
+    "residual": lambda resume: rs.residual_norms(["vit_mini", "resnet_mini"], **HOW, resume=resume).table,
+    "localization": lambda resume: (
+        rs.token_localization(["vit_mini"], **HOW, layers=["blocks.3"], resume=resume).summary
+    ),
+    "lesions": lambda resume: rs.lesions("vit_mini", **HOW, blocks=[3], remove=["block"], resume=resume).table,
+    "receptive": lambda resume: (
+        rs.receptive_fields("vit_mini", **HOW, layers=["blocks.1"], channels=2, resume=resume).table
+    ),
+}
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_study_goes_on_where_it_was(study, tmp_path):
+    whole = STUDIES[study](None)
+    assert interrupted(tmp_path, STUDIES[study]).to_csv() == whole.to_csv()
+
+
+def test_probes_go_on_where_they_were(tmp_path):
+    train = ImageSet("sample", split="train", images=300)
+
+    def probes(resume):
+        return linear_probes(
+            "vit_mini", train, IMAGES, shots=[2, None], batch_size=16, layers=["blocks.3"], neighbours=40, resume=resume
+        )
+
+    whole, again = probes(None), interrupted(tmp_path, probes)
+    assert again.table.to_csv() == whole.table.to_csv() and again.neighbours.to_csv() == whole.neighbours.to_csv()
+    assert again.counts == whole.counts
+
+
+@pytest.mark.parametrize("option", [["--seed", "1"], ["--batch-size", "16"], ["--images", "40"], ["--layers", "all"]])
+def test_another_set_up_is_refused(tmp_path, option, monkeypatch):
+    def stop(self, batch, summing, counts):
+        self._save(summing, counts, done=False)
+        raise Stopped("stopped")
+
+    few = ["cka", "--model-a", "vit_mini", "--images", "32", "--batch-size", "8", "--out", str(tmp_path)]
+    monkeypatch.setattr(Resume, "after", stop)
+    assert CliRunner().invoke(main, few).exit_code == 130
+    monkeypatch.undo()
+    result = CliRunner().invoke(main, [*few, *option])
+    assert result.exit_code == 2 and "holds the sums of another run, with other" in result.output, result.output
+    assert CliRunner().invoke(main, [*few, *option, "--fresh"]).exit_code == 0
+
+
+def test_a_full_disk_leaves_the_last_sums(tmp_path, monkeypatch):
+    at = Resume(tmp_path / "resume", {}, every=0)
+
+    class One:
+        sums = rs.measures.running.Total(1)
+
+    at.begin([One])
+    at.end([One], resuming.Counts(batches=1))
+    before = at._file.read_bytes()
+
+    def full(value, part):
+        Path(part).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(resuming.torch, "save", full)
+    with pytest.raises(rs.RepsimError, match="No space left on device; those saved before, if any, are as they were"):
+        at.end([One], resuming.Counts(batches=2))
+    assert at._file.read_bytes() == before and len(list(at.folder.iterdir())) == 2
+    monkeypatch.undo()
+    for file in at.folder.iterdir():
+        file.unlink()
+    at.folder.rmdir()
+    with pytest.raises(rs.RepsimError, match="cannot save the sums to"):
+        at.end([One], resuming.Counts(batches=2))
+
+
+def test_sums_that_cannot_be_read(tmp_path):
+    at = Resume(tmp_path / "resume", {})
+    (at.folder / "pass-0-of-1-0.pt").write_bytes(b"not sums")
+    with pytest.raises(rs.RepsimError, match="start over with --fresh"):
+        at.begin([])
+    at.finish()
+    at = Resume(tmp_path / "resume", {})
+    torch.save({"sums": [os.system], "counts": 0, "done": True}, at.folder / "pass-0-of-1-0.pt")
+    with pytest.raises(rs.RepsimError, match="cannot read .*pass-0-of-1-0.pt"):
+        at.begin([])
+    (at.folder / "about.json").write_text("{")
+    at._lock.release()
+    with pytest.raises(rs.RepsimError, match="about.json"):
+        Resume(tmp_path / "resume", {})
+    at.finish()
