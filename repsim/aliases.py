@@ -59,6 +59,7 @@ BUNDLED: dict[str, str] = {
     "vit_mini_noskip9": "vit_mini trained without the skips of block 9",
     "vit_mini_3pct": "vit_mini trained on 3 % of the images, half as long",
     "vit_mini_100pct_seed1": "vit_mini trained on all images, half as long, from another start",
+    "mixer_mini": "MLP-Mixer on the grid of vit_mini, 12 blocks",
     "vit_micro": "vit_mini of half the depth, trained half as long",
     "vit_mini_rotation": "vit_mini fine-tuned to tell by which quarter turn an image is rotated",
 }
