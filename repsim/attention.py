@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from repsim.errors import UsageError
 from repsim.models import Network
+from repsim.tracing import unobserved
 
 SDPA = torch.nn.functional.scaled_dot_product_attention
 Take = Callable[[str, Tensor], None]
@@ -28,7 +29,8 @@ class _Fused(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         if function is SDPA:
-            self.took(weights(*args, **kwargs))
+            with unobserved():
+                self.took(weights(*args, **kwargs))
         return function(*args, **kwargs)
 
 
@@ -81,7 +83,8 @@ def watch_attention(network: Network, take: Take) -> Iterator[list[str]]:
 
     def took(attention: Tensor) -> None:
         if running:
-            take(running[-1], attention)
+            with unobserved():
+                take(running[-1], attention)
 
     handles = []
     try:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from repsim.layers import Layer, find_layers
 from repsim.models import Network, as_network
+from repsim.tracing import unobserved
 
 Reduce = Callable[[Layer, Tensor], Any]
 
@@ -89,6 +90,7 @@ def _hook(
         number = calls[key] = (calls.get(key, -1) + 1) % layers[0].calls
         for layer in layers:
             if layer.call == number:
-                seen[layer.name] = keep(layer, layer.read(value))
+                with unobserved():
+                    seen[layer.name] = keep(layer, layer.read(value))
 
     return take

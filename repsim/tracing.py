@@ -9,13 +9,13 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_iter
 
 from repsim.errors import RepsimError, first_line
@@ -213,6 +213,14 @@ def following(
 
 
 # Operations
+
+
+def unobserved() -> AbstractContextManager[None]:
+    """Within it, operations are none of the network's: what a study computes in its hooks is not what the network adds.
+
+    Whoever else watches the operations of this pass would otherwise count them among those of the module under way.
+    """
+    return _disable_current_modes()
 
 
 class AdditionAt(NamedTuple):

@@ -32,6 +32,7 @@ from repsim.models import Network, as_networks
 from repsim.resume import Resume
 from repsim.sweep import Progress, sweep
 from repsim.tables import LOCALIZATION, LOCALIZATION_SUMMARY
+from repsim.tracing import unobserved
 
 Grid = tuple[int, int]
 LISTED = 6
@@ -98,7 +99,8 @@ class _Part:
 
     def start(self, images: Tensor) -> None:
         """Before a forward pass: the patches of its images, which all layers share."""
-        self._patches = patch_grams(cut(images, self.grid))
+        with unobserved():
+            self._patches = patch_grams(cut(images, self.grid))
 
     def reduce(self, layer: Layer, activation: Tensor) -> Tensor:
         tokens = layer.tokens(activation)[:, layer.prefix :]
