@@ -13,6 +13,11 @@ import pandas as pd
 from repsim.errors import UsageError
 from repsim.tables import RECORD
 
+COVERED = (
+    "Intervals are over images, or over draws of training images for probes; none covers how another training run of "
+    "the same network would come out."
+)
+"""What intervals say, and what they do not."""
 CLAIMS_COLUMNS = ["claim", "source", "measured", "low", "high", "direction", "verdict"]
 Verdict = Literal["agrees", "disagrees", "undecided"]
 
@@ -124,6 +129,7 @@ CLAIMS = [
         "13",
         "accuracy, aggregated, middle third, more data",
         True,
+        caution=" (of mini: two training runs on the same images differ as much)",
     ),
     Claim(
         "ViTs have better representations in the middle than ResNets",
@@ -178,4 +184,4 @@ def markdown(table: pd.DataFrame) -> str:
         lines.append(f"| {where} | {row.measured:.3f} | {interval} | {row.direction} | **{row.verdict}** |")
     counts = table["verdict"].value_counts()
     said = ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in get_args(Verdict))
-    return "\n".join([*lines, "", f"{said}."]) + "\n"
+    return "\n".join([*lines, "", f"{said}. {COVERED}"]) + "\n"

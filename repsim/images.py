@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -425,6 +425,22 @@ class _Tensors(_Arrays):
         self.labels = None
 
 
+def read(file: Any) -> Image.Image:
+    """An image as it is meant to be seen: upright, of 8 bits; of an animation the first frame.
+
+    Raises:
+        OSError, SyntaxError, ValueError: what is wrong with the file.
+    """
+    with Image.open(file) as image:
+        image.load()
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits, which conversion would clip at 255
+        return Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("its pixels are floating point numbers of no known range")
+    return image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
+
+
 class _Noise:
     """Uniform noise, a function of (seed, index) alone."""
 
@@ -462,9 +478,7 @@ class _Files:
         return len(self.paths)
 
     def load(self, index: int) -> Image.Image:
-        with Image.open(self.paths[index]) as image:
-            image.load()
-        return image
+        return read(self.paths[index])
 
     def name(self, index: int) -> str:
         return self.paths[index]
@@ -488,9 +502,7 @@ class _TimmDataset:
             return self.dataset[index][0]
         # timm's ImageDataset itself would hand out the next image in place of one that is broken.
         opened, _ = reader[index]
-        with Image.open(io.BytesIO(opened) if isinstance(opened, bytes) else opened) as image:
-            image.load()
-        return image
+        return read(io.BytesIO(opened) if isinstance(opened, bytes) else opened)
 
     def name(self, index: int) -> str:
         reader = getattr(self.dataset, "reader", None)

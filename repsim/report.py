@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from repsim.claims import check
+from repsim.claims import COVERED, check
 from repsim.errors import RepsimError, UsageError
 from repsim.paper.exhibits import Exhibit, Made
 from repsim.paper.figures import FIGURES
@@ -110,7 +110,7 @@ def _claims(directory: Path) -> Iterator[str]:
         return
     counts = table["verdict"].value_counts()
     yield "<h2>What the paper claims</h2><p>" + ", ".join(f"{n} {escape(v)}" for v, n in counts.items()) + ". "
-    yield "A claim agrees or disagrees if the 95 % interval lies on one side of the boundary.</p>"
+    yield f"A claim agrees or disagrees if the 95 % interval lies on one side of the boundary. {escape(COVERED)}</p>"
     yield '<div class="table"><table><tr><th>claim</th><th></th><th>measured</th>'
     yield "<th>95 % interval</th><th>paper</th></tr>"
     for row in table.itertuples():

@@ -305,7 +305,7 @@ FIGURES: dict[str, Exhibit] = {
         Similarity(
             number="G.2",
             title="Similarity of layers between ViTs of two sizes",
-            shows="ViTs of different sizes resemble each other at the same relative depth.",
+            shows="Layers of ViTs of different sizes against each other; it makes no claim of them.",
             mini=(("vit_micro", "vit_mini_100pct_seed1"),),
             mini_note=HALF,
             paper=(("vit_b32", "vit_l16", "vit_h14"),),
