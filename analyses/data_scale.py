@@ -1,6 +1,6 @@
 """What more training images change: similarity, probes, attention distance (paper, Figures 3 against 4, 12, 13a).
 
-    python analyses/data_scale.py         # about 4 minutes on 2 cores; writes figures/data_scale/
+    python analyses/data_scale.py         # 6 minutes on 2 cores; writes figures/data_scale/
 
 `analyses/train_minis.py` trains `vit_mini` and `resnet_mini` on 3, 10, 30 and 100 % of the training images (balanced,
 nested, the same number of steps), and on all of them with a second seed. On the 5,000 images of the bundled test
@@ -9,7 +9,7 @@ sample:
 - CKA of each layer with the same layer of a network that saw all images (`matched.csv`, batches of 250): of the other
   seed, which starts elsewhere, so that all sizes are on one footing and 100 % shows what chance alone leaves of
   similarity; and of the same seed, which starts from the same weights. An untrained network is the other end.
-- Ten-shot probes of every layer (`probes.csv`, five draws), on CLS and on the mean of the tokens.
+- Ten-shot probes of every layer (`probes.csv`, three draws), on CLS and on the mean of the tokens.
 - Mean attention distance of every head (`attention.csv`).
 - `data_scale.csv`: all three in the lowest, middle and highest third of the layers, over the number of images.
 
@@ -34,10 +34,10 @@ from repsim.measures.cka import normalise_matched
 from repsim.measures.running import jackknife
 from repsim.minis import bundled
 from repsim.paper.exhibits import third
+from repsim.paper.measurements import Measurements
 from repsim.plots.curves import over_depth
 from repsim.plots.style import Figure, look, save
 from repsim.studies.similarity import MatchedSimilarity
-from repsim.sweep import sweep
 
 FIGURES = Path(__file__).parent.parent / "figures"
 SIZES = (3, 10, 30, 100)
@@ -65,39 +65,33 @@ def networks_of(architecture: str) -> dict[str, rs.Network]:
     return found | {"untrained": rs.load_model(architecture, weights="random")}
 
 
-def similarity(
-    found: dict[str, rs.Network], reference: str, quantity: str, images: rs.ImageSet
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def similarity(keys: list[str], study: MatchedSimilarity, quantity: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The matched table, and its thirds with their standard errors."""
-    others = {key: network for key, network in found.items() if key not in (reference, "seed1")}
-    networks = [found[reference], *others.values()]
-    study = MatchedSimilarity(networks, [rs.find_layers(network) for network in networks])
-    sweep(images, [study], batch_size=250, progress=tqdm if sys.stderr.isatty() else None)
     rows = []
     for k, where in enumerate(THIRDS):
         mean, se = jackknife(study.sums["hsic"], lambda hsics, k=k: thirds(normalise_matched(hsics))[k])
-        rows += [(key, quantity, where, *each) for key, each in zip(others, zip(mean.tolist(), se.tolist()))]
+        rows += [(key, quantity, where, *each) for key, each in zip(keys, zip(mean.tolist(), se.tolist()))]
     return MatchedSimilarity.table([study]), summary(rows)
 
 
-def probes(found: dict[str, rs.Network], images: rs.ImageSet, shown: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+def probes(found: dict[str, rs.Network], m: Measurements, shown: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The summary of all probes, and the thirds of the aggregation shown."""
-    train = rs.ImageSet("sample", split="train")
-    of = rs.linear_probes(list(found.values()), train, images, seeds=5, tokens=False, neighbours=0)
-    rows = []
+    summaries, rows = [], []
     for key, network in found.items():
+        of = m.probes(key)
+        summaries.append(of.summary[of.summary["model"] == network.name])
         table = of.table[(of.table["model"] == network.name) & (of.table["aggregation"] == shown)]
         by_seed = np.array(thirds(table.pivot(index="seed", columns="index", values="accuracy").to_numpy()))
         se = by_seed.std(1, ddof=1) / by_seed.shape[1] ** 0.5
         rows += [(key, "probe_accuracy", *each) for each in zip(THIRDS, by_seed.mean(1), se)]
-    return of.summary, summary(rows)
+    return pd.concat(summaries, ignore_index=True), summary(rows)
 
 
-def attention(found: dict[str, rs.Network], images: rs.ImageSet) -> tuple[pd.DataFrame, pd.DataFrame]:
+def attention(found: dict[str, rs.Network], m: Measurements) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Every head of every network, and the thirds of the blocks; their standard error is at most the one given."""
     tables, rows = [], []
-    for key, network in found.items():
-        table = rs.attention_distance(network, images)
+    for key in found:
+        table = m.attention(key).table()
         tables.append(table)
         of_block = table.groupby("block")[["distance_px", "distance_se"]].mean().to_numpy().T
         rows += [(key, "attention_distance", where, *each) for where, each in zip(THIRDS, zip(*map(thirds, of_block)))]
@@ -156,43 +150,55 @@ def what_was_cut(architecture: str, found: dict[str, rs.Network]) -> str:
     return f"{steps:,} steps each, {steps / trained.loc[architecture, 'steps']:.0%} of the bundled network's{without}"
 
 
+def measured(
+    architecture: str, found: dict[str, rs.Network], images: rs.ImageSet, train: rs.ImageSet
+) -> tuple[dict[str, tuple[pd.DataFrame, str]], dict[str, pd.DataFrame], pd.DataFrame]:
+    """What is drawn, what is kept, and the thirds, from one pass of the images."""
+    m = Measurements(found.__getitem__, images, train, progress=tqdm if sys.stderr.isatty() else None)
+    for key in found:
+        m.probing(key, tokens=False)
+    heads = [m.attention(key) for key in found] if architecture == "vit_mini" else []
+    references = {name: at for name, at in (("other_seed", "seed1"), ("same_seed", "100")) if at in found}
+    compared = {at: [key for key in found if key not in (at, "seed1")] for at in references.values()}
+    matched = {name: m.matched(at, *compared[at]) for name, at in references.items()}
+    m.run()
+    drawn, kept, parts = {}, {}, []
+    for name, at in references.items():
+        table, of_thirds = similarity(compared[at], matched[name], name)
+        parts.append(of_thirds)
+        drawn[name] = (table.rename(columns={"model_b": "model"}), "cka")
+    kept["matched"] = pd.concat([table.rename(columns={"model": "model_b"}) for table, _ in drawn.values()])
+    kept["probes"], of_thirds = probes(found, m, SHOWN[architecture])
+    parts.append(of_thirds)
+    drawn["probe_accuracy"] = (kept["probes"][kept["probes"]["aggregation"] == SHOWN[architecture]], "accuracy")
+    if heads:
+        kept["attention"], of_thirds = attention(found, m)
+        parts.append(of_thirds)
+        of_block = kept["attention"].groupby(["model", "block"], sort=False, as_index=False)
+        mean = of_block[["distance_px", "distance_se"]].mean()
+        mean = mean.assign(depth=mean["block"] / mean["block"].max(), se=mean["distance_se"])
+        drawn["attention_distance"] = (mean, "distance_px")
+    return drawn, kept, pd.concat(parts, ignore_index=True)
+
+
 def main() -> None:
-    images = rs.ImageSet("sample")
+    images, train = rs.ImageSet("sample"), rs.ImageSet("sample", split="train")
     out = FIGURES / "data_scale"
     out.mkdir(parents=True, exist_ok=True)
-    kept: dict[str, list[pd.DataFrame]] = {}
-    for architecture, shown in SHOWN.items():
+    tables: dict[str, list[pd.DataFrame]] = {}
+    for architecture in SHOWN:
         found = networks_of(architecture)
         if "100" not in found:
             print(f"{architecture}_100pct is not trained: python analyses/train_minis.py {architecture}_100pct")
             continue
-        parts, drawn = [], {}
-        for quantity, reference in (("other_seed", "seed1"), ("same_seed", "100")):
-            if reference in found:
-                matched, thirds_of = similarity(found, reference, quantity, images)
-                kept.setdefault("matched", []).append(matched)
-                parts.append(thirds_of)
-                drawn[quantity] = (matched.rename(columns={"model_b": "model"}), "cka")
-        probed, thirds_of = probes(found, images, shown)
-        kept.setdefault("probes", []).append(probed)
-        parts.append(thirds_of)
-        drawn["probe_accuracy"] = (probed[probed["aggregation"] == shown], "accuracy")
-        if architecture == "vit_mini":
-            heads, thirds_of = attention(found, images)
-            parts.append(thirds_of)
-            of_block = heads.groupby(["model", "block"], sort=False, as_index=False)[
-                ["distance_px", "distance_se"]
-            ].mean()
-            of_block = of_block.assign(depth=of_block["block"] / of_block["block"].max(), se=of_block["distance_se"])
-            drawn["attention_distance"] = (of_block, "distance_px")
-            kept["attention"] = [heads]
-        of_thirds = pd.concat(parts, ignore_index=True)
-        kept.setdefault("data_scale", []).append(of_thirds.assign(architecture=architecture))
+        drawn, kept, of_thirds = measured(architecture, found, images, train)
+        for name, table in {**kept, "data_scale": of_thirds.assign(architecture=architecture)}.items():
+            tables.setdefault(name, []).append(table)
         figure = picture(architecture, found, drawn, of_thirds, what_was_cut(architecture, found))
         save(figure, out / f"data_scale-{architecture}")
-    for name, tables in kept.items():
-        pd.concat(tables, ignore_index=True).to_csv(out / f"{name}.csv", index=False, float_format="%.6g")
-    print(pd.concat(kept["data_scale"]).pivot_table(index=["architecture", "quantity", "layers"], columns="network"))
+        for name, parts in tables.items():
+            pd.concat(parts, ignore_index=True).to_csv(out / f"{name}.csv", index=False, float_format="%.6g")
+    print(pd.concat(tables["data_scale"]).pivot_table(index=["architecture", "quantity", "layers"], columns="network"))
 
 
 if __name__ == "__main__":
