@@ -78,7 +78,7 @@ class Resume:
 
     def _check(self, about: dict[str, Any]) -> None:
         file = self.folder / ABOUT
-        if not file.exists():
+        if not any(self.folder.glob("pass-*.pt")):  # nothing was saved of an earlier run, if there was one
             _write(file, lambda part: part.write_text(json.dumps(about, indent=2) + "\n"))
             return
         try:

@@ -16,11 +16,11 @@ COMMANDS = {
     "cka": [*FEW, "--repeats", "2"],
     "attention": FEW,
     "heads": FEW,
-    "residual": FEW,
-    "localize": FEW,
+    "residual": [*FEW, "--model", "resnet_mini"],
+    "localize": [*FEW, "--model", "vit_mini", "--layers", "blocks.[38]"],
     "lesion": [*FEW, "--blocks", "3", "--remove", "block"],
     "receptive": [*FEW, "--layers", "blocks.1", "--channels", "2"],
-    "probe": [*FEW, "--model", "vit_mini", "--layers", "blocks.[38]", "--no-tokens", "--shots", "2", "--shots", "all"],
+    "probe": [*FEW, "--model", "vit_mini", "--layers", "blocks.8", "--no-tokens", "--shots", "2", "--neighbours", "40"],
 }
 
 

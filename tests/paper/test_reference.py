@@ -14,7 +14,7 @@ from repsim.paper.figures import FIGURES
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "figures"
-ANEW = ["3", "H.1"]
+ANEW = ["G.1", "H.1"]
 
 
 @pytest.fixture(scope="module")
