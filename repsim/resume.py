@@ -129,12 +129,17 @@ class Resume:
         saved = {"sums": [of.sums for of in summing], "counts": counts, "done": done}
         _write(self._file, lambda part: torch.save(saved, part))
 
+    def release(self) -> None:
+        """Let others write here, whether the run is over or not."""
+        if hasattr(self, "_lock"):
+            self._lock.release()
+
     def finish(self) -> None:
         """The run is over: its results are written, its sums are not needed."""
         if hasattr(self, "_lock"):
             shutil.rmtree(self.folder, ignore_errors=True)
             Path(self._lock.lock_file).unlink(missing_ok=True)
-            self._lock.release()
+            self.release()
 
     @contextmanager
     def stoppable(self) -> Iterator[None]:

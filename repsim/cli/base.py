@@ -118,6 +118,7 @@ class Job:
         if is_first():
             prepare(out)
         resume = Resume(out / "resume", about(self, networks, chosen), every=self.checkpoint_every, fresh=self.fresh)
+        context.call_on_close(resume.release)
         context.with_resource(resume.stoppable())
         if not is_first():  # what the first process writes, the others compute too, and throw away
             out = Path(context.with_resource(TemporaryDirectory()))
