@@ -14,6 +14,10 @@ class UsageError(RepsimError):
     """The call itself is wrong: an unknown name, a number out of range, options that clash."""
 
 
+class Stopped(Exception):
+    """A run was asked to stop, and its sums are saved. Not an error: nothing is to be made of what there is."""
+
+
 def first_line(error: BaseException) -> str:
     """What another library's error says, in one line; its type where it says nothing."""
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

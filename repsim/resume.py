@@ -7,7 +7,6 @@ sums after the last batch saved (`pass-0-of-1-0.pt`). Each file is written whole
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import threading
@@ -21,9 +20,10 @@ import torch
 from filelock import FileLock, Timeout
 
 from repsim import processes
-from repsim.errors import RepsimError, UsageError, first_line
+from repsim.errors import RepsimError, Stopped, UsageError, first_line
 from repsim.images import Batch, Counts
 from repsim.measures import probe, running
+from repsim.tables import replacing
 
 ABOUT = "about.json"
 KINDS = [
@@ -38,10 +38,6 @@ KINDS = [
     Counts,
 ]
 """All that is ever saved, beside tensors, numbers, texts and what holds them: no file can bring other code to run."""
-
-
-class Stopped(Exception):
-    """A run was asked to stop, and its sums are saved. Not an error: nothing is to be made of what there is."""
 
 
 class Resume:
@@ -187,16 +183,10 @@ def _empty(folder: Path) -> None:
 
 def _write(file: Path, how: Any) -> None:
     """Write a file whole or not at all; what was there before stays if that fails."""
-    part = file.with_name(f".{file.name}-{os.getpid()}")
     try:
-        how(part)
-        os.replace(part, file)
+        with replacing(file) as part:
+            how(part)
     except (OSError, RuntimeError) as error:
         raise RepsimError(
             f"cannot save the sums to {file}: {first_line(error)}; those saved before, if any, are as they were"
         ) from None
-    finally:
-        try:
-            part.unlink(missing_ok=True)
-        except OSError:
-            pass

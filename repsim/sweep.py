@@ -23,13 +23,18 @@ from repsim.resume import Resume
 Progress = Callable[..., Iterable[Batch]]
 
 
-class Study(Protocol):
+class Summing(Protocol):
+    """What is filled batch by batch."""
+
+    sums: Sums
+    """All that it keeps of the batches; see `merged`. Classes of its own in it are named in an attribute `kinds`."""
+
+
+class Study(Summing, Protocol):
     """What a sweep feeds: it reduces activations while a network runs, and sums what is left of them."""
 
     networks: Sequence[Network]
     """What it looks at."""
-    sums: Sums
-    """All that it keeps of the batches; see `merged`."""
 
     def watch(self, index: int, network: Network) -> AbstractContextManager[Mapping[str, Any]]:
         """Within it, every forward pass of its network number `index` fills the mapping with reduced values."""
@@ -43,11 +48,9 @@ def check_batch_size(batch_size: int) -> None:
         raise UsageError(f"a batch needs at least {FEWEST} images, got batch_size={batch_size}")
 
 
-class Summing(Protocol):
-    """What is filled batch by batch."""
-
-    sums: Sums
-    """All that it keeps of the batches; see `merged`. Classes of its own in it are named in an attribute `kinds`."""
+def networks_of(studies: Sequence[Study]) -> list[Network]:
+    """All that they look at, each once."""
+    return list({id(network): network for study in studies for network in study.networks}.values())
 
 
 def sweep(
@@ -70,7 +73,7 @@ def sweep(
         How many images were used, dropped and broken.
     """
     check_batch_size(batch_size)
-    networks = list({id(network): network for study in studies for network in study.networks}.values())
+    networks = networks_of(studies)
     with ExitStack() as stack:
         # Not inference_mode, in which tensors do not count the changes made to them.
         stack.enter_context(torch.no_grad())
@@ -81,15 +84,17 @@ def sweep(
             for study in studies
         ]
 
-        def each(batch: Batch) -> None:
+        def run(batch: Batch) -> None:
             for network in networks:
                 forward(network, batch.inputs[network.transform].to(network.device, non_blocking=True), batch)
+
+        def each(batch: Batch) -> None:
+            run(batch)
             for study, what in zip(studies, seen):
                 study.update(what, batch)
 
         def rehearse(batch: Batch) -> None:
-            for network in networks:
-                forward(network, batch.inputs[network.transform].to(network.device), batch)
+            run(batch)
             for study in studies:
                 if hasattr(study, "rehearsed"):
                     study.rehearsed()

@@ -83,18 +83,26 @@ def prepare(directory: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place if all goes well, and vanishes if not."""
     part = path.with_name(f".{path.stem}-{os.getpid()}.part{path.suffix}")
     try:
         yield part
         os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """`replacing`, for results: an error says what a user can do about it."""
+    try:
+        with replacing(path) as part:
+            yield part
     except OSError as error:
         raise RepsimError(
             f"cannot write {path}: {error.strerror or error}; choose another directory with --out"
         ) from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def save_table(table: pd.DataFrame, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -81,6 +82,14 @@ FAMILIES = {
 @pytest.fixture(params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> Family:
     return FAMILIES[request.param]
+
+
+@pytest.fixture(scope="session")
+def server():
+    """Starts processes that have torch and timm imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["repsim.cli", "repsim.models", "repsim.minis", "repsim.studies.similarity"])
+    return context
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Several processes, as torchrun starts them, find what one finds."""
 
-import multiprocessing
 import os
 import socket
 import subprocess
@@ -22,13 +21,6 @@ COMMANDS = {
     "receptive": [*FEW, "--layers", "blocks.1", "--channels", "2"],
     "probe": [*FEW, "--model", "vit_mini", "--layers", "blocks.8", "--no-tokens", "--shots", "2", "--neighbours", "40"],
 }
-
-
-@pytest.fixture(scope="module")
-def server():
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["repsim.cli", "repsim.models", "repsim.minis", "repsim.studies.similarity"])
-    return context
 
 
 def run(server, count: int, arguments: list[str]) -> list[int]:

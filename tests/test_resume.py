@@ -21,35 +21,27 @@ from repsim.studies.probe import linear_probes
 CKA = ["cka", "--model-a", "vit_mini", "--images", "96", "--batch-size", "8", "--quiet", "--checkpoint-every", "0"]
 
 
-@pytest.fixture(scope="module")
-def processes():
-    """Processes that have torch and timm imported when they start."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["repsim.cli", "repsim.models", "repsim.minis", "repsim.studies.similarity"])
-    return context
-
-
-def start(processes, arguments) -> multiprocessing.Process:
-    process = processes.Process(target=exec, args=(f"from repsim.cli import main; main({list(map(str, arguments))})",))
+def start(server, arguments) -> multiprocessing.Process:
+    process = server.Process(target=exec, args=(f"from repsim.cli import main; main({list(map(str, arguments))})",))
     process.start()
     return process
 
 
-def finished(processes, arguments) -> float:
+def finished(server, arguments) -> float:
     """Run to the end; seconds it took."""
     began = time.monotonic()
-    process = start(processes, arguments)
+    process = start(server, arguments)
     process.join()
     assert process.exitcode == 0
     return time.monotonic() - began
 
 
-def test_killed_twenty_times_a_run_ends_as_if_undisturbed(processes, tmp_path):
-    finished(processes, [*CKA, "--out", tmp_path / "whole"])  # the first starts the server
-    seconds = finished(processes, [*CKA, "--out", tmp_path / "whole"])
+def test_killed_twenty_times_a_run_ends_as_if_undisturbed(server, tmp_path):
+    finished(server, [*CKA, "--out", tmp_path / "whole"])  # the first starts the server
+    seconds = finished(server, [*CKA, "--out", tmp_path / "whole"])
     rng, killed, went_on = random.Random(0), 0, 0
     while killed < 20:
-        process = start(processes, [*CKA, "--out", tmp_path / "killed"])
+        process = start(server, [*CKA, "--out", tmp_path / "killed"])
         process.join(rng.uniform(0, seconds))
         if process.exitcode is not None:  # it went through before it could be killed
             assert process.exitcode == 0
@@ -58,16 +50,16 @@ def test_killed_twenty_times_a_run_ends_as_if_undisturbed(processes, tmp_path):
         process.join()
         killed += 1
         went_on += (tmp_path / "killed" / "resume" / "pass-0-of-1-0.pt").exists()
-    finished(processes, [*CKA, "--out", tmp_path / "killed"])
+    finished(server, [*CKA, "--out", tmp_path / "killed"])
     assert went_on >= 5  # or nothing was shown
     whole, again = ((tmp_path / name / "cka.csv").read_bytes() for name in ("whole", "killed"))
     assert whole == again
     assert {path.name for path in (tmp_path / "killed").iterdir()} == {"cka.csv", "cka.png", "cka.pdf", "run.json"}
 
 
-def test_ctrl_c_keeps_the_sums(processes, tmp_path):
+def test_ctrl_c_keeps_the_sums(server, tmp_path):
     many = [*CKA[:4], "5000", *CKA[5:], "--out", tmp_path]
-    process = start(processes, many)
+    process = start(server, many)
     saved = tmp_path / "resume" / "pass-0-of-1-0.pt"
     while not saved.exists():
         time.sleep(0.02)

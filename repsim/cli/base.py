@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from repsim.cli.words import check_range, command_line, device_name, print_json, progress_bar, say, versions
-from repsim.errors import RepsimError, UsageError
+from repsim.errors import RepsimError, Stopped, UsageError
 
 Asked = tuple[str, str, tuple[str, ...]]
 """A network as it was asked for: model, weights, model arguments."""
@@ -33,10 +33,8 @@ class Commands(click.Group):
             if is_first() or not isinstance(error, UsageError):  # all processes find the same fault with a call
                 click.echo(f"Error: {error}", err=True)
             ctx.exit(2 if isinstance(error, UsageError) else 1)
-        except Exception as error:
-            if type(error).__name__ != "Stopped":
-                raise
-            click.echo(str(error), err=True)
+        except Stopped as stopped:
+            click.echo(str(stopped), err=True)
             ctx.exit(130)
 
 

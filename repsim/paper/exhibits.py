@@ -81,9 +81,8 @@ class Exhibit:
     def caption(self, record: dict[str, Any]) -> str:
         """Number and title, and under it what is not as the paper had it, and whether weights are random."""
         first = f"Figure {self.number}. {self.title}"
-        notes = [note] if (note := self.note(record["preset"])) and not record["random"] else []
-        notes += ["untrained networks, random weights"] if record["random"] else []
-        return f"{first}\n(here: {'; '.join(notes)})" if notes else first
+        note = "untrained networks, random weights" if record["random"] else self.note(record["preset"])
+        return f"{first}\n(here: {note})" if note else first
 
 
 def _flat(names: Any) -> list[str]:

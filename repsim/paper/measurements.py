@@ -21,7 +21,7 @@ from repsim.studies.probe import Probes, Probing
 from repsim.studies.receptive import ReceptiveFields, receptive_fields
 from repsim.studies.residual import ResidualNorms
 from repsim.studies.similarity import LayerSimilarity, MatchedSimilarity
-from repsim.sweep import Study, sweep
+from repsim.sweep import Study, networks_of, sweep
 
 
 class Measurements:
@@ -171,7 +171,7 @@ class Measurements:
                 self._probes |= dict.fromkeys(names, error)
         if not studies:
             return Counts()
-        passes = Passes(list({id(network): network for study in studies for network in study.networks}.values()))
+        passes = Passes(networks_of(studies))
         counts = sweep(self.images, [*studies, passes], batch_size=self.batch_size, **self._how("test images"))
         self._count(passes, "test")
         for names, probing in fitted:
