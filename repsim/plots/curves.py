@@ -83,7 +83,7 @@ def head_similarity(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
             style = {"color": colour, "marker": "o", "markersize": 3, "linewidth": 1}
             ax.errorbar(part["distance_px"], part["cka"], yerr=se, label=layer, **style)
         ax.set(xlabel="mean attention distance of the heads (px)", ylabel="CKA")
-        ax.set_title(f"heads of {table['model_a'].iloc[0]} against {table['model_b'].iloc[0]}")
+        ax.set_title(f"heads of {table['model_a'].iloc[0]}\nagainst {table['model_b'].iloc[0]}")
         ax.legend(frameon=False)
     return ax
 

@@ -38,13 +38,16 @@ def panels(table: pd.DataFrame, pairs: Sequence[tuple[str, str]], *, title: str)
     columns = min(4, len(pairs))
     rows = -(-len(pairs) // columns)
     with look():
-        figure = Figure(figsize=(INCHES * columns + 0.7, INCHES * rows + 0.7))
+        figure = Figure(figsize=(INCHES * columns + 0.7, INCHES * rows + 0.7), layout="compressed")
+        figure.get_layout_engine().set(h_pad=0.09)
         axes = figure.subplots(rows, columns, squeeze=False).flatten()
         for ax in axes[len(pairs) :]:
             ax.set_axis_off()
         for ax, (down, across) in zip(axes, pairs):
             panel(table, down, across, ax=ax, low=low, high=high)
-        figure.colorbar(axes[0].collections[0], ax=list(axes), label="CKA", fraction=0.03, pad=0.01)
+        figure.colorbar(
+            axes[0].collections[0], ax=list(axes), label="CKA", fraction=0.03 if len(pairs) > 1 else 0.05, pad=0.01
+        )
         entitle(figure, title)
     return figure
 

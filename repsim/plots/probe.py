@@ -87,7 +87,7 @@ def probe_tokens(table: pd.DataFrame, *, most: int = 5, title: str = "accuracy o
     single = single[single["shots"].astype(str) == shots]
     models = list(dict.fromkeys(single["model"]))
     with look():
-        figure = Figure(figsize=(1.5 * most + 0.4, 1.75 * len(models) + 0.4))
+        figure = Figure(figsize=(1.5 * most + 0.4, 1.9 * len(models) + 0.4))
         axes = figure.subplots(len(models), most, squeeze=False)
         for ax in axes.flat:
             ax.set_axis_off()
@@ -100,7 +100,7 @@ def probe_tokens(table: pd.DataFrame, *, most: int = 5, title: str = "accuracy o
                 grid = of_layer.pivot_table(index="token_row", columns="token_col", values="accuracy").to_numpy(float)
                 ax.imshow(100 * grid, cmap=TOKEN_CMAP, interpolation="nearest")
                 low, high = 100 * grid.min(), 100 * grid.max()
-                ax.set_title(f"{model}\n{names[number]}: {low:.1f} to {high:.1f} %", fontsize=7)
+                ax.set_title(f"{model}\n{names[number]}\n{low:.1f} to {high:.1f} %", fontsize=7)
         entitle(figure, f"{title}, {'all images' if shots == 'all' else f'{shots} per class'}")
     return figure
 

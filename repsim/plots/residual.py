@@ -74,8 +74,10 @@ def cosines(table: pd.DataFrame, *, title: str | None = None) -> Figure:
 
 
 def _legend(figure: Figure, ax: Axes) -> None:
-    columns = 3 if figure.bbox.width > 6 * figure.dpi else 2
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False)
+    handles, labels = ax.get_legend_handles_labels()
+    inches = 0.6 + max(map(len, labels), default=0) / 15  # characters of a legend per inch
+    columns = max(1, int(figure.bbox.width / figure.dpi / inches))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def _draw_heatmaps(figure: Figure, shown: list[tuple[str, pd.DataFrame]], rows: int = 1) -> None:

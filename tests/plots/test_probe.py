@@ -48,7 +48,7 @@ def test_maps_of_single_tokens_are_means_over_seeds_of_the_most_shots():
     figure = rs.plots.probe_tokens(tokens(shots=(1, 25)))
     drawn = [ax for ax in figure.axes if ax.images]
     np.testing.assert_allclose(drawn[1].images[0].get_array(), 100 * np.array([[0.105, 0.105], [0.205, 0.205]]))
-    assert drawn[1].get_title() == "vit\nblocks.1: 10.5 to 20.5 %" and "25 per class" in figure.get_suptitle()
+    assert drawn[1].get_title() == "vit\nblocks.1\n10.5 to 20.5 %" and "25 per class" in figure.get_suptitle()
     with pytest.raises(rs.UsageError, match="no single tokens"):
         rs.plots.probe_tokens(tokens().assign(aggregation="cls"))
 
