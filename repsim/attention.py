@@ -45,6 +45,8 @@ def weights(
     enable_gqa: bool = False,
 ) -> Tensor:
     """The attention weights that `scaled_dot_product_attention` uses and does not return. (..., q, k)."""
+    if query.dtype.itemsize < 4:
+        query, key = query.float(), key.float()
     if enable_gqa:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
     logits = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)

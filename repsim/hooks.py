@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from repsim.layers import Layer, find_layers
 from repsim.models import Network, as_network
+from repsim.pieces import add_piece, piece
 from repsim.tracing import unobserved
 
 Reduce = Callable[[Layer, Tensor], Any]
@@ -17,7 +19,11 @@ Reduce = Callable[[Layer, Tensor], Any]
 
 @contextmanager
 def capture(
-    network: Network | nn.Module | str, layers: str | Iterable[str | Layer] = "blocks", reduce: Reduce | None = None
+    network: Network | nn.Module | str,
+    layers: str | Iterable[str | Layer] = "blocks",
+    reduce: Reduce | None = None,
+    *,
+    image_by_image: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Within the `with`, every forward pass fills a dictionary: layer name -> activation.
 
@@ -30,6 +36,8 @@ def capture(
         reduce: called inside the hook with the layer and its activation, (n, ...) with the images on the
             first axis; what it returns is kept instead of the activation. It must not keep or change the
             tensor it gets: later modules may write into it in place. Without it, a copy is kept.
+        image_by_image: what `reduce` returns has a row for each image, which depends on that image alone. It matters
+            where a batch goes through the network in pieces (see `repsim.pieces`): these are then joined afterwards.
 
     Yields:
         The dictionary, in the order in which layers run; emptied when the network is called again.
@@ -47,26 +55,43 @@ def capture(
     """
     network = as_network(network)
     layers = layers if isinstance(layers, str) else list(layers)
+    image_by_image |= reduce is None
     if isinstance(layers, str) or not all(isinstance(layer, Layer) for layer in layers):
         layers = find_layers(network, layers)
     keep = reduce or (lambda layer, activation: activation.detach().clone())
     seen: dict[str, Any] = {}
     calls: dict[tuple[str, str], int] = {}
+    waiting: dict[str, list[Tensor]] = {}
 
     def start(module: nn.Module, arguments: tuple) -> None:
-        seen.clear()
         calls.clear()
+        if piece() is None or piece().first:
+            seen.clear()
+            waiting.clear()
+
+    def take(layer: Layer, activation: Tensor) -> None:
+        if piece() is None:
+            seen[layer.name] = keep(layer, activation)
+        elif image_by_image:
+            add_piece(seen, layer.name, keep(layer, activation))
+        else:
+            parts = waiting.setdefault(layer.name, [])
+            parts.append(activation.to("cpu", copy=True))
+            if piece().last:
+                seen[layer.name] = keep(layer, torch.cat(waiting.pop(layer.name)).to(activation.device))
 
     handles = [network.module.register_forward_pre_hook(start)]
     try:
         for (path, side), at_module in _grouped(layers).items():
             module = network.module.get_submodule(path)
-            take = _hook(at_module, (path, side), calls, seen, keep)
+            hook = _hook(at_module, (path, side), calls, take)
+            if network.compiled:  # what is taken is none of what is compiled
+                hook = torch.compiler.disable(hook)
             if side == "output":
-                handles.append(module.register_forward_hook(lambda m, args, out, take=take: take(out)))
+                handles.append(module.register_forward_hook(lambda m, args, out, hook=hook: hook(out)))
             else:
                 handles.append(
-                    module.register_forward_pre_hook(lambda m, args, kw, take=take: take(args or kw), with_kwargs=True)
+                    module.register_forward_pre_hook(lambda m, args, kw, hook=hook: hook(args or kw), with_kwargs=True)
                 )
         yield seen
     finally:
@@ -82,15 +107,18 @@ def _grouped(layers: Iterable[Layer]) -> dict[tuple[str, str], list[Layer]]:
 
 
 def _hook(
-    layers: list[Layer], key: tuple[str, str], calls: dict[tuple[str, str], int], seen: dict[str, Any], keep: Reduce
+    layers: list[Layer],
+    key: tuple[str, str],
+    calls: dict[tuple[str, str], int],
+    take: Callable[[Layer, Tensor], None],
 ) -> Callable[[Any], None]:
     """A hook that knows which call of its module it is in, and takes the layers of that call."""
 
-    def take(value: Any) -> None:
+    def hook(value: Any) -> None:
         number = calls[key] = (calls.get(key, -1) + 1) % layers[0].calls
         for layer in layers:
             if layer.call == number:
                 with unobserved():
-                    seen[layer.name] = keep(layer, layer.read(value))
+                    take(layer, layer.read(value))
 
-    return take
+    return hook

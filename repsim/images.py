@@ -56,6 +56,8 @@ class Batch:
     """(n,) which images these are, as positions in `ImageSet.chosen`."""
     inputs: dict[Hashable, Tensor]
     """For each transform, (n, c, h, w)."""
+    at_once: dict[str, int]
+    """Networks through which not all of its images go at once, for lack of memory, and how many do."""
 
 
 class Share(NamedTuple):
@@ -77,12 +79,18 @@ class Counts:
     batch_size: int = 0
     passed: int = 0
     """The chosen images up to this position are done with."""
+    at_once: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Networks through which not all images of a batch went at once, for lack of memory, and how many did."""
 
     def merge(self, other: Counts) -> Counts:
         """Of two processes' shares of a pass."""
         added = {name: getattr(self, name) + getattr(other, name) for name in ("used", "dropped", "broken", "batches")}
         largest = {name: max(getattr(self, name), getattr(other, name)) for name in ("batch_size", "passed")}
-        return Counts(**added, **largest)
+        least = {
+            name: min(of.at_once[name] for of in (self, other) if name in of.at_once)
+            for name in {**self.at_once, **other.at_once}
+        }
+        return Counts(**added, **largest, at_once=least)
 
     def record(self) -> dict[str, Any]:
         """What `run.json` says of the pass."""
@@ -91,6 +99,7 @@ class Counts:
             "dropped_in_short_batch": self.dropped,
             "broken": self.broken,
             "broken_count": len(self.broken),
+            **({"forward_batch_sizes": self.at_once} if self.at_once else {}),
         }
 
 
@@ -192,6 +201,7 @@ class ImageSet:
         skip_broken: bool = False,
         short: bool = False,
         share: Share | None = None,
+        device: torch.device | None = None,
     ) -> Iterator[Batch]:
         """Whole batches of the chosen images, each image read and decoded once for all transforms.
 
@@ -206,6 +216,7 @@ class ImageSet:
             skip_broken: go on without images that cannot be read.
             short: hand out the last short batch as well.
             share: only those batches that are one process's; there must be no broken images then.
+            device: a CUDA device to which each batch is copied while the one before it is computed.
 
         Raises:
             BrokenImage: one cannot be read; the message names it.
@@ -219,7 +230,9 @@ class ImageSet:
             items = self._slices(transforms, batch_size, wanted)
         else:
             items = self._decoded(transforms, batch_size, workers, wanted)
-        waiting: list[tuple[Tensor, list[Tensor]]] = []
+        formed = _formed(items, batch_size)
+        if device is not None:
+            formed = _ahead(_copied(formed, device))
         unreadable: list[tuple[int, str]] = []
 
         def batch(positions: Tensor, tensors: list[Tensor]) -> Batch:
@@ -228,24 +241,20 @@ class ImageSet:
             counts.passed = int(positions[-1]) + 1
             counts.broken += [message for position, message in unreadable if position < counts.passed]
             unreadable[:] = [each for each in unreadable if each[0] >= counts.passed]
-            return Batch(number, positions, dict(zip(transforms, tensors)))
+            return Batch(number, positions, dict(zip(transforms, tensors)), counts.at_once)
 
-        for positions, tensors, broken in items:
+        for positions, tensors, broken in formed:
             if broken and not skip_broken:
                 raise BrokenImage(f"{broken[0][1]}; leave such images out with --skip-broken (skip_broken=True)")
             unreadable += broken
-            waiting.append((positions, tensors))
-            while sum(len(p) for p, _ in waiting) >= batch_size:
-                positions, tensors = _joined(waiting)
-                waiting = [(positions[batch_size:], [t[batch_size:] for t in tensors])]
-                yield batch(positions[:batch_size], [t[:batch_size] for t in tensors])
-        positions, tensors = _joined(waiting)
-        less_than_one = not counts.batches and len(positions) >= FEWEST  # broken images left no whole batch
-        if less_than_one or (short and len(positions)):
-            yield batch(positions, tensors)
-            counts.batch_size = min(batch_size, counts.used)
-        else:
-            counts.dropped = len(positions)
+            less_than_one = not counts.batches and len(positions) >= FEWEST  # broken images left no whole batch
+            if len(positions) == batch_size:
+                yield batch(positions, tensors)
+            elif less_than_one or (short and len(positions)):
+                yield batch(positions, tensors)
+                counts.batch_size = min(batch_size, counts.used)
+            elif len(positions):
+                counts.dropped = len(positions)
         counts.broken += [message for _, message in unreadable]
         if not counts.batches and share is None:
             raise RepsimError(
@@ -316,6 +325,32 @@ def _cores() -> int:
 def _choose(available: int, images: int | None, seed: int) -> np.ndarray:
     order = torch.randperm(available, generator=torch.Generator().manual_seed(seed)).numpy()
     return order if images is None else order[:images]
+
+
+def _formed(items: Iterable[_Loaded], batch_size: int) -> Iterator[_Loaded]:
+    """Whole batches of what is loaded, what is broken as soon as it is known, and at the end the rest."""
+    waiting: list[tuple[Tensor, list[Tensor]]] = []
+    for positions, tensors, broken in items:
+        if broken:
+            yield torch.empty(0, dtype=torch.int64), [], broken
+        waiting.append((positions, tensors))
+        while sum(len(p) for p, _ in waiting) >= batch_size:
+            positions, tensors = _joined(waiting)
+            waiting = [(positions[batch_size:], [t[batch_size:] for t in tensors])]
+            yield positions[:batch_size], [t[:batch_size] for t in tensors], []
+    yield *_joined(waiting), []
+
+
+def _copied(formed: Iterable[_Loaded], device: torch.device) -> Iterator[_Loaded]:
+    """The same on a CUDA device, copied beside what is computed there. For a thread of its own: it waits."""
+    stream = torch.cuda.Stream(device)
+    for positions, tensors, broken in formed:
+        with torch.cuda.stream(stream):
+            tensors = [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
+        stream.synchronize()
+        for tensor in tensors:  # which the computing stream uses, and this one must not take back before
+            tensor.record_stream(torch.cuda.default_stream(device))
+        yield positions, tensors, broken
 
 
 def _joined(waiting: list[tuple[Tensor, list[Tensor]]]) -> tuple[Tensor, list[Tensor]]:

@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from repsim import minis
 from repsim.aliases import ALIASES
 from repsim.errors import RepsimError, UsageError, first_line, one_of
+from repsim.precision import Precision, check_precision, computing, usual_precision
 
 WAYS_OUT = (
     "give weights as a file (safetensors or a state dict), ask for `random` ones, "
@@ -78,6 +79,10 @@ class Network:
     """`pretrained`, `random`, a file, `factory`, or `as given` for a module handed over in Python."""
     transform: EvalTransform = field(default_factory=EvalTransform)
     model_args: dict[str, Any] = field(default_factory=dict)
+    precision: Precision | None = None
+    """Of its forward passes and what is computed in them; None: the usual one of its device."""
+    compiled: bool = False
+    """Whether `torch.compile` runs it, where a study allows it."""
 
     @property
     def input_size(self) -> tuple[int, int, int]:
@@ -87,6 +92,18 @@ class Network:
     def device(self) -> torch.device:
         tensors = [*self.module.parameters(), *self.module.buffers()]
         return tensors[0].device if tensors else torch.device("cpu")
+
+    @cached_property
+    def runner(self) -> Callable[[Tensor], Any]:
+        """What runs a forward pass."""
+        return torch.compile(self.module) if self.compiled else self.module
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Within it, operations have its precision; see `repsim.precision`."""
+        device = self.device
+        with computing(self.precision or usual_precision(device), device):
+            yield
 
     def sized(self, size: tuple[int, int, int] | None) -> Network:
         """The network, told the (c, h, w) of images that go into it as they are; None: its transform makes them."""
@@ -119,6 +136,8 @@ class Network:
             "parameters": sum(p.numel() for p in self.module.parameters()),
             "transform": dataclasses.asdict(self.transform),
             "device": str(self.device),
+            "precision": self.precision or usual_precision(self.device),
+            "compiled": self.compiled,
         }
 
 
@@ -168,6 +187,8 @@ def load_model(
     weights: str | os.PathLike[str] = "pretrained",
     device: str | torch.device | None = None,
     seed: int = 0,
+    precision: Precision | None = None,
+    compiled: bool = False,
     **model_args: Any,
 ) -> Network:
     """Load a network by name.
@@ -180,10 +201,12 @@ def load_model(
             a state dict as torch saves it (read with `weights_only=True`), or a ViT's original `.npz`.
         device: where the network goes; None leaves it on the CPU.
         seed: of untrained weights.
+        precision: `fp32`, `tf32` (CUDA only) or `bf16`; None: tf32 on CUDA, else fp32. See `repsim.precision`.
+        compiled: have `torch.compile` run the network where a study allows it; the first batch takes longer.
         **model_args: passed to the constructor, for instance `img_size=384`.
 
     Raises:
-        UsageError: no such model or argument.
+        UsageError: no such model, argument or precision.
         RepsimError: weights cannot be had or do not fit.
     """
     weights = os.fspath(weights)
@@ -200,7 +223,18 @@ def load_model(
             network.module.to(device)
         except (RuntimeError, AssertionError) as error:
             raise RepsimError(f"cannot put {name} on device {str(device)!r}: {first_line(error)}") from None
-    return network
+        if device.type == "cuda":
+            _channels_last(network.module)
+    if precision is not None:
+        check_precision(precision, network.device)
+    return dataclasses.replace(network, precision=precision, compiled=compiled)
+
+
+def _channels_last(module: nn.Module) -> None:
+    """Lay out the maps of a convolutional network as tensor cores want them; a ViT's one convolution is none."""
+    convolutions = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
+    for convolution in convolutions if len(convolutions) > 1 else ():
+        convolution.to(memory_format=torch.channels_last)
 
 
 def check_name(name: str) -> None:

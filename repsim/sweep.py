@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from repsim import processes
-from repsim.errors import RepsimError, UsageError, first_line
+from repsim.errors import RepsimError, UsageError, first_line, not_finite
 from repsim.images import FEWEST, Batch, Counts, ImageSet
 from repsim.measures.running import Sums, merged
 from repsim.models import Network, evaluating
+from repsim.pieces import in_pieces
 from repsim.resume import Resume
 
 Progress = Callable[..., Iterable[Batch]]
@@ -148,12 +149,17 @@ def over_batches(
         reading = {"workers": workers, "skip_broken": skip_broken, "short": short, "share": share}
         if share is not None and share.rank and rehearse is not None and not counts.batches:
             rehearse(next(images.batches(transforms, size, workers=workers)))
-        batches = images.batches(transforms, size, counts=counts, **reading)
+        batches = images.batches(transforms, size, counts=counts, device=_gpu(networks), **reading)
         if progress is not None:
             total = math.ceil(len(images) / size) if short else len(images) // size
             batches = progress(batches, total=total if share is None else len(range(share.rank, total, share.of)))
         for batch in batches:
-            each(batch)
+            try:
+                each(batch)
+            except torch.OutOfMemoryError as error:  # not in a forward pass, which would have said so itself
+                raise out_of_memory(
+                    "what is computed of a batch", networks[0].device, batch, first_line(error)
+                ) from error
             if resume is not None:
                 resume.after(batch, summing, counts)
         if share is not None:
@@ -169,12 +175,63 @@ def over_batches(
     return counts
 
 
+def _gpu(networks: Sequence[Network]) -> torch.device | None:
+    """The first of theirs that is a CUDA device, to which images are copied ahead."""
+    return next((network.device for network in networks if network.device.type == "cuda"), None)
+
+
 def forward(network: Network, inputs: Tensor, batch: Batch) -> Any:
-    """Run a network on a batch, mostly for what its hooks take; an error of its own names both."""
-    try:
-        return network.module(inputs)
-    except RepsimError:
-        raise
-    except (RuntimeError, ValueError, TypeError, IndexError, MemoryError) as error:
-        where = f"{network.name} failed on batch {batch.number}, {len(inputs)} images"
-        raise RepsimError(f"{where}: {first_line(error)}") from error
+    """Run a network on a batch, mostly for what its hooks take; an error of its own names both.
+
+    Where the batch does not fit into the memory of the network's device, it goes through in pieces, and so do those
+    after it.
+    """
+    size = min(batch.at_once.get(network.name, len(inputs)), len(inputs))
+    while size:
+        try:
+            with network.computing():
+                run = network.module if inputs.requires_grad else network.runner
+                return run(inputs) if size == len(inputs) else in_pieces(run, inputs, size)
+        except torch.OutOfMemoryError as error:
+            reason = first_line(error)
+        except RepsimError:
+            raise
+        except (RuntimeError, ValueError, TypeError, IndexError, MemoryError) as error:
+            where = f"{network.name} failed on batch {batch.number}, {len(inputs)} images"
+            raise RepsimError(f"{where}: {first_line(error)}") from error
+        if inputs.requires_grad:  # gradients keep all activations in any case
+            break
+        size, batch.at_once[network.name] = size // 2, max(size // 2, 1)
+        if network.device.type == "cuda":
+            torch.cuda.empty_cache()
+    gigabytes = sum(p.numel() * p.element_size() for p in network.module.parameters()) / 2**30
+    what = f"{network.name} ({gigabytes:.1f} GiB of weights) and what is kept of a batch"
+    raise out_of_memory(what, network.device, batch, reason)
+
+
+def require_finite(values: Sequence[Tensor], named: Sequence[tuple[str, str]], batch: Batch) -> None:
+    """Raise, naming network, layer and batch, if one of the values of a batch is NaN or infinite.
+
+    It looks at all of them at once, since each look at a GPU waits for it.
+
+    Args:
+        values: on one device.
+        named: network and layer of each.
+    """
+    finite = torch.stack([torch.isfinite(value).all() for value in values])
+    if not finite.all():
+        network, layer = named[int((~finite).nonzero()[0])]
+        raise not_finite(network, layer, batch.number)
+
+
+def out_of_memory(what: str, device: torch.device, batch: Batch, error: str) -> RepsimError:
+    """What did not fit where, with the sizes."""
+    sizes = ", ".join(str(tuple(inputs.shape)) for inputs in batch.inputs.values())
+    room = ""
+    if device.type == "cuda":
+        free, total = (f"{size / 2**30:.1f} GiB" for size in torch.cuda.mem_get_info(device))
+        room = f" ({total}, {free} of it free)"
+    return RepsimError(
+        f"the memory of {device}{room} is too small for {what}: batch {batch.number} is of shape {sizes}; take a "
+        f"smaller batch size, fewer layers or another device ({error})"
+    )

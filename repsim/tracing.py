@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_iter
 
 from repsim.errors import RepsimError, first_line
 from repsim.models import Network, evaluating
+from repsim.precision import as_given
 from repsim.tokens import first_tensor
 
 MANY = 10_007
@@ -215,12 +216,15 @@ def following(
 # Operations
 
 
-def unobserved() -> AbstractContextManager[None]:
+@contextmanager
+def unobserved() -> Iterator[None]:
     """Within it, operations are none of the network's: what a study computes in its hooks is not what the network adds.
 
-    Whoever else watches the operations of this pass would otherwise count them among those of the module under way.
+    Whoever else watches the operations of this pass would otherwise count them among those of the module under way,
+    and a network in bfloat16 would have them done in bfloat16.
     """
-    return _disable_current_modes()
+    with _disable_current_modes(), as_given():
+        yield
 
 
 class AdditionAt(NamedTuple):

@@ -85,6 +85,8 @@ class Job:
     skip_broken: bool
     batch_size: int
     device: str | None
+    precision: str | None
+    compiled: bool
     out: Path | None
     redraw: Path | None
     checkpoint_every: float
@@ -109,7 +111,7 @@ class Job:
             check_name(model)
         data = self.data or default_data([model for model, _, _ in asked])
         chosen = ImageSet(data, split=self.split, root=self.data_dir, images=self.images, seed=self.seed)
-        networks = load(asked, self.device, self.seed)
+        networks = load(asked, self.device, self.seed, precision=self.precision, compiled=self.compiled)
         labels = [label(model, weights) for model, weights, _ in asked]
         out = self.out or Path("runs") / "-".join([self.command, *labels])
         context = click.get_current_context()
@@ -173,6 +175,8 @@ class Run:
         for key, what in losses:
             if images[key]:
                 self.notice(f"{images['used']} images used; {images[key]} {what}")
+        for name, size in images.get("forward_batch_sizes", {}).items():
+            self.notice(f"memory was too small: {name} took {size} images at a time")
         record = {
             "command": command_line(),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -213,6 +217,12 @@ def job_options(command: str, images: int, batch_size: int, of: str) -> Callable
         click.option("--skip-broken", is_flag=True, help="Go on without images that cannot be read, and count them."),
         click.option("--batch-size", type=int, default=batch_size, show_default=True, help=f"Images per {of}."),
         click.option("--device", help="cpu, cuda, cuda:1, mps ...  [default: cuda where there is one]"),
+        click.option(
+            "--precision",
+            type=click.Choice(["fp32", "tf32", "bf16"]),
+            help="Of the networks; tf32 on CUDA only.  [default: tf32 on CUDA, else fp32]",
+        ),
+        click.option("--compile", "compiled", is_flag=True, help="Have torch.compile run the networks."),
         click.option(
             "--out", type=click.Path(path_type=Path), help=f"Directory of the results.  [default: runs/{command}-...]"
         ),
@@ -327,14 +337,14 @@ LAYERS = click.option(
 MODEL = "Alias, timm name, hf-hub:..., local-dir:... or package.module:factory."
 
 
-def load(asked: list[Asked], device: str | None, seed: int) -> list[Any]:
+def load(asked: list[Asked], device: str | None, seed: int, **how: Any) -> list[Any]:
     """The networks of a command, each loaded once."""
     from repsim import processes
     from repsim.models import load_model, parse_model_args
 
     device = device or processes.own_device()
     return [
-        load_model(model, weights=weights, device=device, seed=seed, **parse_model_args(args))
+        load_model(model, weights=weights, device=device, seed=seed, **how, **parse_model_args(args))
         for model, weights, args in asked
     ]
 

@@ -35,8 +35,9 @@ BLOCK = 2048
 """Features multiplied at a time; a Gram is a sum of products of blocks of this width."""
 ROUNDING = 3e-6
 """Error of a CKA through float32 products (one standard deviation) from which features are centred first."""
-SCRATCH = 2**20
-"""Numbers centred at a time: what fits into a core's cache, so that centring costs little."""
+SCRATCH, SCRATCH_ELSEWHERE = 2**20, 2**26
+"""Numbers centred at a time: on the CPU what fits into a core's cache, so that centring costs little; on other devices
+so many that starting the operations costs little."""
 
 
 def flatten(x: Tensor) -> Tensor:
@@ -113,7 +114,7 @@ def centred_gram(x: Tensor, scratch: Tensor | None = None) -> tuple[Tensor, Tens
     """
     n, p = x.shape
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    width = max(BLOCK, SCRATCH // n // BLOCK * BLOCK)
+    width = max(BLOCK, _at_a_time(x.device) // n // BLOCK * BLOCK)
     if scratch is None or scratch.dtype != dtype or scratch.device != x.device or len(scratch) < n * min(width, p):
         scratch = torch.empty(n * min(width, p), dtype=dtype, device=x.device)
     total = torch.zeros(n, n, dtype=torch.float64, device=x.device)
@@ -133,7 +134,11 @@ def centred_gram(x: Tensor, scratch: Tensor | None = None) -> tuple[Tensor, Tens
 
 def scratch_for(n: int, device: torch.device) -> Tensor:
     """Memory for `centred_gram` on batches of n; fresh memory for each Gram would cost more than it."""
-    return torch.empty(max(SCRATCH, n * BLOCK), dtype=torch.float32, device=device)
+    return torch.empty(max(_at_a_time(device), n * BLOCK), dtype=torch.float32, device=device)
+
+
+def _at_a_time(device: torch.device) -> int:
+    return SCRATCH if device.type == "cpu" else SCRATCH_ELSEWHERE
 
 
 def u_centre(gram: Tensor) -> Tensor:

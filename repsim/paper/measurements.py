@@ -192,10 +192,10 @@ class Passes:
 
     @contextmanager
     def watch(self, index: int, network: Network) -> Iterator[dict[str, Any]]:
-        def count(module: Any, arguments: tuple) -> None:
+        def count(module: Any, arguments: tuple, output: Any) -> None:
             self.sums.setdefault(network.name, Total()).update(len(arguments[0]))
 
-        hook = network.module.register_forward_pre_hook(count)
+        hook = network.module.register_forward_hook(count)
         try:
             yield {}
         finally:

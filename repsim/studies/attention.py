@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from repsim.attention import watch_attention
-from repsim.errors import UsageError, not_finite
+from repsim.errors import UsageError
 from repsim.images import FEWEST, Batch, ImageSet, as_image_set
 from repsim.measures.attention import HeadStatistics, distances, grid_positions, head_statistics
 from repsim.measures.running import Moments
 from repsim.models import Network, as_network, evaluating
+from repsim.pieces import add_piece, piece
 from repsim.resume import Resume
 from repsim.structure import has_cls
-from repsim.sweep import Progress, sweep
+from repsim.sweep import Progress, require_finite, sweep
 from repsim.tables import ATTENTION
 
 
@@ -48,13 +49,14 @@ class AttentionDistance:
         seen: dict[str, HeadStatistics] = {}
         start = network.module.register_forward_pre_hook(lambda module, args: self._start(seen, len(args[0])))
         try:
-            with watch_attention(network, lambda path, attention: seen.update({path: self._reduce(path, attention)})):
+            with watch_attention(network, lambda path, attention: add_piece(seen, path, self._reduce(path, attention))):
                 yield seen
         finally:
             start.remove()
 
     def _start(self, seen: dict[str, HeadStatistics], images: int) -> None:
-        seen.clear()
+        if piece() is None or piece().first:
+            seen.clear()
         self._images = images
 
     def _reduce(self, path: str, attention: Tensor) -> HeadStatistics:
@@ -72,9 +74,12 @@ class AttentionDistance:
         return HeadStatistics(*(s.view(n, where.windows, -1).mean(1) for s in statistics))
 
     def update(self, seen: Sequence[dict[str, HeadStatistics]], batch: Batch) -> None:
+        require_finite(
+            [statistics.distance_px for statistics in seen[0].values()],
+            [(self.network.name, path) for path in seen[0]],
+            batch,
+        )
         for path, statistics in seen[0].items():
-            if not torch.isfinite(statistics.distance_px).all():
-                raise not_finite(self.network.name, path, batch.number)
             for moments, values in zip(self.sums.setdefault(path, [Moments() for _ in statistics]), statistics):
                 moments.update(values)
 

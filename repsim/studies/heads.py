@@ -23,8 +23,7 @@ from repsim.measures.running import GroupedSums, jackknife
 from repsim.models import Network, as_network
 from repsim.resume import Resume
 from repsim.studies.attention import AttentionDistance
-from repsim.studies.similarity import require_finite
-from repsim.sweep import Progress, sweep
+from repsim.sweep import Progress, require_finite, sweep
 from repsim.tables import HEAD_CORRELATION, HEADS
 
 LOWER_UNITS = 5  # block1 unit1-3 and block2 unit1-2 in the paper
@@ -57,7 +56,7 @@ class HeadSimilarity:
         rows = [row for mapping in seen for taken in mapping.values() for row in taken]
         a, b = (network.name for network in self.networks)
         named = [(a, self.heads.name)] * self.head_count + [(b, layer.name) for layer in self.layers]
-        require_finite(rows, named, batch)
+        require_finite([row.norm for row in rows], named, batch)
         MinibatchCKA(self.sums).update(rows, len(batch.positions), batch.number)
 
     def similarity(self, subsets: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from repsim.errors import UsageError, not_finite, one_of
+from repsim.errors import UsageError, one_of
 from repsim.hooks import capture
 from repsim.images import Batch, Counts, ImageSet, as_image_set
 from repsim.layers import Layer, find_layers
@@ -23,9 +23,8 @@ from repsim.measures.cka import GramRow, flatten, gram_row, matched_hsic, normal
 from repsim.measures.running import GroupedSums, Known, Moments, jackknife
 from repsim.models import Network, as_network, evaluating
 from repsim.resume import Resume
-from repsim.studies.similarity import require_finite
 from repsim.sums import ResidualSum, blocks_without, find_sums, watch_sums
-from repsim.sweep import Progress, check_batch_size, forward, over_batches
+from repsim.sweep import Progress, check_batch_size, forward, over_batches, require_finite
 from repsim.tables import LESION
 from repsim.tokens import first_tensor
 
@@ -153,6 +152,7 @@ def lesions(
         evaluating(network.module),
         watch_sums(network, found, surgery.cut),
         capture(network, compared, surgery.reduce) as seen,
+        network.module.register_forward_pre_hook(surgery.start),
     ):
 
         def each(batch: Batch) -> None:
@@ -196,21 +196,24 @@ class _Surgery:
             self.scratch = scratch_for(len(x), x.device)
         return gram_row(x, self.scratch)
 
+    def start(self, module: nn.Module, arguments: tuple) -> None:
+        """Before a forward pass, of a batch or of a piece of it."""
+        self.reached = self.lesion is None or not self.lesion.kept
+
     def run(
         self, lesion: Lesion | None, inputs: Tensor, batch: Batch, seen: dict[str, GramRow | None]
     ) -> tuple[Tensor, dict[str, GramRow]]:
         """The output, and the Gram of each layer after the lesion."""
         self.lesion = lesion
-        self.reached = lesion is None or not lesion.kept
         output = first_tensor(forward(self.network, inputs, batch))
         gone = what_is_gone(lesion)
-        if output is not None and not torch.isfinite(output).all():
-            raise not_finite(self.network.name, f"output ({gone})", batch.number)
         rows = {name: row for name, row in seen.items() if row is not None}
         if not rows:
             names = ", ".join(layer.name for layer in self.layers)
             raise UsageError(f"none of the layers to compare ({names}) runs {gone}; choose other layers or blocks")
-        require_finite(list(rows.values()), [(self.network.name, f"{name} ({gone})") for name in rows], batch)
+        taken = {f"output ({gone})": output} if output is not None else {}
+        taken |= {f"{name} ({gone})": row.norm for name, row in rows.items()}
+        require_finite(list(taken.values()), [(self.network.name, name) for name in taken], batch)
         return output, rows
 
 

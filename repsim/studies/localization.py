@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from repsim.errors import UsageError, not_finite
+from repsim.errors import UsageError
 from repsim.hooks import capture
 from repsim.images import Batch, Counts, ImageSet, as_image_set
 from repsim.layers import PRESETS, Layer, find_layers, grid_of
@@ -29,8 +29,9 @@ from repsim.measures.localization import (
 )
 from repsim.measures.running import GroupedSums
 from repsim.models import Network, as_networks
+from repsim.pieces import piece
 from repsim.resume import Resume
-from repsim.sweep import Progress, sweep
+from repsim.sweep import Progress, require_finite, sweep
 from repsim.tables import LOCALIZATION, LOCALIZATION_SUMMARY
 from repsim.tracing import unobserved
 
@@ -99,6 +100,10 @@ class _Part:
 
     def start(self, images: Tensor) -> None:
         """Before a forward pass: the patches of its images, which all layers share."""
+        if piece() is not None:
+            if not piece().first:
+                return
+            images = piece().batch
         with unobserved():
             self._patches = patch_grams(cut(images, self.grid))
 
@@ -111,11 +116,10 @@ class _Part:
 
     def update(self, seen: dict[str, Tensor], batch: Batch) -> None:
         self._patches = None
-        hsics = torch.stack([seen[layer.name] for layer in self.layers])
-        broken = ~torch.isfinite(hsics).all(-1).all(-1)
-        if broken.any():
-            raise not_finite(self.network.name, self.layers[int(broken.nonzero()[0])].name, batch.number)
-        self.cka.update(hsics.cpu(), batch.number)  # not on a GPU: 32 groups of all pairs outgrow a batch
+        # Not on a GPU: 32 groups of all pairs outgrow a batch.
+        hsics = torch.stack([seen[layer.name] for layer in self.layers]).cpu()
+        require_finite(list(hsics), [(self.network.name, layer.name) for layer in self.layers], batch)
+        self.cka.update(hsics, batch.number)
 
     def table(self) -> pd.DataFrame:
         cka, se = (values.flatten().numpy() for values in self.cka.compute())

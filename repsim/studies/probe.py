@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from repsim.errors import RepsimError, UsageError, not_finite
+from repsim.errors import RepsimError, UsageError
 from repsim.hooks import capture
 from repsim.images import Batch, Counts, ImageSet
 from repsim.layers import Layer, find_layers, grid_of
@@ -25,7 +25,7 @@ from repsim.measures.running import Joined, Total
 from repsim.models import Network, as_networks, told_apart
 from repsim.resume import Resume
 from repsim.structure import has_cls
-from repsim.sweep import Progress, Study, sweep
+from repsim.sweep import Progress, Study, require_finite, sweep
 from repsim.tables import NEIGHBOURS, PROBE, PROBE_SUMMARY
 
 HELD_OUT = 0.1
@@ -157,14 +157,15 @@ class _Watching:
 
     def watch(self, index: int, network: Network) -> AbstractContextManager[dict[str, Any]]:
         by_layer = {each.layer.name: each for each in self.features[index]}
-        return capture(network, [each.layer for each in self.features[index]], lambda at, x: by_layer[at.name](x))
+        layers = [each.layer for each in self.features[index]]
+        return capture(network, layers, lambda at, x: by_layer[at.name](x), image_by_image=True)
 
     def each(self, seen: Sequence[dict[str, dict[str, Tensor]]], batch: Batch) -> Iterator[tuple[Place, Tensor]]:
         """The features of a batch, checked: (n, probes, features) of every place."""
         for index, (network, mapping) in enumerate(zip(self.networks, seen)):
+            looked_at = [(layer, x) for layer, of in mapping.items() for what, x in of.items() if what != "token"]
+            require_finite([x for _, x in looked_at], [(network.name, layer) for layer, _ in looked_at], batch)
             for layer, found in mapping.items():
-                if not all(torch.isfinite(x).all() for aggregation, x in found.items() if aggregation != "token"):
-                    raise not_finite(network.name, layer, batch.number)
                 for aggregation, x in found.items():
                     yield Place(index, layer, aggregation), x
 

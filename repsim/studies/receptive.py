@@ -100,7 +100,8 @@ def receptive_fields(
                 z, which = seen[name], chosen[name].to(network.device)
                 if proxy:
                     z, which = z.sum(1, keepdim=True), torch.zeros(1, dtype=torch.int64, device=network.device)
-                gradient = centre_gradients(z, inputs, which, at_once=at_once)
+                with network.computing():
+                    gradient = centre_gradients(z, inputs, which, at_once=at_once)
                 fields.sums.setdefault(name, Moments()).update(gradient.mean(1).cpu())
             seen.clear()
 

@@ -12,15 +12,16 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from repsim.errors import UsageError, not_finite
+from repsim.errors import UsageError
 from repsim.images import Batch, Counts, ImageSet, as_image_set
 from repsim.measures.residual import SkipStatistics, skip_statistics
 from repsim.measures.running import Moments, Quantiles
 from repsim.models import Network, as_networks
+from repsim.pieces import add_piece
 from repsim.resume import Resume
 from repsim.structure import has_cls
 from repsim.sums import ResidualSum, blocks_without, find_sums, watch_sums
-from repsim.sweep import Progress, sweep
+from repsim.sweep import Progress, require_finite, sweep
 from repsim.tables import OUTLIERS, RESIDUAL
 from repsim.tokens import Reading
 
@@ -50,17 +51,19 @@ class ResidualNorms:
 
         def take(each: ResidualSum, skip: Tensor, branch: Tensor) -> None:
             tokens = (each.reading.tokens(each.reading.read(x)) for x in (skip, branch))
-            seen[each.name] = skip_statistics(*(t.float() if t.dtype.itemsize < 4 else t for t in tokens))
+            statistics = skip_statistics(*(t.float() if t.dtype.itemsize < 4 else t for t in tokens))
+            add_piece(seen, each.name, statistics)
 
         with watch_sums(network, self.found[index], take):
             yield seen
 
     def update(self, seen: Sequence[dict[str, SkipStatistics]], batch: Batch) -> None:
-        for index, (network, mapping) in enumerate(zip(self.networks, seen)):
+        for network, mapping in zip(self.networks, seen):
+            norms = [statistics.skip_norm + statistics.branch_norm for statistics in mapping.values()]
+            require_finite(norms, [(network.name, name) for name in mapping], batch)
+        for index, mapping in enumerate(seen):
             for each in self.found[index]:
                 statistics = mapping[each.name]
-                if not torch.isfinite(statistics.skip_norm + statistics.branch_norm).all():
-                    raise not_finite(network.name, each.name, batch.number)
                 sums = self.sums.setdefault((index, each.name), _Sums(Moments(), Quantiles(), Moments(), Moments()))
                 sums.means.update(torch.stack(statistics, 1))
                 sums.ratios.update(statistics.ratio)

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from repsim.errors import UsageError, not_finite
+from repsim.errors import UsageError
 from repsim.hooks import capture
 from repsim.images import Batch, ImageSet, as_image_set
 from repsim.layers import Layer, find_layers
@@ -22,7 +22,7 @@ from repsim.measures.cka import GramRow, MinibatchCKA, flatten, gram_row, matche
 from repsim.measures.running import GroupedSums, Known, jackknife
 from repsim.models import Network, as_network, as_networks, told_apart
 from repsim.resume import Resume
-from repsim.sweep import Progress, sweep
+from repsim.sweep import Progress, require_finite, sweep
 from repsim.tables import MATCHED, SIMILARITY
 from repsim.tokens import Tokens
 
@@ -71,7 +71,7 @@ class LayerSimilarity:
         rows = [rows[layer.name] for rows, layers in zip(seen, self.layers) for layer in layers]
         device = rows[0].norm.device
         rows = [row._replace(direction=row.direction.to(device), norm=row.norm.to(device)) for row in rows]
-        require_finite(rows, [(name, layer.name) for name, layer in self._named()], batch)
+        require_finite([row.norm for row in rows], [(name, layer.name) for name, layer in self._named()], batch)
         return rows
 
     def _named(self) -> list[tuple[str, Layer]]:
@@ -134,14 +134,6 @@ class MatchedSimilarity(LayerSimilarity):
             columns=["model_a", "model_b", "layer", "index", "depth"],
         )
         return _with_values(table, [jackknife(study.sums["hsic"], normalise_matched) for study in studies], MATCHED)
-
-
-def require_finite(rows: Sequence[GramRow], named: Sequence[tuple[str, str]], batch: Batch) -> None:
-    """Raise, naming network, layer and batch, if one of the rows comes of NaN or infinite activations."""
-    broken = ~torch.isfinite(torch.stack([row.norm for row in rows]))
-    if broken.any():
-        network, layer = named[int(broken.nonzero()[0])]
-        raise not_finite(network, layer, batch.number)
 
 
 def layer_cka(

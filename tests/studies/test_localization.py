@@ -234,16 +234,6 @@ def test_two_networks_of_one_name_are_told_apart(vit):
     pd.testing.assert_frame_equal(first, second.reset_index(drop=True))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_equals_the_cpu():
-    images = rs.ImageSet("sample", images=128)
-    tables = [
-        rs.token_localization(rs.load_model("vit_mini", device=device), images, batch_size=32).table
-        for device in ("cpu", "cuda")
-    ]
-    assert (tables[0].cka - tables[1].cka).abs().max() < 2e-3
-
-
 def test_tokens_that_are_not_in_the_order_of_the_image():
     network = rs.load_model("hiera_tiny_224", weights="random")
     with pytest.raises(rs.UsageError, match="not in the order of the image|has no positions in the image"):

@@ -1,0 +1,71 @@
+"""A batch that does not fit through a network at once goes in pieces, and what is seen of them is joined.
+
+What a study takes of single images (attention, norms) is joined after it was reduced. A Gram needs all images of a
+batch: for it the activations of the pieces wait in the computer's memory, and are joined before they are reduced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from repsim.tokens import first_tensor
+
+
+class Piece(NamedTuple):
+    """The part of a batch that is going through a network."""
+
+    first: bool
+    last: bool
+    batch: Tensor
+    """The inputs of all of it."""
+
+
+_current: ContextVar[Piece | None] = ContextVar("piece", default=None)
+
+
+def piece() -> Piece | None:
+    """The one under way; None where a batch goes through the network at once."""
+    return _current.get()
+
+
+def in_pieces(run: Callable[[Tensor], Any], inputs: Tensor, size: int) -> Tensor | None:
+    """Run a network on a batch, so many images at a time. The (first) tensor it returns, joined."""
+    parts, outputs = inputs.split(size), []
+    for number, part in enumerate(parts):
+        with under_way(Piece(number == 0, number == len(parts) - 1, inputs)):
+            outputs.append(first_tensor(run(part)))
+    return None if outputs[0] is None else torch.cat(outputs)
+
+
+@contextmanager
+def under_way(of: Piece) -> Iterator[None]:
+    token = _current.set(of)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def add_piece(seen: dict[str, Any], name: str, value: Any) -> None:
+    """Put what was seen of a piece behind what was seen of those before it.
+
+    Args:
+        value: a tensor with a row for each image, or a named tuple or dictionary of such.
+    """
+    if piece() is not None and not piece().first:
+        value = _joined(seen[name], value)
+    seen[name] = value
+
+
+def _joined(before: Any, value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return torch.cat([before, value])
+    if isinstance(value, dict):
+        return {key: _joined(before[key], value[key]) for key in value}
+    return type(value)(*(_joined(a, b) for a, b in zip(before, value)))

@@ -1,0 +1,69 @@
+"""How exactly networks and Grams compute: what products of 32-bit numbers on a GPU, and 16-bit activations, cost.
+
+    fp32    products of float32 are exact products of float32
+    tf32    on CUDA, products take 10 bits of each factor's mantissa (of 23) and are summed in float32
+    bf16    networks run in bfloat16 where that is known to be safe (autocast); Grams of their activations as in tf32
+
+Whatever it is, what comes after a Gram is in float64. `tests/benchmarks/README.md` has how far results of each move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Literal, get_args
+
+import torch
+
+from repsim.errors import UsageError, one_of
+
+Precision = Literal["fp32", "tf32", "bf16"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raise `UsageError` for what is no precision, or none of a device's."""
+    if precision not in PRECISIONS:
+        raise one_of("precision", precision, PRECISIONS)
+    if precision == "tf32" and device.type != "cuda":
+        raise UsageError(f"tf32 is a precision of CUDA devices; on {device.type} there are fp32 and bf16")
+
+
+def usual_precision(device: torch.device) -> Precision:
+    """tf32 on CUDA, else fp32."""
+    return "tf32" if device.type == "cuda" else "fp32"
+
+
+@contextmanager
+def computing(precision: str, device: torch.device) -> Iterator[None]:
+    """Within it, a network on the device and what its hooks compute have this precision."""
+    with ExitStack() as stack:
+        if device.type == "cuda":
+            stack.enter_context(_products("ieee" if precision == "fp32" else "tf32"))
+        if precision == "bf16":
+            stack.enter_context(torch.autocast(device.type, torch.bfloat16))
+        yield
+
+
+@contextmanager
+def _products(precision: str) -> Iterator[None]:
+    """Of float32 matrices and in convolutions, for which cuDNN takes tf32 unless told otherwise."""
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [place.fp32_precision for place in places]
+    try:
+        for place in places:
+            place.fp32_precision = precision
+        yield
+    finally:
+        for place, value in zip(places, before):
+            place.fp32_precision = value
+
+
+@contextmanager
+def as_given() -> Iterator[None]:
+    """Within it, operations are done in the precision of what they are given, not in that of the network around."""
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield

@@ -1,0 +1,94 @@
+"""On a CUDA device every study finds what it finds on the CPU; skipped where there is none."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from every_study import COARSE, STUDIES
+
+import repsim as rs
+from repsim.layers import find_layers
+from repsim.studies.similarity import LayerSimilarity
+from repsim.sweep import sweep
+
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+IMAGES = rs.ImageSet("sample", images=64)
+NAMES = ("vit_mini", "resnet_mini")
+TOLERANCE = {"fp32": 5e-4, "tf32": 2e-2, "bf16": 1e-1}
+"""Relative, and absolute for values below 1."""
+
+
+def on(device: str, **how) -> list[rs.Network]:
+    return [rs.load_model(name, device=device, **how) for name in NAMES]
+
+
+@pytest.fixture(scope="module")
+def on_the_cpu():
+    networks = on("cpu")
+    return {name: study(*networks, IMAGES) for name, study in STUDIES.items()}
+
+
+@pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_equals_the_cpu(name, precision, on_the_cpu):
+    tolerance = TOLERANCE[precision]
+    for column, values in STUDIES[name](*on("cuda", precision=precision), IMAGES).items():
+        atol = max(tolerance, COARSE.get(column, 0))
+        np.testing.assert_allclose(values, on_the_cpu[name][column], rtol=tolerance, atol=atol, err_msg=column)
+
+
+def test_the_usual_precision_is_tf32_and_the_settings_are_left_as_they_were():
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [place.fp32_precision for place in places]
+    vit, _ = on("cuda")
+    assert vit.record()["precision"] == "tf32"
+    rs.layer_cka(vit, images=IMAGES, batch_size=32)
+    assert [place.fp32_precision for place in places] == before
+
+
+def test_convolutional_networks_have_their_channels_last():
+    vit, resnet = on("cuda")
+    assert resnet.module.layer1[0].conv2.weight.is_contiguous(memory_format=torch.channels_last)
+    assert vit.module.patch_embed.proj.weight.is_contiguous()
+
+
+def test_a_batch_waits_for_the_device_once():
+    networks = on("cuda")
+    study = LayerSimilarity(networks, [find_layers(network) for network in networks])
+    sweep(IMAGES, [study], batch_size=32)  # allocations of the first batch wait too
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            sweep(IMAGES, [study], batch_size=32)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    waited = [each for each in caught if "synchroniz" in str(each.message)]
+    assert len(waited) <= len(IMAGES) // 32, [str(each.message) for each in waited]
+
+
+def test_memory_that_is_too_small():
+    device = torch.device("cuda")
+    network = rs.load_model("vit_mini", device=device)
+    room = torch.cuda.memory_allocated() + 2**24
+    torch.cuda.set_per_process_memory_fraction(min(1.0, room / torch.cuda.get_device_properties(device).total_memory))
+    try:
+        study = LayerSimilarity([network], [find_layers(network)])
+        counts = sweep(IMAGES, [study], batch_size=64)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert counts.at_once["vit_mini"] < 64
+    whole = LayerSimilarity([network], [find_layers(network)])
+    sweep(IMAGES, [whole], batch_size=64)
+    np.testing.assert_allclose(study.cka.compute()[0].cpu(), whole.cka.compute()[0].cpu(), atol=1e-3)
+
+
+def test_images_are_copied_ahead_whole_and_in_order():
+    on_cpu = list(IMAGES.batches([rs.load_model("vit_mini").transform], 16))
+    on_gpu = list(IMAGES.batches([rs.load_model("vit_mini").transform], 16, device=torch.device("cuda")))
+    assert len(on_cpu) == len(on_gpu) == 4
+    for a, b in zip(on_cpu, on_gpu):
+        assert torch.equal(a.positions, b.positions)
+        for transform in a.inputs:
+            assert b.inputs[transform].is_cuda and torch.equal(a.inputs[transform], b.inputs[transform].cpu())

@@ -1,0 +1,107 @@
+"""Batches that do not fit into memory: they go through networks in pieces, and nothing else changes."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from every_study import COARSE, STUDIES
+
+import repsim as rs
+from repsim.images import Counts
+from repsim.pieces import add_piece, in_pieces
+from repsim.studies.similarity import LayerSimilarity
+from repsim.sweep import sweep
+
+IMAGES = rs.ImageSet("sample", images=64)
+
+
+@pytest.fixture
+def little_memory(vit, resnet):
+    """Half-way through both networks, more than 12 images at once run out of memory."""
+
+    def run_out(module, arguments):
+        if len(arguments[0]) > 12:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    within = (vit.module.blocks[5].mlp, resnet.module.layer2[1].conv2)
+    hooks = [module.register_forward_pre_hook(run_out) for module in within]
+    yield
+    for hook in hooks:
+        hook.remove()
+
+
+@pytest.mark.parametrize("name", [name for name in STUDIES if name != "receptive"])
+def test_a_study_finds_the_same_in_pieces(name, vit, resnet, request):
+    whole = STUDIES[name](vit, resnet, IMAGES)
+    request.getfixturevalue("little_memory")
+    for column, values in STUDIES[name](vit, resnet, IMAGES).items():
+        np.testing.assert_allclose(values, whole[column], rtol=1e-4, atol=COARSE.get(column, 1e-5), err_msg=column)
+
+
+def test_the_pieces_are_counted_and_only_looked_for_once(vit, resnet, little_memory):
+    tried = []
+    layers = rs.find_layers(resnet, ["layer1.0", "layer4.2"])
+    hook = resnet.module.register_forward_pre_hook(lambda module, arguments: tried.append(len(arguments[0])))
+    try:
+        counts = sweep(IMAGES, [LayerSimilarity([resnet], [layers])], batch_size=32)
+    finally:
+        hook.remove()
+    assert tried == [32, 16, 8, 8, 8, 8, 8, 8, 8, 8]
+    assert counts.record()["forward_batch_sizes"] == {"resnet_mini": 8}
+    both = counts.merge(Counts(at_once={"resnet_mini": 4, "vit_mini": 16}))
+    assert both.at_once == {"resnet_mini": 4, "vit_mini": 16}
+
+
+def test_layers_that_are_reduced_together_and_one_by_one(vit, little_memory):
+    images = torch.randn(20, 1, 28, 28)
+    sizes = []
+    with rs.capture(vit, ["blocks.3", "blocks.11"]) as whole, torch.no_grad():
+        vit.module(images[:12])
+        first = dict(whole)
+        in_pieces(vit.module, images, 7)
+        torch.testing.assert_close(whole["blocks.11"][:12], first["blocks.11"])
+        assert len(whole["blocks.3"]) == 20
+    with rs.capture(vit, ["blocks.3"], lambda layer, x: sizes.append(len(x))), torch.no_grad():
+        in_pieces(vit.module, images, 7)
+    assert sizes == [20]
+    with rs.capture(vit, ["blocks.3"], lambda layer, x: sizes.append(len(x)) or x.mean(), image_by_image=True) as seen:
+        add_piece(seen, "outside of a pass", torch.ones(2))
+        assert len(seen["outside of a pass"]) == 2
+
+
+def test_not_even_one_image_fits(vit):
+    def run_out(module, arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    hook = vit.module.register_forward_pre_hook(run_out)
+    try:
+        with pytest.raises(
+            rs.RepsimError, match=r"memory of cpu is too small for vit_mini \(0.0 GiB.*of shape \(32, 1"
+        ):
+            rs.attention_distance(vit, IMAGES, batch_size=32)
+    finally:
+        hook.remove()
+
+
+def test_memory_that_runs_out_elsewhere(vit, monkeypatch):
+    def run_out(self, rows, n, batch=None):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("repsim.measures.cka.MinibatchCKA.update", run_out)
+    with pytest.raises(rs.RepsimError, match="too small for what is computed of a batch: batch 0 is of shape"):
+        rs.layer_cka(vit, images=IMAGES, batch_size=32)
+
+
+def test_the_record_says_so(little_memory, tmp_path, monkeypatch, vit):
+    from click.testing import CliRunner
+
+    from repsim.cli import main
+
+    monkeypatch.setattr("repsim.cli.base.load", lambda *a, **k: [vit])
+    given = ["attention", "--model", "vit_mini", "--images", "64", "--batch-size", "32", "--out", str(tmp_path)]
+    result = CliRunner().invoke(main, given)
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["images"]["forward_batch_sizes"] == {"vit_mini": 8}
+    assert "memory was too small: vit_mini took 8 images at a time" in record["notices"]
