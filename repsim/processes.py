@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -48,10 +50,42 @@ def own_device() -> str:
 
 
 def gathered(value: Any) -> list[Any]:
-    """The values of all processes, in order, on all of them; what is on a GPU is handed over through the CPU."""
+    """The values of all processes, in order, on all of them."""
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, value)
     return everyone
+
+
+def reduced(value: Any, join: Callable[[Any, Any], Any]) -> Any:
+    """The values of all processes joined, in order, on all of them; what was on a GPU is on the process's own there.
+
+    The first process takes one after the other, so that no more than two are in memory at once.
+    """
+    cpu = torch.device("cpu")
+    if dist.get_rank():
+        dist.send_object_list([_packed(value)], dst=0, device=cpu)
+    else:
+        for rank in range(1, dist.get_world_size()):
+            other = [None]
+            dist.recv_object_list(other, src=rank, device=cpu)
+            value = join(value, _unpacked(other[0]))
+    whole = [None if dist.get_rank() else _packed(value)]
+    dist.broadcast_object_list(whole, src=0, device=cpu)
+    return _unpacked(whole[0])
+
+
+def _packed(value: Any) -> bytes:
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+def _unpacked(packed: bytes) -> Any:
+    return torch.load(io.BytesIO(packed), map_location=_own, weights_only=False)
+
+
+def _own(storage: Any, location: str) -> Any:
+    return storage.to(device=own_device()) if location.startswith("cuda") else storage
 
 
 def wait() -> None:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
-from functools import reduce
 from typing import Any, Protocol
 
 import numpy as np
@@ -163,10 +162,9 @@ def over_batches(
             if resume is not None:
                 resume.after(batch, summing, counts)
         if share is not None:
-            parts = processes.gathered(([of.sums for of in summing], counts))
-            for of, sums in zip(summing, zip(*(sums for sums, _ in parts))):
-                of.sums = reduce(merged, sums)
-            counts = reduce(Counts.merge, (counts for _, counts in parts))
+            for of in summing:
+                of.sums = processes.reduced(of.sums, merged)
+            counts = processes.reduced(counts, Counts.merge)
             counts.broken += broken
             if not counts.batches:
                 raise RepsimError(f"at least {FEWEST} images are needed; {len(images)} can be read")
