@@ -86,9 +86,10 @@ def family(request: pytest.FixtureRequest) -> Family:
 
 @pytest.fixture(scope="session")
 def server():
-    """Starts processes that have torch and timm imported."""
+    """Starts processes that have torch, timm and what draws imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["repsim.cli", "repsim.models", "repsim.minis", "repsim.studies.similarity"])
+    needed = ["repsim.cli", "repsim.models", "repsim.minis", "repsim.studies.similarity", "repsim.plots"]
+    context.set_forkserver_preload([*needed, "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf"])
     return context
 
 

@@ -290,7 +290,7 @@ def test_localize(somewhere):
 
 
 def test_probe(somewhere):
-    few = ["--images", 100, "--train-images", 200, "--seeds", 2, "--neighbours", 50, "--layers", "blocks.11|layer4.2"]
+    few = ["--images", 60, "--train-images", 120, "--seeds", 2, "--neighbours", 50, "--layers", "blocks.11|layer4.2"]
     result = repsim("probe", "--shots", 1, "--shots", "all", *few)
     assert result.exit_code == 0, result.output
     out = somewhere / "runs" / "probe-vit_mini-resnet_mini"
@@ -302,10 +302,10 @@ def test_probe(somewhere):
     assert list(pd.read_csv(out / "probe_summary.csv").columns) == PROBE_SUMMARY
     assert list(pd.read_csv(out / "neighbours.csv").columns) == NEIGHBOURS
     record = json.loads((out / "run.json").read_text())
-    assert record["images"]["used"] == 100 and record["images"]["split"] is None
+    assert record["images"]["used"] == 60 and record["images"]["split"] is None
     assert record["protocol"]["training_images"]["split"] == "train"
     training = record["protocol"]["training_images"]
-    assert training["held_out"] + training["fitted_on"]["all"] == 200 and training["fitted_on"]["1"] == 10
+    assert training["held_out"] + training["fitted_on"]["all"] == 120 and training["fitted_on"]["1"] == 10
     for stem in stems:
         (out / f"{stem}.png").unlink()
     assert repsim("probe", "--redraw", out).exit_code == 0 and all((out / f"{stem}.png").exists() for stem in stems)
@@ -346,7 +346,11 @@ def test_probe_on_folders(somewhere):
         (["receptive", "--layers", "head"], 2, "is no map or grid"),
         (["receptive", "--channels", "-1"], 2, "--channels must be at least 0"),
         (["receptive", "--redraw", "nowhere"], 2, "there is no receptive.csv"),
-        (["residual", "--model", "vgg11", "--weights", "random", "--data", "noise"], 2, "no blocks with residual sums"),
+        (
+            ["residual", "--model", "mobilenetv1_100", "--weights", "random", "--data", "noise"],
+            2,
+            "no blocks with residual sums",
+        ),
         (["residual", "--model", "vit_b61"], 2, "did you mean"),
         (["residual", "--outlier", "0.5"], 2, "--outlier must be more than 1"),
         (

@@ -8,7 +8,7 @@ from every_study import STUDIES
 import repsim as rs
 from repsim.precision import computing
 
-IMAGES = rs.ImageSet("sample", images=64)
+IMAGES = rs.ImageSet("sample", images=32)
 CUDA = torch.device("cuda")
 PLACES = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
 

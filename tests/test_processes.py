@@ -82,7 +82,14 @@ def test_broken_images_are_the_same_for_all(server, tmp_path):
 
 def test_a_process_that_fails_ends_the_job(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
-        "import os, threading\nif os.environ.get('RANK') == '1':\n    threading.Timer(8, lambda: os._exit(7)).start()\n"
+        "import os, threading, time\n"
+        "def die():\n"
+        f"    while not os.path.exists({str(tmp_path / 'out' / 'resume' / 'about.json')!r}):\n"
+        "        time.sleep(0.1)\n"
+        "    time.sleep(0.5)\n"
+        "    os._exit(7)\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    threading.Thread(target=die, daemon=True).start()\n"
     )
     repsim = ["-m", "repsim", "cka", "--images", "5000", "--batch-size", "4", "--out", str(tmp_path / "out")]
     found = subprocess.run(

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from repsim.cli.base import AS_JSON, Job, default_data, job_options, main
+from repsim.cli.base import AS_JSON, Job, default_data, is_first, job_options, main
 from repsim.cli.words import check_range, print_json, say
 from repsim.errors import UsageError, one_of
 
@@ -96,7 +96,8 @@ def figures(
     shared = {key: record[key] for key in ("command", "date", "images", "random")}
     for exhibit, of in made.figures:
         save_figure(exhibit, of, run.out, preset, shared)
-    redraw_figures(run.out, [exhibit for exhibit, _ in made.figures], job.quiet)
+    if is_first():
+        redraw_figures(run.out, [exhibit for exhibit, _ in made.figures], job.quiet)
     return run.out
 
 

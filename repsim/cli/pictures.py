@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from repsim.cli.base import is_first
 from repsim.cli.words import say
 
 PICTURES = {
@@ -31,6 +32,8 @@ def draw(directory: Path, name: str, quiet: bool) -> None:
 
 def finish(directory: Path, name: str, figure: Any, models: list[str], quiet: bool) -> None:
     """Save a figure under its name, and once more with `random` in it for untrained networks; say where it is."""
+    if not is_first():
+        return
     from repsim.plots import save
     from repsim.tables import RECORD
 

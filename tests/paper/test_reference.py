@@ -14,7 +14,7 @@ from repsim.paper.figures import FIGURES
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "figures"
-ANEW = ["G.1", "H.1"]
+ANEW = ["3", "D.2"]
 
 
 @pytest.fixture(scope="module")

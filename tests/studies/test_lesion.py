@@ -177,4 +177,4 @@ def test_bad_calls(vit):
     ):
         rs.lesions(vit, images, blocks=[5], layers="blocks.0")
     with pytest.raises(rs.UsageError, match="has no blocks with residual sums"):
-        rs.lesions(rs.load_model("vgg11", weights="random"), images)
+        rs.lesions(rs.load_model("mobilenetv1_100", weights="random"), images)
