@@ -93,6 +93,11 @@ class Network:
         tensors = [*self.module.parameters(), *self.module.buffers()]
         return tensors[0].device if tensors else torch.device("cpu")
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights, and so of the images it takes."""
+        return next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
+
     @cached_property
     def runner(self) -> Callable[[Tensor], Any]:
         """What runs a forward pass."""

@@ -184,6 +184,7 @@ def forward(network: Network, inputs: Tensor, batch: Batch) -> Any:
     Where the batch does not fit into the memory of the network's device, it goes through in pieces, and so do those
     after it.
     """
+    inputs = inputs.to(network.dtype)
     size = min(batch.at_once.get(network.name, len(inputs)), len(inputs))
     while size:
         try:

@@ -158,7 +158,7 @@ def without_data(module: nn.Module) -> nn.Module:
 
 def run(network: Network, n: int, *, meta: bool = False, operations: bool = False) -> Trace:
     root = without_data(network.module) if meta else network.module
-    images = torch.zeros(n, *network.input_size, device="meta" if meta else network.device)
+    images = torch.zeros(n, *network.input_size, device="meta" if meta else network.device, dtype=network.dtype)
     calls: list[Call] = []
     running: list[Call] = []
     clock = itertools.count()

@@ -60,6 +60,23 @@ def test_a_study_in_bfloat16_finds_nearly_the_same(name, vit, resnet):
         np.testing.assert_allclose(found[column], values, atol=tolerance, rtol=0, err_msg=column)
 
 
+@pytest.mark.parametrize("name", ["cka", "attention", "residual", "localize", "receptive"])
+def test_networks_with_weights_in_float64(name, vit, resnet):
+    double = [rs.load_model(network) for network in ("vit_mini", "resnet_mini")]
+    for network in double:
+        network.module.double()
+    found = STUDIES[name](*double, IMAGES)
+    for column, values in STUDIES[name](vit, resnet, IMAGES).items():
+        np.testing.assert_allclose(found[column], values, atol=1e-5, rtol=1e-5, err_msg=column)
+
+
+def test_a_network_with_weights_in_bfloat16(vit):
+    half = rs.load_model("vit_mini")
+    half.module.bfloat16()
+    table = rs.layer_cka(half, images=IMAGES, batch_size=16)
+    np.testing.assert_allclose(table.cka, rs.layer_cka(vit, images=IMAGES, batch_size=16).cka, atol=0.03)
+
+
 def test_record_and_refusals(vit):
     assert vit.record()["precision"] == "fp32"
     assert rs.load_model("vit_mini", precision="bf16").record()["precision"] == "bf16"

@@ -218,7 +218,7 @@ def attention_maps(
     if count > len(images):
         raise UsageError(f"maps of {count} images were asked for, there are {len(images)}")
     batch = next(images.batches([network.transform], max(count, FEWEST), skip_broken=skip_broken))
-    inputs = batch.inputs[network.transform][:count].to(network.device)
+    inputs = batch.inputs[network.transform][:count].to(network.device, network.dtype)
     seen: dict[str, Tensor] = {}
     with evaluating(network.module), watch_attention(network, lambda path, a: seen.update({path: a.cpu()})):
         network.module(inputs)

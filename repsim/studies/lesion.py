@@ -145,7 +145,9 @@ def lesions(
     surgery = _Surgery(network, compared)
     trying = _Trying(len(tried))
     with evaluating(network.module):
-        logits = first_tensor(network.module(torch.zeros(1, *network.input_size, device=network.device)))
+        logits = first_tensor(
+            network.module(torch.zeros(1, *network.input_size, device=network.device, dtype=network.dtype))
+        )
     scores, reason = _scores(network, logits), _without_accuracy(network, images, logits)
     notices = [*blocks_without(network, found), *([reason] if reason else [])]
     with (
