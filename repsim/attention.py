@@ -88,7 +88,8 @@ def watch_attention(network: Network, take: Take) -> Iterator[list[str]]:
             with unobserved():
                 take(running[-1], attention)
 
-    handles = []
+    # A pass that failed half-way, for lack of memory say, leaves modules behind that never ended.
+    handles = [network.module.register_forward_pre_hook(lambda m, args: running.clear())]
     try:
         for path, module in modules.items():
             handles.append(module.register_forward_pre_hook(lambda m, args, path=path: running.append(path)))

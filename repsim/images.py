@@ -232,7 +232,7 @@ class ImageSet:
             items = self._decoded(transforms, batch_size, workers, wanted)
         formed = _formed(items, batch_size)
         if device is not None:
-            formed = _ahead(_copied(formed, device))
+            formed = _ahead(_copied(formed, device, torch.cuda.current_stream(device)))
         unreadable: list[tuple[int, str]] = []
 
         def batch(positions: Tensor, tensors: list[Tensor]) -> Batch:
@@ -341,15 +341,21 @@ def _formed(items: Iterable[_Loaded], batch_size: int) -> Iterator[_Loaded]:
     yield *_joined(waiting), []
 
 
-def _copied(formed: Iterable[_Loaded], device: torch.device) -> Iterator[_Loaded]:
+def _copied(formed: Iterable[_Loaded], device: torch.device, computing: torch.cuda.Stream) -> Iterator[_Loaded]:
     """The same on a CUDA device, copied beside what is computed there. For a thread of its own: it waits."""
     stream = torch.cuda.Stream(device)
     for positions, tensors, broken in formed:
-        with torch.cuda.stream(stream):
-            tensors = [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
-        stream.synchronize()
-        for tensor in tensors:  # which the computing stream uses, and this one must not take back before
-            tensor.record_stream(torch.cuda.default_stream(device))
+        if any(not tensor.is_cuda for tensor in tensors):
+            try:
+                with torch.cuda.stream(stream):
+                    there = [(t if t.is_cuda else t.pin_memory()).to(device, non_blocking=True) for t in tensors]
+                stream.synchronize()
+            except torch.OutOfMemoryError:  # it is copied when it is its turn
+                there = tensors
+            tensors = there
+            for tensor in tensors:  # which the copying stream must not take back before they were used
+                if tensor.is_cuda:
+                    tensor.record_stream(computing)
         yield positions, tensors, broken
 
 

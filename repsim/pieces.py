@@ -20,10 +20,15 @@ from repsim.tokens import first_tensor
 class Piece(NamedTuple):
     """The part of a batch that is going through a network."""
 
-    first: bool
+    start: int
+    """Images of the batch that went before."""
     last: bool
     batch: Tensor
     """The inputs of all of it."""
+
+    @property
+    def first(self) -> bool:
+        return self.start == 0
 
 
 _current: ContextVar[Piece | None] = ContextVar("piece", default=None)
@@ -36,10 +41,10 @@ def piece() -> Piece | None:
 
 def in_pieces(run: Callable[[Tensor], Any], inputs: Tensor, size: int) -> Tensor | None:
     """Run a network on a batch, so many images at a time. The (first) tensor it returns, joined."""
-    parts, outputs = inputs.split(size), []
-    for number, part in enumerate(parts):
-        with under_way(Piece(number == 0, number == len(parts) - 1, inputs)):
-            outputs.append(first_tensor(run(part)))
+    outputs = []
+    for start in range(0, len(inputs), size):
+        with under_way(Piece(start, start + size >= len(inputs), inputs)):
+            outputs.append(first_tensor(run(inputs[start : start + size])))
     return None if outputs[0] is None else torch.cat(outputs)
 
 
@@ -53,19 +58,19 @@ def under_way(of: Piece) -> Iterator[None]:
 
 
 def add_piece(seen: dict[str, Any], name: str, value: Any) -> None:
-    """Put what was seen of a piece behind what was seen of those before it.
+    """Put what was seen of a piece behind what was seen of those before it; of one piece, the last value counts.
 
     Args:
         value: a tensor with a row for each image, or a named tuple or dictionary of such.
     """
     if piece() is not None and not piece().first:
-        value = _joined(seen[name], value)
+        value = _joined(seen[name], value, piece().start)
     seen[name] = value
 
 
-def _joined(before: Any, value: Any) -> Any:
+def _joined(before: Any, value: Any, start: int) -> Any:
     if isinstance(value, Tensor):
-        return torch.cat([before, value])
+        return torch.cat([before[:start], value])
     if isinstance(value, dict):
-        return {key: _joined(before[key], value[key]) for key in value}
-    return type(value)(*(_joined(a, b) for a, b in zip(before, value)))
+        return {key: _joined(before[key], value[key], start) for key in value}
+    return type(value)(*(_joined(a, b, start) for a, b in zip(before, value)))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -39,24 +39,39 @@ def computing(precision: str, device: torch.device) -> Iterator[None]:
     """Within it, a network on the device and what its hooks compute have this precision."""
     with ExitStack() as stack:
         if device.type == "cuda":
-            stack.enter_context(_products("ieee" if precision == "fp32" else "tf32"))
+            stack.enter_context(_products(tf32=precision != "fp32"))
         if precision == "bf16":
             stack.enter_context(torch.autocast(device.type, torch.bfloat16))
         yield
 
 
 @contextmanager
-def _products(precision: str) -> Iterator[None]:
-    """Of float32 matrices and in convolutions, for which cuDNN takes tf32 unless told otherwise."""
-    places = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+def _products(tf32: bool) -> Iterator[None]:
+    """Of float32 matrices and in convolutions, for which cuDNN takes tf32 unless told otherwise.
+
+    PyTorch has two sets of switches for it, and refuses to read one that disagrees with the other.
+    """
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    places = (cuda, cudnn.conv, cudnn.rnn)
     before = [place.fp32_precision for place in places]
+    switches = {place: _switch(place) for place in (cuda, cudnn)}
     try:
-        for place in places:
-            place.fp32_precision = precision
+        for place in switches:
+            place.allow_tf32 = tf32
         yield
     finally:
+        for place, switch in switches.items():
+            if switch is not None:
+                place.allow_tf32 = switch
         for place, value in zip(places, before):
             place.fp32_precision = value
+
+
+def _switch(place: Any) -> bool | None:
+    try:
+        return place.allow_tf32
+    except RuntimeError:  # the user's settings disagree already
+        return None
 
 
 @contextmanager

@@ -56,8 +56,8 @@ def gathered(value: Any) -> list[Any]:
     return everyone
 
 
-def reduced(value: Any, join: Callable[[Any, Any], Any]) -> Any:
-    """The values of all processes joined, in order, on all of them; what was on a GPU is on the process's own there.
+def reduced(value: Any, join: Callable[[Any, Any], Any], device: torch.device) -> Any:
+    """The values of all processes joined, in order, on all of them; what was on a GPU is on this device there.
 
     The first process takes one after the other, so that no more than two are in memory at once.
     """
@@ -68,10 +68,10 @@ def reduced(value: Any, join: Callable[[Any, Any], Any]) -> Any:
         for rank in range(1, dist.get_world_size()):
             other = [None]
             dist.recv_object_list(other, src=rank, device=cpu)
-            value = join(value, _unpacked(other[0]))
+            value = join(value, _unpacked(other[0], device))
     whole = [None if dist.get_rank() else _packed(value)]
     dist.broadcast_object_list(whole, src=0, device=cpu)
-    return _unpacked(whole[0])
+    return _unpacked(whole[0], device)
 
 
 def _packed(value: Any) -> bytes:
@@ -80,12 +80,11 @@ def _packed(value: Any) -> bytes:
     return file.getvalue()
 
 
-def _unpacked(packed: bytes) -> Any:
-    return torch.load(io.BytesIO(packed), map_location=_own, weights_only=False)
+def _unpacked(packed: bytes, device: torch.device) -> Any:
+    def place(storage: Any, location: str) -> Any:
+        return storage.to(device=device) if location.startswith("cuda") else storage
 
-
-def _own(storage: Any, location: str) -> Any:
-    return storage.to(device=own_device()) if location.startswith("cuda") else storage
+    return torch.load(io.BytesIO(packed), map_location=place, weights_only=False)
 
 
 def wait() -> None:

@@ -86,7 +86,7 @@ def sweep(
 
         def run(batch: Batch) -> None:
             for network in networks:
-                forward(network, batch.inputs[network.transform].to(network.device, non_blocking=True), batch)
+                forward(network, batch.inputs[network.transform].to(network.device), batch)
 
         def each(batch: Batch) -> None:
             run(batch)
@@ -163,8 +163,8 @@ def over_batches(
                 resume.after(batch, summing, counts)
         if share is not None:
             for of in summing:
-                of.sums = processes.reduced(of.sums, merged)
-            counts = processes.reduced(counts, Counts.merge)
+                of.sums = processes.reduced(of.sums, merged, networks[0].device)
+            counts = processes.reduced(counts, Counts.merge, networks[0].device)
             counts.broken += broken
             if not counts.batches:
                 raise RepsimError(f"at least {FEWEST} images are needed; {len(images)} can be read")
@@ -174,8 +174,10 @@ def over_batches(
 
 
 def _gpu(networks: Sequence[Network]) -> torch.device | None:
-    """The first of theirs that is a CUDA device, to which images are copied ahead."""
-    return next((network.device for network in networks if network.device.type == "cuda"), None)
+    """The CUDA device that they all are on, to which images are copied ahead; None if there is none."""
+    devices = {network.device for network in networks}
+    (device, *others) = devices
+    return device if device.type == "cuda" and not others else None
 
 
 def forward(network: Network, inputs: Tensor, batch: Batch) -> Any:

@@ -3,13 +3,14 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from every_study import COARSE, STUDIES
 
 import repsim as rs
 from repsim.images import Counts
-from repsim.pieces import add_piece, in_pieces
+from repsim.pieces import Piece, add_piece, in_pieces, under_way
 from repsim.studies.similarity import LayerSimilarity
 from repsim.sweep import sweep
 
@@ -68,6 +69,32 @@ def test_layers_that_are_reduced_together_and_one_by_one(vit, little_memory):
     with rs.capture(vit, ["blocks.3"], lambda layer, x: sizes.append(len(x)) or x.mean(), image_by_image=True) as seen:
         add_piece(seen, "outside of a pass", torch.ones(2))
         assert len(seen["outside of a pass"]) == 2
+
+
+def test_memory_that_runs_out_within_attention():
+    """What attends after it must not be taken for the module that did not end: pooling by attention, here."""
+    settings = {"global_pool": "map", "class_token": False, "img_size": 64, "depth": 2}
+    network = rs.load_model("vit_tiny_patch16_224", weights="random", **settings)
+    images = torch.randn(16, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    whole = rs.attention_distance(network, images, batch_size=16)
+
+    def run_out(module, arguments):
+        if len(arguments[0]) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    hook = network.module.blocks[1].attn.proj.register_forward_pre_hook(run_out)
+    try:
+        pd.testing.assert_frame_equal(rs.attention_distance(network, images, batch_size=16), whole, rtol=1e-5)
+    finally:
+        hook.remove()
+
+
+def test_of_a_piece_the_last_value_counts():
+    seen = {}
+    for start, value in ((0, 1.0), (0, 2.0), (3, 3.0), (3, 4.0)):
+        with under_way(Piece(start, start == 3, torch.zeros(5))):
+            add_piece(seen, "layer", {"mean": torch.full((3 if start == 0 else 2,), value)})
+    assert seen["layer"]["mean"].tolist() == [2, 2, 2, 4, 4]
 
 
 def test_not_even_one_image_fits(vit):

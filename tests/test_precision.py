@@ -17,14 +17,23 @@ def settings() -> list[str]:
     return [place.fp32_precision for place in PLACES]
 
 
+def readable() -> None:
+    """PyTorch's older switches, which networks and its own compiler read."""
+    assert isinstance(torch.backends.cuda.matmul.allow_tf32, bool)
+    assert isinstance(torch.backends.cudnn.allow_tf32, bool)
+    assert isinstance(torch.get_float32_matmul_precision(), str)
+
+
 @pytest.mark.parametrize("precision, products", [("fp32", "ieee"), ("tf32", "tf32"), ("bf16", "tf32")])
 def test_products_on_cuda_are_told_how_exact_to_be(precision, products, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *arguments, **more: torch.no_grad())  # needs no device then
     before = settings()
     with pytest.raises(ZeroDivisionError), computing(precision, CUDA):
-        assert settings() == [products, products]
+        assert [value.replace("none", "ieee") for value in settings()] == [products, products]
+        readable()
         raise ZeroDivisionError
     assert settings() == before
+    readable()
 
 
 def test_settings_are_those_of_the_device_alone():

@@ -114,7 +114,8 @@ def centred_gram(x: Tensor, scratch: Tensor | None = None) -> tuple[Tensor, Tens
     """
     n, p = x.shape
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    width = max(BLOCK, _at_a_time(x.device) // n // BLOCK * BLOCK)
+    at_a_time = SCRATCH if x.device.type == "cpu" else SCRATCH_ELSEWHERE
+    width = max(BLOCK, at_a_time // n // BLOCK * BLOCK)
     if scratch is None or scratch.dtype != dtype or scratch.device != x.device or len(scratch) < n * min(width, p):
         scratch = torch.empty(n * min(width, p), dtype=dtype, device=x.device)
     total = torch.zeros(n, n, dtype=torch.float64, device=x.device)
@@ -132,13 +133,9 @@ def centred_gram(x: Tensor, scratch: Tensor | None = None) -> tuple[Tensor, Tens
     return total * (total.trace() > rounding), squares.sqrt()
 
 
-def scratch_for(n: int, device: torch.device) -> Tensor:
-    """Memory for `centred_gram` on batches of n; fresh memory for each Gram would cost more than it."""
-    return torch.empty(max(_at_a_time(device), n * BLOCK), dtype=torch.float32, device=device)
-
-
-def _at_a_time(device: torch.device) -> int:
-    return SCRATCH if device.type == "cpu" else SCRATCH_ELSEWHERE
+def scratch_for(n: int, device: torch.device) -> Tensor | None:
+    """Memory for `centred_gram` on batches of n, where fresh memory for each Gram would cost more than it: the CPU."""
+    return torch.empty(max(SCRATCH, n * BLOCK), dtype=torch.float32) if device.type == "cpu" else None
 
 
 def u_centre(gram: Tensor) -> Tensor:

@@ -113,7 +113,7 @@ def main() -> None:
         jobs[preset] = lambda preset=preset: rs.layer_cka(
             *networks, rs.ImageSet(images), layers=preset, batch_size=batch_size
         )
-    for work in jobs.values():  # once to warm up
+    for work in jobs.values() if options.rounds > 1 else ():  # once to warm up
         work()
     results = {name: [] for name in jobs}
     for _ in range(options.rounds):
