@@ -12,7 +12,7 @@ from PIL import Image
 
 FEW = ["--images", "52", "--batch-size", "8"]
 COMMANDS = {
-    "cka": [*FEW, "--repeats", "2"],
+    "cka": [*FEW, "--repeats", "2", "--model-b", "vit_micro"],
     "attention": FEW,
     "heads": FEW,
     "residual": [*FEW, "--model", "resnet_mini"],
