@@ -133,6 +133,7 @@ class Resume:
     def finish(self) -> None:
         """The run is over: its results are written, its sums are not needed."""
         if hasattr(self, "_lock"):
+            _empty(self.folder)
             shutil.rmtree(self.folder, ignore_errors=True)
             Path(self._lock.lock_file).unlink(missing_ok=True)
             self.release()
@@ -177,7 +178,8 @@ def _locked(folder: Path) -> FileLock:
 
 
 def _empty(folder: Path) -> None:
-    for file in (folder / ABOUT, *folder.glob("pass-*.pt")):
+    """Last of all what the sums belong to: a run that is killed meanwhile leaves none that belong to nothing known."""
+    for file in (*folder.glob("pass-*.pt"), folder / ABOUT):
         file.unlink(missing_ok=True)
 
 

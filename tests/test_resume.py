@@ -1,5 +1,6 @@
 """Runs that are stopped or killed, and go on: the result is that of an undisturbed one."""
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -55,6 +56,31 @@ def test_killed_twenty_times_a_run_ends_as_if_undisturbed(server, tmp_path):
     whole, again = ((tmp_path / name / "cka.csv").read_bytes() for name in ("whole", "killed"))
     assert whole == again
     assert {path.name for path in (tmp_path / "killed").iterdir()} == {"cka.csv", "cka.png", "cka.pdf", "run.json"}
+
+
+def test_killed_while_the_sums_are_thrown_away(tmp_path, monkeypatch):
+    """At whatever file that happens, the same command starts once more."""
+    names = ["pass-0-of-1-0.pt", "pass-1-of-1-0.pt", "about.json"]
+    for survivors in range(len(names) + 1):
+        folder = tmp_path / str(survivors)
+        resume = Resume(folder, {"seed": 0})
+        for name in names[:2]:
+            (folder / name).write_bytes(b"sums")
+        gone = []
+
+        def unlink(path, missing_ok=False, gone=gone, survivors=survivors):
+            if len(gone) == survivors:
+                raise KeyboardInterrupt
+            gone.append(path.name)
+            os.unlink(path)
+
+        monkeypatch.setattr(Path, "unlink", unlink)
+        with contextlib.suppress(KeyboardInterrupt):
+            resume.finish()
+        monkeypatch.undo()
+        resume.release()
+        assert "about.json" not in gone[:2]
+        Resume(folder, {"seed": 0}).release()
 
 
 def test_ctrl_c_keeps_the_sums(server, tmp_path):
