@@ -14,6 +14,7 @@ from PIL import Image
 
 import repsim as rs
 from repsim.cli import main
+from repsim.cli.base import label
 from repsim.tables import (
     ATTENTION,
     HEADS,
@@ -406,3 +407,12 @@ def test_json_is_all_there_is_on_standard_output(somewhere):
     assert {"alias", "timm name"} <= set(json.loads(repsim("models", "--json").stdout)[0])
     layers = json.loads(repsim("layers", "vit_mini", "--json").stdout)
     assert layers[0]["layer"] == "stem" and len(layers) == 73
+
+
+@pytest.mark.parametrize(
+    "model", ["hf-hub:owner/..", "local-dir:../../../etc", "local-dir:/", "a\\..\\b", "..", "x\n/y"]
+)
+@pytest.mark.parametrize("weights", ["pretrained", "../..", "/etc/passwd", "a/..", "random"])
+def test_default_directories_are_named_after_networks_and_stay_within_runs(model, weights):
+    name = "-".join(["cka", label(model, weights)])
+    assert Path(name).name == name and "/" not in name and ".." != name
