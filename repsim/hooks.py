@@ -65,20 +65,17 @@ def capture(
 
     def start(module: nn.Module, arguments: tuple) -> None:
         calls.clear()
-        if piece() is None or piece().first:
+        if piece().first:
             seen.clear()
             waiting.clear()
 
     def take(layer: Layer, activation: Tensor) -> None:
-        if piece() is None:
-            seen[layer.name] = keep(layer, activation)
-        elif image_by_image:
+        if image_by_image or piece().batch is None:
             add_piece(seen, layer.name, keep(layer, activation))
-        else:
-            parts = waiting.setdefault(layer.name, [])
-            parts.append(activation.to("cpu", copy=True))
-            if piece().last:
-                seen[layer.name] = keep(layer, torch.cat(waiting.pop(layer.name)).to(activation.device))
+            return
+        waiting.setdefault(layer.name, []).append(activation.to("cpu", copy=True))
+        if piece().last:
+            seen[layer.name] = keep(layer, torch.cat(waiting.pop(layer.name)).to(activation.device))
 
     handles = [network.module.register_forward_pre_hook(start)]
     try:

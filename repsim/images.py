@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import gzip
@@ -231,7 +232,8 @@ class ImageSet:
         else:
             items = self._decoded(transforms, batch_size, workers, wanted)
         formed = _formed(items, batch_size)
-        if device is not None:
+        on_gpu = isinstance(self.source, _Tensors) and self.source.tensors.is_cuda
+        if device is not None and not on_gpu:
             formed = _ahead(_copied(formed, device, torch.cuda.current_stream(device)))
         unreadable: list[tuple[int, str]] = []
 
@@ -345,17 +347,13 @@ def _copied(formed: Iterable[_Loaded], device: torch.device, computing: torch.cu
     """The same on a CUDA device, copied beside what is computed there. For a thread of its own: it waits."""
     stream = torch.cuda.Stream(device)
     for positions, tensors, broken in formed:
-        if any(not tensor.is_cuda for tensor in tensors):
-            try:
-                with torch.cuda.stream(stream):
-                    there = [(t if t.is_cuda else t.pin_memory()).to(device, non_blocking=True) for t in tensors]
-                stream.synchronize()
-            except torch.OutOfMemoryError:  # it is copied when it is its turn
-                there = tensors
+        with contextlib.suppress(torch.OutOfMemoryError):  # then it is copied when it is its turn
+            with torch.cuda.stream(stream):
+                there = [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
+            stream.synchronize()
+            for tensor in there:  # which the copying stream must not take back before they were used
+                tensor.record_stream(computing)
             tensors = there
-            for tensor in tensors:  # which the copying stream must not take back before they were used
-                if tensor.is_cuda:
-                    tensor.record_stream(computing)
         yield positions, tensors, broken
 
 

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import hashlib
 import importlib
+import itertools
 import os
 import socket
 import sys
@@ -90,8 +91,8 @@ class Network:
 
     @property
     def device(self) -> torch.device:
-        tensors = [*self.module.parameters(), *self.module.buffers()]
-        return tensors[0].device if tensors else torch.device("cpu")
+        first = next(itertools.chain(self.module.parameters(), self.module.buffers()), None)
+        return torch.device("cpu") if first is None else first.device
 
     @property
     def dtype(self) -> torch.dtype:

@@ -18,24 +18,25 @@ from repsim.tokens import first_tensor
 
 
 class Piece(NamedTuple):
-    """The part of a batch that is going through a network."""
+    """The part of a batch that is going through a network: almost always all of it, first and last piece in one."""
 
-    start: int
+    start: int = 0
     """Images of the batch that went before."""
-    last: bool
-    batch: Tensor
-    """The inputs of all of it."""
+    last: bool = True
+    batch: Tensor | None = None
+    """The inputs of all of it; None: this piece's own."""
 
     @property
     def first(self) -> bool:
         return self.start == 0
 
 
-_current: ContextVar[Piece | None] = ContextVar("piece", default=None)
+WHOLE = Piece()
+_current: ContextVar[Piece] = ContextVar("piece", default=WHOLE)
 
 
-def piece() -> Piece | None:
-    """The one under way; None where a batch goes through the network at once."""
+def piece() -> Piece:
+    """The one under way."""
     return _current.get()
 
 
@@ -63,7 +64,7 @@ def add_piece(seen: dict[str, Any], name: str, value: Any) -> None:
     Args:
         value: a tensor with a row for each image, or a named tuple or dictionary of such.
     """
-    if piece() is not None and not piece().first:
+    if not piece().first:
         value = _joined(seen[name], value, piece().start)
     seen[name] = value
 

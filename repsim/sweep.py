@@ -219,7 +219,7 @@ def require_finite(values: Sequence[Tensor], named: Sequence[tuple[str, str]], b
         values: on one device.
         named: network and layer of each.
     """
-    finite = torch.stack([torch.isfinite(value).all() for value in values])
+    finite = torch.isfinite(torch.stack([value.abs().amax() if value.ndim else value for value in values]))
     if not finite.all():
         network, layer = named[int((~finite).nonzero()[0])]
         raise not_finite(network, layer, batch.number)

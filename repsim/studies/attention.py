@@ -55,7 +55,7 @@ class AttentionDistance:
             start.remove()
 
     def _start(self, seen: dict[str, HeadStatistics], images: int) -> None:
-        if piece() is None or piece().first:
+        if piece().first:
             seen.clear()
         self._images = images
 

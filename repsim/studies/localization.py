@@ -100,12 +100,10 @@ class _Part:
 
     def start(self, images: Tensor) -> None:
         """Before a forward pass: the patches of its images, which all layers share."""
-        if piece() is not None:
-            if not piece().first:
-                return
-            images = piece().batch
+        if not piece().first:
+            return
         with unobserved():
-            self._patches = patch_grams(cut(images, self.grid))
+            self._patches = patch_grams(cut(images if piece().batch is None else piece().batch, self.grid))
 
     def reduce(self, layer: Layer, activation: Tensor) -> Tensor:
         tokens = layer.tokens(activation)[:, layer.prefix :]

@@ -58,10 +58,9 @@ class ResidualNorms:
             yield seen
 
     def update(self, seen: Sequence[dict[str, SkipStatistics]], batch: Batch) -> None:
-        for network, mapping in zip(self.networks, seen):
+        for index, (network, mapping) in enumerate(zip(self.networks, seen)):
             norms = [statistics.skip_norm + statistics.branch_norm for statistics in mapping.values()]
             require_finite(norms, [(network.name, name) for name in mapping], batch)
-        for index, mapping in enumerate(seen):
             for each in self.found[index]:
                 statistics = mapping[each.name]
                 sums = self.sums.setdefault((index, each.name), _Sums(Moments(), Quantiles(), Moments(), Moments()))

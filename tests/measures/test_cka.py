@@ -118,9 +118,9 @@ def test_an_outlier_image():
     assert engine(x, y)[0, 1].item() == pytest.approx(cka_from_definition(x, y).item(), abs=1e-5)
 
 
-@pytest.mark.parametrize("n, p", [(512, 1), (512, 10), (1024, 10), (2048, 48)])
+@pytest.mark.parametrize("n, p", [(512, 1), (512, 10), (1024, 10), (2048, 96)])
 def test_constant_features_of_any_size_have_no_norm(n, p):
-    for seed in range(5):
+    for seed in range(10):
         torch.manual_seed(seed)
         assert gram_row(torch.randn(p).expand(n, p).contiguous()).norm == 0
 
