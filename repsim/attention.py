@@ -1,37 +1,337 @@
-"""Reading the attention of a network as it runs, fused or not, without changing it."""
+"""Reading the attention of a network as it runs, fused or not, without changing it.
+
+Attention is found in the operations of a traced pass: fused attention, or a softmax of which the result, masked,
+gated or mixed among heads on the way, is a factor of a product that sums over its keys. Where queries and keys are in the
+image, which heads there are and which windows, is told by the labels that go along (see `provenance`).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from repsim.errors import UsageError
+from repsim.axes import grid_and_order, images_axis
+from repsim.errors import RepsimError, UsageError
 from repsim.models import Network
-from repsim.tracing import unobserved
+from repsim.places import NOWHERE, REGION, SCATTERED, TOKEN, Places
+from repsim.provenance import Weights, features_in, images_in, places_in, varies
+from repsim.structure import is_attention
+from repsim.tokens import images_first, known_by_name
+from repsim.tracing import SDPA, Call, OperationAt, Trace, following, is_own, name_of, operation_at, unobserved
 
-SDPA = torch.nn.functional.scaled_dot_product_attention
-Take = Callable[[str, Tensor], None]
+FUSED = "attention"
 
 
-class _Fused(TorchFunctionMode):
-    """Sees calls of fused attention and works out the weights from the very queries and keys it is given."""
+@dataclass(frozen=True, eq=False)
+class AttentionMap:
+    """Where a network computes attention weights, how they lie in memory, and where queries and keys are."""
 
-    def __init__(self, took: Callable[[Tensor], None]) -> None:
-        super().__init__()
-        self.took = took
+    at: OperationAt
+    shape: tuple[int, ...]
+    """Of three images in the traced pass."""
+    keys: int
+    """Axis of the keys; that of the queries is the other one of the last two."""
+    images: tuple[int, int, int]
+    """(axis, before, fold) of the images, among the axes before these two."""
+    groups: Tensor
+    """(heads, windows): which of an image's weights, in the order in which they lie, are those of a head and window."""
+    features: tuple[int, ...]
+    """(heads,) the first channel of each head's queries."""
+    query_places: np.ndarray
+    """(windows, q) places of queries, as the trace numbers them."""
+    key_places: np.ndarray
+    """(windows, k)."""
 
-    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        if function is SDPA:
-            with unobserved():
-                self.took(weights(*args, **kwargs))
-        return function(*args, **kwargs)
+    def read(self, weights: Tensor) -> Tensor:
+        """(n, heads, windows, q, k)."""
+        if self.keys == weights.ndim - 2:
+            weights = weights.transpose(-2, -1)
+        each = images_first(weights, *self.images)
+        each = each.reshape(len(each), -1, *weights.shape[-2:])
+        if each.shape[1] != self.groups.numel() or tuple(each.shape[2:]) != (self.query_places.shape[1], self.key_places.shape[1]):
+            raise RepsimError(f"attention in {self.at.path} is not as it was when it was looked for: {tuple(weights.shape)}")
+        plain = bool((self.groups.flatten() == torch.arange(self.groups.numel())).all())
+        return (each if plain else each[:, self.groups.flatten()]).unflatten(1, tuple(self.groups.shape))
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionLayer:
+    """A run of a module in which attention is computed, once or more often."""
+
+    name: str
+    path: str
+    maps: tuple[AttentionMap, ...]
+
+    @property
+    def order(self) -> list[int]:
+        """Heads of all maps, one after another, in the order of the channels of their queries.
+
+        So they come in the same order whether a module attends once with many heads or several times with some.
+        """
+        features = [feature for each in self.maps for feature in each.features]
+        if len(set(features)) < len(features):
+            return list(range(len(features)))
+        return sorted(range(len(features)), key=features.__getitem__)
+
+
+@dataclass(frozen=True, eq=False)
+class Attentions:
+    """All attention of a network."""
+
+    layers: list[AttentionLayer]
+    places: Places
+    notices: list[str]
+
+    def at(self, name: str) -> AttentionLayer:
+        return next(layer for layer in self.layers if name in (layer.name, layer.path))
+
+
+def find_attention(network: Network) -> Attentions:
+    """The attention of a network, in the order in which it runs.
+
+    Raises:
+        UsageError: there is none, or a part of it cannot be read.
+    """
+    trace = Trace.of(network)
+    places = trace.provenance.places
+    found: dict[str, list[AttentionMap]] = {}
+    pooling: list[str] = []
+    for weights in trace.provenance.attentions:
+        name = Call.name.fget(_Place(weights.at))
+        each = _map_of(network, trace, weights)
+        if each is None:
+            pooling.append(name)
+        else:
+            found.setdefault(name, []).append(each)
+    layers = [AttentionLayer(name, maps[0].at.path, tuple(maps)) for name, maps in found.items()]
+    _check_all(network, trace, [*found, *pooling], bool(layers))
+    notices = []
+    if pooling:
+        names = ", ".join(dict.fromkeys(pooling))
+        notices.append(f"attention by queries that no image changes is no row of heads that look around: {names} left out")
+    return Attentions(layers, places, notices)
+
+
+@dataclass(frozen=True)
+class _Place:
+    at: OperationAt
+
+    @property
+    def path(self) -> str:
+        return self.at.path
+
+    @property
+    def number(self) -> int:
+        return self.at.call
+
+
+def _check_all(network: Network, trace: Trace, names: Sequence[str], some: bool) -> None:
+    """Raise where something that attends is not among what was found."""
+    with_maps = {name.partition(":")[0] for name in names}
+
+    def holds(path: str) -> bool:
+        return any(of == path or of.startswith(f"{path}.") or path.startswith(f"{of}.") for of in with_maps)
+
+    called = {call.path: call.module for call in trace.calls}
+    unread = [path for path, module in called.items() if path and is_attention(module) and not holds(path)]
+    hidden = [
+        f"{call.path or 'the network itself'} ({type(call.module).__name__})"
+        for call in trace.calls
+        if call.output is not None and call.output.axes is None and call.input is not None and call.input.axes is not None
+    ]
+    foreign = [
+        f"{at.path or 'the network itself'} ({name})"
+        for at, name in trace.provenance.unknown
+        if at is not None and not name.startswith(("aten::", "prims::", "torchvision::", "quantized::"))
+    ]
+    if not some and not unread and not hidden and not foreign:
+        raise UsageError(f"{network.name} has no attention to measure; take a transformer with self-attention")
+    lost = [*(f"{path} ({type(called[path]).__name__})" for path in unread), *foreign, *hidden]
+    if lost:
+        listed = ", ".join(lost[:4]) + (f" and {len(lost) - 4} more" if len(lost) > 4 else "")
+        raise UsageError(
+            f"the attention of {network.name} cannot be read, or not all of it: in {listed} repsim sees no weights "
+            "between queries and keys; have these modules compute plain or PyTorch's own attention"
+        )
+
+
+def _map_of(network: Network, trace: Trace, weights: Weights) -> AttentionMap | None:
+    """How to read attention weights; None where the queries are the same for all images.
+
+    Raises:
+        UsageError: it is not known what their axes are, or their queries or keys are nowhere in the image.
+    """
+    at, places = weights.at, trace.provenance.places
+    where = f"attention in {at.path or 'the network itself'} of {network.name}"
+    ndim = len(weights.shape)
+    if weights.axis not in (ndim - 1, ndim - 2) or ndim < 3:
+        raise UsageError(f"{where}, {weights.shape}, has its keys on an axis that repsim cannot read")
+    down, across = weights.label.codes, weights.label.across
+    queries_axis = ndim - 1 if weights.axis == ndim - 2 else ndim - 2
+    if across is None:  # only rows or only columns have places
+        down, across = (torch.zeros_like(down), down) if _vary(down, weights.axis) else (down, torch.zeros_like(down))
+    elif _vary(down, weights.axis) and not _vary(down, queries_axis):
+        down, across = across, down
+    rows = down.select(weights.axis, 0)
+    columns = across.select(queries_axis, 0)
+    images = images_axis(rows, 3) or images_axis(columns, 3)
+    if not bool((images_in(rows) > 0).any()):
+        return None
+    if images is None or images[0] >= ndim - 2:
+        raise UsageError(f"{where}, {weights.shape}, has no axis of images that is known")
+    rows, columns = (images_first(each, *images)[0].flatten(0, -2) if each.ndim > 1 else each[None] for each in (rows, columns))
+    if rows.ndim == 1:
+        rows, columns = rows[None], columns[None]
+    for what, codes in (("queries", rows), ("keys", columns)):
+        numbers = places.resolved(places_in(codes).numpy())
+        kinds = places.kind[numbers]
+        if not np.isin(kinds, (REGION, SCATTERED)).any() or len(np.unique(numbers[np.isin(kinds, (REGION, SCATTERED))])) < 2:
+            raise UsageError(
+                f"attention distance does not apply to {network.name}: the {what} of {at.path} have no positions in the "
+                "image (attention among channels, of a class token alone, or over a single position)"
+            )
+        if bool((torch.from_numpy(numbers == NOWHERE) & (images_in(codes) > 0)).any()):
+            raise UsageError(f"{where}: it is not known where in the image its {what} are")
+    query_places, key_places = (places.resolved(places_in(codes).numpy()) for codes in (rows, columns))
+    features = features_in(rows)[:, 0]
+    joined = np.concatenate([query_places, key_places], 1)
+    distinct, first, window = np.unique(joined, axis=0, return_index=True, return_inverse=True)
+    window = window.reshape(-1)
+    known, head = torch.unique(features, return_inverse=True)
+    groups = _table(head.numpy(), window, len(known), len(distinct))
+    if groups is None and len(distinct) == 1:
+        groups, known = np.arange(len(rows))[:, None], torch.arange(len(rows))
+    if groups is None:
+        raise UsageError(f"{where}, {weights.shape}: repsim cannot tell its heads from its windows")
+    return AttentionMap(
+        at=at,
+        shape=weights.shape,
+        keys=weights.axis,
+        images=images,
+        groups=torch.from_numpy(groups),
+        features=tuple(known.tolist()),
+        query_places=query_places[first],
+        key_places=key_places[first],
+    )
+
+
+def _vary(codes: Tensor, axis: int) -> bool:
+    return varies(places_in(codes), axis)
+
+
+def _table(head: np.ndarray, window: np.ndarray, heads: int, windows: int) -> np.ndarray | None:
+    """(heads, windows) positions of every pair, if each is there once."""
+    if heads * windows != len(head):
+        return None
+    table = np.full((heads, windows), -1)
+    table[head, window] = np.arange(len(head))
+    return None if (table < 0).any() else table
+
+
+# Where they are
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """Where the queries and keys of one attention map are in the image."""
+
+    distances: Tensor
+    """(windows, q, k) in pixels; 0 where a query or key is nowhere in the image."""
+    queries: Tensor
+    """(windows, q) whether a query is in the image: tokens before the grid and padding are not."""
+    keys: Tensor
+    """(windows, k)."""
+    cls: int | None
+    """Which key is the CLS token."""
+    own: Tensor | None
+    """(windows, q) which key is the query's own token; None where keys are not the queries' tokens."""
+
+    @property
+    def distance(self) -> Tensor:
+        """(q, k) of those in the image, of attention without windows."""
+        return self.distances[0][self.queries[0]][:, self.keys[0]]
+
+    @property
+    def windows(self) -> int:
+        return len(self.distances)
+
+    @property
+    def prefix(self) -> int:
+        """Keys that are nowhere in the image."""
+        return int((~self.keys[0]).sum())
+
+
+def geometry_of(each: AttentionMap, places: Places, declared: Sequence[str] | None = None) -> Geometry:
+    """Where queries and keys are, and how far apart.
+
+    A token is at the centre of its cell of the image, as convolutions, pooling and averages placed it. A key that is a
+    mean over tokens that make no rectangle (a run of them in reading order) is as far as they are on average.
+    """
+    q, k = each.query_places, each.key_places
+    in_q, in_k = (np.isin(places.kind[numbers], (REGION, SCATTERED)) for numbers in (q, k))
+    distances = np.stack([_distances(places, a, b) for a, b in zip(q, k)])
+    distances[~(in_q[:, :, None] & in_k[:, None, :])] = 0
+    tokens = [i for i in range(k.shape[1]) if places.kind[k[0, i]] == TOKEN]
+    names = [known_by_name(places.names[int(k[0, i])]) for i in tokens]
+    if declared is not None and len(declared) == len(names):
+        names = list(declared)
+    cls = next((i for i, name in zip(tokens, names) if name == "cls"), None)
+    return Geometry(torch.from_numpy(distances), torch.from_numpy(in_q), torch.from_numpy(in_k), cls, _own(q, k, in_q, in_k))
+
+
+def _distances(places: Places, q: np.ndarray, k: np.ndarray) -> np.ndarray:
+    """(q, k) in pixels, means over what scattered places are made of."""
+
+    def points(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        parts = [places.members.get(int(number), np.array([number])) for number in numbers]
+        owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        flat = np.concatenate(parts)
+        return np.stack([places.row[flat], places.column[flat]], 1), owner
+
+    (at_q, owner_q), (at_k, owner_k) = points(q), points(k)
+    each = np.sqrt(((at_q[:, None] - at_k[None]) ** 2).sum(-1))
+    if len(owner_q) > len(q):
+        each = _means(each, owner_q, len(q))
+    return each if len(owner_k) == len(k) else _means(each.T, owner_k, len(k)).T
+
+
+def _means(values: np.ndarray, owner: np.ndarray, count: int) -> np.ndarray:
+    sums = np.zeros((count, values.shape[1]))
+    np.add.at(sums, owner, values)
+    return sums / np.bincount(owner, minlength=count)[:, None]
+
+
+def _own(q: np.ndarray, k: np.ndarray, in_q: np.ndarray, in_k: np.ndarray) -> Tensor | None:
+    """(windows, q) the key at the same place as each query, if those in the image are the same."""
+    own = np.zeros(q.shape, np.int64)
+    for w in range(len(q)):
+        order = np.argsort(k[w])
+        at = np.clip(np.searchsorted(k[w][order], q[w]), 0, k.shape[1] - 1)
+        own[w] = order[at]
+        if (k[w][own[w]] != q[w])[in_q[w]].any() or in_q[w].sum() != in_k[w].sum():
+            return None
+    return torch.from_numpy(own)
+
+
+def grid_of_places(places: Places, numbers: np.ndarray, in_image: Tensor) -> tuple[tuple[int, int], Tensor]:
+    """Rows and columns of the tokens that are in the image, and which these are, row by row."""
+    inside = np.flatnonzero(in_image.numpy())
+    grid, order = grid_and_order(places, numbers[inside])
+    if grid is None:
+        raise UsageError("attention maps need tokens that make one full grid in the image")
+    return grid, torch.from_numpy(inside[order])
+
+
+# As the network runs
 
 
 def weights(
@@ -58,46 +358,87 @@ def weights(
     return logits.softmax(-1)
 
 
-def attention_modules(network: Network) -> dict[str, nn.Module]:
-    """The modules that compute attention weights: those with a dropout on them, `attn_drop`."""
-    return {
-        path: module
-        for path, module in network.module.named_modules()
-        if isinstance(getattr(module, "attn_drop", None), nn.Module)
-    }
+Take = Callable[[AttentionLayer, int, Tensor], None]
 
 
 @contextmanager
-def watch_attention(network: Network, take: Take) -> Iterator[list[str]]:
-    """Within the `with`, `take(path, weights)` is called with each module's attention, (n, h, q, k).
+def watch_attention(
+    network: Network, take: Take, attentions: Attentions | None = None, *, passed: bool = False
+) -> Iterator[None]:
+    """Within the `with`, `take(layer, number, weights)` is called with each map, (n, heads, windows, q, k).
 
     Fused attention is left fused: its weights are computed beside it from the queries, keys, scale and
-    mask it is called with. Attention that is not fused is read where it enters its dropout. One module's
+    mask it is called with. Other attention is read where softmax makes it, or what mixes its heads. One map's
     weights exist at a time; they must not be changed.
+
+    Args:
+        attentions: what `find_attention` found, if it was asked before.
+        passed: whether only passes of a sweep count.
 
     Raises:
         UsageError: the network has no attention that can be read.
     """
-    modules = attention_modules(network)
-    if not modules:
-        raise UsageError(f"{network.name} has no attention to measure; take a transformer with self-attention")
-    running: list[str] = []
+    attentions = attentions or find_attention(network)
+    wanted = {each.at: (layer, i) for layer in attentions.layers for i, each in enumerate(layer.maps)}
+    running: list[Call] = []
+    met: set[OperationAt] = set()
 
-    def took(attention: Tensor) -> None:
-        if running:
+    def took(at: OperationAt | None, attention: Tensor) -> None:
+        if at in wanted:
+            met.add(at)
+            layer, number = wanted[at]
             with unobserved():
-                take(running[-1], attention)
+                take(layer, number, layer.maps[number].read(attention))
 
-    # A pass that failed half-way, for lack of memory say, leaves modules behind that never ended.
-    handles = [network.module.register_forward_pre_hook(lambda m, args: running.clear())]
-    try:
-        for path, module in modules.items():
-            handles.append(module.register_forward_pre_hook(lambda m, args, path=path: running.append(path)))
-            handles.append(module.register_forward_hook(lambda m, args, out: running.pop() and None))
-            handles.append(module.attn_drop.register_forward_pre_hook(lambda m, args: took(args[0])))
-        with ExitStack() as stack:
-            stack.enter_context(_Fused(took))
-            yield list(modules)
-    finally:
-        for handle in handles:
-            handle.remove()
+    def enter(call: Call, arguments: Any) -> None:
+        if not call.path:
+            met.clear()
+
+    def leave(call: Call, result: Any) -> None:
+        if not call.path and (missing := [at.path for at in wanted if at not in met]):
+            raise RepsimError(f"{network.name} does not attend in {missing[0]!r} as when its attention was looked for")
+
+    with ExitStack() as stack:
+        own = lambda: is_own(network, passed=passed)  # noqa: E731
+        stack.enter_context(following(network.module, running, enter, leave, own))
+        names = {at.name for at in wanted}
+        if names - {FUSED}:
+            stack.enter_context(_Plain(names, running, took))
+        if FUSED in names:
+            stack.enter_context(_Fused(running, took))
+        yield
+
+
+class _Fused(TorchFunctionMode):
+    """Sees calls of fused attention and works out the weights from the very queries and keys it is given."""
+
+    def __init__(self, running: list[Call], took: Callable[[OperationAt | None, Tensor], None]) -> None:
+        super().__init__()
+        self.running, self.took = running, took
+
+    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if function is SDPA and self.running:
+            at = operation_at(FUSED, self.running)
+            with unobserved():
+                self.took(at, weights(*args, **kwargs))
+        return function(*args, **kwargs)
+
+
+class _Plain(TorchDispatchMode):
+    """Sees the operations that make attention weights."""
+
+    def __init__(self, names: set[str], running: list[Call], took: Callable[[OperationAt | None, Tensor], None]) -> None:
+        super().__init__()
+        self.names, self.running, self.took = names, running, took
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if self.running and (name := name_of(func, args)) in self.names:
+            self.took(operation_at(name, self.running), result)
+        return result
+
+
+def attention_modules(network: Network) -> dict[str, nn.Module]:
+    """The modules that compute attention weights, by name."""
+    return {layer.name: network.module.get_submodule(layer.path) for layer in find_attention(network).layers}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from repsim.layers import Layer, find_layers
 from repsim.models import Network, as_network
 from repsim.pieces import add_piece, piece
-from repsim.tracing import unobserved
+from repsim.tracing import is_own, unobserved
 
 Reduce = Callable[[Layer, Tensor], Any]
 
@@ -24,6 +24,7 @@ def capture(
     reduce: Reduce | None = None,
     *,
     image_by_image: bool = False,
+    passed: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Within the `with`, every forward pass fills a dictionary: layer name -> activation.
 
@@ -38,6 +39,8 @@ def capture(
             tensor it gets: later modules may write into it in place. Without it, a copy is kept.
         image_by_image: what `reduce` returns has a row for each image, which depends on that image alone. It matters
             where a batch goes through the network in pieces (see `repsim.pieces`): these are then joined afterwards.
+        passed: whether only forward passes that a sweep makes of this very network count, and not those of others that
+            share its modules, or of whoever else calls them meanwhile.
 
     Yields:
         The dictionary, in the order in which layers run; emptied when the network is called again.
@@ -62,9 +65,16 @@ def capture(
     seen: dict[str, Any] = {}
     calls: dict[tuple[str, str], int] = {}
     waiting: dict[str, list[Tensor]] = {}
+    under_way = [False]
+
+    def end(module: nn.Module, arguments: tuple, result: Any) -> None:
+        under_way[0] = False
 
     def start(module: nn.Module, arguments: tuple) -> None:
         calls.clear()
+        under_way[0] = is_own(network, passed=passed)
+        if not under_way[0]:
+            return
         if piece().first:
             seen.clear()
             waiting.clear()
@@ -81,7 +91,7 @@ def capture(
     try:
         for (path, side), at_module in _grouped(layers).items():
             module = network.module.get_submodule(path)
-            hook = _hook(at_module, (path, side), calls, take)
+            hook = _hook(at_module, (path, side), calls, take, under_way)
             if network.compiled:  # what is taken is none of what is compiled
                 hook = torch.compiler.disable(hook)
             if side == "output":
@@ -90,6 +100,7 @@ def capture(
                 handles.append(
                     module.register_forward_pre_hook(lambda m, args, kw, hook=hook: hook(args or kw), with_kwargs=True)
                 )
+        handles.append(network.module.register_forward_hook(end))
         yield seen
     finally:
         for handle in handles:
@@ -108,10 +119,13 @@ def _hook(
     key: tuple[str, str],
     calls: dict[tuple[str, str], int],
     take: Callable[[Layer, Tensor], None],
+    under_way: list[bool],
 ) -> Callable[[Any], None]:
     """A hook that knows which call of its module it is in, and takes the layers of that call."""
 
     def hook(value: Any) -> None:
+        if not under_way[0]:
+            return
         number = calls[key] = (calls.get(key, -1) + 1) % layers[0].calls
         for layer in layers:
             if layer.call == number:

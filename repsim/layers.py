@@ -1,12 +1,11 @@
-"""What can be compared in a network: its layers, found by running it once without data.
+"""What can be compared in a network: its layers, found by running it on a few small images.
 
-`find_layers` traces one forward pass on meta tensors (shapes, no arithmetic), so every layer it
-returns is known to run, in the order given, with the example axis where `Layer` says it is.
+`find_layers` goes by a traced forward pass (see `tracing`), so every layer it returns is known to run, in the order
+given, with its images, channels and positions on the axes where `Layer` says they are.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,9 +15,9 @@ from torch import nn
 
 from repsim.errors import UsageError, near
 from repsim.models import Network, as_network
-from repsim.structure import find_blocks, has_parts, is_a, is_norm, kind_of, paper_spots, parts_of, stem_of
-from repsim.tokens import Layout, Reading, Tokens, one_of_tokens
-from repsim.tracing import Activation, Spot, Trace
+from repsim.structure import find_blocks, has_parts, is_norm, kind_of, paper_spots, parts_of, stem_of
+from repsim.tokens import Reading, Tokens, one_of_tokens
+from repsim.tracing import Spot, Trace
 
 PRESETS = ("blocks", "paper", "all")
 
@@ -78,33 +77,41 @@ def find_layers(
     found = [spot for spot in found if spot.activation is not None]
     if not found:
         raise UsageError(f"{network.name} has no layer for {layers!r} whose first axis is the images")
+    for spot in found:
+        if spot.side == "output" and spot.call.mixed:
+            raise UsageError(
+                f"layer {(spot.name or spot.call.name)!r} of {network.name} depends on several images of a batch at once, so it "
+                "stands for none of them; choose other layers"
+            )
     selected = _layers(trace, found)
     for layer in selected:
-        if tokens == "cls" and layer.layout != "vector" and not (layer.layout == "tokens" and layer.prefix):
-            raise UsageError(
-                f"layer {layer.name!r} of {network.name} has no CLS token; choose other layers, "
-                "or tokens all, spatial or pooled"
-            )
+        check_tokens(layer, network, tokens)
     return selected
 
 
-def grid_of(layer: Layer, network: Network) -> tuple[int, int]:
+def check_tokens(layer: Layer, network: Network, tokens: Tokens) -> None:
+    """Raise `UsageError` where a layer does not have the tokens that are asked for."""
+    where = f"layer {layer.name!r} of {network.name}"
+    if tokens == "all" or len(layer.shape) == 1:
+        return
+    if tokens == "cls" and not layer.cls:
+        if "token" in layer.names:
+            raise UsageError(
+                f"{where} has {layer.prefix} tokens before its grid, and nothing tells which of them is a CLS token; say "
+                "what they are with Network(..., prefix=('cls', ...)), or choose tokens all, spatial or pooled"
+            )
+        raise UsageError(f"{where} has no CLS token; choose other layers, or tokens all, spatial or pooled")
+    if tokens != "cls" and layer.unknown:
+        raise UsageError(f"{where}, {layer.shape}, has no {tokens} tokens: {layer.unknown}; choose other layers, or all")
+
+
+def grid_of(layer: Reading, network: Network) -> tuple[int, int]:
     """Rows and columns of a layer's map, or of its grid of tokens without those before it."""
-    if hasattr(network.module, "reroll"):
-        raise UsageError(
-            f"the tokens of {network.name} are not in the order of the image but in that of its mask units"
-        )
-    if layer.layout == "channels_first":
-        return layer.shape[1], layer.shape[2]
-    if layer.layout == "channels_last":
-        return layer.shape[0], layer.shape[1]
-    if layer.layout == "tokens":
-        _, height, width = network.input_size
-        tokens = layer.shape[0] - layer.prefix
-        rows = round(math.sqrt(tokens * height / width))
-        if rows and tokens % rows == 0:
-            return rows, tokens // rows
-    raise UsageError(f"layer {layer.name!r} of {network.name}, {layer.shape}, is no map or grid with a centre")
+    if layer.grid is None:
+        what = f"layer {layer.name!r}" if isinstance(layer, Layer) else "an activation"
+        why = f": {layer.unknown}" if layer.unknown else ""
+        raise UsageError(f"{what} of {network.name}, {layer.shape}, is no map or grid with a centre{why}")
+    return layer.grid
 
 
 def residual_layers(network: Network | nn.Module | str, *, branch: bool = False) -> list[Layer]:
@@ -144,7 +151,7 @@ def residual_layers(network: Network | nn.Module | str, *, branch: bool = False)
 
 def _branches(trace: Trace, path: str, block: Spot) -> list[Spot]:
     """The sublayers of a block whose outputs are added to the stream, in the order in which they run."""
-    inside = sorted(paper_spots(trace, path), key=lambda spot: spot.when)
+    inside = sorted(paper_spots(trace, path, block), key=lambda spot: spot.when)
     sublayers = [spot for spot in inside if spot.kind in ("attention", "mlp")]
     if sublayers:
         return sublayers
@@ -164,7 +171,8 @@ def _blocks_preset(trace: Trace, *, inside: bool) -> list[Spot]:
     spots = [stem_of(trace, blocks)]
     for path, block in blocks:
         if inside:
-            spots += [s for s in paper_spots(trace, path) if s.call is not block.call or s.side != block.side]
+            inner = paper_spots(trace, path, block)
+            spots += [s for s in inner if s.call is not block.call or s.side != block.side]
         spots.append(block)
     return sorted(spots, key=lambda spot: spot.when)
 
@@ -233,51 +241,5 @@ def _layer(trace: Trace, spot: Spot, index: int, depth: float) -> Layer:
         side=spot.side,
         call=call.number,
         calls=len(trace.calls_of(call.path)),
-        **vars(reading_of(spot.activation, call.module, trace.network)),
+        **vars(trace.reading(spot.activation)),
     )
-
-
-def reading_of(activation: Activation, module: nn.Module, network: Network) -> Reading:
-    """How to read an activation that a module puts out or takes in."""
-    layout = _layout(activation, module, network.module)
-    windows = layout == "tokens" and len(activation.shape) == 3
-    prefix = _prefix(activation.shape[0], network) if layout == "tokens" and not windows else 0
-    return Reading(**vars(activation), layout=layout, prefix=prefix)
-
-
-def _layout(activation: Activation, module: nn.Module, root: nn.Module) -> Layout:
-    dims = len(activation.shape)
-    if dims == 1:
-        return "vector"
-    if dims == 2:
-        return "tokens"
-    if dims != 3:
-        return "other"
-    library = type(module).__module__.startswith(("torch.nn.", "timm.layers."))
-    maps = (nn.Conv2d, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
-    if isinstance(module, maps) or (library and is_a(module, "pool", "2d")):
-        return "channels_first"
-    if activation.fold > 1:
-        return "windows"
-    a, b, c = activation.shape
-    if isinstance(module, nn.LayerNorm) or (a == b != c):
-        return "channels_last"
-    if b == c != a:
-        return "channels_first"
-    return "channels_last" if str(getattr(root, "output_fmt", "")).endswith("NHWC") else "channels_first"
-
-
-def _prefix(tokens: int, network: Network) -> int:
-    """How many tokens stand before the grid: what the network declares, else the fewest that leave one."""
-    declared = getattr(network.module, "num_prefix_tokens", None)
-    for prefix in [declared, 0] if declared is not None else [0, 1, 2]:
-        if prefix < tokens and _is_grid(tokens - prefix, network.input_size):
-            return prefix
-    return 0
-
-
-def _is_grid(tokens: int, input_size: tuple[int, int, int]) -> bool:
-    """Whether so many tokens tile the image with cells as wide as high."""
-    _, height, width = input_size
-    rows = math.isqrt(tokens * height // width) if width else 0
-    return any(r > 0 and tokens % r == 0 and r * width == (tokens // r) * height for r in (rows, rows + 1))

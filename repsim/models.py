@@ -84,6 +84,9 @@ class Network:
     """Of its forward passes and what is computed in them; None: the usual one of its device."""
     compiled: bool = False
     """Whether `torch.compile` runs it, where a study allows it."""
+    prefix: tuple[str, ...] | None = None
+    """What the tokens before the grid are, first to last: `cls`, `distillation`, `register`. None: as their parameters
+    are called."""
 
     @property
     def input_size(self) -> tuple[int, int, int]:

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from repsim.tracing import Call, Spot, Trace, shape_of
+from repsim.tracing import Call, Spot, Trace
 
 
 def has_parts(module: nn.Module) -> bool:
-    return next(module.children(), None) is not None
+    """Whether it is made of other modules; what computes a parametrised weight is no part."""
+    return any(name != "parametrizations" for name, _ in module.named_children())
 
 
 def is_a(module: nn.Module, *words: str) -> bool:
@@ -53,18 +54,12 @@ def kind_of(module: nn.Module) -> str:
     return type(module).__name__.lower()
 
 
-def has_cls(module: nn.Module) -> bool:
-    """Whether the first prefix token is a CLS token rather than a register."""
-    return getattr(module, "cls_token", None) is not None or not hasattr(module, "num_prefix_tokens")
-
-
 # Blocks
 
 
 def find_blocks(trace: Trace) -> list[tuple[str, Spot]]:
     """The blocks that run: their paths, and where their outputs are."""
-    found = ((path, _block_output(trace, path)) for path in _block_paths(trace))
-    return [(path, block) for path, block in found if block is not None]
+    return [(path, block) for path in _block_paths(trace) for block in _block_outputs(trace, path)]
 
 
 def stem_of(trace: Trace, blocks: list[tuple[str, Spot]]) -> Spot:
@@ -110,11 +105,12 @@ def _is_stage(trace: Trace, path: str, module: nn.Module) -> bool:
     if not own:
         return True
     starts = [first_call(trace, f"{path}.{name}").argument for name in rows]
-    if any(a is b for a, b in itertools.combinations(starts, 2)):
+    if any(a is not None and a.is_(b) for a, b in itertools.combinations(starts, 2)):
         return False  # parallel branches
     last = max((c for name in rows for c in trace.below(f"{path}.{name}")), key=lambda call: call.ended)
     after = [c for c in trace.calls if last.ended < c.started < own[-1].ended and has_parts(c.module)]
-    added = shape_of(last.result) == shape_of(own[-1].result) and last.result is not own[-1].result
+    a, b = last.result, own[-1].result
+    added = a is not None and b is not None and a.shape == b.shape and not a.is_(b)
     return not after and not added
 
 
@@ -185,11 +181,21 @@ def first_call(trace: Trace, path: str) -> Call:
     return min([*trace.calls_of(path), *trace.below(path)], key=lambda call: call.started)
 
 
-def _block_output(trace: Trace, path: str) -> Spot | None:
-    """The output of a block; of one that is a bare list, what is handed on once its parts have run."""
-    calls = trace.calls_of(path)
+def entry_of(trace: Trace, path: str, block: Spot) -> Call:
+    """The module that is given what enters a block."""
+    return block.call if block.call.path == path else first_call(trace, path)
+
+
+def _block_outputs(trace: Trace, path: str) -> list[Spot]:
+    """The output of a block, of each of its runs; of one that is a bare list, what is handed on after its parts."""
+    calls = [Spot(call, "block") for call in trace.calls_of(path)]
     if calls:
-        return Spot(calls[-1], "block")
+        return calls
+    handed_on = _handed_on(trace, path)
+    return [] if handed_on is None else [handed_on]
+
+
+def _handed_on(trace: Trace, path: str) -> Spot | None:
     below = [c for c in trace.below(path) if c.output is not None]
     if not below:
         return None
@@ -206,9 +212,11 @@ def _block_output(trace: Trace, path: str) -> Spot | None:
     return Spot(around[0], "block", path) if around else None
 
 
-def paper_spots(trace: Trace, path: str) -> Iterator[Spot]:
-    """The paper's layers within one block, but for its output."""
+def paper_spots(trace: Trace, path: str, block: Spot) -> Iterator[Spot]:
+    """The paper's layers within one run of a block, but for its output."""
     calls = trace.below(path)
+    if block.call.path == path:
+        calls = [call for call in calls if _within(call, block.call)]
     attentions = [c for c in calls if is_attention(c.module)]
     mlps = [c for c in calls if is_mlp(c.module)]
     outer = [c for c in calls if not any(_within(c, other) for other in (*attentions, *mlps))]

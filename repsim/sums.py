@@ -19,11 +19,22 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from repsim.errors import RepsimError, UsageError
-from repsim.layers import find_layers, reading_of
+from repsim.layers import find_layers
 from repsim.models import Network, as_network
-from repsim.structure import find_blocks, first_call, is_attention, is_mlp
+from repsim.structure import entry_of, find_blocks, is_attention, is_mlp
 from repsim.tokens import Reading
-from repsim.tracing import AdditionAt, Call, Operation, Spot, Trace, following
+from repsim.tracing import (
+    ADDITION,
+    Call,
+    Operation,
+    OperationAt,
+    Spot,
+    Trace,
+    following,
+    is_addition,
+    is_own,
+    operation_at,
+)
 
 LEARNED = ("convolution", "mm", "bmm", "addmm", "baddbmm", "linear", "matmul", "einsum", "attention")
 """Operations (parts of their names in ATen) that make a path between two tensors count as computed."""
@@ -40,7 +51,7 @@ class ResidualSum:
     sublayer: str
     """`attention`, `mlp`; `token_mixing`, `channel_mixing`; `unit` where a block has one sum, or what is added is
     neither; with a number if there are more of a kind."""
-    place: AdditionAt
+    place: OperationAt
     skip: int
     """Which operand of the addition is the skip, 0 or 1."""
     reading: Reading
@@ -59,15 +70,16 @@ def find_sums(network: Network | nn.Module | str) -> list[ResidualSum]:
             operand is the skip.
     """
     network = as_network(network)
-    trace = Trace.of(network, operations=True)
+    trace = Trace.of(network)
     found = []
     for number, (path, block) in enumerate(find_blocks(trace)):
         additions = _stream(trace, path, block)
         for (addition, skip), sublayer in zip(additions, _sublayers(trace, path, additions)):
             if addition.output is None:
-                raise UsageError(f"a residual sum in {path} of {network.name} has no axis of images")
-            reading = reading_of(addition.output, block.call.module, network)
-            found.append(ResidualSum(path, number, sublayer, addition.place, skip, reading))
+                raise UsageError(f"a residual sum in {path} of {network.name} has no axis of images that is known")
+            reading = trace.reading(addition.output)
+            name = block.call.name if block.call.path == path else path
+            found.append(ResidualSum(name, number, sublayer, addition.at, skip, reading))
     if not found:
         raise UsageError(f"{network.name} has no blocks with residual sums that repsim can find")
     return found
@@ -83,10 +95,10 @@ def blocks_without(network: Network, sums: Sequence[ResidualSum]) -> list[str]:
 
 def _stream(trace: Trace, path: str, block: Spot) -> list[tuple[Operation, int]]:
     """The residual sums of a block, first to last, each with the number of its skip operand."""
-    first = first_call(trace, path)
-    entry = trace.made(first.argument, first.started)
+    first = entry_of(trace, path, block)
+    entry = first.argument and first.argument.made
     tensor = block.call.result if block.side == "output" else block.call.argument
-    here = trace.made(tensor, block.when)
+    here = tensor and tensor.made
     found: list[tuple[Operation, int]] = []
     while here is not None and entry is not None and here.when > first.started:
         if _is_sum(here):
@@ -110,10 +122,9 @@ def _stream(trace: Trace, path: str, block: Spot) -> list[tuple[Operation, int]]
 
 def _is_sum(op: Operation) -> bool:
     """An addition of two tensors of one shape, one of which may be the same for all images (a CLS token)."""
-    if op.place is None or len(op.operands) != 2 or op.operands == (None, None):
+    if op.at is None or op.at.name != ADDITION or op.scaled or len(op.operands) != 2 or op.operands == (None, None):
         return False
-    a, b = op.given
-    return op.operands[0] is not op.operands[1] and a.shape == b.shape
+    return op.operands[0] is not op.operands[1] and op.shapes[0] == op.shapes[1]
 
 
 def _adds_what_it_came_from(op: Operation) -> bool:
@@ -176,11 +187,13 @@ def watch_sums(
     network: Network,
     sums: Sequence[ResidualSum],
     take: Callable[[ResidualSum, Tensor, Tensor], Tensor | None],
+    *,
+    passed: bool = False,
 ) -> Iterator[None]:
     """Within it, `take(sum, skip, branch)` is called in every forward pass just before the two are added.
 
     What it returns, if anything, takes the place of the sum. Both tensors are as the network has them (`sum.reading`
-    reads them); later operations may write into them in place.
+    reads them); later operations may write into them in place. With `passed`, only passes of a sweep count.
     """
     wanted = {found.place: found for found in sums}
     running: list[Call] = []
@@ -196,18 +209,19 @@ def watch_sums(
         missing = next(found.name for place, found in wanted.items() if place not in watch.met)
         raise RepsimError(f"{network.name} does not add {missing!r} as when its residual sums were looked for")
 
-    with following(network.module, running, enter, leave), watch:
+    with following(network.module, running, enter, leave, lambda: is_own(network, passed=passed)), watch:
         yield
 
 
 class _Watch(TorchDispatchMode):
-    def __init__(self, wanted: dict[AdditionAt, ResidualSum], running: list[Call], take: Callable) -> None:
+    def __init__(self, wanted: dict[OperationAt, ResidualSum], running: list[Call], take: Callable) -> None:
         super().__init__()
         self.wanted, self.running, self.take = wanted, running, take
-        self.met: set[AdditionAt] = set()
+        self.met: set[OperationAt] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        found = self.wanted.get(AdditionAt.of(func, args, self.running))
+        at = operation_at(ADDITION, self.running) if self.running and is_addition(func, args) else None
+        found = self.wanted.get(at)
         if found is not None:
             self.met.add(found.place)
             replaced = self.take(found, args[found.skip], args[1 - found.skip])

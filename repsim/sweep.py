@@ -19,6 +19,7 @@ from repsim.measures.running import Sums, merged
 from repsim.models import Network, evaluating
 from repsim.pieces import in_pieces
 from repsim.resume import Resume
+from repsim.tracing import eagerly, passing
 
 Progress = Callable[..., Iterable[Batch]]
 
@@ -190,7 +191,7 @@ def forward(network: Network, inputs: Tensor, batch: Batch) -> Any:
     size = min(batch.at_once.get(network.name, len(inputs)), len(inputs))
     while size:
         try:
-            with network.computing():
+            with network.computing(), eagerly(network), passing(network):
                 run = network.module if inputs.requires_grad else network.runner
                 return run(inputs) if size == len(inputs) else in_pieces(run, inputs, size)
         except torch.OutOfMemoryError as error:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from repsim.errors import UsageError, one_of
@@ -20,49 +24,6 @@ def one_of_tokens(tokens: str) -> None:
         raise one_of("choice of tokens", tokens, TOKENS)
 
 
-def select(x: Tensor, tokens: Tokens, *, layout: Layout, prefix: int = 0) -> Tensor:
-    """The part of an activation that represents each image.
-
-    Args:
-        x: (n, t, d) for layout `tokens`, (n, c, h, w) `channels_first`, (n, h, w, c)
-            `channels_last`, (n, w, t, d) `windows` (w windows of t tokens), (n, d) `vector`,
-            (n, ...) `other`, which cannot be pooled.
-        tokens: `all`: everything, CLS and other prefix tokens too; `cls`: the first prefix token;
-            `spatial`: everything but the prefix tokens; `pooled`: the mean over the spatial tokens
-            or positions.
-        prefix: how many of the t tokens stand before the grid (CLS, distillation, registers).
-
-    Returns:
-        (n, ...): for `cls` and `pooled` (n, d).
-    """
-    if tokens == "all" or layout == "vector":
-        return x
-    if tokens == "cls":
-        if layout != "tokens" or prefix == 0:
-            raise UsageError("this layer has no CLS token; choose all, spatial or pooled")
-        return x[:, 0]
-    spatial = x[:, prefix:] if layout == "tokens" else x
-    if tokens == "spatial":
-        return spatial
-    if layout == "other":
-        raise UsageError(f"this layer, (n, {', '.join(map(str, x.shape[1:]))}), has no known positions to pool over")
-    axes = {"tokens": (1,), "channels_first": (2, 3), "channels_last": (1, 2), "windows": (1, 2)}
-    return spatial.mean(axes[layout])
-
-
-def to_tokens(x: Tensor, *, layout: Layout) -> Tensor:
-    """An activation as (n, t, d): the positions of a map are its tokens, row by row; a vector is one token."""
-    if layout == "channels_first":
-        return x.flatten(2).transpose(1, 2)
-    if layout == "channels_last":
-        return x.flatten(1, 2)
-    if layout == "tokens":
-        return x
-    if layout == "vector":
-        return x[:, None]
-    raise UsageError(f"this activation, (n, {', '.join(map(str, x.shape[1:]))}), has no known tokens or positions")
-
-
 def first_tensor(value: Any) -> Tensor | None:
     """The tensor itself, or the first one in a tuple, list or dictionary; None if there is none."""
     if isinstance(value, Tensor):
@@ -73,33 +34,117 @@ def first_tensor(value: Any) -> Tensor | None:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Reading:
-    """How to read an activation: where the images are in it, and what its other axes mean."""
+    """How to read an activation: where the images are in it, and what its other axes are."""
 
     shape: tuple[int, ...]
     """Shape of the activation of one image."""
     batch_axis: int
-    fold: int
-    """How many rows of the first axis one image has (windows, say); 1 almost always."""
-    layout: Layout
-    prefix: int
+    before: int = 1
+    fold: int = 1
+    """The axis of the images holds (before, images, fold): windows of an image one after another, or views of a batch."""
+    channels: tuple[int, ...] = ()
+    positions: tuple[int, ...] = ()
+    """Axes of `shape`; some may be neither, where it is not known what they are."""
+    order: tuple[int, ...] | None = None
+    """Tokens as they are counted along the positions, first those before the grid, then the grid row by row; None: as
+    they are."""
+    prefix: int = 0
     """Tokens before the grid: CLS, distillation, registers."""
+    names: tuple[str, ...] = ()
+    """What each of these is: `cls`, `distillation`, `register`, or `token` where that is not known."""
+    grid: tuple[int, int] | None = None
+    """Rows and columns of the other tokens, or of a map; None where they make no grid in the image."""
+    unknown: str = ""
+    """Why `spatial` and `pooled` cannot be had, if so."""
+
+    @property
+    def layout(self) -> Layout:
+        """What it looks like: `tokens` (t, d), `channels_first` (d, h, w), `channels_last` (h, w, d), `vector` (d),
+        `windows` (w, t, d) and the like; `other` where axes are not known."""
+        dims = len(self.shape)
+        if dims == 1:
+            return "vector"
+        if self.unknown or len(self.channels) + len(self.positions) != dims:
+            return "other"
+        if dims == 2:
+            return "tokens"
+        if dims == 3 and self.order is None and self.prefix == 0:
+            sizes = tuple(self.shape[axis] for axis in self.positions)
+            if self.grid in (sizes, None) and self.channels in ((0,), (2,)):
+                return "channels_first" if self.channels == (0,) else "channels_last"
+        return "windows"
+
+    @property
+    def cls(self) -> bool:
+        """Whether the first token is a CLS token."""
+        return bool(self.names) and self.names[0] == "cls"
 
     @property
     def width(self) -> int:
         """Channels of a token or position."""
-        return self.shape[0] if self.layout == "channels_first" else self.shape[-1]
+        return math.prod(self.shape[axis] for axis in self.channels)
 
     def read(self, activation: Any) -> Tensor:
         """The activation with images on the first axis, (n, *shape), whatever the module returned."""
-        x = first_tensor(activation)
-        if self.batch_axis:
-            x = x.movedim(self.batch_axis, 0)
-        return x.reshape(x.shape[0] // self.fold, *self.shape) if self.fold > 1 else x
+        return images_first(first_tensor(activation), self.batch_axis, self.before, self.fold)
 
-    def select(self, activation: Tensor, tokens: Tokens) -> Tensor:
-        """The asked-for tokens of what `read` gave."""
-        return select(activation, tokens, layout=self.layout, prefix=self.prefix)
+    def select(self, x: Tensor, tokens: Tokens) -> Tensor:
+        """The part of what `read` gave that stands for each image, (n, ...).
 
-    def tokens(self, activation: Tensor) -> Tensor:
-        """(n, t, d): the tokens, prefix first, or the positions of a map, of what `read` gave."""
-        return to_tokens(activation, layout=self.layout)
+        Args:
+            tokens: `all`: everything, tokens before the grid too; `cls`: the CLS token, (n, d); `spatial`: all but the
+                tokens before the grid; `pooled`: the mean over those, (n, d). A vector is what it is.
+        """
+        if tokens == "all" or len(self.shape) == 1:
+            return x
+        if tokens == "cls":
+            if not self.cls:
+                raise UsageError("this layer has no CLS token; choose all, spatial or pooled")
+            return self.tokens(x)[:, 0]
+        if self.unknown:
+            raise UsageError(self.unknown)
+        if not self.prefix:
+            if tokens == "spatial":
+                return x
+            pooled = x.mean([axis + 1 for axis in self.positions])
+            return pooled.flatten(1)
+        spatial = self.tokens(x)[:, self.prefix :]
+        return spatial if tokens == "spatial" else spatial.mean(1)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """(n, t, d): the tokens of what `read` gave, prefix first, then the grid row by row; a vector is one token."""
+        if len(self.shape) == 1:
+            return x[:, None]
+        if self.unknown:
+            raise UsageError(self.unknown)
+        axes = [0, *(axis + 1 for axis in (*self.positions, *self.channels))]
+        last = len(self.positions)
+        x = x.permute(axes).flatten(1, last).flatten(2) if last else x.permute(axes).flatten(1)[:, None]
+        return x if self.order is None else x[:, self._order]
+
+    @cached_property
+    def _order(self) -> Tensor:
+        return torch.tensor(self.order)
+
+
+def images_first(x: Tensor, axis: int, before: int, fold: int) -> Tensor:
+    """An axis that holds (before, images, fold) taken apart: (n, *what comes before it, before, fold, the rest).
+
+    Axes of size 1 that come of it are left out.
+    """
+    if before == fold == 1:
+        return x.movedim(axis, 0) if axis else x
+    x = x.unflatten(axis, (before, -1, fold))
+    x = x.movedim(axis + 1, 0)  # (n, ..., before, fold, ...)
+    if fold == 1:
+        x = x.squeeze(axis + 2)
+    return x.squeeze(axis + 1) if before == 1 else x
+
+
+def known_by_name(parameters: Sequence[str]) -> str:
+    """What a token is that comes from parameters of such names: `cls`, `distillation`, `register`, or `token`."""
+    last = [name.lower() for name in parameters]
+    for what, parts in (("register", ("reg", "storage")), ("distillation", ("dist",)), ("cls", ("cls", "class"))):
+        if any(part in name.rpartition(".")[2] for part in parts for name in last):
+            return what
+    return "token"

@@ -1,58 +1,78 @@
-"""One forward pass of a network on shapes alone: which modules run, how often, in which order, on what.
+"""Forward passes of a network, looked at: which modules run, how often, in which order, on what, by which operations.
 
-The pass runs on meta tensors (shapes, no arithmetic) with a batch of prime size, so that the axis of the
-images can be told from all others; networks that cannot run so are run twice on few real images.
+`Trace.of` runs a network on three small images. Labels go along with the operations and say what each axis of each
+activation is (see `provenance`); then one image after the other is changed, and what changes must be what belongs to it.
 """
 
 from __future__ import annotations
 
-import copy
 import itertools
+import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_iter
+from torch.utils.weak import WeakTensorKeyDictionary
 
+from repsim.axes import Activation, activation_of, depends_on_several, measured_images_axis, reading_of
 from repsim.errors import RepsimError, first_line
 from repsim.models import Network, evaluating
 from repsim.precision import as_given
-from repsim.tokens import first_tensor
+from repsim.provenance import Label, Provenance
+from repsim.tokens import Reading, first_tensor
 
-MANY = 10_007
-"""Images of the traced batch: a prime no other size will share. On meta tensors they cost nothing."""
+IMAGES = 3
+"""Of a traced pass."""
+KEPT = 2**22
+"""Entries of the largest tensor without a label that is kept, to see what of it changes with which image."""
+SDPA = torch.nn.functional.scaled_dot_product_attention
 
 
-@dataclass(frozen=True)
-class Activation:
-    """Shape of one image's part of a tensor, and where in the tensor the images are."""
+class Value(NamedTuple):
+    """A tensor that a module was given or gave: the same object for the same tensor."""
 
     shape: tuple[int, ...]
-    batch_axis: int
-    fold: int
+    made: Operation | None
+    """The operation that gave it the values it had then."""
+    number: int
+
+    def is_(self, other: Value | None) -> bool:
+        return other is not None and self.number == other.number
 
 
 @dataclass(eq=False)
 class Call:
     path: str
-    module: nn.Module
     number: int
+    of: weakref.ref[nn.Module]
+    """The module; what is known of a network must not keep it alive."""
     started: int = -1
     ended: int = -1
-    argument: Tensor | None = None
-    result: Tensor | None = None
+    argument: Value | None = None
+    result: Value | None = None
     input: Activation | None = None
     output: Activation | None = None
-    additions: int = 0
-    """Made so far by its own code, not by the modules it calls."""
+    mixed: bool = False
+    """Whether some entries of its result depend on several images."""
+    counts: Counter = field(default_factory=Counter)
+    """Operations made so far by its own code, not by the modules it calls, by name."""
 
     @property
     def name(self) -> str:
         return f"{self.path}:{self.number}" if self.number else self.path
+
+    @property
+    def module(self) -> nn.Module:
+        return self.of()
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +93,17 @@ class Spot:
         return self.call.ended if self.side == "output" else self.call.started
 
 
+class OperationAt(NamedTuple):
+    """Where an operation is made, the same in every forward pass."""
+
+    path: str
+    """Of the module whose own code makes it."""
+    call: int
+    name: str
+    number: int
+    """Which of the operations of this name in this call of the module."""
+
+
 @dataclass(eq=False)
 class Operation:
     """One operation on tensors that depend on the images."""
@@ -82,11 +113,11 @@ class Operation:
     when: int
     operands: tuple[Operation | None, ...]
     """What made each tensor it was given; None for one that does not depend on the images."""
-    given: tuple[Tensor, ...]
-    """Those tensors."""
-    result: Tensor
-    place: AdditionAt | None
-    """Of an addition: where it is, so that it can be found again in another pass."""
+    shapes: tuple[tuple[int, ...], ...]
+    """Of those tensors."""
+    at: OperationAt | None
+    scaled: bool = False
+    """Whether it is an addition of a multiple."""
     output: Activation | None = None
 
     def ancestors(self) -> set[Operation]:
@@ -100,105 +131,326 @@ class Operation:
         return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trace:
-    network: Network
+    network: Network | None
     calls: list[Call]
     """In the order in which they end; the root's is the last."""
-    operations: list[Operation] = field(default_factory=list)
-    """In the order in which they run; none unless asked for."""
+    operations: list[Operation]
+    """In the order in which they run."""
+    provenance: Provenance
 
     @classmethod
-    def of(cls, network: Network, *, operations: bool = False) -> Trace:
-        """One forward pass on shapes alone, else two real ones, of 2 and of 3 images.
+    def of(cls, network: Network) -> Trace:
+        """The trace of a network, looked at once for as long as it stays as it is.
 
-        Operations are taken from real ones: some kernels do on meta tensors what they do not do on a device.
+        Raises:
+            RepsimError: it cannot run on images of its size, or does other things from one pass to the next.
         """
-        if not operations:
-            try:
-                trace = run(network, MANY, meta=True)
-                for call in trace.calls:
-                    call.input = images_axis(shape_of(call.argument), MANY)
-                    call.output = images_axis(shape_of(call.result), MANY)
-                return trace
-            except Exception:  # data-dependent Python, tensors that are not buffers
-                pass
-        two, three = (run(network, n, operations=operations) for n in (2, 3))
-        same = [c.name for c in two.calls] == [c.name for c in three.calls]
-        if not same or [op.name for op in two.operations] != [op.name for op in three.operations]:
-            raise RepsimError(f"{network.name} does other things to 3 images than to 2; repsim cannot follow it")
-        for a, b in zip(two.calls, three.calls):
-            a.input = images_axis(shape_of(a.argument), 2, shape_of(b.argument))
-            a.output = images_axis(shape_of(a.result), 2, shape_of(b.result))
-        for a, b in zip(two.operations, three.operations):
-            a.output = images_axis(shape_of(a.result), 2, shape_of(b.result))
-        return two
+        known = _TRACES.get(network.module, {})
+        key = (_fingerprint(network), network.name, network.prefix)
+        if key not in known:
+            _TRACES[network.module] = known = {key: _traced(network)}
+        return replace(known[key], network=network)
 
     def calls_of(self, path: str) -> list[Call]:
-        return [call for call in self.calls if call.path == path]
-
-    def made(self, tensor: Tensor | None, when: int) -> Operation | None:
-        """The operation that gave a tensor the values it had at a time."""
-        found = [op for op in self.operations if op.result is tensor and op.when <= when]
-        return found[-1] if found else None
+        return self._by_path.get(path, [])
 
     def below(self, path: str) -> list[Call]:
         """Calls of the modules inside the one at a path."""
         return [call for call in self.calls if call.path.startswith(f"{path}.")]
 
+    @cached_property
+    def _by_path(self) -> dict[str, list[Call]]:
+        found: dict[str, list[Call]] = {}
+        for call in self.calls:
+            found.setdefault(call.path, []).append(call)
+        return found
 
-def without_data(module: nn.Module) -> nn.Module:
-    """A copy with parameters and buffers on the meta device; nothing a traced pass writes reaches the original."""
-    memo: dict[int, Any] = {}
-    for tensor in (*module.parameters(), *module.buffers()):
-        empty = tensor.detach().to("meta")
-        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    return copy.deepcopy(module, memo)
+    def reading(self, activation: Activation) -> Reading:
+        """How to read a tensor of this network."""
+        return reading_of(activation, self.provenance.places, self.network.input_size, self.network.prefix)
 
 
-def run(network: Network, n: int, *, meta: bool = False, operations: bool = False) -> Trace:
-    root = without_data(network.module) if meta else network.module
-    images = torch.zeros(n, *network.input_size, device="meta" if meta else network.device, dtype=network.dtype)
+_TRACES: weakref.WeakKeyDictionary[nn.Module, dict[Any, Trace]] = weakref.WeakKeyDictionary()
+
+
+def _fingerprint(network: Network) -> tuple:
+    """What a trace depends on; a network of which this has not changed runs as it did."""
+    parts = []
+    for path, module in network.module.named_modules():
+        plain = [(k, v) for k, v in vars(module).items() if isinstance(v, (bool, int, float, str)) and k != "training"]
+        own = [k for k, v in vars(module).items() if callable(v) and not k.startswith("_") and not isinstance(v, type)]
+        parts.append((path, id(module), type(module), tuple(plain), tuple((k, id(vars(module)[k])) for k in own)))
+    weights = [(p.data_ptr(), p._version) for p in network.module.parameters() if not _without_memory(p)]
+    return tuple(parts), tuple(weights), network.input_size, network.device, network.dtype
+
+
+def _without_memory(parameter: Tensor) -> bool:
+    return isinstance(parameter, nn.parameter.UninitializedTensorMixin) or parameter.is_meta or parameter.is_sparse
+
+
+def _traced(network: Network) -> Trace:
+    generator = torch.Generator().manual_seed(0)
+    draw = torch.rand(2 * IMAGES, *network.input_size, generator=generator) * 2 - 1
+    images, others = (part.to(network.device, network.dtype) for part in draw.split(IMAGES))
+    named = {**dict(network.module.named_parameters()), **dict(network.module.named_buffers())}
+    images = images.clone()
+    provenance = Provenance(images, named)
+    looking = _Looking(provenance)
+    looking.recorder.begin(images)
+    first = _run(network, images, looking)
+    for changed in range(IMAGES):
+        batch = images.clone()
+        batch[changed] = others[changed]
+        again = _Comparing(looking, changed)
+        names = [call.name for call in _run(network, batch, again)]
+        if names != [call.name for call in first]:
+            raise RepsimError(f"{network.name} does other things to other images; repsim cannot follow it")
+    looking.settle()
+    return Trace(None, first, looking.recorder.operations, provenance)
+
+
+def _run(network: Network, images: Tensor, watching: _Looking | _Comparing) -> list[Call]:
     calls: list[Call] = []
-    running: list[Call] = []
-    clock = itertools.count()
-    recorder = _Recorder(images, clock, running) if operations else None
-
-    def enter(call: Call, arguments: Any) -> None:
-        call.started, call.argument = next(clock), first_tensor(arguments)
 
     def leave(call: Call, result: Any) -> None:
-        call.ended, call.result = next(clock), first_tensor(result)
+        watching.leave(call, first_tensor(result))
         calls.append(call)
 
     try:
-        with following(root, running, enter, leave), evaluating(root), torch.no_grad(), recorder or nullcontext():
-            root(images)
+        with (
+            following(network.module, watching.running, watching.enter, leave),
+            evaluating(network.module),
+            torch.no_grad(),
+            eagerly(replace(network, compiled=False)),
+            watching.recording(),
+        ):
+            network.module(images)
+    except RepsimError:
+        raise
     except Exception as error:
-        if meta:
-            raise
         size = "x".join(map(str, network.input_size))
         raise RepsimError(f"{network.name} cannot run on images of {size}: {first_line(error)}") from error
-    return Trace(network, calls, recorder.operations if recorder else [])
+    return calls
+
+
+class _Looking:
+    """The pass that labels go along with."""
+
+    def __init__(self, provenance: Provenance) -> None:
+        self.provenance = provenance
+        self.running: list[Call] = []
+        self.clock = itertools.count()
+        self.recorder = _Recorder(provenance, self.clock, self.running)
+        self.values: Any = WeakTensorKeyDictionary()
+        self._noted: Any = WeakTensorKeyDictionary()
+        """Tensors of which there is a digest, and how often they had been written to: what one module gives, another is
+        given."""
+        self._numbers = itertools.count()
+        self._known: weakref.WeakKeyDictionary[Label, Activation | None] = weakref.WeakKeyDictionary()
+        self.digests: dict[tuple[str, int, str], tuple[Call, Activation | None, Any]] = {}
+        """(path, call, side) -> the call, where images are, and a digest of each image's part."""
+        self.changes: dict[tuple[str, int, str], list[Tensor]] = {}
+        """Of tensors without a label: which entries changed with each image."""
+
+    def recording(self) -> Any:
+        stack = ExitStack()
+        stack.enter_context(self.recorder)
+        stack.enter_context(_Fused(self.recorder))
+        return stack
+
+    def value(self, tensor: Tensor | None) -> Value | None:
+        if tensor is None:
+            return None
+        made = self.recorder.maker.get(tensor)
+        if tensor not in self.values:
+            self.values[tensor] = next(self._numbers)
+        return Value(tuple(tensor.shape), made, self.values[tensor])
+
+    def activation(self, tensor: Tensor | None) -> Activation | None:
+        label = self.provenance.label(tensor)
+        if label is None:
+            return None
+        if label not in self._known:
+            self._known[label] = activation_of(label, IMAGES)
+        return self._known[label]
+
+    def enter(self, call: Call, arguments: Any) -> None:
+        with unobserved():
+            tensor = first_tensor(arguments)
+            call.started, call.argument, call.input = next(self.clock), self.value(tensor), self.activation(tensor)
+            self._note((call.path, call.number, "input"), call, tensor, call.input)
+
+    def leave(self, call: Call, tensor: Tensor | None) -> None:
+        with unobserved():
+            call.ended, call.result, call.output = next(self.clock), self.value(tensor), self.activation(tensor)
+            label = self.provenance.label(tensor)
+            call.mixed = label is not None and depends_on_several(label)
+            self._note((call.path, call.number, "output"), call, tensor, call.output)
+
+    def _note(self, key: tuple, call: Call, tensor: Tensor | None, activation: Activation | None) -> None:
+        if tensor is None or not tensor.numel() or self._noted.get(tensor) == tensor._version:
+            return
+        self._noted[tensor] = tensor._version
+        if activation is not None:
+            parts = activation.first(tensor)
+            self.digests[key] = (call, activation, (bits(parts), sums(parts)))
+        elif tensor.numel() <= KEPT and not call.mixed:
+            self.digests[key] = (call, None, tensor.detach().clone())
+            self.changes[key] = []
+
+    def settle(self) -> None:
+        """Find the images in tensors without a label, from what changed with each of them."""
+        for key, changes in self.changes.items():
+            call, _, tensor = self.digests[key]
+            if len(changes) != IMAGES or not all(bool(change.any()) for change in changes):
+                continue
+            found = measured_images_axis(changes, IMAGES)
+            if found is None:
+                call.mixed = True
+                continue
+            activation = Activation((), *found)
+            activation = replace(activation, shape=tuple(activation.first(tensor).shape[1:]))
+            if not activation.shape:
+                continue
+            if key[2] == "input":
+                call.input = activation
+            else:
+                call.output = activation
+
+
+class _Comparing:
+    """A pass in which one image was changed."""
+
+    def __init__(self, looking: _Looking, changed: int) -> None:
+        self.looking, self.changed = looking, changed
+        self.running: list[Call] = []
+
+    def recording(self) -> Any:
+        return ExitStack()
+
+    def enter(self, call: Call, arguments: Any) -> None:
+        self._compare((call.path, call.number, "input"), first_tensor(arguments))
+
+    def leave(self, call: Call, tensor: Tensor | None) -> None:
+        self._compare((call.path, call.number, "output"), tensor)
+
+    def _compare(self, key: tuple, tensor: Tensor | None) -> None:
+        if key not in self.looking.digests or tensor is None:
+            return
+        call, activation, before = self.looking.digests[key]
+        if activation is None:
+            if tensor.shape == before.shape:
+                self.looking.changes[key].append(tensor != before)
+            return
+        with unobserved():
+            parts, (exact, rounded) = activation.first(tensor), before
+            others = [i for i in range(IMAGES) if i != self.changed]
+            if len(parts) != IMAGES or parts.shape[1:] != activation.shape:
+                call.mixed = True
+            elif not torch.equal(bits(parts)[others], exact[others]):
+                apart, size = (sums(parts) - rounded)[others].abs(), rounded[others, 1:]
+                call.mixed |= bool((apart > 1e-6 * size + 1e-30).any())
+
+
+def bits(parts: Tensor) -> Tensor:
+    """(n,) a number that changes with any entry of an image's part."""
+    rows = parts.detach().flatten(1).contiguous()
+    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}.get(rows.element_size())
+    rows = torch.view_as_real(rows).flatten(1) if whole is None else rows.view(whole)
+    return rows.sum(1, dtype=torch.float64 if whole is None else torch.int64)
+
+
+def sums(parts: Tensor) -> Tensor:
+    """(n, 2) sums of values and of magnitudes, by which rounding is told from another value."""
+    rows = parts.detach().flatten(1)
+    rows = rows.abs() if rows.is_complex() else rows
+    return torch.stack([rows.sum(1, dtype=torch.float64), rows.abs().sum(1, dtype=torch.float64)], 1)
+
+
+# Whose pass it is
+
+_passing: ContextVar[Network | None] = ContextVar("passing", default=None)
+
+
+@contextmanager
+def passing(network: Network) -> Iterator[None]:
+    """Within it, a forward pass is this network's own, whatever modules it shares with others."""
+    token = _passing.set(network)
+    try:
+        yield
+    finally:
+        _passing.reset(token)
+
+
+@contextmanager
+def eagerly(network: Network) -> Iterator[None]:
+    """Within it, modules that their owner compiled run as they are written: compiled code calls no hooks.
+
+    A network of which `compiled` says that repsim is to compile it is compiled with its hooks.
+    """
+    if network.compiled:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"), _without_fast_path():
+        yield
+
+
+@contextmanager
+def _without_fast_path() -> Iterator[None]:
+    """Within it, PyTorch's attention and encoder layers compute with the operations they are written in."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def is_own(network: Network, *, passed: bool) -> bool:
+    """Whether the forward pass under way is a network's own.
+
+    Args:
+        passed: whether only those count that `passing` announces, as a sweep does; else also those nobody announces.
+    """
+    now = _passing.get()
+    return now is network or (now is None and not passed)
 
 
 @contextmanager
 def following(
-    root: nn.Module, running: list[Call], enter: Callable[[Call, Any], None], leave: Callable[[Call, Any], None]
+    root: nn.Module,
+    running: list[Call],
+    enter: Callable[[Call, Any], None],
+    leave: Callable[[Call, Any], None],
+    own: Callable[[], bool] = lambda: True,
 ) -> Iterator[None]:
     """Within it, `running` holds the calls under way, innermost last, in every forward pass of a network.
 
     `enter(call, arguments)` and `leave(call, result)` are told of each; calls of a module are numbered from 0.
+
+    Args:
+        own: asked whether a pass that begins is one to look at.
     """
     counts: dict[str, int] = {}
+    begun = [False]
 
     def before(path: str, module: nn.Module, arguments: Any) -> None:
         if not path:  # a new pass, perhaps after one that failed half-way
             running.clear()
             counts.clear()
+            begun[0] = own()
+        if not begun[0]:
+            return
         counts[path] = counts.get(path, -1) + 1
-        running.append(Call(path, module, counts[path]))
+        running.append(Call(path, counts[path], weakref.ref(module)))
         enter(running[-1], arguments)
+
+    def after(path: str, result: Any) -> None:
+        if begun[0]:
+            leave(running.pop(), result)
+            begun[0] = bool(path)
 
     handles = []
     try:
@@ -206,7 +458,7 @@ def following(
             handles.append(
                 module.register_forward_pre_hook(lambda m, a, k, path=path: before(path, m, a or k), with_kwargs=True)
             )
-            handles.append(module.register_forward_hook(lambda m, a, result: leave(running.pop(), result)))
+            handles.append(module.register_forward_hook(lambda m, a, result, path=path: after(path, result)))
         yield
     finally:
         for handle in handles:
@@ -227,68 +479,96 @@ def unobserved() -> Iterator[None]:
         yield
 
 
-class AdditionAt(NamedTuple):
-    """Where two tensors are added, the same in every forward pass."""
-
-    path: str
-    """Of the module whose own code adds them."""
-    call: int
-    number: int
-    """Which of the additions in this call of the module."""
-
-    @classmethod
-    def of(cls, func: Any, arguments: tuple, running: list[Call]) -> AdditionAt | None:
-        """The place of an operation that is an addition of two tensors; asked once for each, it counts them."""
-        if func not in _ADDITIONS or len(arguments) < 2 or not running:
-            return None
-        if not all(isinstance(x, Tensor) for x in arguments[:2]):
-            return None
-        call = running[-1]
-        call.additions += 1
-        return cls(call.path, call.number, call.additions - 1)
-
-
+ADDITION = "addition"
 _ADDITIONS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
+
+
+def operation_at(name: str, running: list[Call]) -> OperationAt | None:
+    """The place of the operation that is about to be made; asked once for each, it counts them."""
+    if not running:
+        return None
+    call = running[-1]
+    call.counts[name] += 1
+    return OperationAt(call.path, call.number, name, call.counts[name] - 1)
+
+
+def is_addition(func: Any, arguments: tuple) -> bool:
+    """Whether an operation is an addition of two tensors."""
+    return func in _ADDITIONS and len(arguments) > 1 and all(isinstance(x, Tensor) for x in arguments[:2])
+
+
+def name_of(func: Any, arguments: tuple) -> str:
+    """The name by which operations are counted: the same in place and not."""
+    return ADDITION if is_addition(func, arguments) else func.overloadpacket.__name__.rstrip("_")
 
 
 class _Recorder(TorchDispatchMode):
     """Records every operation on what depends on the images."""
 
-    def __init__(self, images: Tensor, clock: Iterator[int], running: list[Call]) -> None:
+    def __init__(self, provenance: Provenance, clock: Iterator[int], running: list[Call]) -> None:
         super().__init__()
-        self.clock, self.running = clock, running
-        self.operations = [Operation("images", next(clock), (), (), images, None)]
-        self.maker = {id(images): self.operations[0]}  # operations keep their results alive, so ids stay theirs
+        self.provenance, self.clock, self.running = provenance, clock, running
+        self.operations: list[Operation] = []
+        self.maker: Any = WeakTensorKeyDictionary()
+        self.inside = False
+        """Whether fused attention is under way, of which the parts do not count."""
+        self._activations: weakref.WeakKeyDictionary[Label, Activation | None] = weakref.WeakKeyDictionary()
+
+    def begin(self, images: Tensor) -> None:
+        self.operations = [Operation("images", next(self.clock), (), (), None)]
+        self.maker[images] = self.operations[0]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        place = AdditionAt.of(func, args, self.running)
-        scaled = (kwargs or {}).get("alpha", 1) != 1  # x + 2y: counted, but no sum of what a skip and a branch carry
-        given = tuple(x for x in tree_iter((args, kwargs or {})) if isinstance(x, Tensor))
-        operands = tuple(self.maker.get(id(x)) for x in given)
-        result = func(*args, **(kwargs or {}))
-        if any(operands):
-            for tensor in (x for x in tree_iter(result) if isinstance(x, Tensor)):
-                name = func.overloadpacket.__name__
-                operation = Operation(name, next(self.clock), operands, given, tensor, None if scaled else place)
-                self.operations.append(operation)
-                self.maker[id(tensor)] = operation
+        kwargs = kwargs or {}
+        at = operation_at(name_of(func, args), self.running)
+        result = func(*args, **kwargs)
+        if self.inside:
+            return result
+        self.made(func.overloadpacket.__name__, args, kwargs, result, at)
+        self.provenance.follow(func, args, kwargs, result, at)
+        if at is not None and at.name == ADDITION and self.operations:
+            label = self.provenance.label(result)
+            last = self.maker.get(result)
+            if last is not None and label is not None:
+                if label not in self._activations:
+                    self._activations[label] = activation_of(label, IMAGES)
+                last.output = self._activations[label]
         return result
 
+    def made(self, name: str, args: Any, kwargs: dict, result: Any, at: OperationAt | None) -> None:
+        given = tuple(x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor))
+        operands = tuple(self.maker.get(x) for x in given)
+        if not any(operands):
+            return
+        scaled = kwargs.get("alpha", 1) != 1  # x + 2y: counted, but no sum of what a skip and a branch carry
+        for tensor in (x for x in tree_iter(result) if isinstance(x, Tensor)):
+            shapes = tuple(tuple(x.shape) for x in given)
+            operation = Operation(name, next(self.clock), operands, shapes, at, scaled)
+            self.operations.append(operation)
+            self.maker[tensor] = operation
 
-def shape_of(tensor: Tensor | None) -> tuple[int, ...] | None:
-    return None if tensor is None else tuple(tensor.shape)
 
+class _Fused(TorchFunctionMode):
+    """Takes fused attention as one operation, whatever the device makes of it."""
 
-def images_axis(shape: tuple[int, ...] | None, n: int, one_more: tuple[int, ...] | None = None) -> Activation | None:
-    """Where the n images are in a tensor: the axis that is a multiple of a large prime n, or that grows with n."""
-    if shape is None:
-        return None
-    if one_more is None:
-        axes = [axis for axis, size in enumerate(shape) if size and size % n == 0]
-    else:
-        axes = [axis for axis, (a, b) in enumerate(zip(shape, one_more)) if a and b * n == a * (n + 1)]
-    rest = [size for axis, size in enumerate(shape) if axis not in axes]
-    fold = shape[axes[0]] // n if axes else 0
-    if len(axes) != 1 or not rest or (axes[0] and fold > 1):
-        return None
-    return Activation((fold, *rest) if fold > 1 else tuple(rest), axes[0], fold)
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if function is not SDPA or self.recorder.inside:
+            return function(*args, **kwargs)
+        at = operation_at("attention", self.recorder.running)
+        self.recorder.inside = True
+        try:
+            result = function(*args, **kwargs)
+        finally:
+            self.recorder.inside = False
+        names = ("query", "key", "value")
+        given = {**dict(zip(names, args)), **{k: v for k, v in kwargs.items() if k in names}}
+        tensors = tuple(given[name] for name in names)
+        with unobserved():
+            self.recorder.made("scaled_dot_product_attention", tensors, {}, result, at)
+            self.recorder.provenance.attention(*tensors, result, at)
+        return result

@@ -22,6 +22,7 @@ from repsim.studies.receptive import ReceptiveFields, receptive_fields
 from repsim.studies.residual import ResidualNorms
 from repsim.studies.similarity import LayerSimilarity, MatchedSimilarity
 from repsim.sweep import Study, networks_of, sweep
+from repsim.tracing import is_own
 
 
 class Measurements:
@@ -193,7 +194,8 @@ class Passes:
     @contextmanager
     def watch(self, index: int, network: Network) -> Iterator[dict[str, Any]]:
         def count(module: Any, arguments: tuple, output: Any) -> None:
-            self.sums.setdefault(network.name, Total()).update(len(arguments[0]))
+            if is_own(network, passed=True):
+                self.sums.setdefault(network.name, Total()).update(len(arguments[0]))
 
         hook = network.module.register_forward_hook(count)
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -12,27 +11,24 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from repsim.attention import watch_attention
+from repsim.attention import (
+    AttentionLayer,
+    Geometry,
+    find_attention,
+    geometry_of,
+    grid_of_places,
+    watch_attention,
+)
 from repsim.errors import UsageError
 from repsim.images import FEWEST, Batch, ImageSet, as_image_set
-from repsim.measures.attention import HeadStatistics, distances, grid_positions, head_statistics
+from repsim.measures.attention import HeadStatistics, head_statistics
 from repsim.measures.running import Moments
 from repsim.models import Network, as_network, evaluating
 from repsim.pieces import add_piece, piece
 from repsim.resume import Resume
-from repsim.structure import has_cls
 from repsim.sweep import Progress, require_finite, sweep
 from repsim.tables import ATTENTION
-
-
-class Geometry(NamedTuple):
-    """Where the queries and keys of one attention module are in the image."""
-
-    distance: Tensor
-    """(q, k) in pixels."""
-    prefix: int
-    windows: int
-    """How many windows share an image; 1 if every token sees the whole grid."""
+from repsim.tracing import eagerly, is_own
 
 
 class AttentionDistance:
@@ -41,46 +37,61 @@ class AttentionDistance:
     def __init__(self, network: Network, *, renormalize: bool = False) -> None:
         self.network, self.networks, self.renormalize = network, [network], renormalize
         self.sums: dict[str, list[Moments]] = {}
-        self._geometry: dict[tuple, Geometry] = {}
-        self._images = 0
+        self.attentions = find_attention(network)
+        self._geometry = {
+            (layer.name, number): geometry_of(each, self.attentions.places, network.prefix)
+            for layer in self.attentions.layers
+            for number, each in enumerate(layer.maps)
+        }
+
+    @property
+    def notices(self) -> list[str]:
+        """What was left out."""
+        return self.attentions.notices
 
     @contextmanager
-    def watch(self, index: int, network: Network) -> Iterator[dict[str, HeadStatistics]]:
-        seen: dict[str, HeadStatistics] = {}
-        start = network.module.register_forward_pre_hook(lambda module, args: self._start(seen, len(args[0])))
+    def watch(self, index: int, network: Network) -> Iterator[dict[str, dict[int, HeadStatistics]]]:
+        seen: dict[str, dict[int, HeadStatistics]] = {}
+        parts: dict[str, dict[int, HeadStatistics]] = {}
+
+        def take(layer: AttentionLayer, number: int, attention: Tensor) -> None:
+            of_layer = parts.setdefault(layer.name, {})
+            of_layer[number] = self._reduce(layer.name, number, attention)
+            if len(of_layer) == len(layer.maps):
+                add_piece(seen, layer.name, parts.pop(layer.name))
+
+        def start(module: nn.Module, arguments: tuple) -> None:
+            if is_own(network, passed=True):
+                parts.clear()
+                if piece().first:
+                    seen.clear()
+
+        handle = network.module.register_forward_pre_hook(start)
         try:
-            with watch_attention(network, lambda path, attention: add_piece(seen, path, self._reduce(path, attention))):
+            with watch_attention(network, take, self.attentions, passed=True):
                 yield seen
         finally:
-            start.remove()
+            handle.remove()
 
-    def _start(self, seen: dict[str, HeadStatistics], images: int) -> None:
-        if piece().first:
-            seen.clear()
-        self._images = images
-
-    def _reduce(self, path: str, attention: Tensor) -> HeadStatistics:
-        n = self._images
-        if attention.ndim == 5:  # (n, windows, h, q, k)
-            attention = attention.flatten(0, 1)
-        key = (path, len(attention) // n, *attention.shape[-2:])
-        if key not in self._geometry:
-            self._geometry[key] = geometry(self.network, path, *key[1:])
-        where = self._geometry[key]
-        cls = where.prefix > 0 and has_cls(self.network.module)
-        statistics = head_statistics(
-            attention, where.distance, prefix=where.prefix, cls=cls, renormalize=self.renormalize
+    def _reduce(self, name: str, number: int, attention: Tensor) -> HeadStatistics:
+        where = self._geometry[name, number]
+        return head_statistics(
+            attention,
+            where.distances,
+            queries=where.queries,
+            keys=where.keys,
+            cls=where.cls,
+            own=where.own,
+            renormalize=self.renormalize,
         )
-        return HeadStatistics(*(s.view(n, where.windows, -1).mean(1) for s in statistics))
 
-    def update(self, seen: Sequence[dict[str, HeadStatistics]], batch: Batch) -> None:
-        require_finite(
-            [statistics.distance_px for statistics in seen[0].values()],
-            [(self.network.name, path) for path in seen[0]],
-            batch,
-        )
-        for path, statistics in seen[0].items():
-            for moments, values in zip(self.sums.setdefault(path, [Moments() for _ in statistics]), statistics):
+    def update(self, seen: Sequence[dict[str, dict[int, HeadStatistics]]], batch: Batch) -> None:
+        for layer in self.attentions.layers:
+            maps = seen[0][layer.name]
+            together = (torch.cat(each, 1)[:, layer.order] for each in zip(*(maps[i] for i in range(len(layer.maps)))))
+            statistics = HeadStatistics(*together)
+            require_finite([statistics.distance_px], [(self.network.name, layer.name)], batch)
+            for moments, values in zip(self.sums.setdefault(layer.name, [Moments() for _ in statistics]), statistics):
                 moments.update(values)
 
     def table(self) -> pd.DataFrame:
@@ -97,46 +108,17 @@ class AttentionDistance:
 
 
 def geometry(network: Network, path: str, windows: int, queries: int, keys: int) -> Geometry:
-    """Where the tokens of an attention module are, from how many there are.
-
-    The spacing of a grid of g cells across H pixels is floor(H / g): the patch size where patches tile the image,
-    the stride where they overlap (PiT). Keys of a coarser grid (PVT, Twins) sit at its cells' centres. In
-    windows (Swin, Twins) positions are those within the window: shifted windows that wrap around the image are
-    masked by the networks themselves.
+    """Where the tokens of an attention module are.
 
     Raises:
-        UsageError: the numbers do not fit a square grid.
+        UsageError: it has no positions, or not so many windows, queries and keys in the image.
     """
-    _, height, width = network.input_size
-    square = height == width
-    if windows > 1:
-        across = math.isqrt(windows)
-        side = math.isqrt(queries)
-        fits = across**2 == windows and side**2 == queries == keys and square and height % (across * side) == 0
-        if not fits:
-            raise _does_not_apply(network, path, f"{windows} windows of {queries} queries and {keys} keys")
-        positions = grid_positions(side, side, height // (across * side))
-        return Geometry(distances(positions, positions), 0, windows)
-    declared = getattr(network.module, "num_prefix_tokens", None)
-    if square and queries == keys:
-        for prefix in [0, 1, 2] if declared is None else [declared, 0]:
-            side = math.isqrt(queries - prefix)
-            if side > 0 and side**2 == queries - prefix:
-                positions = grid_positions(side, side, height // side)
-                return Geometry(distances(positions, positions), prefix, 1)
-    side_q, side_k = math.isqrt(queries), math.isqrt(keys)
-    if square and side_q**2 == queries and side_k**2 == keys and side_k > 0:
-        q = grid_positions(side_q, side_q, height / side_q)
-        return Geometry(distances(q, grid_positions(side_k, side_k, height / side_k)), 0, 1)
-    raise _does_not_apply(network, path, f"{queries} queries and {keys} keys")
-
-
-def _does_not_apply(network: Network, path: str, found: str) -> UsageError:
-    size = "x".join(map(str, network.input_size))
-    return UsageError(
-        f"attention distance does not apply to {network.name}: {path} has {found}, "
-        f"which are no square grid of positions in an image of {size}"
-    )
+    attentions = find_attention(network)
+    found = geometry_of(attentions.at(path).maps[0], attentions.places, network.prefix)
+    numbers = found.windows, int(found.queries[0].sum()), int(found.keys[0].sum())
+    if numbers != (windows, queries - found.prefix, keys - found.prefix):
+        raise UsageError(f"{path} has (windows, queries, keys) = {numbers} in the image, not {(windows, queries, keys)}")
+    return found
 
 
 def attention_distance(
@@ -175,14 +157,14 @@ def attention_distance(
 
 
 class AttentionMaps(NamedTuple):
-    """Attention of n images drawn over them; g is the side of the grid."""
+    """Attention of n images drawn over them."""
 
     images: np.ndarray
     """(n, height, width, channels), each scaled to 0..1."""
     cls: np.ndarray
-    """(n, h, g, g): attention of the CLS token on the grid in the last block, per head; empty without CLS."""
+    """(n, h, rows, columns): attention of CLS on the grid in the last block, per head; empty without CLS."""
     rollout: np.ndarray
-    """(n, g, g): attention rollout from the CLS token, or the mean over the grid's tokens without one."""
+    """(n, rows, columns): attention rollout from the CLS token, or the mean over the grid's tokens without one."""
 
 
 def rollout(attentions: Sequence[Tensor]) -> Tensor:
@@ -219,26 +201,35 @@ def attention_maps(
         raise UsageError(f"maps of {count} images were asked for, there are {len(images)}")
     batch = next(images.batches([network.transform], max(count, FEWEST), skip_broken=skip_broken))
     inputs = batch.inputs[network.transform][:count].to(network.device, network.dtype)
-    seen: dict[str, Tensor] = {}
-    with evaluating(network.module), watch_attention(network, lambda path, a: seen.update({path: a.cpu()})):
+    attentions = find_attention(network)
+    maps = [each for layer in attentions.layers for each in layer.maps]
+    for each in maps:
+        same = np.array_equal(each.query_places, maps[0].query_places)
+        if each.groups.shape[1] > 1 or not same or not np.array_equal(each.key_places, each.query_places):
+            raise UsageError(
+                f"attention maps need one grid of tokens from the first block to the last; {network.name} changes it"
+            )
+    seen: dict[str, dict[int, Tensor]] = {}
+
+    def take(layer: AttentionLayer, number: int, attention: Tensor) -> None:
+        seen.setdefault(layer.name, {})[number] = attention[:, :, 0].cpu()
+
+    with evaluating(network.module), eagerly(network), watch_attention(network, take, attentions):
         network.module(inputs)
-    shapes = {tuple(a.shape[-2:]) for a in seen.values()}
-    (q, k), *others = shapes
-    if others or q != k or any(len(a) != count for a in seen.values()):
-        raise UsageError(
-            f"attention maps need one grid of tokens from the first block to the last; {network.name} changes it"
-        )
-    prefix = geometry(network, next(iter(seen)), 1, q, k).prefix
-    side = math.isqrt(k - prefix)
-    whole = rollout(list(seen.values()))
-    last = list(seen.values())[-1]
-    cls = prefix > 0 and has_cls(network.module)
-    from_cls = last[:, :, 0, prefix:] if cls else last[:, :0, 0, prefix:]
-    rolled = whole[:, 0, prefix:] if cls else whole[:, prefix:, prefix:].mean(1)
+    whole_maps = [
+        torch.cat([seen[layer.name][i] for i in range(len(layer.maps))], 1)[:, layer.order] for layer in attentions.layers
+    ]
+    where = geometry_of(maps[0], attentions.places, network.prefix)
+    (rows, columns), order = grid_of_places(attentions.places, maps[0].key_places[0], where.keys[0])
+    whole, last = rollout(whole_maps), whole_maps[-1]
+    if where.cls is None:
+        from_cls, rolled = last[:, :0, 0][..., order], whole[:, order][..., order].mean(1)
+    else:
+        from_cls, rolled = last[:, :, where.cls][..., order], whole[:, where.cls][..., order]
     pixels = inputs.cpu().movedim(1, -1)
     low, high = pixels.amin((1, 2, 3), keepdim=True), pixels.amax((1, 2, 3), keepdim=True)
     return AttentionMaps(
         images=((pixels - low) / (high - low).clamp(min=1e-12)).numpy(),  # an image of one colour stays black
-        cls=from_cls.reshape(count, -1, side, side).numpy(),
-        rollout=rolled.reshape(count, side, side).numpy(),
+        cls=from_cls.unflatten(-1, (rows, columns)).numpy(),
+        rollout=rolled.unflatten(-1, (rows, columns)).numpy(),
     )

@@ -13,7 +13,7 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from repsim.attention import attention_modules
+from repsim.attention import find_attention
 from repsim.errors import UsageError
 from repsim.hooks import capture
 from repsim.images import Batch, Counts, ImageSet, as_image_set
@@ -42,7 +42,7 @@ class HeadSimilarity:
         self._scratch: Tensor | None = None
 
     def watch(self, index: int, network: Network) -> AbstractContextManager[dict[str, Any]]:
-        return capture(network, self.layers if index else [self.heads], self._reduce)
+        return capture(network, self.layers if index else [self.heads], self._reduce, passed=True)
 
     def _reduce(self, layer: Layer, activation: Tensor) -> list[GramRow]:
         if self._scratch is None or self._scratch.device != activation.device:
@@ -76,12 +76,10 @@ class HeadSimilarity:
 
 def head_layer(network: Network) -> tuple[str, Layer, int]:
     """The first attention module, the layer of its heads' outputs before the projection, and their number."""
-    modules = attention_modules(network)
-    if not modules:
-        raise UsageError(f"{network.name} has no attention heads; model a must be a transformer")
-    path, module = next(iter(modules.items()))
-    count = getattr(module, "num_heads", None)
-    if count is None or not isinstance(getattr(module, "proj", None), nn.Module):
+    first = find_attention(network).layers[0]
+    path, module, count = first.path, network.module.get_submodule(first.path), len(first.order)
+    apart = len(first.maps) == 1 and getattr(module, "num_heads", None) == count
+    if not apart or not isinstance(getattr(module, "proj", None), nn.Module):
         raise UsageError(f"the heads of {path} in {network.name} cannot be told apart before their projection")
     (projection,) = find_layers(network, [f"{path}.proj"])
     shape = (*projection.shape[:-1], module.proj.in_features)

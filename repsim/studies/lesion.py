@@ -152,8 +152,8 @@ def lesions(
     notices = [*blocks_without(network, found), *([reason] if reason else [])]
     with (
         evaluating(network.module),
-        watch_sums(network, found, surgery.cut),
-        capture(network, compared, surgery.reduce) as seen,
+        watch_sums(network, found, surgery.cut, passed=True),
+        capture(network, compared, surgery.reduce, passed=True) as seen,
         network.module.register_forward_pre_hook(surgery.start),
     ):
 

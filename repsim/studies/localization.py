@@ -33,7 +33,7 @@ from repsim.pieces import piece
 from repsim.resume import Resume
 from repsim.sweep import Progress, require_finite, sweep
 from repsim.tables import LOCALIZATION, LOCALIZATION_SUMMARY
-from repsim.tracing import unobserved
+from repsim.tracing import is_own, unobserved
 
 Grid = tuple[int, int]
 LISTED = 6
@@ -62,7 +62,7 @@ class Localization:
         part = self.parts[index]
         hook = network.module.register_forward_pre_hook(lambda module, arguments: part.start(arguments[0]))
         try:
-            with capture(network, part.layers, part.reduce) as seen:
+            with capture(network, part.layers, part.reduce, passed=True) as seen:
                 yield seen
         finally:
             hook.remove()
@@ -100,7 +100,7 @@ class _Part:
 
     def start(self, images: Tensor) -> None:
         """Before a forward pass: the patches of its images, which all layers share."""
-        if not piece().first:
+        if not piece().first or not is_own(self.network, passed=True):
             return
         with unobserved():
             self._patches = patch_grams(cut(images if piece().batch is None else piece().batch, self.grid))

@@ -24,7 +24,6 @@ from repsim.measures.probe import Probe, ProbeRows, ProbeSums, Ridge, refit, sta
 from repsim.measures.running import Joined, Total
 from repsim.models import Network, as_networks, told_apart
 from repsim.resume import Resume
-from repsim.structure import has_cls
 from repsim.sweep import Progress, Study, require_finite, sweep
 from repsim.tables import NEIGHBOURS, PROBE, PROBE_SUMMARY
 
@@ -107,7 +106,7 @@ class Features:
         for layer, grid in zip(layers, grids):
             most = min(math.isqrt(widest // layer.width) or 1, *(max(g // n, 1) for g, n in zip(grid, last)))
             patch = max(k for k in range(1, most + 1) if grid[0] % k == 0 and grid[1] % k == 0)
-            found.append(cls(layer, grid, last, patch, layer.prefix > 0 and has_cls(network.module), single))
+            found.append(cls(layer, grid, last, patch, layer.cls, single))
         return found
 
     @property
@@ -158,7 +157,7 @@ class _Watching:
     def watch(self, index: int, network: Network) -> AbstractContextManager[dict[str, Any]]:
         by_layer = {each.layer.name: each for each in self.features[index]}
         layers = [each.layer for each in self.features[index]]
-        return capture(network, layers, lambda at, x: by_layer[at.name](x), image_by_image=True)
+        return capture(network, layers, lambda at, x: by_layer[at.name](x), image_by_image=True, passed=True)
 
     def each(self, seen: Sequence[dict[str, dict[str, Tensor]]], batch: Batch) -> Iterator[tuple[Place, Tensor]]:
         """The features of a batch, checked: (n, probes, features) of every place."""

@@ -89,8 +89,12 @@ def receptive_fields(
     batch_size = _divisor(len(images), batch_size)
     at_once = max(1, BUDGET // (4 * 4 * largest * batch_size))
     fields = _Fields()
+
+    def reduce(layer: Layer, x: Tensor) -> Tensor:
+        return centre(layer, x, grids[layer.name])
+
     how = {"progress": progress, "workers": workers, "skip_broken": skip_broken, "resume": resume}
-    with frozen(network.module), capture(network, found, lambda layer, x: centre(layer, x, grids[layer.name])) as seen:
+    with frozen(network.module), capture(network, found, reduce, passed=True) as seen:
 
         def each(batch: Batch) -> None:
             inputs = batch.inputs[network.transform].to(network.device).requires_grad_()
@@ -130,11 +134,7 @@ class _Fields:
 def centre(layer: Layer, activation: Tensor, grid: tuple[int, int]) -> Tensor:
     """(n, d): the activation at row h // 2, column w // 2; a copy, for later modules may write in place."""
     row, column = grid[0] // 2, grid[1] // 2
-    if layer.layout == "tokens":
-        return activation[:, layer.prefix + row * grid[1] + column].clone()
-    if layer.layout == "channels_last":
-        return activation[:, row, column].clone()
-    return activation[:, :, row, column].clone()
+    return layer.tokens(activation)[:, layer.prefix + row * grid[1] + column].clone()
 
 
 @contextmanager

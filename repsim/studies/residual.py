@@ -19,11 +19,9 @@ from repsim.measures.running import Moments, Quantiles
 from repsim.models import Network, as_networks
 from repsim.pieces import add_piece
 from repsim.resume import Resume
-from repsim.structure import has_cls
 from repsim.sums import ResidualSum, blocks_without, find_sums, watch_sums
 from repsim.sweep import Progress, require_finite, sweep
 from repsim.tables import OUTLIERS, RESIDUAL
-from repsim.tokens import Reading
 
 OUTLIER = 5.0
 """Times the image's median norm from which a token counts as an outlier."""
@@ -37,10 +35,10 @@ class ResidualNorms:
         self.found = [find_sums(network) for network in networks]
         for network, sums in zip(networks, self.found):
             for each in sums:
-                if not _has_tokens(each.reading, network):
+                if each.reading.grid is None:
                     raise UsageError(
                         f"the residual sum {each.name!r} of {network.name} is no row of tokens and no map: "
-                        f"it is {each.reading.shape} for one image"
+                        f"it is {each.reading.shape} for one image{': ' * bool(each.reading.unknown)}{each.reading.unknown}"
                     )
         self.sums: dict[tuple[int, str], _Sums] = {}
         self.kinds = [_Sums]
@@ -54,7 +52,7 @@ class ResidualNorms:
             statistics = skip_statistics(*(t.float() if t.dtype.itemsize < 4 else t for t in tokens))
             add_piece(seen, each.name, statistics)
 
-        with watch_sums(network, self.found[index], take):
+        with watch_sums(network, self.found[index], take, passed=True):
             yield seen
 
     def update(self, seen: Sequence[dict[str, SkipStatistics]], batch: Batch) -> None:
@@ -97,17 +95,6 @@ class ResidualNorms:
                 yield pd.DataFrame({**where, "token": tokens}), sums
 
 
-def _has_tokens(reading: Reading, network: Network) -> bool:
-    """Whether it is known which axis holds the channels: a row of tokens, or a map as wide and high as the image."""
-    if reading.layout == "tokens":
-        return len(reading.shape) == 2
-    if reading.layout not in ("channels_first", "channels_last"):
-        return False
-    rows, columns = reading.shape[1:] if reading.layout == "channels_first" else reading.shape[:2]
-    _, height, width = network.input_size
-    return abs(rows * width - columns * height) < max(height, width)  # equal but for rounding
-
-
 class _Sums(NamedTuple):
     means: Moments
     ratios: Quantiles
@@ -118,7 +105,7 @@ class _Sums(NamedTuple):
 def token_names(network: Network, each: ResidualSum, count: int) -> np.ndarray:
     """`cls` or `prefix0` ... for tokens before the grid, then the number of the position, row by row."""
     prefix = [f"prefix{i}" for i in range(each.reading.prefix)]
-    if prefix and has_cls(network.module):
+    if each.reading.cls:
         prefix[0] = "cls"
     return np.array([*prefix, *map(str, range(count - len(prefix)))])
 

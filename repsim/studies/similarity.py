@@ -38,11 +38,11 @@ class LayerSimilarity:
         self._last: tuple[Any, ...] | None = None
 
     def watch(self, index: int, network: Network) -> AbstractContextManager[dict[str, GramRow]]:
-        return capture(network, self.layers[index], lambda layer, x: self._reduce(index, layer, x))
+        return capture(network, self.layers[index], lambda layer, x: self._reduce(index, layer, x), passed=True)
 
     def _reduce(self, network: int, layer: Layer, activation: Tensor) -> GramRow:
         # Identity and, in evaluation, dropout hand on the very tensor that was just reduced.
-        same = (activation._version, layer.layout, layer.prefix)
+        same = (activation._version, layer.layout, layer.order, layer.prefix, layer.positions)
         if self._last is not None and self._last[0]() is activation and self._last[1] == same:
             return self._last[2]
         x = flatten(layer.select(activation, self.tokens))

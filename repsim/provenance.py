@@ -1,0 +1,697 @@
+"""What each entry of a tensor belongs to, carried along with the operations that made it.
+
+Beside every tensor of a traced pass goes a `Label`: an integer for each entry that says which image, which feature
+(channel) and which place in the image it belongs to. Operations that only move entries (views, permutations, rolls,
+windows, concatenations, gathers) are applied to the labels as they are, so that it does not matter how a network
+arranges its tensors. Convolutions, linear maps, products, poolings and means follow the rules below. What an operation
+without a rule makes has no label; where it is added to something that has one, it is known again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_iter, tree_map
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from repsim.places import BITS, HIDDEN, NOWHERE, REGION, SCATTERED, Places
+
+MASK = 2**BITS - 1
+SEVERAL = 255
+"""Stands for the number of an image where several are mixed."""
+MOST_MEASURED = 2**24
+"""Entries of the largest tensor on which an unknown operation is tried out."""
+
+
+def pack(image: Tensor | int, feature: Tensor | int, place: Tensor | int) -> Tensor:
+    """(image, feature, place), each 0 for none, as one integer."""
+    return (torch.as_tensor(image) << 2 * BITS) | (torch.as_tensor(feature) << BITS) | torch.as_tensor(place)
+
+
+def images_in(codes: Tensor) -> Tensor:
+    """Number of the image, from 1; 0 where there is none."""
+    return codes >> 2 * BITS
+
+
+def features_in(codes: Tensor) -> Tensor:
+    return (codes >> BITS) & MASK
+
+
+def places_in(codes: Tensor) -> Tensor:
+    return codes & MASK
+
+
+@dataclass(frozen=True, eq=False)
+class Label:
+    """What the entries of a tensor belong to."""
+
+    codes: Tensor
+    """Of the tensor's shape."""
+    across: Tensor | None = None
+    """Of products of two activations, in which an entry belongs to a row of one and a column of the other: the
+    column's."""
+    weights: tuple[Any, ...] = ()
+    """Where softmax made what it was computed from, if it may be attention weights."""
+
+    @property
+    def of_images(self) -> bool:
+        return bool((images_in(self.codes) > 0).any())
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Label:
+        """The same change made to all codes."""
+        across = None if self.across is None else change(self.across)
+        return replace(self, codes=change(self.codes), across=across)
+
+
+def of_pixels(places: Places, n: int, channels: int, height: int, width: int) -> Label:
+    """The label of a batch of images: every pixel is a place, every colour a feature."""
+    y, x = np.divmod(np.arange(height * width), width)
+    ones = np.ones(height * width)
+    numbers = torch.from_numpy(places.regions(y + 0.5, x + 0.5, ones, ones)).view(1, 1, height, width)
+    image, feature = torch.arange(1, n + 1).view(n, 1, 1, 1), torch.arange(1, channels + 1).view(1, channels, 1, 1)
+    return Label(pack(image, feature, numbers))
+
+
+def varies(values: Tensor, axis: int) -> bool:
+    """Whether values differ along an axis; 0 is not known, and differs from nothing."""
+    if values.shape[axis] < 2 or values.stride(axis) == 0:
+        return False
+    return bool(((values != values.amax(axis, keepdim=True)) & (values != 0)).any())
+
+
+class Rules:
+    """How labels go through operations."""
+
+    def __init__(self, places: Places) -> None:
+        self.places = places
+
+    # Codes
+
+    def joined(self, a: Tensor, b: Tensor) -> Tensor:
+        """Codes of a sum or product, entry by entry; the first operand's feature counts."""
+        if a is b or torch.equal(a, b):
+            return a
+        at = a != b
+        x, y = a[at], b[at]
+        place_x, place_y = places_in(x), places_in(y)
+        place = torch.where(place_x == NOWHERE, place_y, place_x)
+        clash = (place_x != place_y) & (place_x != NOWHERE) & (place_y != NOWHERE)
+        if clash.any():
+            pairs, inverse = torch.unique((place_x[clash] << BITS) | place_y[clash], return_inverse=True)
+            joined = self.places.joined((pairs >> BITS).numpy(), (pairs & MASK).numpy())
+            place[clash] = torch.from_numpy(joined)[inverse]
+        image_x, image_y = images_in(x), images_in(y)
+        image = torch.where(image_x == 0, image_y, image_x)
+        image = torch.where((image_x != image_y) & (image_x > 0) & (image_y > 0), SEVERAL, image)
+        feature = torch.where(features_in(x) == 0, features_in(y), features_in(x))
+        result = a.clone(memory_format=torch.contiguous_format)
+        result[at] = pack(image, feature, place)
+        return result
+
+    def reduced(self, codes: Tensor, axes: Sequence[int], *, first: bool = False) -> Tensor:
+        """Codes of a mean over some axes, which are gone then.
+
+        Args:
+            first: keep the first feature where several are summed over, which tells heads apart, instead of none.
+        """
+        axes = sorted(axis % codes.ndim for axis in axes)
+        kept = [axis for axis in range(codes.ndim) if axis not in axes]
+        rows = codes.permute(*kept, *axes).reshape(*(codes.shape[axis] for axis in kept), -1)
+        result = rows[..., 0]
+        mixed = (rows != rows[..., :1]).any(-1)
+        if not mixed.any():
+            return result
+        some = rows[mixed]
+        image, feature, place = images_in(some), features_in(some), places_in(some)
+        known = image.amax(-1)
+        several = ((image != known[:, None]) & (image > 0)).any(-1)
+        if not first:
+            feature = torch.where((feature != feature[:, :1]).any(-1, keepdim=True), 0, feature)
+        together = place[:, 0]
+        if bool((place != place[:, :1]).any()):
+            together = torch.from_numpy(self.places.together(place.numpy()))
+        result = result.clone()
+        result[mixed] = pack(torch.where(several, SEVERAL, known), feature[:, 0], together)
+        return result
+
+    def contracted(self, codes: Tensor, axis: int, size: int) -> Tensor:
+        """Codes after a learned map along an axis, from all of it to `size` new entries, at the same axis.
+
+        The new entries are features, unless what is mixed are places alone, and other axes hold the features: then
+        they are hidden units, whose place shows later.
+        """
+        axis %= codes.ndim
+        rest = self.reduced(codes, [axis], first=True)
+        feature = features_in(rest)
+        mixes_features = varies(features_in(codes), axis)
+        others = any(varies(feature, other) for other in range(rest.ndim))
+        if others and not mixes_features and varies(places_in(codes), axis):
+            new = torch.from_numpy(self.places.hidden(size))
+            shape = [1] * codes.ndim
+            shape[axis] = size
+            return pack(images_in(rest), feature, 0).unsqueeze(axis) | new.view(shape)
+        new = torch.arange(1, size + 1)
+        shape = [1] * codes.ndim
+        shape[axis] = size
+        if others:  # heads, say, each with a map of its own
+            rank = torch.unique(feature, return_inverse=True)[1].view(feature.shape)
+            feature = (rank.unsqueeze(axis) * size + new.view(shape)) & MASK
+        else:
+            feature = new.view(shape)
+        return pack(images_in(rest).unsqueeze(axis), feature, places_in(rest).unsqueeze(axis))
+
+    def taps(self, codes: Tensor, axis: int, size: int, kernel: int, stride: int, padding: int, dilation: int) -> Tensor:
+        """Codes along one axis of what a kernel slides over: those of its central tap, or between the two."""
+        start = torch.arange(size) * stride - padding
+        length = codes.shape[axis]
+        low = (start + dilation * ((kernel - 1) // 2)).clamp(0, length - 1)
+        high = (start + dilation * (kernel // 2)).clamp(0, length - 1)
+        first = codes.index_select(axis, low)
+        if bool((low == high).all()):
+            return first
+        second = codes.index_select(axis, high)
+        return self.reduced(torch.stack([first, second], -1), [-1], first=True)
+
+    def resized(self, codes: Tensor, before: Tensor, scales: dict[int, float]) -> Tensor:
+        """The same entries as cells of other sizes.
+
+        Args:
+            before: codes from which they were taken.
+            scales: axis of `before` -> how much further apart entries along it have become.
+        """
+        scales = {axis % before.ndim: scale for axis, scale in scales.items() if scale != 1}
+        if not scales:
+            return codes
+        places = self.places
+        tall, wide = 1.0, 1.0
+        for axis, scale in scales.items():
+            a, b = (places_in(before.select(axis, i)).reshape(-1)[0].item() for i in (0, min(1, before.shape[axis] - 1)))
+            if abs(places.row[a] - places.row[b]) > abs(places.column[a] - places.column[b]):
+                tall *= scale
+            else:
+                wide *= scale
+        numbers, inverse = torch.unique(places_in(codes), return_inverse=True)
+        at = numbers.numpy()
+        new, regions = at.copy(), np.isin(places.kind[at], (REGION, SCATTERED))
+        some = at[regions]
+        height, width = places.height[some] * tall, places.width[some] * wide
+        new[regions] = places.regions(places.row[some], places.column[some], height, width)
+        return (codes & ~MASK) | torch.from_numpy(new)[inverse].view(codes.shape)
+
+    def between(self, codes: Tensor, axis: int, wanted: np.ndarray) -> Tensor:
+        """Codes at positions between those along an axis (0 is the centre of the first), by linear interpolation."""
+        length = codes.shape[axis]
+        if length == 1:
+            return codes.expand(*(len(wanted) if i == axis else s for i, s in enumerate(codes.shape)))
+        low = np.clip(np.floor(wanted), 0, length - 2).astype(np.int64)
+        share = torch.from_numpy(wanted - low)
+        a, b = (codes.index_select(axis, torch.from_numpy(low + i)) for i in (0, 1))
+        pairs, inverse = torch.unique(
+            torch.stack([places_in(a), places_in(b), _along(torch.arange(len(wanted)), axis, codes.ndim).expand_as(a)], -1)
+            .reshape(-1, 3),
+            dim=0,
+            return_inverse=True,
+        )
+        x, y, where = (pairs[:, i].numpy() for i in range(3))
+        places, t = self.places, share.numpy()[where]
+        regions = np.isin(places.kind[x], (REGION, SCATTERED)) & np.isin(places.kind[y], (REGION, SCATTERED))
+        new = np.where(x == y, x, NOWHERE)
+        if regions.any():
+            x, y, t = x[regions], y[regions], t[regions]
+            mean = [of[x] + t * (of[y] - of[x]) for of in (places.row, places.column)]
+            new[regions] = places.regions(*mean, places.height[x], places.width[x])
+        return (a & ~MASK) | torch.from_numpy(new)[inverse].view(a.shape)
+
+
+def _along(values: Tensor, axis: int, ndim: int) -> Tensor:
+    return values.view([-1 if i == axis % ndim else 1 for i in range(ndim)])
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """Where something that may be attention weights was made: by softmax, or by what mixes its heads after it."""
+
+    at: Any
+    """Place of the operation, as the tracer names it."""
+    label: Label
+    shape: tuple[int, ...]
+    axis: int
+    """Of the keys."""
+
+
+KEPT = set(
+    "native_layer_norm native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training "
+    "cudnn_batch_norm miopen_batch_norm native_group_norm _fused_rms_norm _log_softmax native_dropout dropout "
+    "hardswish hardsigmoid hardtanh _prelu_kernel rrelu_with_noise cumsum cumprod _to_copy clone contiguous detach "
+    "alias lift_fresh lift _conj positive nan_to_num softplus log_sigmoid_forward celu elu selu mish "
+    "_fake_quantize_learnable_per_tensor_affine fake_quantize_per_tensor_affine_cachemask threshold "
+    "native_batch_norm_backward".split()
+)
+"""Operations that leave every entry where it is, by their names in ATen; those tagged pointwise are known besides."""
+MOVED = set(
+    "_unsafe_view _reshape_alias roll flip rot90 repeat index_select gather index take_along_dim constant_pad_nd "
+    "reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d pixel_shuffle pixel_unshuffle "
+    "native_channel_shuffle channel_shuffle im2col repeat_interleave slice_scatter select_scatter permute_copy "
+    "view_copy slice_copy select_copy expand_copy unfold_copy diagonal_copy split_with_sizes_copy cat stack "
+    "index_put scatter copy_ copy".split()
+)
+"""Operations that move entries."""
+INDEXED = ("index_select", "gather", "index", "take_along_dim", "repeat_interleave")
+"""Those of them whose further tensors say where to."""
+REDUCED = set(
+    "mean sum amax amin logsumexp var std var_mean std_mean norm linalg_vector_norm prod any all max min nansum "
+    "median".split()
+)
+NEW = set(
+    "zeros_like empty_like ones_like full_like rand_like randn_like new_zeros new_empty new_full new_ones "
+    "new_empty_strided _local_scalar_dense is_same_size argmax argmin bernoulli".split()
+)
+"""Operations that take no more than shapes from what they are given, or give no activation."""
+
+
+class Provenance:
+    """The labels of a traced pass.
+
+    Args:
+        images: the batch that goes in, (n, c, h, w).
+        named: parameters and buffers by name; tokens that stand before the grid are known by these.
+    """
+
+    def __init__(self, images: Tensor, named: dict[str, Tensor]) -> None:
+        self.places = Places()
+        self.rules = Rules(self.places)
+        self._labels: Any = WeakTensorKeyDictionary()
+        self._sources: Any = WeakTensorKeyDictionary()
+        for name, tensor in named.items():
+            self._sources[tensor] = (name,)
+        self.attentions: list[Weights] = []
+        """What turned out to be attention weights: a product took them as a factor."""
+        self.unknown: list[tuple[Any, str]] = []
+        """Where an operation without a rule took activations, and what it is called."""
+        self._labels[images] = of_pixels(self.places, *images.shape)
+
+    def label(self, tensor: Tensor | None) -> Label | None:
+        return None if tensor is None else self._labels.get(tensor)
+
+    def sources(self, tensor: Tensor) -> tuple[str, ...]:
+        """Parameters that a tensor was computed from."""
+        return self._sources.get(tensor, ())
+
+    def follow(self, func: Any, args: tuple, kwargs: dict, result: Any, at: Any) -> None:
+        """Give the result of an operation its label.
+
+        Args:
+            at: the place of the operation in the network, which `attentions` and `unknown` tell.
+        """
+        given = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
+        made = [x for x in tree_iter(result) if isinstance(x, Tensor)]
+        names = tuple(dict.fromkeys(name for x in given for name in self.sources(x)))
+        name = func.overloadpacket.__name__
+        mutable = func._schema.is_mutable
+        base = name[:-1] if mutable and name.endswith("_") else name
+        if not any(self.label(x) for x in given):
+            for x in made if names else ():
+                self._sources[x] = names
+            if mutable and names and given:
+                self._sources[given[0]] = names
+            return
+        if base in NEW:
+            return
+        try:
+            labels = self._by_rule(func, base, args, kwargs, result, at)
+        except (RuntimeError, IndexError, ValueError, TypeError, KeyError):
+            labels = None
+        if labels is None:
+            labels = self._measured(func, args, kwargs, result) if not mutable else None
+            if labels is None:
+                self.unknown.append((at, f"{func.namespace}::{name}"))
+                if mutable and given[0] in self._labels and made:
+                    del self._labels[given[0]]
+                return
+        for tensor, label in zip(made, labels):
+            if label is None or label.codes.shape != tensor.shape:
+                continue
+            if mutable and any(tensor is x for x in given):
+                self._written(tensor, label)
+            else:
+                self._labels[tensor] = label
+
+    def _written(self, tensor: Tensor, label: Label) -> None:
+        """What an operation in place made of a tensor is so in what it is a view of, too."""
+        before, base = self.label(tensor), tensor._base
+        self._labels[tensor] = label
+        if base is None or (before is not None and before.codes is label.codes):
+            return
+        whole = torch.zeros_like(torch.empty_strided(base.size(), base.stride(), dtype=torch.int64))
+        if (of_base := self.label(base)) is not None:
+            whole.copy_(of_base.codes)
+        offset = tensor.storage_offset() - base.storage_offset()
+        whole.as_strided(tensor.size(), tensor.stride(), offset).copy_(label.codes)
+        self._labels[base] = Label(whole)
+
+    # Which rule
+
+    def _by_rule(self, func: Any, name: str, args: tuple, kwargs: dict, result: Any, at: Any) -> Sequence | None:
+        if func.namespace not in ("aten", "prims"):
+            return None
+        if name in ("view", "view_copy") and func._overloadname == "dtype":
+            return None
+        first = self.label(args[0]) if args and isinstance(args[0], Tensor) else None
+        if name in ("_softmax", "_safe_softmax", "softmax"):
+            if first is None:
+                return None
+            weights = Weights(at, first, tuple(result.shape), args[1] % result.ndim)
+            return [replace(first, weights=(weights,))]
+        if name in KEPT:
+            return None if first is None else [first]
+        if func.is_view or name in MOVED:
+            return self._moved(func, name, args, kwargs)
+        if torch.Tag.pointwise in func.tags:
+            return [self._pointwise(args, kwargs, result, at)]
+        rule = getattr(self, f"_{name.lstrip('_')}", None)
+        if rule is not None:
+            return [rule(**_bound(func, args, kwargs), result=result, at=at)]
+        if name.startswith(("upsample", "_upsample")):
+            return [self._upsampled(first, result)]
+        if name in REDUCED:
+            return self._reduction(_bound(func, args, kwargs), result)
+        return None
+
+    def _moved(self, func: Any, name: str, args: tuple, kwargs: dict) -> list[Label | None]:
+        if name in ("copy_", "copy"):
+            target, source = args[:2]
+            label = self.label(source)
+            if label is None:
+                return [Label(self._constant(source).expand(target.shape))]
+            return [label.each(lambda codes: codes.expand(target.shape))]
+        given = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor) and x in self._labels]
+        if name in INDEXED:
+            given = given[:1] if given and given[0] is args[0] else []
+            if not given:
+                return [None]
+        pair = any(self._labels[x].across is not None for x in given)
+        own = func if name not in ("view", "_unsafe_view", "_reshape_alias") else None
+
+        def run(which: str) -> list[Tensor]:
+            def codes(x: Any) -> Any:
+                if not isinstance(x, Tensor):
+                    return x
+                if (label := self.label(x)) is not None and (name not in INDEXED or x is args[0]):
+                    found = getattr(label, which)
+                    return label.codes if found is None else found
+                if name in INDEXED or x.dtype in (torch.bool, torch.int64, torch.int32):
+                    return x.cpu()
+                return self._constant(x)
+
+            if own is None:
+                size = args[1]
+                return [codes(args[0]).reshape(size)]
+            if name == "constant_pad_nd":
+                return [func(codes(args[0]), args[1], 0)]
+            moved = func(*tree_map(codes, args), **tree_map(codes, kwargs))
+            return [moved] if isinstance(moved, Tensor) else list(moved)
+
+        first = run("codes")
+        second = run("across") if pair else [None] * len(first)
+        weights = tuple(dict.fromkeys(each for x in given for each in self._labels[x].weights))
+        return [Label(a, b, weights) for a, b in zip(first, second)]
+
+    def _constant(self, tensor: Tensor) -> Tensor:
+        """Codes of what depends on no image: a token that comes from parameters, or from none."""
+        return pack(0, 0, self.places.token(self.sources(tensor))).expand(tensor.shape)
+
+    # Rules
+
+    def _pointwise(self, args: tuple, kwargs: dict, result: Tensor, at: Any) -> Label | None:
+        found = [self.label(x) for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
+        found = [label for label in found if label is not None]
+        if len(found) == 1 and found[0].codes.shape == result.shape:
+            whole = found[0]
+        else:
+            codes, across = found[0].codes.expand(result.shape), found[0].across
+            for other in found[1:]:
+                codes = self.rules.joined(codes, other.codes.expand(result.shape))
+                if across is None:
+                    across = other.across
+                elif other.across is not None:
+                    across = self.rules.joined(across.expand(result.shape), other.across.expand(result.shape))
+            whole = Label(codes, None if across is None else across.expand(result.shape))
+        if not any(label.weights for label in found):
+            return whole
+        if not all(label.weights for label in found):  # what weights are multiplied with entry by entry
+            return replace(whole, weights=())
+        weights = tuple(dict.fromkeys(each for label in found for each in label.weights))
+        return replace(whole, weights=self._still(weights, whole, result, at))
+
+    def _still(self, weights: tuple[Weights, ...], label: Label, result: Tensor, at: Any) -> tuple[Weights, ...]:
+        """Weights that were changed and still sum to one are read where they were changed last."""
+        axis = keys_axis(label)
+        if not result.is_floating_point() or (result.sum(axis, dtype=torch.float64) - 1).abs().max() > 1e-2:
+            return weights
+        return (Weights(at, label, tuple(result.shape), axis % result.ndim),)
+
+    def _reduction(self, given: dict[str, Any], result: Any) -> list[Label | None]:
+        label = self.label(given["self_"])
+        dims = given.get("dim")
+        made = [x for x in tree_iter(result) if isinstance(x, Tensor)]
+        ndim = label.codes.ndim
+        dims = list(range(ndim)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else list(dims)
+        codes = self.rules.reduced(label.codes, dims)
+        if given.get("keepdim"):
+            for axis in sorted(d % ndim for d in dims):
+                codes = codes.unsqueeze(axis)
+        return [Label(codes) for _ in made]
+
+    def _mm(self, self_: Tensor, mat2: Tensor, result: Tensor, at: Any, **more: Any) -> Label | None:
+        return self._product(self_, mat2, result, at)
+
+    def _addmm(self, mat1: Tensor, mat2: Tensor, result: Tensor, at: Any, **more: Any) -> Label | None:
+        return self._product(mat1, mat2, result, at)
+
+    _addmm_activation = _addmm
+
+    def _bmm(self, self_: Tensor, mat2: Tensor, result: Tensor, at: Any, **more: Any) -> Label | None:
+        return self._product(self_, mat2, result, at)
+
+    def _baddbmm(self, batch1: Tensor, batch2: Tensor, result: Tensor, at: Any, **more: Any) -> Label | None:
+        return self._product(batch1, batch2, result, at)
+
+    def _linear(self, input: Tensor, weight: Tensor, result: Tensor, **more: Any) -> Label | None:
+        label = self.label(input)
+        return None if label is None else label.each(lambda c: self.rules.contracted(c, -1, result.shape[-1]))
+
+    def _mv(self, self_: Tensor, vec: Tensor, **more: Any) -> Label | None:
+        label = self.label(self_)
+        return None if label is None else Label(self.rules.reduced(label.codes, [-1]))
+
+    def _product(self, a: Tensor, b: Tensor, result: Tensor, at: Any) -> Label | None:
+        """(..., i, k) @ (..., k, j)."""
+        of_a, of_b = self.label(a), self.label(b)
+        if of_a is None or of_b is None:  # with weights of the network
+            label, axis, size = (of_b, -2, result.shape[-2]) if of_a is None else (of_a, -1, result.shape[-1])
+            made = label.each(lambda codes: self.rules.contracted(codes, axis, size))
+            if not label.weights:
+                return replace(made, weights=())
+            if keys_axis(label) % label.codes.ndim == axis % label.codes.ndim:
+                return replace(made, weights=())
+            mixed = Weights(at, made, tuple(result.shape), keys_axis(made) % result.ndim)
+            return replace(made, weights=(mixed,))
+        for label, axis in ((of_a, -1), (of_b, -2)):
+            if label.weights and self._over_keys(label, axis, (a, b)[axis == -2]):
+                self.attentions += [each for each in label.weights if each not in self.attentions]
+        rows, columns = self._outer(of_a, -1), self._outer(of_b, -2)
+        return self._resolved(rows.unsqueeze(-1), columns.unsqueeze(-2), result.shape)
+
+    def _over_keys(self, label: Label, axis: int, tensor: Tensor) -> bool:
+        """Whether a product sums over the keys of attention weights."""
+        if label.across is not None:
+            return keys_axis(label) % tensor.ndim == axis % tensor.ndim
+        return bool((tensor.sum(axis, dtype=torch.float64) - 1).abs().max() < 1e-2)
+
+    def _outer(self, label: Label, axis: int) -> Tensor:
+        """What stays of a factor when it is summed over an axis: of a row and a column, the one along the other axis."""
+        codes = label.codes
+        if label.across is not None and varies(places_in(codes), axis) and not varies(places_in(label.across), axis):
+            codes = label.across
+        return self.rules.reduced(codes, [axis], first=True)
+
+    def _resolved(self, rows: Tensor, columns: Tensor, shape: torch.Size) -> Label:
+        """One label where rows or columns alone have places; else those of both."""
+        place_down, place_across = varies(places_in(rows), -2), varies(places_in(columns), -1)
+        if place_down and place_across:
+            return Label(rows.expand(shape), columns.expand(shape))
+        image = torch.where(images_in(rows) == 0, images_in(columns), images_in(rows))
+        place = places_in(columns) if place_across and not place_down else places_in(rows)
+        down, across = varies(features_in(rows), -2), varies(features_in(columns), -1)
+        if down and across:  # channels with channels: no places, but rows and columns all the same
+            return Label(pack(images_in(rows), features_in(rows), place).expand(shape), columns.expand(shape))
+        feature = features_in(columns) if across else features_in(rows)
+        return Label(pack(image, feature, place).expand(shape))
+
+    def attention(self, query: Tensor, key: Tensor, value: Tensor, result: Tensor, at: Any) -> None:
+        """Fused attention, (..., q, d) with (..., k, d) and (..., k, v)."""
+        of_q, of_k, of_v = self.label(query), self.label(key), self.label(value)
+        if of_q is None and of_k is None and of_v is None:
+            return
+        nothing = torch.zeros(1, dtype=torch.int64)
+        rows = nothing.expand(query.shape[:-1]) if of_q is None else self._outer(of_q, -1)
+        columns = nothing.expand(key.shape[:-1]) if of_k is None else self._outer(of_k, -1)
+        lead = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2]) if query.ndim == key.ndim else query.shape[:-2]
+        shape = torch.Size([*query.shape[:-2], query.shape[-2], key.shape[-2]])
+        if columns.shape[:-1] != query.shape[:-2] and columns.ndim >= 2:  # groups of queries share keys
+            times = query.shape[-3] // columns.shape[-2]
+            columns = columns.repeat_interleave(times, dim=-2)
+        label = Label(rows.unsqueeze(-1).expand(shape), columns.unsqueeze(-2).expand(shape))
+        self.attentions.append(Weights(at, label, tuple(shape), len(shape) - 1))
+        if of_v is not None and lead == value.shape[:-2]:
+            values = self._outer(of_v, -2)
+            self._labels[result] = self._resolved(rows.unsqueeze(-1), values.unsqueeze(-2), result.shape)
+        elif of_q is not None:
+            self._labels[result] = Label(self.rules.contracted(of_q.codes, -1, result.shape[-1]))
+
+    def _convolution(self, input: Tensor, weight: Tensor, result: Tensor, **how: Any) -> Label | None:
+        label = self.label(input)
+        if label is None:
+            return None
+        codes = self.rules.contracted(label.codes, 1, 1) if how["groups"] == 1 else self._depthwise(label.codes)
+        before = codes
+        spatial = range(2, input.ndim)
+        every = [_each(how[key], len(spatial)) for key in ("stride", "padding", "dilation")]
+        for axis, kernel, stride, padding, dilation in zip(spatial, weight.shape[2:], *every):
+            size = result.shape[axis]
+            if how["transposed"]:
+                wanted = (np.arange(size) + padding - dilation * (kernel - 1) / 2) / stride
+                codes = self.rules.between(codes, axis, wanted)
+            else:
+                codes = self.rules.taps(codes, axis, size, kernel, stride, padding, dilation)
+        signs = {axis: 1 / s if how["transposed"] else s for axis, s in zip(spatial, every[0])}
+        codes = self.rules.resized(codes, before, signs)
+        if _is_hidden(self.places, codes):
+            codes = self.rules.contracted(label.codes, 1, result.shape[1])
+            return Label(codes) if codes.shape == result.shape else None
+        features = torch.arange(1, result.shape[1] + 1).view(1, -1, *[1] * len(spatial))
+        if codes.shape[1] == 1:
+            kept = features_in(codes) if any(varies(features_in(codes), axis) for axis in spatial) else features
+            codes = pack(images_in(codes), kept, places_in(codes)).expand(result.shape)
+        elif codes.shape[1] != result.shape[1]:
+            codes = codes.repeat_interleave(result.shape[1] // codes.shape[1], 1)
+            codes = pack(images_in(codes), features, places_in(codes))
+        return Label(codes)
+
+    def _depthwise(self, codes: Tensor) -> Tensor:
+        """A convolution of groups of channels: places alone matter where all channels share them."""
+        if not varies(places_in(codes), 1):
+            return pack(images_in(codes[:, :1]), 0, places_in(codes[:, :1]))
+        return codes
+
+    def _max_pool2d_with_indices(self, self_: Tensor, result: Any, **how: Any) -> Label | None:
+        return self._pooled(self_, result[0], **how)
+
+    def _avg_pool2d(self, self_: Tensor, result: Tensor, **how: Any) -> Label | None:
+        return self._pooled(self_, result, **how)
+
+    def _pooled(self, x: Tensor, result: Tensor, kernel_size: Any, stride: Any, padding: Any, **how: Any) -> Label:
+        codes = self.label(x).codes
+        axes = (x.ndim - 2, x.ndim - 1)
+        kernel, padding = _each(kernel_size, 2), _each(padding, 2)
+        stride = _each(stride, 2) if stride else kernel
+        before = codes
+        for axis, k, s, p in zip(axes, kernel, stride, padding):
+            size = result.shape[axis]
+            if k == s and p == 0 and size * k <= codes.shape[axis]:
+                codes = codes.narrow(axis, 0, size * k).unflatten(axis, (size, k))
+                codes = self.rules.reduced(codes, [axis + 1], first=True)
+            else:
+                codes = self.rules.taps(codes, axis, size, k, s, p, 1)
+                codes = self.rules.resized(codes, before, {axis: s})
+        return Label(codes)
+
+    def _adaptive_avg_pool2d(self, self_: Tensor, result: Any, **how: Any) -> Label | None:
+        made = result if isinstance(result, Tensor) else result[0]
+        codes = self.label(self_).codes
+        for axis in (codes.ndim - 2, codes.ndim - 1):
+            before, size = codes.shape[axis], made.shape[axis]
+            starts = [i * before // size for i in range(size)]
+            ends = [-(-(i + 1) * before // size) for i in range(size)]
+            parts = [self.rules.reduced(codes.narrow(axis, a, b - a), [axis]) for a, b in zip(starts, ends)]
+            codes = torch.stack(parts, axis)
+        feature = features_in(self.label(self_).codes)[..., :1, :1]
+        return Label(pack(images_in(codes), feature, places_in(codes)))
+
+    _adaptive_max_pool2d = _adaptive_avg_pool2d
+
+    def _upsampled(self, label: Label | None, result: Tensor) -> Label | None:
+        if label is None:
+            return None
+        codes = label.codes
+        for axis in range(2, result.ndim):
+            before, size = codes.shape[axis], result.shape[axis]
+            if size != before:
+                wanted = (np.arange(size) + 0.5) * before / size - 0.5
+                codes = self.rules.resized(self.rules.between(codes, axis, wanted), codes, {axis: before / size})
+        return Label(codes)
+
+    # Without a rule
+
+    def _measured(self, func: Any, args: tuple, kwargs: dict, result: Any) -> list[Label] | None:
+        """The label of what an operation makes of one activation, if it is seen to leave every entry where it is.
+
+        That is tried out: of each axis along which labels differ one index is changed, and nothing else may change.
+        """
+        found = [x for x in args if isinstance(x, Tensor) and x in self._labels]
+        made = result if isinstance(result, Tensor) else None
+        if len(found) != 1 or made is None or made.shape != found[0].shape or not found[0].is_floating_point():
+            return None
+        if made.numel() > MOST_MEASURED:
+            return None
+        x, label = found[0], self._labels[found[0]]
+        for axis in range(x.ndim):
+            if not varies(label.codes, axis) or (features_only := not _matters(label.codes, axis)):
+                continue
+            for index in {0, x.shape[axis] // 2, x.shape[axis] - 1}:
+                changed = x.clone()
+                changed.select(axis, index).add_(1.0).mul_(1.7)
+                with torch.no_grad():
+                    other = func(*(changed if a is x else a for a in args), **kwargs)
+                differs = (other != made).movedim(axis, 0).flatten(1).any(1)
+                differs[index] = False
+                if differs.any():
+                    return None
+        return [label]
+
+
+def keys_axis(label: Label) -> int:
+    """The axis of attention weights along which the keys are: where places of columns differ, else the last."""
+    if label.across is not None:
+        for axis in range(-1, -label.across.ndim - 1, -1):
+            if varies(places_in(label.across), axis) and not varies(places_in(label.codes), axis):
+                return axis
+    return -1
+
+
+def _matters(codes: Tensor, axis: int) -> bool:
+    return varies(places_in(codes), axis) or varies(images_in(codes), axis)
+
+
+def _is_hidden(places: Places, codes: Tensor) -> bool:
+    return bool((places.kind[places_in(codes).reshape(-1)[:1].numpy()] == HIDDEN).any())
+
+
+def _each(value: Any, count: int) -> list[int]:
+    value = [value] if isinstance(value, int) else list(value)
+    return value * count if len(value) == 1 else value
+
+
+def _bound(func: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """Arguments of an operation by name; `self` is called `self_`."""
+    known = func._schema.arguments
+    given = {a.name: a.default_value for a in known if a.has_default_value()}
+    given |= {a.name: value for a, value in zip(known, args)} | kwargs
+    if "self" in given:
+        given["self_"] = given.pop("self")
+    return given
