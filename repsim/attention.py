@@ -90,6 +90,8 @@ class Attentions:
     layers: list[AttentionLayer]
     places: Places
     notices: list[str]
+    pooling: list[str]
+    """Runs of modules in which parameters attend to tokens: their queries are the same for all images."""
 
     def at(self, name: str) -> AttentionLayer:
         return next(layer for layer in self.layers if name in (layer.name, layer.path))
@@ -101,6 +103,13 @@ def find_attention(network: Network) -> Attentions:
     Raises:
         UsageError: there is none, or a part of it cannot be read.
     """
+    found = all_attention(network)
+    _check_all(network, Trace.of(network), found)
+    return found
+
+
+def all_attention(network: Network) -> Attentions:
+    """The attention of a network that can be read, whether it is all of it or not."""
     trace = Trace.of(network)
     places = trace.provenance.places
     found: dict[str, list[AttentionMap]] = {}
@@ -113,12 +122,11 @@ def find_attention(network: Network) -> Attentions:
         else:
             found.setdefault(name, []).append(each)
     layers = [AttentionLayer(name, maps[0].at.path, tuple(maps)) for name, maps in found.items()]
-    _check_all(network, trace, [*found, *pooling], bool(layers))
     notices = []
     if pooling:
         names = ", ".join(dict.fromkeys(pooling))
         notices.append(f"attention by queries that no image changes is no row of heads that look around: {names} left out")
-    return Attentions(layers, places, notices)
+    return Attentions(layers, places, notices, pooling)
 
 
 @dataclass(frozen=True)
@@ -134,9 +142,10 @@ class _Place:
         return self.at.call
 
 
-def _check_all(network: Network, trace: Trace, names: Sequence[str], some: bool) -> None:
+def _check_all(network: Network, trace: Trace, attentions: Attentions) -> None:
     """Raise where something that attends is not among what was found."""
-    with_maps = {name.partition(":")[0] for name in names}
+    some = bool(attentions.layers)
+    with_maps = {layer.path for layer in attentions.layers} | {name.partition(":")[0] for name in attentions.pooling}
 
     def holds(path: str) -> bool:
         return any(of == path or of.startswith(f"{path}.") or path.startswith(f"{of}.") for of in with_maps)

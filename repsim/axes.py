@@ -76,7 +76,7 @@ def depends_on_several(label: Label) -> bool:
     return bool((images_in(label.codes) == SEVERAL).any())
 
 
-def activation_of(label: Label, n: int) -> Activation | None:
+def activation_of(label: Label, n: int, places: Places) -> Activation | None:
     """Where the images are in a tensor, and what else there is; None where there are no images along any axis."""
     found = images_axis(label.codes, n)
     if found is None and label.across is not None:
@@ -89,10 +89,10 @@ def activation_of(label: Label, n: int) -> Activation | None:
         return None
     if label.across is not None:
         return Activation(shape, *found, Axes((), (), np.empty(0, np.int64), "it belongs to pairs of tokens"))
-    return Activation(shape, *found, axes_of(each & ~IMAGES_BITS))
+    return Activation(shape, *found, axes_of(each & ~IMAGES_BITS, places))
 
 
-def axes_of(each: Tensor) -> Axes:
+def axes_of(each: Tensor, places: Places) -> Axes:
     """What the axes are, from features and places of every image's part, (n, *shape)."""
     one = each[0]
     feature, place = features_in(one), places_in(one)
@@ -107,14 +107,26 @@ def axes_of(each: Tensor) -> Axes:
         rest = []
     positions = sorted([*positions, *(axis for axis in rest if one.shape[axis] == 1)])
     unknown = [axis for axis in rest if one.shape[axis] > 1]
+    if len(positions) > 1 and not channels and not _is_map(place, positions, places):
+        channels = [positions.pop()]  # pixels of patches: as of images of several colours, features of their tokens
     numbers = place.permute(*positions, *unknown, *channels).reshape(_size(one, positions), -1)
+    numbers = places.together(numbers.numpy()) if numbers.shape[1] > 1 else numbers[:, 0].numpy().copy()
     why = "it is not known what its axes are" if unknown else ""
     if not why and not fixed and positions:
         kept = all(torch.equal(features_in(other), feature) for other in each[1:])
         why = "" if kept else "its axes differ from image to image"
         if any(not torch.equal(places_in(other), place) for other in each[1:]):
             why = "which tokens it holds differs from image to image"
-    return Axes(tuple(channels), tuple(positions), numbers[:, 0].numpy().copy(), why)
+    return Axes(tuple(channels), tuple(positions), numbers, why)
+
+
+def _is_map(place: Tensor, positions: Sequence[int], places: Places) -> bool:
+    """Whether rows change along one axis only, and columns along another."""
+    numbers = place.numpy()
+    along = []
+    for of in (places.row[numbers], places.column[numbers]):
+        along.append([axis for axis in positions if np.abs(np.diff(of, axis=axis)).max(initial=0) > 1e-6])
+    return all(len(axes) <= 1 for axes in along)
 
 
 def _size(one: Tensor, axes: Sequence[int]) -> int:

@@ -22,7 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from repsim.places import BITS, HIDDEN, NOWHERE, REGION, SCATTERED, Places
 
 MASK = 2**BITS - 1
-SEVERAL = 255
+SEVERAL = 15
 """Stands for the number of an image where several are mixed."""
 MOST_MEASURED = 2**24
 """Entries of the largest tensor on which an unknown operation is tried out."""
@@ -293,6 +293,8 @@ class Provenance:
         """What turned out to be attention weights: a product took them as a factor."""
         self.unknown: list[tuple[Any, str]] = []
         """Where an operation without a rule took activations, and what it is called."""
+        self.by_batch = False
+        """Whether activations are rounded by the range that they have in a whole batch, as in dynamic quantisation."""
         self._labels[images] = of_pixels(self.places, *images.shape)
 
     def label(self, tensor: Tensor | None) -> Label | None:
@@ -333,8 +335,10 @@ class Provenance:
                 if mutable and given[0] in self._labels and made:
                     del self._labels[given[0]]
                 return
-        for tensor, label in zip(made, labels):
+        for number, (tensor, label) in enumerate(zip(made, labels)):
             if label is None or label.codes.shape != tensor.shape:
+                if number == 0:
+                    self.unknown.append((at, f"{func.namespace}::{name}"))
                 continue
             if mutable and any(tensor is x for x in given):
                 self._written(tensor, label)
@@ -357,8 +361,14 @@ class Provenance:
     # Which rule
 
     def _by_rule(self, func: Any, name: str, args: tuple, kwargs: dict, result: Any, at: Any) -> Sequence | None:
+        if func.namespace == "quantized" and "linear" in name and name.endswith("dynamic"):
+            self.by_batch = True
+            label = self.label(args[0])
+            return [label.each(lambda codes: self.rules.contracted(codes, -1, result.shape[-1]))]
         if func.namespace not in ("aten", "prims"):
             return None
+        if name == "as_strided_" and tuple(args[1]) == tuple(args[0].shape):  # other strides of axes of size one
+            return [self.label(args[0])]
         if name in ("view", "view_copy") and func._overloadname == "dtype":
             return None
         first = self.label(args[0]) if args and isinstance(args[0], Tensor) else None
@@ -413,7 +423,12 @@ class Provenance:
                 return [codes(args[0]).reshape(size)]
             if name == "constant_pad_nd":
                 return [func(codes(args[0]), args[1], 0)]
-            moved = func(*tree_map(codes, args), **tree_map(codes, kwargs))
+            with_codes = [tree_map(codes, each) for each in (args, kwargs)]
+            try:
+                moved = func(*with_codes[0], **with_codes[1])
+            except (NotImplementedError, RuntimeError):  # for whole numbers it may not be there; these fit into float64
+                wide = [tree_map(lambda x: x.double() if isinstance(x, Tensor) else x, each) for each in with_codes]
+                moved = func(*wide[0], **wide[1]).long()
             return [moved] if isinstance(moved, Tensor) else list(moved)
 
         first = run("codes")
@@ -443,17 +458,12 @@ class Provenance:
             whole = Label(codes, None if across is None else across.expand(result.shape))
         if not any(label.weights for label in found):
             return whole
-        if not all(label.weights for label in found):  # what weights are multiplied with entry by entry
+        if _sums_to_one(result, keys_axis(whole)):  # weights that were changed are read where they were changed last
+            axis = keys_axis(whole) % result.ndim
+            return replace(whole, weights=(Weights(at, whole, tuple(result.shape), axis),))
+        if not all(label.weights for label in found):  # weights times something else, entry by entry
             return replace(whole, weights=())
-        weights = tuple(dict.fromkeys(each for label in found for each in label.weights))
-        return replace(whole, weights=self._still(weights, whole, result, at))
-
-    def _still(self, weights: tuple[Weights, ...], label: Label, result: Tensor, at: Any) -> tuple[Weights, ...]:
-        """Weights that were changed and still sum to one are read where they were changed last."""
-        axis = keys_axis(label)
-        if not result.is_floating_point() or (result.sum(axis, dtype=torch.float64) - 1).abs().max() > 1e-2:
-            return weights
-        return (Weights(at, label, tuple(result.shape), axis % result.ndim),)
+        return replace(whole, weights=tuple(dict.fromkeys(each for label in found for each in label.weights)))
 
     def _reduction(self, given: dict[str, Any], result: Any) -> list[Label | None]:
         label = self.label(given["self_"])
@@ -511,7 +521,7 @@ class Provenance:
         """Whether a product sums over the keys of attention weights."""
         if label.across is not None:
             return keys_axis(label) % tensor.ndim == axis % tensor.ndim
-        return bool((tensor.sum(axis, dtype=torch.float64) - 1).abs().max() < 1e-2)
+        return _sums_to_one(tensor, axis)
 
     def _outer(self, label: Label, axis: int) -> Tensor:
         """What stays of a factor when it is summed over an axis: of a row and a column, the one along the other axis."""
@@ -672,6 +682,12 @@ def keys_axis(label: Label) -> int:
             if varies(places_in(label.across), axis) and not varies(places_in(label.codes), axis):
                 return axis
     return -1
+
+
+def _sums_to_one(tensor: Tensor, axis: int) -> bool:
+    if tensor.is_meta or not tensor.is_floating_point():
+        return False
+    return bool((tensor.detach().double().sum(axis) - 1).abs().max() < 1e-2)
 
 
 def _matters(codes: Tensor, axis: int) -> bool:

@@ -107,7 +107,7 @@ class Reading:
             if tokens == "spatial":
                 return x
             pooled = x.mean([axis + 1 for axis in self.positions])
-            return pooled.flatten(1)
+            return pooled.flatten(1) if self.channels else pooled[:, None]
         spatial = self.tokens(x)[:, self.prefix :]
         return spatial if tokens == "spatial" else spatial.mean(1)
 
@@ -119,7 +119,9 @@ class Reading:
             raise UsageError(self.unknown)
         axes = [0, *(axis + 1 for axis in (*self.positions, *self.channels))]
         last = len(self.positions)
-        x = x.permute(axes).flatten(1, last).flatten(2) if last else x.permute(axes).flatten(1)[:, None]
+        x = x.permute(axes)
+        x = x.flatten(1, last) if last else x[:, None]
+        x = x.flatten(2) if self.channels else x[..., None]
         return x if self.order is None else x[:, self._order]
 
     @cached_property

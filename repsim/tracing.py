@@ -200,7 +200,7 @@ def _traced(network: Network) -> Trace:
     looking = _Looking(provenance)
     looking.recorder.begin(images)
     first = _run(network, images, looking)
-    for changed in range(IMAGES):
+    for changed in () if images.is_meta else range(IMAGES):
         batch = images.clone()
         batch[changed] = others[changed]
         again = _Comparing(looking, changed)
@@ -273,7 +273,7 @@ class _Looking:
         if label is None:
             return None
         if label not in self._known:
-            self._known[label] = activation_of(label, IMAGES)
+            self._known[label] = activation_of(label, IMAGES, self.provenance.places)
         return self._known[label]
 
     def enter(self, call: Call, arguments: Any) -> None:
@@ -290,7 +290,7 @@ class _Looking:
             self._note((call.path, call.number, "output"), call, tensor, call.output)
 
     def _note(self, key: tuple, call: Call, tensor: Tensor | None, activation: Activation | None) -> None:
-        if tensor is None or not tensor.numel() or self._noted.get(tensor) == tensor._version:
+        if tensor is None or not tensor.numel() or tensor.is_meta or self._noted.get(tensor) == tensor._version:
             return
         self._noted[tensor] = tensor._version
         if activation is not None:
@@ -349,7 +349,7 @@ class _Comparing:
             others = [i for i in range(IMAGES) if i != self.changed]
             if len(parts) != IMAGES or parts.shape[1:] != activation.shape:
                 call.mixed = True
-            elif not torch.equal(bits(parts)[others], exact[others]):
+            elif not self.looking.provenance.by_batch and not torch.equal(bits(parts)[others], exact[others]):
                 apart, size = (sums(parts) - rounded)[others].abs(), rounded[others, 1:]
                 call.mixed |= bool((apart > 1e-6 * size + 1e-30).any())
 
@@ -531,7 +531,7 @@ class _Recorder(TorchDispatchMode):
             last = self.maker.get(result)
             if last is not None and label is not None:
                 if label not in self._activations:
-                    self._activations[label] = activation_of(label, IMAGES)
+                    self._activations[label] = activation_of(label, IMAGES, self.provenance.places)
                 last.output = self._activations[label]
         return result
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from repsim.attention import (
     AttentionLayer,
     Geometry,
+    all_attention,
     find_attention,
     geometry_of,
     grid_of_places,
@@ -113,7 +114,7 @@ def geometry(network: Network, path: str, windows: int, queries: int, keys: int)
     Raises:
         UsageError: it has no positions, or not so many windows, queries and keys in the image.
     """
-    attentions = find_attention(network)
+    attentions = all_attention(network)
     found = geometry_of(attentions.at(path).maps[0], attentions.places, network.prefix)
     numbers = found.windows, int(found.queries[0].sum()), int(found.keys[0].sum())
     if numbers != (windows, queries - found.prefix, keys - found.prefix):
