@@ -10,6 +10,7 @@ import io
 import os
 import queue
 import signal
+import stat
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from repsim.errors import RepsimError, UsageError, first_line, one_of
+from repsim.folders import list_images, said
 
 SAMPLE = Path(__file__).parent / "sample" / "fashion_mnist.npz"
 SPLITS = ("train", "test")
@@ -112,6 +114,8 @@ class ImageSet:
             images or of folders named after classes, a data set as timm names them (`torch/cifar10`,
             `hfds/owner/name`, `wds/name`, `tfds/name`), a float tensor (n, c, h, w) that goes into the
             networks as it is, or a uint8 array (n, h, w) or (n, h, w, 3) that goes through their transforms.
+            The classes of a folder are the folders directly inside it, whatever is below them. Hidden files, what is
+            no image and what links lead to a second time are left out, and counted in `left_out`.
         split: `test` (default) or `train` of the sample and fashion-mnist; of timm's data sets what they
             call it (default `validation`); of a folder, a folder inside it.
         root: where timm's data sets lie.
@@ -143,7 +147,8 @@ class ImageSet:
         self.split, self.seed, self.asked = split, seed, images
         self.source = _source(data, split, root, images, seed)
         if len(self.source) < FEWEST:
-            raise UsageError(f"at least {FEWEST} images are needed; {self.data} has {len(self.source)}")
+            without = f"; {self.left_out_in_words}" if self.left_out else ""
+            raise UsageError(f"at least {FEWEST} images are needed; {self.data} has {len(self.source)}{without}")
         self.chosen = _choose(len(self.source), images, seed)
 
     def __len__(self) -> int:
@@ -151,7 +156,10 @@ class ImageSet:
 
     @property
     def labels(self) -> np.ndarray | None:
-        """(n,) class of each chosen image, or None where classes are not known."""
+        """(n,) class of each chosen image, or None where classes are not known.
+
+        A folder has classes where two or more folders in it hold images; images that lie beside these have -1.
+        """
         return None if self.source.labels is None else self.source.labels[self.chosen]
 
     @property
@@ -162,7 +170,17 @@ class ImageSet:
     @property
     def classes(self) -> list[str] | None:
         """Names of the classes where the data set has some: folders, in the order of the labels."""
-        return list(self.source.classes) if isinstance(self.source, _Files) else None
+        return (list(self.source.classes) or None) if isinstance(self.source, _Files) else None
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Count what a folder holds beside its images, by `repsim.folders.KINDS`; it is empty if there is nothing."""
+        return self.source.left_out if isinstance(self.source, _Files) else {}
+
+    @property
+    def left_out_in_words(self) -> str:
+        """Say so on one line; it is empty if nothing is left out."""
+        return said(self.source.root, self.left_out) if self.left_out else ""
 
     def only(self, positions: np.ndarray) -> ImageSet:
         """Some of the chosen images, by their positions in `chosen`."""
@@ -190,7 +208,8 @@ class ImageSet:
     def record(self, counts: Counts) -> dict[str, Any]:
         """What `run.json` says of the images and of a pass over them."""
         kept = {"data": self.data, "split": self.split, "seed": self.seed, "asked": self.asked}
-        return {**kept, "available": len(self.source), "chosen": len(self), **counts.record()}
+        left_out = {"left_out": self.left_out} if self.left_out else {}
+        return {**kept, "available": len(self.source), **left_out, "chosen": len(self), **counts.record()}
 
     def batches(
         self,
@@ -500,24 +519,27 @@ class _Noise:
 
 
 class _Files:
-    """A folder of images, flat or by class; found by timm's reader, in natural order of names."""
+    """A folder of images, flat or by class."""
 
     def __init__(self, root: Path) -> None:
-        from timm.data.readers.reader_image_folder import find_images_and_targets
-
         readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-        found, classes = find_images_and_targets(str(root), types=readable)
-        self.root, self.classes = root, classes
-        self.paths = [path for path, _ in found]
-        self.labels = np.array([target for _, target in found]) if len(classes) > 1 else None
-        if not found:
-            raise UsageError(f"there are no images in {root}; it may hold images, or one folder of images per class")
+        found = list_images(root, readable)
+        self.root, self.paths, self.classes, self.left_out = root, found.paths, found.classes, found.left_out
+        self.labels = found.labels if len(found.classes) > 1 else None
+        if not self.paths:
+            without = f"; {said(root, self.left_out)}" if self.left_out else ""
+            raise UsageError(
+                f"there are no images in {root}{without}; it may hold images, or one folder of images per class"
+            )
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def load(self, index: int) -> Image.Image:
-        return read(self.paths[index])
+        path = self.paths[index]
+        if not stat.S_ISREG(os.stat(path).st_mode):  # it was one when it was found; to open a pipe is to wait
+            raise OSError("it is no longer a regular file")
+        return read(path)
 
     def name(self, index: int) -> str:
         return self.paths[index]

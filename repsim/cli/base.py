@@ -126,6 +126,7 @@ class Job:
         context.meta[RUN] = run
         if len(chosen) < self.images:
             run.notice(f"{self.images} images were asked for, there are {len(chosen)}; all are used")
+        run.notice_what_is_left_out(chosen)
         return run
 
 
@@ -158,6 +159,11 @@ class Run:
         """Something about the run that its user must know: said now, and kept in the record."""
         self.notices.append(text)
         say(text, self.job.quiet)
+
+    def notice_what_is_left_out(self, images: Any) -> None:
+        """Say what was left out of the folder that images come from."""
+        if images.left_out:
+            self.notice(images.left_out_in_words)
 
     def notice_a_single_batch(self) -> None:
         """Of studies whose standard errors are over minibatches."""
@@ -355,11 +361,13 @@ def about(job: Job, networks: list[Any], images: Any) -> dict[str, Any]:
 
     means = {"out", "redraw", "workers", "checkpoint_every", "fresh", "quiet", "as_json"}
     given = click.get_current_context().params
+    seen = images.record(Counts())
+    seen.pop("left_out", None)  # what lies beside the images changes no sums
     return {
         "command": job.command,
         "options": {name: value for name, value in given.items() if name not in means},
         "networks": [network.record() for network in networks],
-        "images": images.record(Counts()),
+        "images": seen,
         "versions": versions(),
         "device": device_name(networks[0].device),
         "processes": int(os.environ.get("WORLD_SIZE", 1)),

@@ -79,6 +79,8 @@ def figures(
     job = replace(job, data=data, split=split, out=job.out or Path("runs") / name)
     run = job.start([(name, weights, ()) for name in plan.names])
     run.notice_a_single_batch()
+    if train is not None:
+        run.notice_what_is_left_out(train)
     if without and plan.probes:
         run.notice(f"no training images: {without}")
     for number, reason in plan.left_out.items():

@@ -447,12 +447,15 @@ def check_labels(train: ImageSet, test: ImageSet) -> None:
             raise UsageError(
                 f"probes need labels, and the {what} images of {images.data} have none; one folder per class gives some"
             )
+        if unlabelled := int((images.labels < 0).sum()):
+            raise UsageError(
+                f"labels must not be negative, and {unlabelled} of the {what} images of {images.data} have such; "
+                "images that lie beside the folders of classes have -1, and so do many data sets that are not labelled"
+            )
     if train.classes is not None and test.classes is not None and train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))[0]
         raise UsageError(f"training and test images must have the same classes; {odd!r} is in one of them only")
     present, tested = np.unique(train.labels), np.unique(test.labels)
-    if min(present[0], tested[0]) < 0:
-        raise UsageError("labels must not be negative; data sets that are not labelled often have -1")
     if missing := sorted(set(tested.tolist()) - set(present.tolist())):
         name = train.classes[missing[0]] if train.classes else missing[0]
         raise UsageError(f"every class needs training images; there are none of class {name!r}")
