@@ -128,7 +128,8 @@ class Places:
     def together(self, sets: np.ndarray) -> np.ndarray:
         """One place for each row of a matrix of places (r, k): what an average over them stands for.
 
-        The same place all along stays what it is; cells that fill a rectangle become it; others are scattered.
+        The same place all along stays what it is. Sets of cells of which each fills a rectangle become those; if one
+        does not, all are scattered.
         """
         result = sets[:, 0].copy()
         mixed = np.flatnonzero((sets != sets[:, :1]).any(1))
@@ -145,8 +146,9 @@ class Places:
             new[some] = self.regions(row, column, height, width)
             areas = np.where(real[some], self.height[rows] * self.width[rows], 0).sum(1)
             full = (1 - 1e-3) * height * width
-            for number in np.flatnonzero(areas < full):  # the rest may overlap, but leaves nothing out
-                new[np.flatnonzero(some)[number]] = self.scattered(rows[number][real[some][number]])
+            if (areas < full).any():  # runs in reading order, say: some happen to make a rectangle, but no grid of them
+                for number in np.flatnonzero(real[some].sum(1) > 1):
+                    new[np.flatnonzero(some)[number]] = self.scattered(rows[number][real[some][number]])
         for number in np.flatnonzero(~some & (kinds == TOKEN).any(1)):
             names = {name for place in distinct[number] for name in self.names.get(int(place), ())}
             new[number] = self.token(tuple(sorted(names)))

@@ -367,8 +367,8 @@ class Provenance:
             return [label.each(lambda codes: self.rules.contracted(codes, -1, result.shape[-1]))]
         if func.namespace not in ("aten", "prims"):
             return None
-        if name == "as_strided_" and tuple(args[1]) == tuple(args[0].shape):  # other strides of axes of size one
-            return [self.label(args[0])]
+        if name == "as_strided":
+            return [self._strided(*args, **kwargs)]
         if name in ("view", "view_copy") and func._overloadname == "dtype":
             return None
         first = self.label(args[0]) if args and isinstance(args[0], Tensor) else None
@@ -435,6 +435,21 @@ class Provenance:
         second = run("across") if pair else [None] * len(first)
         weights = tuple(dict.fromkeys(each for x in given for each in self._labels[x].weights))
         return [Label(a, b, weights) for a, b in zip(first, second)]
+
+    def _strided(self, x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: Any = None) -> Label | None:
+        """Read off memory as it lies: the codes are laid out like the tensor first."""
+        label = self.label(x)
+        if label is None or tuple(size) == tuple(x.shape):  # other strides of axes of size one
+            return label
+        start = 0 if storage_offset is None else storage_offset - x.storage_offset()
+        if start < 0:
+            return None
+
+        def laid_out(codes: Tensor) -> Tensor:
+            same = torch.zeros_like(torch.empty_strided(x.size(), x.stride(), dtype=torch.int64)).copy_(codes)
+            return same.as_strided(size, stride, start).clone()
+
+        return label.each(laid_out)
 
     def _constant(self, tensor: Tensor) -> Tensor:
         """Codes of what depends on no image: a token that comes from parameters, or from none."""

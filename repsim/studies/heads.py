@@ -76,7 +76,10 @@ class HeadSimilarity:
 
 def head_layer(network: Network) -> tuple[str, Layer, int]:
     """The first attention module, the layer of its heads' outputs before the projection, and their number."""
-    first = find_attention(network).layers[0]
+    try:
+        first = find_attention(network).layers[0]
+    except UsageError as error:
+        raise UsageError(f"{network.name} has no attention heads that can be compared: {error}") from None
     path, module, count = first.path, network.module.get_submodule(first.path), len(first.order)
     apart = len(first.maps) == 1 and getattr(module, "num_heads", None) == count
     if not apart or not isinstance(getattr(module, "proj", None), nn.Module):

@@ -27,7 +27,7 @@ def test_fused_equals_unfused_and_nothing_changes(name):
         module.fused_attn = True
     with torch.no_grad():
         before = network.module(images)
-        with watch_attention(network, lambda path, attention: None):
+        with watch_attention(network, lambda layer, number, attention: None):
             assert torch.equal(network.module(images), before)
     assert hooks_on(network.module) == 0 and all(module.fused_attn for module in fused)
     first = table_of(network)
@@ -43,7 +43,7 @@ def test_fused_equals_unfused_and_nothing_changes(name):
 def test_rows_of_attention_sum_to_one(name):
     network = FAMILIES[name].load()
     sums = []
-    with torch.no_grad(), watch_attention(network, lambda path, a: sums.append((a.sum(-1) - 1).abs().max().item())):
+    with torch.no_grad(), watch_attention(network, lambda layer, number, a: sums.append((a.sum(-1) - 1).abs().max().item())):
         network.module(noise(network, 2))
     assert len(sums) == len(attention_modules(network)) and max(sums) < 1e-5
 
@@ -99,13 +99,18 @@ def test_standard_errors_over_images(vit):
     images = rs.ImageSet("sample", images=64)
     table = rs.attention_distance(vit, images, batch_size=16)
     seen = []
-    with torch.no_grad(), watch_attention(vit, lambda path, a: seen.append(a) if path == "blocks.3.attn" else None):
+
+    def take(layer, number, attention):
+        if layer.path == "blocks.3.attn":
+            seen.append(attention)
+
+    with torch.no_grad(), watch_attention(vit, take):
         for batch in images.batches([vit.transform], 64):
             vit.module(batch.inputs[vit.transform])
     from repsim.measures.attention import distances, grid_positions, head_statistics
 
     positions = grid_positions(7, 7, 4)
-    each = head_statistics(seen[0], distances(positions, positions), prefix=1, cls=True).distance_px
+    each = head_statistics(seen[0][:, :, :, 1:, 1:], distances(positions, positions)[None]).distance_px
     block = table[table.block == 3]
     assert block.distance_px.to_numpy() == pytest.approx(each.mean(0).numpy(), abs=1e-4)
     assert block.distance_se.to_numpy() == pytest.approx((each.std(0) / 8).numpy(), rel=1e-3)
@@ -117,6 +122,8 @@ def test_networks_without_attention(name):
         table_of(FAMILIES[name].load())
 
 
-def test_positions_that_make_no_grid_are_refused():
-    with pytest.raises(rs.UsageError, match="attention distance does not apply to twins_svt_small-random"):
-        table_of(FAMILIES["twins"].load())
+@pytest.mark.parametrize("name", ["xcit_nano_12_p16_224", "cait_xxs24_224"])
+def test_attention_among_channels_or_of_a_class_token_alone_is_refused(name):
+    network = rs.load_model(name, weights="random")
+    with pytest.raises(rs.UsageError, match="have no positions in the image"):
+        table_of(network, 4)

@@ -81,7 +81,7 @@ class Cells(nn.Module):
     def forward(self, images):
         tokens = cut(images, self.grid)
         if self.average:
-            tokens = tokens.mean(1, keepdim=True).expand_as(tokens)
+            tokens = 0 * tokens + tokens.mean(1, keepdim=True)
         scale = torch.arange(1.0, tokens.shape[1] + 1)[:, None]
         return self.pooled(self.tokens(tokens * scale + scale).mean(1))
 
@@ -235,6 +235,12 @@ def test_two_networks_of_one_name_are_told_apart(vit):
 
 
 def test_tokens_that_are_not_in_the_order_of_the_image():
+    """Hiera keeps them in that of its mask units, and has a function of its own that puts them back."""
     network = rs.load_model("hiera_tiny_224", weights="random")
-    with pytest.raises(rs.UsageError, match="not in the order of the image|has no positions in the image"):
-        rs.token_localization(network, torch.randn(4, 3, 224, 224), batch_size=4)
+    layers = rs.find_layers(network)[1:]
+    with torch.no_grad(), rs.capture(network, layers) as seen:
+        network.module(torch.randn(2, 3, 224, 224))
+    for number, layer in enumerate(layers):
+        in_order = network.module.reroll(seen[layer.name], number)
+        assert grid_of(layer, network) == in_order.shape[1:3]
+        assert torch.equal(layer.tokens(seen[layer.name]), in_order.flatten(1, 2))

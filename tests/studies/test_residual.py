@@ -114,13 +114,20 @@ SMALL_MAXVIT = {"input_size": (112, 112), "stem_channels": 8, "partition_size": 
 SMALL_MAXVIT |= {"block_channels": [8, 16], "block_layers": [1, 1], "stochastic_depth_prob": 0.0}
 
 
-@pytest.mark.parametrize(
-    "build, side",
-    [(lambda: torchvision.models.MaxVit(**SMALL_MAXVIT), 112), (lambda: timm.create_model("nest_tiny"), 224)],
-)
-def test_windows_are_no_row_of_tokens(build, side):
-    with pytest.raises(rs.UsageError, match="is no row of tokens and no map"):
-        rs.residual_norms(build(), torch.randn(4, 3, side, side))
+@pytest.mark.parametrize("kind", ["window", "grid"])
+def test_tokens_of_windows_are_numbered_by_their_place_in_the_image(kind):
+    """MaxViT's windows hold 7 x 7 neighbours, those of its grid attention every fourth cell: both as in the map."""
+    module = torchvision.models.MaxVit(**SMALL_MAXVIT).eval()
+    images = torch.randn(4, 3, 112, 112)
+    table = rs.residual_norms(module, images).table
+    layer = f"blocks.0.layers.0.layers.{kind}_attention"
+    norms = table[(table.layer == layer) & (table.sublayer == "attention")].skip_norm.to_numpy()
+    seen = []
+    with torch.no_grad():
+        handle = module.get_submodule(layer).register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+        module(images)
+        handle.remove()
+    assert norms == pytest.approx(seen[0].norm(dim=1).mean(0).flatten().numpy(), rel=1e-5)
 
 
 def test_blocks_without_skips_are_named():
