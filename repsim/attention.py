@@ -1,8 +1,8 @@
 """Reading the attention of a network as it runs, fused or not, without changing it.
 
 Attention is found in the operations of a traced pass: fused attention, or a softmax of which the result, masked,
-gated or mixed among heads on the way, is a factor of a product that sums over its keys. Where queries and keys are in the
-image, which heads there are and which windows, is told by the labels that go along (see `provenance`).
+gated or mixed among heads on the way, is a factor of a product that sums over its keys. Where queries and keys are in
+the image, which heads there are and which windows, is told by the labels that go along (see `provenance`).
 """
 
 from __future__ import annotations
@@ -57,8 +57,13 @@ class AttentionMap:
             weights = weights.transpose(-2, -1)
         each = images_first(weights, *self.images)
         each = each.reshape(len(each), -1, *weights.shape[-2:])
-        if each.shape[1] != self.groups.numel() or tuple(each.shape[2:]) != (self.query_places.shape[1], self.key_places.shape[1]):
-            raise RepsimError(f"attention in {self.at.path} is not as it was when it was looked for: {tuple(weights.shape)}")
+        if each.shape[1] != self.groups.numel() or tuple(each.shape[2:]) != (
+            self.query_places.shape[1],
+            self.key_places.shape[1],
+        ):
+            raise RepsimError(
+                f"attention in {self.at.path} is not as it was when it was looked for: {tuple(weights.shape)}"
+            )
         plain = bool((self.groups.flatten() == torch.arange(self.groups.numel())).all())
         return (each if plain else each[:, self.groups.flatten()]).unflatten(1, tuple(self.groups.shape))
 
@@ -125,7 +130,9 @@ def all_attention(network: Network) -> Attentions:
     notices = []
     if pooling:
         names = ", ".join(dict.fromkeys(pooling))
-        notices.append(f"attention by queries that no image changes is no row of heads that look around: {names} left out")
+        notices.append(
+            f"attention by queries that no image changes is no row of heads that look around: {names} left out"
+        )
     return Attentions(layers, places, notices, pooling)
 
 
@@ -155,7 +162,10 @@ def _check_all(network: Network, trace: Trace, attentions: Attentions) -> None:
     hidden = [
         f"{call.path or 'the network itself'} ({type(call.module).__name__})"
         for call in trace.calls
-        if call.output is not None and call.output.axes is None and call.input is not None and call.input.axes is not None
+        if call.output is not None
+        and call.output.axes is None
+        and call.input is not None
+        and call.input.axes is not None
     ]
     foreign = [
         f"{at.path or 'the network itself'} ({name})"
@@ -197,16 +207,18 @@ def _map_of(network: Network, trace: Trace, weights: Weights) -> AttentionMap | 
         return None
     if images is None or images[0] >= ndim - 2:
         raise UsageError(f"{where}, {weights.shape}, has no axis of images that is known")
-    rows, columns = (images_first(each, *images)[0].flatten(0, -2) if each.ndim > 1 else each[None] for each in (rows, columns))
+    rows, columns = (
+        images_first(each, *images)[0].flatten(0, -2) if each.ndim > 1 else each[None] for each in (rows, columns)
+    )
     if rows.ndim == 1:
         rows, columns = rows[None], columns[None]
     for what, codes in (("queries", rows), ("keys", columns)):
         numbers = places.resolved(places_in(codes).numpy())
         kinds = places.kind[numbers]
-        if not np.isin(kinds, (REGION, SCATTERED)).any() or len(np.unique(numbers[np.isin(kinds, (REGION, SCATTERED))])) < 2:
+        if len(np.unique(numbers[np.isin(kinds, (REGION, SCATTERED))])) < 2:
             raise UsageError(
-                f"attention distance does not apply to {network.name}: the {what} of {at.path} have no positions in the "
-                "image (attention among channels, of a class token alone, or over a single position)"
+                f"attention distance does not apply to {network.name}: the {what} of {at.path} have no positions in "
+                "the image (attention among channels, of a class token alone, or over a single position)"
             )
         if bool((torch.from_numpy(numbers == NOWHERE) & (images_in(codes) > 0)).any()):
             raise UsageError(f"{where}: it is not known where in the image its {what} are")
@@ -294,7 +306,9 @@ def geometry_of(each: AttentionMap, places: Places, declared: Sequence[str] | No
     if declared is not None and len(declared) == len(names):
         names = list(declared)
     cls = next((i for i, name in zip(tokens, names) if name == "cls"), None)
-    return Geometry(torch.from_numpy(distances), torch.from_numpy(in_q), torch.from_numpy(in_k), cls, _own(q, k, in_q, in_k))
+    return Geometry(
+        torch.from_numpy(distances), torch.from_numpy(in_q), torch.from_numpy(in_k), cls, _own(q, k, in_q, in_k)
+    )
 
 
 def _distances(places: Places, q: np.ndarray, k: np.ndarray) -> np.ndarray:
@@ -437,7 +451,9 @@ class _Fused(TorchFunctionMode):
 class _Plain(TorchDispatchMode):
     """Sees the operations that make attention weights."""
 
-    def __init__(self, names: set[str], running: list[Call], took: Callable[[OperationAt | None, Tensor], None]) -> None:
+    def __init__(
+        self, names: set[str], running: list[Call], took: Callable[[OperationAt | None, Tensor], None]
+    ) -> None:
         super().__init__()
         self.names, self.running, self.took = names, running, took
 

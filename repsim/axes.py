@@ -176,7 +176,9 @@ def reading_of(
     )
 
 
-def _of_whole_image(places: Places, numbers: np.ndarray, in_image: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
+def _of_whole_image(
+    places: Places, numbers: np.ndarray, in_image: np.ndarray, size: tuple[int, int, int]
+) -> np.ndarray:
     """Tokens that are means over all others, say, beside tokens that are not."""
     _, height, width = size
     whole = in_image & (places.height[numbers] >= 0.9 * height) & (places.width[numbers] >= 0.9 * width)
@@ -195,4 +197,3 @@ def grid_and_order(places: Places, numbers: np.ndarray) -> tuple[tuple[int, int]
     if len(numbers) != len(rows) * len(columns) or len(np.unique(cell)) != len(cell):
         return None, as_they_are
     return (len(rows), len(columns)), np.argsort(cell)
-

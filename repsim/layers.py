@@ -80,8 +80,8 @@ def find_layers(
     for spot in found:
         if spot.side == "output" and spot.call.mixed:
             raise UsageError(
-                f"layer {(spot.name or spot.call.name)!r} of {network.name} depends on several images of a batch at once, so it "
-                "stands for none of them; choose other layers"
+                f"layer {(spot.name or spot.call.name)!r} of {network.name} depends on several images of a batch at "
+                "once, so it stands for none of them; choose other layers"
             )
     selected = _layers(trace, found)
     for layer in selected:
@@ -97,12 +97,14 @@ def check_tokens(layer: Layer, network: Network, tokens: Tokens) -> None:
     if tokens == "cls" and not layer.cls:
         if "token" in layer.names:
             raise UsageError(
-                f"{where} has {layer.prefix} tokens before its grid, and nothing tells which of them is a CLS token; say "
-                "what they are with Network(..., prefix=('cls', ...)), or choose tokens all, spatial or pooled"
+                f"{where} has {layer.prefix} tokens before its grid, and nothing tells which of them is a CLS token; "
+                "say what they are with Network(..., prefix=('cls', ...)), or choose tokens all, spatial or pooled"
             )
         raise UsageError(f"{where} has no CLS token; choose other layers, or tokens all, spatial or pooled")
     if tokens != "cls" and layer.unknown:
-        raise UsageError(f"{where}, {layer.shape}, has no {tokens} tokens: {layer.unknown}; choose other layers, or all")
+        raise UsageError(
+            f"{where}, {layer.shape}, has no {tokens} tokens: {layer.unknown}; choose other layers, or all"
+        )
 
 
 def grid_of(layer: Reading, network: Network) -> tuple[int, int]:

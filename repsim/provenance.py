@@ -165,7 +165,9 @@ class Rules:
             feature = new.view(shape)
         return pack(images_in(rest).unsqueeze(axis), feature, places_in(rest).unsqueeze(axis))
 
-    def taps(self, codes: Tensor, axis: int, size: int, kernel: int, stride: int, padding: int, dilation: int) -> Tensor:
+    def taps(
+        self, codes: Tensor, axis: int, size: int, kernel: int, stride: int, padding: int, dilation: int
+    ) -> Tensor:
         """Codes along one axis of what a kernel slides over: those of its central tap, or between the two."""
         start = torch.arange(size) * stride - padding
         length = codes.shape[axis]
@@ -190,7 +192,9 @@ class Rules:
         places = self.places
         tall, wide = 1.0, 1.0
         for axis, scale in scales.items():
-            a, b = (places_in(before.select(axis, i)).reshape(-1)[0].item() for i in (0, min(1, before.shape[axis] - 1)))
+            a, b = (
+                places_in(before.select(axis, i)).reshape(-1)[0].item() for i in (0, min(1, before.shape[axis] - 1))
+            )
             if abs(places.row[a] - places.row[b]) > abs(places.column[a] - places.column[b]):
                 tall *= scale
             else:
@@ -212,8 +216,9 @@ class Rules:
         share = torch.from_numpy(wanted - low)
         a, b = (codes.index_select(axis, torch.from_numpy(low + i)) for i in (0, 1))
         pairs, inverse = torch.unique(
-            torch.stack([places_in(a), places_in(b), _along(torch.arange(len(wanted)), axis, codes.ndim).expand_as(a)], -1)
-            .reshape(-1, 3),
+            torch.stack(
+                [places_in(a), places_in(b), _along(torch.arange(len(wanted)), axis, codes.ndim).expand_as(a)], -1
+            ).reshape(-1, 3),
             dim=0,
             return_inverse=True,
         )
@@ -436,7 +441,9 @@ class Provenance:
         weights = tuple(dict.fromkeys(each for x in given for each in self._labels[x].weights))
         return [Label(a, b, weights) for a, b in zip(first, second)]
 
-    def _strided(self, x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: Any = None) -> Label | None:
+    def _strided(
+        self, x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: Any = None
+    ) -> Label | None:
         """Read off memory as it lies: the codes are laid out like the tensor first."""
         label = self.label(x)
         if label is None or tuple(size) == tuple(x.shape):  # other strides of axes of size one
@@ -539,7 +546,7 @@ class Provenance:
         return _sums_to_one(tensor, axis)
 
     def _outer(self, label: Label, axis: int) -> Tensor:
-        """What stays of a factor when it is summed over an axis: of a row and a column, the one along the other axis."""
+        """What stays of a factor summed over an axis: of a row and a column, the one along the other axis."""
         codes = label.codes
         if label.across is not None and varies(places_in(codes), axis) and not varies(places_in(label.across), axis):
             codes = label.across
@@ -676,7 +683,7 @@ class Provenance:
             return None
         x, label = found[0], self._labels[found[0]]
         for axis in range(x.ndim):
-            if not varies(label.codes, axis) or (features_only := not _matters(label.codes, axis)):
+            if not varies(label.codes, axis) or not _matters(label.codes, axis):
                 continue
             for index in {0, x.shape[axis] // 2, x.shape[axis] - 1}:
                 changed = x.clone()

@@ -41,7 +41,7 @@ class Reading:
     batch_axis: int
     before: int = 1
     fold: int = 1
-    """The axis of the images holds (before, images, fold): windows of an image one after another, or views of a batch."""
+    """The axis of the images holds (before, images, fold): windows of an image one after another, views of a batch."""
     channels: tuple[int, ...] = ()
     positions: tuple[int, ...] = ()
     """Axes of `shape`; some may be neither, where it is not known what they are."""

@@ -1,7 +1,8 @@
 """Forward passes of a network, looked at: which modules run, how often, in which order, on what, by which operations.
 
 `Trace.of` runs a network on three small images. Labels go along with the operations and say what each axis of each
-activation is (see `provenance`); then one image after the other is changed, and what changes must be what belongs to it.
+activation is (see `provenance`); then one image after the other is changed, and what changes must be what belongs to
+it.
 """
 
 from __future__ import annotations

@@ -57,7 +57,8 @@ def head_statistics(
     Args:
         attention: (n, h, w, q, k) of w windows (one, if every token sees the whole grid), rows summing to 1.
         distances: (w, q, k) in pixels.
-        queries, keys: (w, q) and (w, k), which are in the image; None: all. What goes to other keys counts as distance 0.
+        queries, keys: (w, q) and (w, k), which are in the image; None: all. What goes to other keys counts as
+            distance 0.
         cls: which key is the CLS token.
         own: (w, q) which key is the query's own token.
         renormalize: divide each row by its sum over the keys that are in the image.

@@ -118,7 +118,9 @@ def geometry(network: Network, path: str, windows: int, queries: int, keys: int)
     found = geometry_of(attentions.at(path).maps[0], attentions.places, network.prefix)
     numbers = found.windows, int(found.queries[0].sum()), int(found.keys[0].sum())
     if numbers != (windows, queries - found.prefix, keys - found.prefix):
-        raise UsageError(f"{path} has (windows, queries, keys) = {numbers} in the image, not {(windows, queries, keys)}")
+        raise UsageError(
+            f"{path} has (windows, queries, keys) = {numbers} in the image, not {(windows, queries, keys)}"
+        )
     return found
 
 
@@ -218,7 +220,8 @@ def attention_maps(
     with evaluating(network.module), eagerly(network), watch_attention(network, take, attentions):
         network.module(inputs)
     whole_maps = [
-        torch.cat([seen[layer.name][i] for i in range(len(layer.maps))], 1)[:, layer.order] for layer in attentions.layers
+        torch.cat([seen[layer.name][i] for i in range(len(layer.maps))], 1)[:, layer.order]
+        for layer in attentions.layers
     ]
     where = geometry_of(maps[0], attentions.places, network.prefix)
     (rows, columns), order = grid_of_places(attentions.places, maps[0].key_places[0], where.keys[0])

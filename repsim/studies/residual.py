@@ -36,9 +36,10 @@ class ResidualNorms:
         for network, sums in zip(networks, self.found):
             for each in sums:
                 if each.reading.grid is None:
+                    why = f": {each.reading.unknown}" if each.reading.unknown else ""
                     raise UsageError(
                         f"the residual sum {each.name!r} of {network.name} is no row of tokens and no map: "
-                        f"it is {each.reading.shape} for one image{': ' * bool(each.reading.unknown)}{each.reading.unknown}"
+                        f"it is {each.reading.shape} for one image{why}"
                     )
         self.sums: dict[tuple[int, str], _Sums] = {}
         self.kinds = [_Sums]

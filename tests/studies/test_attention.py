@@ -43,7 +43,10 @@ def test_fused_equals_unfused_and_nothing_changes(name):
 def test_rows_of_attention_sum_to_one(name):
     network = FAMILIES[name].load()
     sums = []
-    with torch.no_grad(), watch_attention(network, lambda layer, number, a: sums.append((a.sum(-1) - 1).abs().max().item())):
+    with (
+        torch.no_grad(),
+        watch_attention(network, lambda layer, number, a: sums.append((a.sum(-1) - 1).abs().max().item())),
+    ):
         network.module(noise(network, 2))
     assert len(sums) == len(attention_modules(network)) and max(sums) < 1e-5
 
