@@ -56,8 +56,17 @@ def test_what_hooks_compute_is_not_in_bfloat16():
     assert types["blocks.3.mlp.fc1"] == (torch.bfloat16, torch.float32) and types["blocks.3"][1] == torch.float32
 
 
-# Twice to thrice what is seen; see tests/benchmarks/README.md for deviations on more images.
-OF_BF16 = {"ratio": 0.3, "ratio_median": 0.8, "distance_px": 0.05, "soft_loss": 0.05, "radius50_px": 1.0}
+# Twice to thrice what is seen; see tests/benchmarks/README.md for deviations on more images. Accuracy and agreement are
+# counts of the 32 images: which of them change sides depends on the processor's own products in bfloat16.
+OF_BF16 = {
+    "accuracy": 0.1,
+    "agreement": 0.1,
+    "ratio": 0.3,
+    "ratio_median": 0.8,
+    "distance_px": 0.05,
+    "soft_loss": 0.05,
+    "radius50_px": 1.0,
+}
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -65,8 +74,7 @@ def test_a_study_in_bfloat16_finds_nearly_the_same(name, vit, resnet):
     half = [rs.load_model(network, precision="bf16") for network in ("vit_mini", "resnet_mini")]
     found = STUDIES[name](*half, IMAGES)
     for column, values in STUDIES[name](vit, resnet, IMAGES).items():
-        tolerance = 0.1 if column == "accuracy" else OF_BF16.get(column, 0.03)
-        np.testing.assert_allclose(found[column], values, atol=tolerance, rtol=0, err_msg=column)
+        np.testing.assert_allclose(found[column], values, atol=OF_BF16.get(column, 0.03), rtol=0, err_msg=column)
 
 
 @pytest.mark.parametrize("name", ["cka", "attention", "residual", "localize", "receptive"])

@@ -43,44 +43,64 @@ class HeadStatistics(NamedTuple):
 
 
 def head_statistics(
+    attention: Tensor, distance: Tensor, *, prefix: int = 0, cls: bool = False, renormalize: bool = False
+) -> HeadStatistics:
+    """Distance, entropy and shares of each image's attention heads.
+
+    Args:
+        attention: (n, h, prefix + q, prefix + k), rows summing to 1.
+        distance: (q, k) in pixels between grid positions.
+        prefix: tokens before the grid, among queries and keys alike.
+        cls: whether the first of them is a CLS token.
+        renormalize: divide each row by its sum over the grid's keys.
+
+    >>> eye = torch.eye(4).view(1, 1, 4, 4)
+    >>> positions = grid_positions(2, 2, spacing=16)
+    >>> head_statistics(eye, distances(positions, positions)).distance_px.item()
+    0.0
+    """
+    q, k = attention.shape[-2:]
+    return windowed_head_statistics(
+        attention.unsqueeze(2),
+        torch.nn.functional.pad(distance, (prefix, 0, prefix, 0))[None],
+        queries=(torch.arange(q) >= prefix)[None],
+        keys=(torch.arange(k) >= prefix)[None],
+        cls=0 if cls and prefix else None,
+        own=torch.arange(q)[None] if q == k else None,
+        renormalize=renormalize,
+    )
+
+
+def windowed_head_statistics(
     attention: Tensor,
     distances: Tensor,
     *,
-    queries: Tensor | None = None,
-    keys: Tensor | None = None,
+    queries: Tensor,
+    keys: Tensor,
     cls: int | None = None,
     own: Tensor | None = None,
     renormalize: bool = False,
 ) -> HeadStatistics:
-    """Distance, entropy and shares of each image's attention heads: means over the queries that are in the image.
+    """The same of attention within windows: means over the queries of all windows that are in the image.
 
     Args:
         attention: (n, h, w, q, k) of w windows (one, if every token sees the whole grid), rows summing to 1.
         distances: (w, q, k) in pixels.
-        queries, keys: (w, q) and (w, k), which are in the image; None: all. What goes to other keys counts as
-            distance 0.
+        queries, keys: (w, q) and (w, k), which are in the image. What goes to other keys counts as distance 0.
         cls: which key is the CLS token.
         own: (w, q) which key is the query's own token.
         renormalize: divide each row by its sum over the keys that are in the image.
-
-    >>> eye = torch.eye(4).view(1, 1, 1, 4, 4)
-    >>> positions = grid_positions(2, 2, spacing=16)
-    >>> head_statistics(eye, distances(positions, positions)[None]).distance_px.item()
-    0.0
     """
     device = attention.device
-    inside = torch.ones(attention.shape[2:4]) if queries is None else queries
-    share = (inside / inside.sum()).to(device, torch.float64)
-    there = torch.ones(attention.shape[2], attention.shape[4]) if keys is None else keys
-    reached = torch.where(there[:, None].bool(), distances, 0.0).to(device, torch.float32)
+    inside, count = queries.to(device), int(queries.sum())
+    reached = torch.where(keys[:, None], distances, 0.0).to(device, torch.float32)
     reach = torch.einsum("nhwqk,wqk->nhwq", attention.float(), reached).double()
     if renormalize:
-        mass = torch.einsum("nhwqk,wk->nhwq", attention.double(), there.to(device, torch.float64))
-        reach = reach / mass
+        reach = reach / torch.einsum("nhwqk,wk->nhwq", attention.double(), keys.to(device, torch.float64))
     nowhere = torch.full(attention.shape[:2], torch.nan, dtype=torch.float64, device=device)
 
     def mean(values: Tensor) -> Tensor:
-        return torch.where(share > 0, values * share, 0.0).sum((-2, -1))
+        return torch.where(inside, values, 0.0).sum((-2, -1)) / count
 
     to_itself = None if own is None else own.to(device).expand(attention.shape[:-1]).unsqueeze(-1)
     return HeadStatistics(

@@ -22,7 +22,7 @@ from repsim.attention import (
 )
 from repsim.errors import UsageError
 from repsim.images import FEWEST, Batch, ImageSet, as_image_set
-from repsim.measures.attention import HeadStatistics, head_statistics
+from repsim.measures.attention import HeadStatistics, windowed_head_statistics
 from repsim.measures.running import Moments
 from repsim.models import Network, as_network, evaluating
 from repsim.pieces import add_piece, piece
@@ -76,7 +76,7 @@ class AttentionDistance:
 
     def _reduce(self, name: str, number: int, attention: Tensor) -> HeadStatistics:
         where = self._geometry[name, number]
-        return head_statistics(
+        return windowed_head_statistics(
             attention,
             where.distances,
             queries=where.queries,

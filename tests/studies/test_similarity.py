@@ -38,7 +38,8 @@ def reference(networks, images, layers, batch_size, tokens="all"):
         ("vit", "resnet18", "all", "all"),
         ("vit_registers", "swin", "paper", "all"),
         ("deit_distilled", "pit", r".*blocks\.\d", "cls"),
-        ("convnext", "mixer", "paper", "pooled"),
+        ("convnext", "coatnet", "paper", "pooled"),
+        ("convnext", "mixer", "blocks", "pooled"),
         ("bit", "pvt_v2", "blocks", "spatial"),
         ("deepvit", "twins", "blocks", "all"),
     ],
@@ -57,6 +58,14 @@ def test_every_pair_equals_the_reference(a, b, layers, tokens):
     assert found[worst] == pytest.approx(expected[worst], abs=1e-5), worst
     own = table[(table.model_a == table.model_b) & (table.layer_a == table.layer_b)]
     assert own.cka.to_numpy() == pytest.approx(1, abs=1e-12)
+
+
+def test_hidden_units_of_a_layer_that_mixes_tokens_are_no_tokens():
+    mixer = FAMILIES["mixer"].load()
+    with pytest.raises(
+        rs.UsageError, match=r"layer 'blocks.0.mlp_tokens.act' of .* has no pooled tokens: it is not kn"
+    ):
+        rs.layer_cka(mixer, images=noise(mixer, 8), layers="paper", tokens="pooled", batch_size=8)
 
 
 def test_the_bundled_networks(vit, resnet):

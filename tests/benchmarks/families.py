@@ -1,0 +1,162 @@
+"""One small network of every architecture family of timm: what repsim finds in it, and what it refuses.
+
+    python tests/benchmarks/families.py            # all families, an hour on 2 cores; goes on where it stopped
+    python tests/benchmarks/families.py swin vit   # these, printed, with the sentences of what is refused
+
+A family is a module of `timm.models`; of its variants the one with the fewest parameters is taken, up to 30 million,
+with random weights. On 8 noise images it goes through `find_layers` with both presets, `layer_cka`, `residual_norms`
+and `attention_distance`. Each is right or refused, by one sentence of repsim's own; whatever else is raised is a defect
+and stands as `failed`. The table is `families.csv` beside this file:
+
+    family, model, parameters
+    blocks_found    of the preset `blocks`
+    blocks_run      modules of the network that run and are blocks by the name of their class, the outermost ones
+    paper_layers    of the preset `paper`
+    applies         the studies that gave a table
+    refused         the others, with what was said
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import re
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+import repsim as rs
+
+TABLE = Path(__file__).with_suffix(".csv")
+MOST = 30e6
+IMAGES = 8
+BLOCK = re.compile(r"block|bottleneck|residual|unit$|cell|mixer.?layer|encoderlayer|convblocks?$|attnpath", re.I)
+"""Names of classes that timm's authors give to what is repeated."""
+LARGE = re.compile(r"large|huge|giant|gigantic|xl|so\d+m|_[lhg]_|_[lhg]\d|enormous|plusplus_")
+
+
+def families() -> list[str]:
+    return sorted(timm.list_modules())
+
+
+def small(family: str) -> tuple[str, float] | None:
+    """The variant of a family with the fewest parameters, and how many it has; None if all have too many."""
+    sizes = {}
+    for name in timm.list_models(module=family):
+        if LARGE.search(name):
+            continue
+        with torch.device("meta"), contextlib.suppress(Exception):
+            sizes[name] = sum(p.numel() for p in timm.create_model(name).parameters())
+    if not sizes:  # not all can be made without memory
+        for name in timm.list_models(module=family)[:3]:
+            with contextlib.suppress(Exception):
+                sizes[name] = sum(p.numel() for p in timm.create_model(name).parameters())
+    name = min(sizes, key=sizes.get, default=None)
+    return None if name is None or sizes[name] > MOST else (name, sizes[name])
+
+
+def blocks_that_run(network: rs.Network) -> list[str]:
+    """Outermost modules that run and are blocks by the name of their class, one after another."""
+    ran: list[str] = []
+    handles = [
+        module.register_forward_hook(lambda m, a, out, path=path: ran.append(path))
+        for path, module in network.module.named_modules()
+        if path and BLOCK.search(type(module).__name__) and next(module.children(), None) is not None
+    ]
+    with torch.no_grad():
+        network.module.eval()(torch.zeros(2, *network.input_size))
+    for handle in handles:
+        handle.remove()
+    names = set(ran)
+    return [path for path in ran if not any(path.startswith(f"{other}.") for other in names)]
+
+
+def load(name: str) -> rs.Network:
+    torch.manual_seed(0)
+    return rs.load_model(name, weights="random")
+
+
+def studies(network: rs.Network, images: torch.Tensor) -> Iterator[tuple[str, Callable[[], Any]]]:
+    yield "layer_cka", lambda: rs.layer_cka(network, images=images, batch_size=IMAGES, layers="blocks")
+    yield "paper_cka", lambda: rs.layer_cka(network, images=images, batch_size=IMAGES, layers="paper")
+    yield "residual_norms", lambda: rs.residual_norms(network, images, batch_size=IMAGES)
+    yield "attention_distance", lambda: rs.attention_distance(network, images, batch_size=IMAGES)
+
+
+def examine(family: str) -> dict[str, Any] | None:
+    """A row of the table; None for a family without a small variant."""
+    found = small(family)
+    if found is None:
+        return None
+    name, parameters = found
+    network = load(name)
+    images = torch.randn(IMAGES, *network.input_size, generator=torch.Generator().manual_seed(0))
+    row: dict[str, Any] = {"family": family, "model": name, "parameters": int(parameters)}
+    applies, refused = [], []
+
+    def attempt(what: str, run: Callable[[], Any]) -> Any:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                result = run()
+        except rs.RepsimError as error:
+            refused.append(f"{what}: {error}")
+            return None
+        except Exception:
+            refused.append(f"{what} failed: {traceback.format_exc().strip().splitlines()[-1]}")
+            return None
+        applies.append(what)
+        return result
+
+    for preset, column in (("blocks", "blocks_found"), ("paper", "paper_layers")):
+        layers = attempt(f"find_layers({preset})", lambda preset=preset: rs.find_layers(network, preset))
+        row[column] = 0 if layers is None else sum(preset == "paper" or each.kind == "block" for each in layers)
+    row["blocks_run"] = len(blocks_that_run(network))
+    for what, run in studies(network, images):
+        attempt(what, run)
+    row["applies"] = " ".join(what for what in applies if not what.startswith("find_layers"))
+    row["refused"] = " | ".join(refused)
+    return row
+
+
+COLUMNS = ["family", "model", "parameters", "blocks_found", "blocks_run", "paper_layers", "applies", "refused"]
+
+
+def main(wanted: list[str]) -> None:
+    if wanted:
+        for family in wanted:
+            print(examine(family))
+        return
+    done = set()
+    if TABLE.exists():
+        with TABLE.open(newline="") as file:
+            done = {row["family"] for row in csv.DictReader(file)}
+    with TABLE.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if not done:
+            writer.writeheader()
+        for family in families():
+            if family in done:
+                continue
+            start = time.monotonic()
+            row = examine(family)
+            if row is not None:
+                writer.writerow(row)
+                file.flush()
+            print(
+                family,
+                f"{time.monotonic() - start:.0f} s",
+                row and (row["blocks_found"], row["blocks_run"]),
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
