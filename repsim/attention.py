@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from repsim.axes import grid_and_order, images_axis
@@ -26,9 +25,19 @@ from repsim.places import NOWHERE, REGION, SCATTERED, TOKEN, Places
 from repsim.provenance import Weights, features_in, images_in, places_in, varies
 from repsim.structure import is_attention
 from repsim.tokens import images_first, known_by_name
-from repsim.tracing import SDPA, Call, OperationAt, Trace, following, is_own, name_of, operation_at, unobserved
-
-FUSED = "attention"
+from repsim.tracing import (
+    FUSED,
+    SDPA,
+    Call,
+    FusedAttention,
+    OperationAt,
+    Trace,
+    following,
+    is_own,
+    name_of,
+    operation_at,
+    unobserved,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -413,6 +422,14 @@ def watch_attention(
             with unobserved():
                 take(layer, number, layer.maps[number].read(attention))
 
+    def attend(args: tuple, kwargs: dict) -> Tensor:
+        """Fused attention, its weights worked out beside it from the very queries and keys it is given."""
+        if running:
+            at = operation_at(FUSED, running)
+            with unobserved():
+                took(at, weights(*args, **kwargs))
+        return SDPA(*args, **kwargs)
+
     def enter(call: Call, arguments: Any) -> None:
         if not call.path:
             met.clear()
@@ -428,24 +445,8 @@ def watch_attention(
         if names - {FUSED}:
             stack.enter_context(_Plain(names, running, took))
         if FUSED in names:
-            stack.enter_context(_Fused(running, took))
+            stack.enter_context(FusedAttention(attend))
         yield
-
-
-class _Fused(TorchFunctionMode):
-    """Sees calls of fused attention and works out the weights from the very queries and keys it is given."""
-
-    def __init__(self, running: list[Call], took: Callable[[OperationAt | None, Tensor], None]) -> None:
-        super().__init__()
-        self.running, self.took = running, took
-
-    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        if function is SDPA and self.running:
-            at = operation_at(FUSED, self.running)
-            with unobserved():
-                self.took(at, weights(*args, **kwargs))
-        return function(*args, **kwargs)
 
 
 class _Plain(TorchDispatchMode):

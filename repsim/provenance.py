@@ -57,10 +57,8 @@ class Label:
     column's."""
     weights: tuple[Any, ...] = ()
     """Where softmax made what it was computed from, if it may be attention weights."""
-
-    @property
-    def of_images(self) -> bool:
-        return bool((images_in(self.codes) > 0).any())
+    fixed: bool = False
+    """Whether it is the same for all images: tokens that come from several parameters."""
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Label:
         """The same change made to all codes."""
@@ -279,6 +277,9 @@ NEW = set(
 """Operations that take no more than shapes from what they are given, or give no activation."""
 
 
+PRODUCTS = set("mm addmm bmm baddbmm linear mv dot convolution einsum".split())
+
+
 class Provenance:
     """The labels of a traced pass.
 
@@ -317,11 +318,14 @@ class Provenance:
         """
         given = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
         made = [x for x in tree_iter(result) if isinstance(x, Tensor)]
+        if not any(x.numel() for x in made):
+            return
         names = tuple(dict.fromkeys(name for x in given for name in self.sources(x)))
         name = func.overloadpacket.__name__
         mutable = func._schema.is_mutable
         base = name[:-1] if mutable and name.endswith("_") else name
-        if not any(self.label(x) for x in given):
+        of_images = any(label is not None and not label.fixed for label in map(self.label, given))
+        if not of_images and not self._of_parameters(base, given, names):
             for x in made if names else ():
                 self._sources[x] = names
             if mutable and names and given:
@@ -341,14 +345,24 @@ class Provenance:
                     del self._labels[given[0]]
                 return
         for number, (tensor, label) in enumerate(zip(made, labels)):
+            if label is not None and not of_images:
+                label = replace(label, fixed=True)
             if label is None or label.codes.shape != tensor.shape:
                 if number == 0:
                     self.unknown.append((at, f"{func.namespace}::{name}"))
                 continue
+            if names:
+                self._sources[tensor] = names
             if mutable and any(tensor is x for x in given):
                 self._written(tensor, label)
             else:
                 self._labels[tensor] = label
+
+    def _of_parameters(self, name: str, given: Sequence[Tensor], names: tuple[str, ...]) -> bool:
+        """Whether an operation on parameters alone makes a row of tokens of several of them, or goes on with one."""
+        if name in ("cat", "stack"):
+            return len(names) > 1 or any(map(self.label, given))
+        return any(map(self.label, given)) and name not in PRODUCTS
 
     def _written(self, tensor: Tensor, label: Label) -> None:
         """What an operation in place made of a tensor is so in what it is a view of, too."""
@@ -380,8 +394,9 @@ class Provenance:
         if name in ("_softmax", "_safe_softmax", "softmax"):
             if first is None:
                 return None
-            weights = Weights(at, first, tuple(result.shape), args[1] % result.ndim)
-            return [replace(first, weights=(weights,))]
+            axis = args[1] % result.ndim
+            first = _keys_across(first, axis)
+            return [replace(first, weights=(Weights(at, first, tuple(result.shape), axis),))]
         if name in KEPT:
             return None if first is None else [first]
         if func.is_view or name in MOVED:
@@ -467,6 +482,7 @@ class Provenance:
     def _pointwise(self, args: tuple, kwargs: dict, result: Tensor, at: Any) -> Label | None:
         found = [self.label(x) for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
         found = [label for label in found if label is not None]
+        found = [label for label in found if not label.fixed] or found
         if len(found) == 1 and found[0].codes.shape == result.shape:
             whole = found[0]
         else:
@@ -523,7 +539,7 @@ class Provenance:
 
     def _product(self, a: Tensor, b: Tensor, result: Tensor, at: Any) -> Label | None:
         """(..., i, k) @ (..., k, j)."""
-        of_a, of_b = self.label(a), self.label(b)
+        of_a, of_b = (None if label is None or label.fixed else label for label in map(self.label, (a, b)))
         if of_a is None or of_b is None:  # with weights of the network
             label, axis, size = (of_b, -2, result.shape[-2]) if of_a is None else (of_a, -1, result.shape[-1])
             made = label.each(lambda codes: self.rules.contracted(codes, axis, size))
@@ -704,6 +720,13 @@ def keys_axis(label: Label) -> int:
             if varies(places_in(label.across), axis) and not varies(places_in(label.codes), axis):
                 return axis
     return -1
+
+
+def _keys_across(label: Label, axis: int) -> Label:
+    """The same of a product of which the rows are what softmax runs over, not the columns."""
+    if label.across is None or varies(places_in(label.across), axis) or not varies(places_in(label.codes), axis):
+        return label
+    return replace(label, codes=label.across, across=label.codes)
 
 
 def _sums_to_one(tensor: Tensor, axis: int) -> bool:

@@ -35,7 +35,9 @@ IMAGES = 3
 """Of a traced pass."""
 KEPT = 2**22
 """Entries of the largest tensor without a label that is kept, to see what of it changes with which image."""
-SDPA = torch.nn.functional.scaled_dot_product_attention
+SDPA = nn.functional.scaled_dot_product_attention
+FUSED = "attention"
+"""What the operation is called here."""
 
 
 class Value(NamedTuple):
@@ -549,21 +551,45 @@ class _Recorder(TorchDispatchMode):
             self.maker[tensor] = operation
 
 
-class _Fused(TorchFunctionMode):
-    """Takes fused attention as one operation, whatever the device makes of it."""
+class FusedAttention(TorchFunctionMode):
+    """Sees calls of fused attention, also those that `nn.MultiheadAttention` makes.
 
-    def __init__(self, recorder: _Recorder) -> None:
+    Args:
+        attend: called with the arguments instead of it.
+    """
+
+    def __init__(self, attend: Callable[[tuple, dict], Any]) -> None:
         super().__init__()
-        self.recorder = recorder
+        self.attend = attend
 
     def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if function is not SDPA or self.recorder.inside:
+        if function is SDPA:
+            return self.attend(args, kwargs)
+        if function is not nn.functional.multi_head_attention_forward:
             return function(*args, **kwargs)
-        at = operation_at("attention", self.recorder.running)
+        # It is taken as one function, of which the mode does not see the inside.
+        nn.functional.scaled_dot_product_attention = lambda *args, **kwargs: self.attend(args, kwargs)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            nn.functional.scaled_dot_product_attention = SDPA
+
+
+class _Fused(FusedAttention):
+    """Takes fused attention as one operation, whatever the device makes of it."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__(self._record)
+        self.recorder = recorder
+
+    def _record(self, args: tuple, kwargs: dict) -> Any:
+        if self.recorder.inside:
+            return SDPA(*args, **kwargs)
+        at = operation_at(FUSED, self.recorder.running)
         self.recorder.inside = True
         try:
-            result = function(*args, **kwargs)
+            result = SDPA(*args, **kwargs)
         finally:
             self.recorder.inside = False
         names = ("query", "key", "value")

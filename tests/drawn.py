@@ -8,6 +8,7 @@ reading order, masks instead of windows, and no tensor moved. Nothing of repsim 
 
 from __future__ import annotations
 
+import copy
 import random
 from dataclasses import dataclass
 
@@ -322,7 +323,9 @@ class Net(nn.Module):
         size = self.patch[0] * self.patch[1] * self.colours
         self.proj = nn.Linear(size, d) if self.embed == "linear" else nn.Conv2d(self.colours, d, self.patch, self.patch)
         self.two = nn.Conv2d(d, d, 3, padding=1) if self.embed == "two" else None
-        self.names = draw.sample(PREFIX, draw.choice([0, 0, 0, 1, 1, 2, 3])) if draw.random() < 0.7 else []
+        self.names = draw.sample(PREFIX[:4], draw.choice([0, 0, 1, 2, 3])) if draw.random() < 0.7 else []
+        if "cls_token" in self.names and draw.random() < 0.3:
+            self.names[self.names.index("cls_token")] = PREFIX[4]
         counts = [draw.choice([1, 2]) if name in ("reg_token", "storage_tokens") else 1 for name in self.names]
         for name, count in zip(self.names, counts):
             setattr(self, name, nn.Parameter(torch.randn(1, count, d)))
@@ -409,21 +412,18 @@ class Drawn:
 
     def truth(self, images: Tensor) -> list[Run]:
         """Of every block that runs, from images as they go in, in float64."""
-        net = self.net.double()
-        try:
-            prefix, grid = net.tokens(2 * images.double() - 0.1 if self.under else images.double())
-            runs = []
-            for name, block in net.runs():
-                known = {}
-                if isinstance(block, Attend):
-                    normed = (_norm(block.norm, x) for x in (prefix, grid))
-                    cell = self.size[1] / block.h, self.size[2] / block.w
-                    known = {"weights": block.true_weights(*normed)[0], "distances": block.true_distances(cell)}
-                prefix, grid = block.truth(prefix, grid)
-                runs.append(Run(self.under + name, prefix, grid, **known))
-            return runs
-        finally:
-            net.float()
+        net = copy.deepcopy(self.net).double()
+        prefix, grid = net.tokens(2 * images.double() - 0.1 if self.under else images.double())
+        runs = []
+        for name, block in net.runs():
+            known = {}
+            if isinstance(block, Attend):
+                normed = (_norm(block.norm, x) for x in (prefix, grid))
+                cell = self.size[1] / block.h, self.size[2] / block.w
+                known = {"weights": block.true_weights(*normed)[0], "distances": block.true_distances(cell)}
+            prefix, grid = block.truth(prefix, grid)
+            runs.append(Run(self.under + name, prefix, grid, **known))
+        return runs
 
 
 def drawn(seed: int) -> Drawn:
