@@ -181,6 +181,12 @@ def _check_all(network: Network, trace: Trace, attentions: Attentions) -> None:
         for at, name in trace.provenance.unknown
         if at is not None and not name.startswith(("aten::", "prims::", "torchvision::", "quantized::"))
     ]
+    if not some and attentions.pooling:
+        listed = ", ".join(list(dict.fromkeys(attentions.pooling))[:4])
+        raise UsageError(
+            f"attention distance does not apply to {network.name}: the queries of {listed} have no positions in the image "
+            "(attention among channels, or by parameters that pool tokens)"
+        )
     if not some and not unread and not hidden and not foreign:
         raise UsageError(f"{network.name} has no attention to measure; take a transformer with self-attention")
     lost = [*(f"{path} ({type(called[path]).__name__})" for path in unread), *foreign, *hidden]
@@ -216,11 +222,7 @@ def _map_of(network: Network, trace: Trace, weights: Weights) -> AttentionMap | 
         return None
     if images is None or images[0] >= ndim - 2:
         raise UsageError(f"{where}, {weights.shape}, has no axis of images that is known")
-    rows, columns = (
-        images_first(each, *images)[0].flatten(0, -2) if each.ndim > 1 else each[None] for each in (rows, columns)
-    )
-    if rows.ndim == 1:
-        rows, columns = rows[None], columns[None]
+    rows, columns = (torch.atleast_2d(images_first(each, *images)[0]).flatten(0, -2) for each in (rows, columns))
     for what, codes in (("queries", rows), ("keys", columns)):
         numbers = places.resolved(places_in(codes).numpy())
         kinds = places.kind[numbers]

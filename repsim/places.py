@@ -158,9 +158,9 @@ class Places:
     def joined(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """What a sum or product of entries of two places belongs to, for pairs of different places.
 
-        A known place wins over none, the image over tokens, and the finer of two places over a coarser one around it
-        (a map times its mean, say). Two equal cells that lie less than half a cell apart are the same cell, seen by
-        convolutions of other kernels. Two places apart from each other make a place around both.
+        A known place wins over none, the image over tokens, and the finer of two places over a coarser one (a map times
+        its mean, say). Two equal cells that lie less than half a cell apart are the same cell, seen by convolutions of
+        other kernels. Two of them further apart make a place around both.
         """
         result = np.where(a == NOWHERE, b, a)
         kinds = self.kind
@@ -193,8 +193,9 @@ class Places:
             x, y = a[alike], b[alike]
             means = ((of[x] + of[y]) / 2 for of in (self.row, self.column))
             result[alike] = self.regions(*means, self.height[x], self.width[x])
-        if not near.all():
-            result[~near] = self.regions(*self._around(np.stack([a[~near], b[~near]], 1)))
+        apart = ~near & (abs(area_a - area_b) <= SLACK * area_a)
+        if apart.any():
+            result[apart] = self.regions(*self._around(np.stack([a[apart], b[apart]], 1)))
         return result
 
     # Afterwards

@@ -543,17 +543,20 @@ class Provenance:
         if of_a is None or of_b is None:  # with weights of the network
             label, axis, size = (of_b, -2, result.shape[-2]) if of_a is None else (of_a, -1, result.shape[-1])
             made = label.each(lambda codes: self.rules.contracted(codes, axis, size))
-            if not label.weights:
-                return replace(made, weights=())
             if keys_axis(label) % label.codes.ndim == axis % label.codes.ndim:
                 return replace(made, weights=())
-            mixed = Weights(at, made, tuple(result.shape), keys_axis(made) % result.ndim)
-            return replace(made, weights=(mixed,))
+            return self._mixed(label, made, result, at)
         for label, axis in ((of_a, -1), (of_b, -2)):
             if label.weights and self._over_keys(label, axis, (a, b)[axis == -2]):
                 self.attentions += [each for each in label.weights if each not in self.attentions]
         rows, columns = self._outer(of_a, -1), self._outer(of_b, -2)
         return self._resolved(rows.unsqueeze(-1), columns.unsqueeze(-2), result.shape)
+
+    def _mixed(self, label: Label, made: Label, result: Tensor, at: Any) -> Label:
+        """Attention weights are, after their heads were mixed, what came of it."""
+        if not label.weights:
+            return replace(made, weights=())
+        return replace(made, weights=(Weights(at, made, tuple(result.shape), keys_axis(made) % result.ndim),))
 
     def _over_keys(self, label: Label, axis: int, tensor: Tensor) -> bool:
         """Whether a product sums over the keys of attention weights."""
@@ -572,6 +575,8 @@ class Provenance:
         """One label where rows or columns alone have places; else those of both."""
         place_down, place_across = varies(places_in(rows), -2), varies(places_in(columns), -1)
         if place_down and place_across:
+            return Label(rows.expand(shape), columns.expand(shape))
+        if place_across and shape[-2] == 1 and bool((places_in(rows) != NOWHERE).all()):  # a single query
             return Label(rows.expand(shape), columns.expand(shape))
         image = torch.where(images_in(rows) == 0, images_in(columns), images_in(rows))
         place = places_in(columns) if place_across and not place_down else places_in(rows)
@@ -602,10 +607,17 @@ class Provenance:
         elif of_q is not None:
             self._labels[result] = Label(self.rules.contracted(of_q.codes, -1, result.shape[-1]))
 
-    def _convolution(self, input: Tensor, weight: Tensor, result: Tensor, **how: Any) -> Label | None:
+    def _convolution(self, input: Tensor, weight: Tensor, result: Tensor, at: Any, **how: Any) -> Label | None:
         label = self.label(input)
         if label is None:
             return None
+        if label.across is not None:  # of attention weights, whose heads it mixes
+            plain = how["groups"] == 1 and input.shape[2:] == result.shape[2:] and set(weight.shape[2:]) == {1}
+            return (
+                self._mixed(label, label.each(lambda c: self.rules.contracted(c, 1, result.shape[1])), result, at)
+                if plain
+                else None
+            )
         codes = self.rules.contracted(label.codes, 1, 1) if how["groups"] == 1 else self._depthwise(label.codes)
         before = codes
         spatial = range(2, input.ndim)

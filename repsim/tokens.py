@@ -75,6 +75,12 @@ class Reading:
         return "windows"
 
     @property
+    def is_tokens(self) -> bool:
+        """Whether it is a full grid in the image, or a row of tokens none of which is in the image."""
+        only_prefix = self.prefix > 0 and self.prefix == math.prod(self.shape[axis] for axis in self.positions)
+        return self.grid is not None or (only_prefix and not self.unknown)
+
+    @property
     def cls(self) -> bool:
         """Whether the first token is a CLS token."""
         return bool(self.names) and self.names[0] == "cls"

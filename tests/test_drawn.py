@@ -1,6 +1,5 @@
 """repsim's numbers on networks drawn at random against their truth (see `drawn`)."""
 
-
 import numpy as np
 import pytest
 import torch

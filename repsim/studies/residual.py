@@ -35,7 +35,7 @@ class ResidualNorms:
         self.found = [find_sums(network) for network in networks]
         for network, sums in zip(networks, self.found):
             for each in sums:
-                if each.reading.grid is None:
+                if not each.reading.is_tokens:
                     why = f": {each.reading.unknown}" if each.reading.unknown else ""
                     raise UsageError(
                         f"the residual sum {each.name!r} of {network.name} is no row of tokens and no map: "
