@@ -109,7 +109,7 @@ def ticks(kinds: list[str], most: int = MOST_TICKS) -> list[int]:
     labelled = list(range(len(kinds)))
     if len(kinds) > most and "block" in kinds:
         labelled = [i for i in labelled if kinds[i] in ("block", "stem")]
-    return labelled[:: -(-len(labelled) // most)]
+    return labelled[:: max(1, -(-len(labelled) // most))]
 
 
 def colour_range(table: pd.DataFrame) -> tuple[float, float]:

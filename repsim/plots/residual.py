@@ -78,13 +78,14 @@ def cosines(table: pd.DataFrame, *, title: str | None = None) -> Figure:
 
 def _legend(figure: FigureBase, drawn: list[tuple[Line2D, str]]) -> None:
     """A legend below the curves; a figure grows by what more than six lines of it take."""
-    longest = max((len(name) for _, name in drawn), default=0) / CHARACTERS * LOOK["font.size"]
+    lines = [line for _, name in drawn for line in name.split("\n")]
+    longest = max(map(len, lines), default=0) / CHARACTERS * LOOK["font.size"]
     columns = max(1, int(figure.bbox.width / figure.dpi / (0.6 + longest)))
     legend(figure, drawn, loc="outside lower center", ncols=columns)
     whole = figure.get_figure(root=True)
     width, height = whole.get_size_inches()
-    lines = -(-len(drawn) // columns) * (1 + int(longest / width))
-    whole.set_size_inches(width, height + 0.16 * max(lines - 6, 0) * whole.bbox.height / figure.bbox.height)
+    high = -(-len(lines) // columns) * (1 + int(longest / width))
+    whole.set_size_inches(width, height + 0.16 * max(high - 6, 0) * whole.bbox.height / figure.bbox.height)
 
 
 def _draw_heatmaps(figure: Figure, shown: list[tuple[str, str, pd.DataFrame]], rows: int = 1) -> None:
