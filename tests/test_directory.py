@@ -210,3 +210,10 @@ def test_another_directory_than_expected_is_told(somewhere):
     few = ["cka", "--model-a", "vit_mini", "--images", "8", "--batch-size", "8"]
     outputs = [CliRunner().invoke(main, [*few, "--seed", seed]).output for seed in ("0", "1")]
     assert "the results go into" not in outputs[0] and "the results go into runs/cka-vit_mini-" in outputs[1]
+
+
+def test_a_file_of_weights_called_random_is_no_untrained_network(somewhere):
+    shutil.copy("one/best.pt", "a-random.pt")
+    repsim("cka", *FILE, "a-random.pt", "--data", "noise", "--images", "8", "--batch-size", "8", "--quiet")
+    (place,) = Path("runs").iterdir()
+    assert {path.name for path in place.glob("cka*")} == {"cka.csv", "cka.png", "cka.pdf"}
