@@ -38,6 +38,7 @@ from repsim.paper.measurements import Measurements
 from repsim.plots.curves import over_depth
 from repsim.plots.style import Figure, look, save
 from repsim.studies.similarity import MatchedSimilarity
+from repsim.tables import load_table
 
 FIGURES = Path(__file__).parent.parent / "figures"
 SIZES = (3, 10, 30, 100)
@@ -143,7 +144,7 @@ def label(key: str) -> str:
 
 
 def what_was_cut(architecture: str, found: dict[str, rs.Network]) -> str:
-    trained = pd.read_csv(FIGURES / "training.csv").set_index("name")
+    trained = load_table(FIGURES / "training.csv").set_index("name")
     steps = trained.loc[f"{architecture}_100pct", "steps"]
     missing = [label(key) for key in (*map(str, SIZES), "seed1") if key not in found]
     without = f"; not trained: {', '.join(missing)}" if missing else ""

@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from repsim.images import read_fashion_mnist
 from repsim.minis import ARCHITECTURES, CLASSES, DATA_CONFIG, WEIGHTS
+from repsim.tables import load_table
 
 ROOT = Path(__file__).parent.parent
 BATCH_SIZE = 256
@@ -282,7 +283,7 @@ def main() -> None:
         print(row)
         rows = [row]
         if options.table.exists():
-            earlier = pd.read_csv(options.table)
+            earlier = load_table(options.table)
             rows = [r for r in earlier.to_dict("records") if r["name"] != name] + rows
         options.table.parent.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(rows).sort_values("name", key=lambda s: s.map(list(TABLE).index)).to_csv(

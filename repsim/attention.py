@@ -184,8 +184,8 @@ def _check_all(network: Network, trace: Trace, attentions: Attentions) -> None:
     if not some and attentions.pooling:
         listed = ", ".join(list(dict.fromkeys(attentions.pooling))[:4])
         raise UsageError(
-            f"attention distance does not apply to {network.name}: the queries of {listed} have no positions in the image "
-            "(attention among channels, or by parameters that pool tokens)"
+            f"attention distance does not apply to {network.name}: the queries of {listed} have no positions in the "
+            "image (attention among channels, or by parameters that pool tokens)"
         )
     if not some and not unread and not hidden and not foreign:
         raise UsageError(f"{network.name} has no attention to measure; take a transformer with self-attention")

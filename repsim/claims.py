@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -11,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from repsim.errors import UsageError
-from repsim.tables import RECORD
+from repsim.tables import NUMBERS, RECORD, load_table
 
 COVERED = (
     "Intervals are over images, or over draws of training images for probes; none covers how another training run of "
@@ -29,7 +31,7 @@ class Claim:
     Attributes:
         claim: the paper's statement.
         figure: where it is made; its `numbers.csv` is read.
-        number: its name there; `*` is the name of a network, or a word.
+        number: its name there; `*` is the name of a network, whatever that is, or a word.
         above: whether the paper finds it above the boundary.
         boundary: 0 for differences.
         caution: what the interval leaves out.
@@ -154,7 +156,7 @@ def check(directory: Path) -> pd.DataFrame:
         file = directory / f"figure-{claim.figure}" / "numbers.csv"
         if not file.exists():
             continue
-        table = pd.read_csv(file)
+        table = load_table(file, NUMBERS)
         untrained = " (random weights)" if _random(file.with_name(RECORD)) else ""
         for row in table[table["number"].map(lambda name, claim=claim: matches(claim.number, name))].itertuples():
             source = f"Figure {claim.figure}: {row.number}{claim.caution}{untrained}"
@@ -170,16 +172,26 @@ def _random(record: Path) -> bool:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether a number has a name of this form; `*` is a network, which has no spaces in its name, or a word."""
-    parts, words = pattern.split(" "), name.split(" ")
-    return len(parts) == len(words) and all(p in ("*", w) for p, w in zip(parts, words))
+    """Whether a number has a name of this form; `*` is a network, whatever its name, or a word."""
+    return re.fullmatch(".+".join(map(re.escape, pattern.split("*"))), name, re.DOTALL) is not None
+
+
+def literal(text: str) -> str:
+    """A text as a cell of a table in Markdown, in which nothing is markup: what would be is escaped, lines are broken.
+
+    >>> print(literal("a|b <b> `c` $x_1$ _d"))
+    a\\|b &lt;b&gt; \\`c\\` \\$x_1\\$ \\_d
+    """
+    between_letters = r"(?<=[^\W_])_(?=[^\W_])"  # where an underscore is none but itself
+    text = re.sub(rf"(?!{between_letters})([\\`*\[\]|~$_])", r"\\\1", escape(text, quote=False))
+    return re.sub(r"\r\n|\r|\n", "<br>", text)
 
 
 def markdown(table: pd.DataFrame) -> str:
     """The table of `check` as Markdown."""
     lines = ["| the paper claims | measured | 95 % interval | the paper finds | |", "|---|---|---|---|---|"]
     for row in table.itertuples():
-        where = f"{row.claim} ({row.source})".replace("|", "\\|")
+        where = literal(f"{row.claim} ({row.source})")
         interval = f"{row.low:.3f} to {row.high:.3f}"
         lines.append(f"| {where} | {row.measured:.3f} | {interval} | {row.direction} | **{row.verdict}** |")
     counts = table["verdict"].value_counts()

@@ -168,14 +168,17 @@ def as_networks(networks: Network | nn.Module | str | Sequence[Network | nn.Modu
 
 
 def told_apart(networks: Sequence[Network]) -> list[Network]:
-    """Give networks of the same name names of their own: the table knows them by nothing else."""
+    """Give networks of the same name names of their own that no other has: the table knows them by nothing else."""
     names = [network.name for network in networks]
-    return [
-        dataclasses.replace(network, name=f"{network.name}#{names[:i].count(network.name) + 1}")
-        if names.count(network.name) > 1
-        else network
-        for i, network in enumerate(networks)
-    ]
+    taken, told = {name for name in names if names.count(name) == 1}, []
+    for network in networks:
+        if names.count(network.name) > 1:
+            free = (f"{network.name}#{number}" for number in itertools.count(1))
+            name = next(each for each in free if each not in taken)
+            taken.add(name)
+            network = dataclasses.replace(network, name=name)
+        told.append(network)
+    return told
 
 
 @contextmanager

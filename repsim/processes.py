@@ -56,6 +56,15 @@ def gathered(value: Any) -> list[Any]:
     return everyone
 
 
+def agreed(value: Any) -> Any:
+    """What the first process says, on all of them."""
+    if share() is None:
+        return value
+    said = [value]
+    dist.broadcast_object_list(said, src=0, device=torch.device("cpu"))
+    return said[0]
+
+
 def reduced(value: Any, join: Callable[[Any, Any], Any], device: torch.device) -> Any:
     """The values of all processes joined, in order, on all of them; what was on a GPU is on this device there.
 

@@ -39,6 +39,7 @@ table { border-collapse: collapse; font-size: 0.875rem; }
 td, th { padding: 0.2rem 0.6rem; text-align: left; border-bottom: 1px solid #ddd; vertical-align: top; }
 td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .agrees { color: #00735c; } .disagrees { color: #b33c00; } .undecided { color: #666; }
+td, th, figcaption, code { white-space: pre-wrap; }
 .note { color: #666; } pre { overflow-x: auto; font-size: 0.8rem; } nav a { margin-right: 0.6rem; }
 """
 
@@ -78,7 +79,7 @@ def _page(directory: Path, found: list[tuple[Exhibit, Made]]) -> Iterator[str]:
     for exhibit, made in found:
         yield from _figure(directory, exhibit, made)
     yield f"<h2>Run record</h2><details><summary>{RECORD}</summary>"
-    yield f"<pre>{escape(json.dumps(record, indent=2))}</pre></details></body></html>"
+    yield f"<pre>{escape(json.dumps(record, indent=2, ensure_ascii=False))}</pre></details></body></html>"
 
 
 def _plotly() -> Any:
@@ -146,6 +147,26 @@ def _figure(directory: Path, exhibit: Exhibit, made: Made) -> Iterator[str]:
     yield "</section>"
 
 
+INHERITED = frozenset(
+    [
+        *("__proto__", "__defineGetter__", "__defineSetter__", "__lookupGetter__", "__lookupSetter__", "constructor"),
+        *("hasOwnProperty", "isPrototypeOf", "propertyIsEnumerable", "toLocaleString", "toString", "valueOf"),
+    ]
+)
+"""What every object of JavaScript has; plotly, which keeps categories in one, takes them for categories it knows."""
+
+
+def category(name: str) -> str:
+    """A name as a category of plotly's, which reads markup in text; entities are none, and it knows few by name.
+
+    >>> category("<b>")
+    '&lt;b&gt;'
+    """
+    text = name.encode("utf-8", "backslashreplace").decode()
+    text = escape(text, quote=False).replace("\r", "&#13;").replace("\n", "<br>")
+    return f"&#{ord(text[0])};{text[1:]}" if text in INHERITED else text
+
+
 def _heatmaps(exhibit: Exhibit, cka: pd.DataFrame) -> Iterator[str]:
     """A plotly heatmap of each pair of networks."""
     graph = _plotly().graph_objects
@@ -155,9 +176,8 @@ def _heatmaps(exhibit: Exhibit, cka: pd.DataFrame) -> Iterator[str]:
             part.pivot(index="index_a", columns="index_b", values=value).sort_index().sort_index(axis=1)
             for value in ("cka", "se")
         )
-        # Plotly reads markup in text and takes numbers for categories; entities are neither.
         names = {
-            side: [escape(str(name)) for name in part.sort_values(f"index_{side}")[f"layer_{side}"].drop_duplicates()]
+            side: [category(name) for name in part.sort_values(f"index_{side}")[f"layer_{side}"].drop_duplicates()]
             for side in "ab"
         }
         heatmap = graph.Heatmap(

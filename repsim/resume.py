@@ -165,10 +165,15 @@ def _safe(summing: Sequence[Any]) -> list[type]:
     return [*KINDS, *(kind for of in summing for kind in getattr(of, "kinds", ()))]
 
 
+def lock_of(folder: Path) -> Path:
+    """The file that the run which is at work in a folder has locked."""
+    return folder.with_name(f".{folder.name}.lock")
+
+
 def _locked(folder: Path) -> FileLock:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+        lock = FileLock(lock_of(folder))
         lock.acquire(timeout=0)
     except Timeout:
         raise UsageError(f"another run is writing into {folder.parent}; choose another directory with --out") from None

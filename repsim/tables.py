@@ -1,16 +1,25 @@
-"""Tables and run records: their columns, and files that appear whole or not at all. No torch."""
+"""Tables and run records: their columns, and files that appear whole or not at all. No torch.
+
+Names are text. A layer called `0.10`, `NA` or `1e5`, with commas, quotes or line breaks in it, is read from a file as
+it was written into it: which columns hold names and words is stated in `TEXT`, and nothing is guessed from what they
+look like.
+"""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
-from collections.abc import Iterator
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from repsim.errors import RepsimError, UsageError
 
@@ -64,6 +73,24 @@ PROBE_SUMMARY = [*PROBE[:8], "seeds", "accuracy", "se"]
 NEIGHBOURS = [*PROBE[:5], "images", "k", "knn_accuracy", "knn_se", "soft_loss", "soft_se", "temperature"]
 """One row per layer and aggregation: leave-one-out nearest neighbours, soft nearest neighbour loss (nats)."""
 
+NUMBERS = ["number", "value", "low", "high"]
+"""Of `numbers.csv`: what the paper's claims are checked by, with its 95 % interval."""
+
+TEXT = frozenset(
+    [
+        *("model", "model_a", "model_b", "layer", "layer_a", "layer_b", "kind_a", "kind_b", "heads"),
+        *("removed", "where", "sublayer", "token", "aggregation", "shots"),
+        *("number", "claim", "source", "direction", "verdict"),
+        *("name", "architecture", "task", "device", "network", "quantity", "layers", "weights"),
+    ]
+)
+"""The columns that hold names and words, in whatever table; all others hold numbers. The last line is of `analyses/`.
+
+Some hold numbers and words: `token` (`cls` or a position), `shots` (a number or `all`), `heads` (numbers with blanks).
+"""
+MISSING = ["", "nan", "NaN"]
+"""How a number that there is none of may stand in a file; repsim writes the first."""
+
 RECORD = "run.json"
 
 
@@ -106,13 +133,45 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def save_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV; `load_table` reads the same from it, but for digits of numbers after the twelfth."""
+    # The csv module quotes a carriage return only from Python 3.13 on, and unquoted it ends the row.
+    names = [column for column in table if column in TEXT]
+    returns = any("\r" in str(name) for column in names for name in table[column].unique())
+    quoting = csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
     with whole(path) as part:
-        table.to_csv(part, index=False, float_format="%.12g")
+        table.to_csv(part, index=False, float_format="%.12g", quoting=quoting, errors=SURROGATES)
 
 
-def save_arrays(arrays: dict[str, np.ndarray], path: Path) -> None:
-    with whole(path) as part:
-        np.savez_compressed(part, **arrays)
+SURROGATES = "surrogatepass"
+"""File names that are no UTF-8 are text with lone surrogates in Python; with this they too come back as they were."""
+
+
+def save_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    """Write arrays under their names as `np.savez_compressed` does, which takes some names for arguments of its own."""
+    for name in arrays:
+        if "\0" in name or not _encodes(name):
+            raise RepsimError(f"cannot write {path}: no file inside it can be called {name!r}")
+    with whole(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, array in arrays.items():
+            with file.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+
+
+def _encodes(name: str) -> bool:
+    return name == name.encode("utf-8", "replace").decode()
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """What `save_arrays` or numpy wrote, by name; `np.load` mistakes a name that ends in `.npy` for another."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            found = {}
+            for name in file.namelist():
+                with file.open(name) as member:
+                    found[name.removesuffix(".npy")] = np.lib.format.read_array(member, allow_pickle=False)
+            return found
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise RepsimError(f"cannot read {path}: {error}") from None
 
 
 def save_record(record: dict[str, Any], path: Path) -> None:
@@ -120,19 +179,43 @@ def save_record(record: dict[str, Any], path: Path) -> None:
 
 
 def save_text(text: str, path: Path) -> None:
+    """Write text in UTF-8 with its line breaks as they are; what UTF-8 has no letters for is written as `\\udcff`."""
     with whole(path) as part:
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
 
-def load_table(path: Path, columns: list[str]) -> pd.DataFrame:
-    """A saved table; an error that names what is wrong with it if it is not one."""
+def load_table(path: str | os.PathLike[str], columns: Sequence[str] = ()) -> pd.DataFrame:
+    """A saved table: names as they stand in the file (`TEXT`), numbers as numbers, NaN only where a number is missing.
+
+    Args:
+        path: the CSV file.
+        columns: what must be in it.
+
+    Raises:
+        UsageError: there is no such file.
+        RepsimError: it is no table, lacks a column, or holds words where numbers must be.
+    """
+    path = Path(path)
     try:
-        table = pd.read_csv(path)
+        names = pd.read_csv(path, nrows=0, encoding_errors=SURROGATES).columns
+        numbers = [name for name in names if name not in TEXT]
+        table = pd.read_csv(
+            path,
+            dtype={name: str for name in names if name in TEXT},
+            keep_default_na=False,
+            na_values=dict.fromkeys(numbers, MISSING),
+            encoding_errors=SURROGATES,
+        )
     except FileNotFoundError:
         raise UsageError(f"there is no {path.name} in {path.parent}; give the directory of a finished run") from None
     except (OSError, ValueError) as error:
         raise RepsimError(f"cannot read {path}: {error}") from None
+    if not isinstance(table.index, pd.RangeIndex):
+        raise RepsimError(f"cannot read {path}: its rows have more fields than its first line has names")
     missing = [column for column in columns if column not in table]
     if missing:
         raise RepsimError(f"{path} lacks the columns {', '.join(missing)}")
+    for column in set(columns) - TEXT:
+        if len(table) and (not is_numeric_dtype(table[column]) or is_bool_dtype(table[column])):
+            raise RepsimError(f"cannot read {path}: in its column {column} stand words, where numbers must be")
     return table

@@ -1,5 +1,8 @@
 """Verdicts on planted numbers."""
 
+import html
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -46,6 +49,27 @@ def test_names_of_numbers():
     assert matches("low with high layers, * - *", "low with high layers, a - b")
     assert not matches("low with high layers, * - *", "low with high layers, a")
     assert not matches("lowest - highest third, *", "highest - lowest third, a")
+
+
+@pytest.mark.parametrize(
+    "name", ["NA", "0.10", "a b", "a - b", "x,y", 'a"b', "two\nlines", "[x]", "a*", "<b>", "$x_1$", "|"]
+)
+def test_networks_of_any_name(tmp_path, name):
+    assert matches("low with high layers, * - *", f"low with high layers, {name} - {name}")
+    plant(tmp_path, "1", (f"low with high layers, {name} - b", 0.2, 0.1, 0.3))
+    (row,) = check(tmp_path).itertuples()
+    assert row.source == f"Figure 1: low with high layers, {name} - b" and row.verdict == "agrees"
+    lines = markdown(check(tmp_path)).splitlines()
+    cells = re.split(r"(?<!\\)\|", lines[2])
+    assert len(lines) == 5 and len(cells) == 7  # a row, and no cell more
+    written = cells[1].replace("<br>", "\n")
+    assert not re.search(r"<|(?<!\\)[$*\[\]]", written)
+    assert html.unescape(re.sub(r"\\(.)", r"\1", written)) == f" {row.claim} ({row.source}) "
+
+
+def test_a_network_called_na_is_no_missing_number(tmp_path):
+    plant(tmp_path, "1", ("NA", 0.2, 0.1, 0.3), ("low with high layers, a - b", 0.2, 0.1, 0.3))
+    assert len(check(tmp_path)) == 1
 
 
 def test_nothing_to_check(tmp_path):

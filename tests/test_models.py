@@ -1,5 +1,7 @@
 """Networks by name, and weights from wherever they come."""
 
+import dataclasses
+
 import huggingface_hub
 import pytest
 import timm
@@ -10,7 +12,7 @@ from torch import nn
 import repsim as rs
 from repsim import minis
 from repsim.aliases import ALIASES, BUNDLED
-from repsim.models import as_network, evaluating, parse_model_args
+from repsim.models import as_network, as_networks, evaluating, parse_model_args
 
 
 def factory(width: int = 4) -> nn.Module:
@@ -163,6 +165,12 @@ def test_modules_as_networks(vit):
     assert module.training and module[0].training
     with pytest.raises(rs.UsageError, match="a network is a Network, an nn.Module or a name, got int"):
         as_network(3)
+
+
+def test_no_two_networks_get_one_name(vit):
+    names = ["a", "a#1", "a", "b"]
+    told = as_networks([dataclasses.replace(vit, name=name) for name in names])
+    assert [network.name for network in told] == ["a#2", "a#1", "a#3", "b"]
 
 
 def test_model_arguments():

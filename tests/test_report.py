@@ -1,15 +1,16 @@
 """The page: what is in it, that it loads nothing, and, in a real browser, that it works."""
 
+import html
 import json
 import shutil
 
-import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
 
 from repsim.cli import main
-from repsim.tables import SIMILARITY
+from repsim.report import INHERITED, category
+from repsim.tables import SIMILARITY, save_table
 
 HOSTILE = "<img src=x onerror=alert(1)></script><script>alert(2)</script>"
 
@@ -17,15 +18,19 @@ HOSTILE = "<img src=x onerror=alert(1)></script><script>alert(2)</script>"
 @pytest.fixture
 def directory(tmp_path):
     """A run of Figure 1 with three layers, of a network whose name means harm."""
+    return write(tmp_path, HOSTILE, [f"layer.{i}" for i in range(3)])
+
+
+def write(tmp_path, model, layers):
+    """A run of Figure 1 of a network with these layers."""
     where = tmp_path / "figure-1"
     where.mkdir()
-    depths = np.arange(3)
     rows = [
-        (HOSTILE, f"layer.{i}", "block", i, i / 2, HOSTILE, f"layer.{j}", "block", j, j / 2, (10 * i + j) / 100, 0.0123)
-        for i in depths
-        for j in depths
+        (model, a, "block", i, i / 2, model, b, "block", j, j / 2, (10 * i + j) / 100, 0.0123)
+        for i, a in enumerate(layers)
+        for j, b in enumerate(layers)
     ]
-    pd.DataFrame(rows, columns=SIMILARITY).to_csv(where / "cka.csv", index=False)
+    save_table(pd.DataFrame(rows, columns=SIMILARITY), where / "cka.csv")
     numbers = [("low with high layers, a - b", 0.2, 0.1, 0.3), (HOSTILE, 0, 0, 0)]
     pd.DataFrame(numbers, columns=["number", "value", "low", "high"]).to_csv(where / "numbers.csv", index=False)
     record = {"command": f"repsim figures {HOSTILE}", "date": "today", "images": {"used": 9, "data": HOSTILE}}
@@ -47,6 +52,38 @@ def test_names_are_text(directory):
     assert "Figure 1. Similarity of layers within networks" in own and "agrees" in own
     assert "http" not in own.split("<h2>Run record")[0].replace("http-equiv", "")
     assert len(page) < 15e6
+
+
+ODD = [
+    "0.10",
+    "0.1",
+    "NA",
+    "null",
+    "1e5",
+    "<b>",
+    "&lt;b&gt;",
+    "&amp;",
+    "a,b",
+    'a"b',
+    "a\nb",
+    "a\r",
+    " a ",
+    "constructor",
+    "é",
+]
+
+
+def test_layers_of_any_name(tmp_path):
+    """Plotly reads markup in categories, and entities in it; two layers must not become one."""
+    assert [html.unescape(category(name).replace("<br>", "\n")) for name in ODD] == ODD
+    assert not {category(name) for name in INHERITED} & INHERITED
+    write(tmp_path, "NA", ODD)
+    assert report(tmp_path).exit_code == 0
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<figcaption>NA (up) and NA (right)</figcaption>" in page
+    drawn = page[page.index("[", page.index('"map-1-0",', page.index("Plotly.newPlot("))) :]
+    (heatmap,), _ = json.JSONDecoder().raw_decode(drawn)
+    assert heatmap["x"] == heatmap["y"] == [category(name) for name in ODD]
 
 
 def test_nothing_to_report(tmp_path):

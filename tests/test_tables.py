@@ -1,11 +1,35 @@
 import json
 import os
 
+import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 import repsim as rs
-from repsim.tables import load_table, prepare, save_record, save_table, whole
+from repsim import tables
+from repsim.tables import load_arrays, load_table, prepare, save_arrays, save_record, save_table, whole
+
+ANY = st.text(st.characters(), max_size=6)
+"""Names of any characters, lone surrogates among them."""
+GUESSED = [
+    "0.10",
+    "NA",
+    "null",
+    "nan",
+    "",
+    "1e5",
+    "True",
+    "007",
+    " a ",
+    "a,b",
+    'a "b"',
+    "two\nlines",
+    "a\r",
+    "a\r\n",
+    "#",
+]
 
 
 def test_tables_keep_their_digits(tmp_path):
@@ -40,3 +64,48 @@ def test_what_is_not_a_table(tmp_path):
     (tmp_path / "cka.csv").write_text("a,b\n1,2\n")
     with pytest.raises(rs.RepsimError, match="lacks the columns cka"):
         load_table(tmp_path / "cka.csv", ["a", "cka"])
+
+
+@given(st.lists(st.tuples(ANY, ANY, st.none() | st.floats(-9, 9)), min_size=1, max_size=6))
+@example([(name, name, 0.5) for name in GUESSED])
+@example([("0.10", "NA", None)])
+def test_names_come_back_as_they_were(tmp_path_factory, rows):
+    path = tmp_path_factory.getbasetemp() / "names.csv"
+    table = pd.DataFrame([("a", *row) for row in rows], columns=["model", "layer", "number", "value"])
+    save_table(table, path)
+    found = load_table(path, ["layer", "value"])
+    assert [found[column].tolist() for column in ("layer", "number")] == [[row[i] for row in rows] for i in (0, 1)]
+    np.testing.assert_allclose(found["value"], [np.nan if row[2] is None else row[2] for row in rows], rtol=1e-11)
+
+
+def test_every_column_of_every_table_is_names_or_numbers():
+    """Whoever adds a column of names to a table states it in TEXT."""
+    columns = {name for key, value in vars(tables).items() if key.isupper() and type(value) is list for name in value}
+    others = columns - tables.TEXT
+    assert not any(word in name for name in others for word in ("model", "layer", "kind")), others
+
+
+@pytest.mark.parametrize("rows, error", [("0.1,vit", "in its column cka stand words"), ("a,0.1,b", "more fields")])
+def test_tables_that_cannot_be_what_they_should(tmp_path, rows, error):
+    (tmp_path / "t.csv").write_text(f"layer,cka\n{rows}\n")
+    with pytest.raises(rs.RepsimError, match=error):
+        load_table(tmp_path / "t.csv", ["layer", "cka"])
+
+
+@given(st.lists(st.text(max_size=6).filter(lambda name: "\0" not in name), unique=True, max_size=4))
+@example(["file", "a.npy", "a", "args", "allow_pickle", "a/b", "../a", "0.10"])
+def test_arrays_are_found_under_their_names(tmp_path_factory, names):
+    path = tmp_path_factory.getbasetemp() / "maps.npz"
+    save_arrays({name: np.full((2, i), i) for i, name in enumerate(names)}, path)
+    found = load_arrays(path)
+    assert list(found) == names and all((found[name] == i).all() for i, name in enumerate(names))
+
+
+def test_arrays_that_no_file_can_hold_or_holds(tmp_path):
+    for name in ("a\0b", "a\udcff"):
+        with pytest.raises(rs.RepsimError, match="no file inside it can be called"):
+            save_arrays({name: np.zeros(2)}, tmp_path / "maps.npz")
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "maps.npz").write_text("no archive")
+    with pytest.raises(rs.RepsimError, match="cannot read .*maps.npz"):
+        load_arrays(tmp_path / "maps.npz")

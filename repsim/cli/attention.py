@@ -57,20 +57,16 @@ def attention(
 
 
 def draw_attention(directory: Path, blocks: list[int] | str | None, quiet: bool) -> None:
-    import numpy as np
-
     from repsim.plots import attention_distance, attention_maps
-    from repsim.tables import ATTENTION, load_table
+    from repsim.tables import ATTENTION, load_arrays, load_table
 
     table = load_table(directory / "attention.csv", ATTENTION)
     models = list(table["model"])
     chosen = sorted(table["block"].unique()) if blocks == "all" else blocks
     maps = directory / "attention_maps.npz"
     if maps.exists():
-        with np.load(maps) as arrays:
-            figure = attention_maps(
-                **arrays, title=f"{models[0]}: attention rollout, and heads of the last block from CLS"
-            )
+        title = f"{models[0]}: attention rollout, and heads of the last block from CLS"
+        figure = attention_maps(**load_arrays(maps), title=title)
         finish(directory, "attention_maps", figure, models, True)
     finish(directory, "attention", attention_distance(table, blocks=chosen).figure, models, quiet)
 

@@ -94,15 +94,23 @@ class Job:
     quiet: bool
     as_json: bool
 
-    def start(self, asked: list[Asked]) -> Run:
-        """Look at everything that is cheap to look at first; then load networks and make the directory."""
+    def start(self, asked: list[Asked], *, train: Any = None, called: str | None = None) -> Run:
+        """Look at everything that is cheap to look at first; then load networks and make the directory.
+
+        Args:
+            asked: the networks.
+            train: training images, if the run has some.
+            called: what the directory is called without `--out`; None: after the command and its networks.
+        """
         check_range("--images", self.images, 4)
         check_range("--batch-size", self.batch_size, 4)
         if self.workers is not None:
             check_range("--workers", self.workers, 0)
 
+        from repsim import processes
+        from repsim.cli.directory import digest, own_directory
         from repsim.images import ImageSet
-        from repsim.models import check_name
+        from repsim.models import check_name, told_apart
         from repsim.resume import Resume
         from repsim.tables import prepare
 
@@ -111,18 +119,23 @@ class Job:
             check_name(model)
         data = self.data or default_data([model for model, _, _ in asked])
         chosen = ImageSet(data, split=self.split, root=self.data_dir, images=self.images, seed=self.seed)
-        networks = load(asked, self.device, self.seed, precision=self.precision, compiled=self.compiled)
-        labels = [label(model, weights) for model, weights, _ in asked]
-        out = self.out or Path("runs") / "-".join([self.command, *labels])
+        networks = told_apart(load(asked, self.device, self.seed, precision=self.precision, compiled=self.compiled))
+        apart = about(self, networks, chosen, train)
+        settings, out = digest(apart), self.out
+        if out is None:
+            name = called or "-".join([self.command, *(label(model, weights) for model, weights, _ in asked)])
+            out = processes.agreed(own_directory(name, settings) if is_first() else None)
+            if out.name != name:
+                say(f"the results go into {out}", self.quiet)
         context = click.get_current_context()
         if is_first():
             prepare(out)
-        resume = Resume(out / "resume", about(self, networks, chosen), every=self.checkpoint_every, fresh=self.fresh)
+        resume = Resume(out / "resume", apart, every=self.checkpoint_every, fresh=self.fresh)
         context.call_on_close(resume.release)
         context.with_resource(resume.stoppable())
         if not is_first():  # what the first process writes, the others compute too, and throw away
             out = Path(context.with_resource(TemporaryDirectory()))
-        run = Run(self, networks, chosen, out, started, resume)
+        run = Run(self, networks, chosen, out, started, resume, settings)
         context.meta[RUN] = run
         if len(chosen) < self.images:
             run.notice(f"{self.images} images were asked for, there are {len(chosen)}; all are used")
@@ -140,6 +153,8 @@ class Run:
     out: Path
     started: float
     resume: Any
+    settings: str
+    """The digest of what tells the run apart from others."""
     notices: list[str] = field(default_factory=list)
 
     def how(self, repeats: int = 1) -> dict[str, Any]:
@@ -175,6 +190,7 @@ class Run:
 
     def save(self, images: dict[str, Any], protocol: dict[str, Any], **more: Any) -> dict[str, Any]:
         """Write `run.json`, and return it: everything needed to know what was computed, and to do it again."""
+        from repsim.cli.directory import SETTINGS
         from repsim.tables import RECORD, save_record
 
         losses = [("dropped_in_short_batch", "left out, a short last batch"), ("broken_count", "could not be read")]
@@ -194,6 +210,7 @@ class Run:
             "notices": self.notices,
             "versions": versions(),
             "device": device_name(self.networks[0].device),
+            SETTINGS: self.settings,
             "seconds": round(time.perf_counter() - self.started, 2),
         }
         save_record(record, self.out / RECORD)
@@ -230,7 +247,9 @@ def job_options(command: str, images: int, batch_size: int, of: str) -> Callable
         ),
         click.option("--compile", "compiled", is_flag=True, help="Have torch.compile run the networks."),
         click.option(
-            "--out", type=click.Path(path_type=Path), help=f"Directory of the results.  [default: runs/{command}-...]"
+            "--out",
+            type=click.Path(path_type=Path),
+            help=f"Directory of the results.  [default: runs/{command}-..., and digits if another run has that]",
         ),
         click.option(
             "--redraw",
@@ -355,19 +374,23 @@ def load(asked: list[Asked], device: str | None, seed: int, **how: Any) -> list[
     ]
 
 
-def about(job: Job, networks: list[Any], images: Any) -> dict[str, Any]:
-    """What the sums of a run belong to: another of any of these would make other sums."""
+def about(job: Job, networks: list[Any], images: Any, train: Any = None) -> dict[str, Any]:
+    """What the sums of a run belong to, and what tells it apart: another of any of these would make other sums."""
     from repsim.images import Counts
 
     means = {"out", "redraw", "workers", "checkpoint_every", "fresh", "quiet", "as_json"}
     given = click.get_current_context().params
-    seen = images.record(Counts())
-    seen.pop("left_out", None)  # what lies beside the images changes no sums
+
+    def seen(images: Any) -> dict[str, Any]:
+        """What lies beside the images changes no sums."""
+        return {name: value for name, value in images.record(Counts()).items() if name != "left_out"}
+
     return {
         "command": job.command,
         "options": {name: value for name, value in given.items() if name not in means},
         "networks": [network.record() for network in networks],
-        "images": seen,
+        "images": seen(images),
+        **({} if train is None else {"training images": seen(train)}),
         "versions": versions(),
         "device": device_name(networks[0].device),
         "processes": int(os.environ.get("WORLD_SIZE", 1)),

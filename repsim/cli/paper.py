@@ -76,8 +76,8 @@ def figures(
     except UsageError as error:  # only figures of probes need training images
         without = str(error)
     name = f"figures-{preset}" + ("-random" if weights == "random" else "")
-    job = replace(job, data=data, split=split, out=job.out or Path("runs") / name)
-    run = job.start([(name, weights, ()) for name in plan.names])
+    job = replace(job, data=data, split=split)
+    run = job.start([(name, weights, ()) for name in plan.names], train=train, called=name)
     run.notice_a_single_batch()
     if train is not None:
         run.notice_what_is_left_out(train)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,27 @@ def draw(directory: Path, name: str, quiet: bool) -> None:
     finish(directory, name, getattr(plots, plot)(table).figure, models, quiet)
 
 
+def untrained(directory: Path, models: list[str]) -> bool:
+    """Whether some network is, by the run's record; of tables without a record, by the names in them."""
+    from repsim.tables import RECORD
+
+    try:
+        return bool(json.loads((directory / RECORD).read_text())["random"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return any("-random" in model for model in models)
+
+
 def finish(directory: Path, name: str, figure: Any, models: list[str], quiet: bool) -> None:
     """Save a figure under its name, and once more with `random` in it for untrained networks; say where it is."""
     if not is_first():
         return
-    from repsim.plots import save
+    from repsim.plots.style import save, undrawn
     from repsim.tables import RECORD
 
     pictures = save(figure, directory / name)
-    if any("-random" in model for model in models):
+    if boxes := undrawn(figure):
+        say(f"the font of the pictures has no {boxes!r}: boxes stand for these (matplotlib's font.family)", quiet)
+    if untrained(directory, models):
         pictures += save(figure, directory / f"{name}-random")
     else:  # an earlier run into this directory may have been untrained
         for suffix in (".png", ".pdf"):

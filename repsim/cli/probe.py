@@ -66,7 +66,7 @@ def probe(
     data = job.data or default_data([name for name, _, _ in asked])
     (train_data, train_split), (data, split) = train_and_test(data, job.split, train_data, train_split)
     train = ImageSet(train_data, split=train_split, root=job.data_dir, images=train_images, seed=job.seed)
-    run = replace(job, data=data, split=split).start(asked)
+    run = replace(job, data=data, split=split).start(asked, train=train)
     run.notice_what_is_left_out(train)
 
     from repsim.studies.probe import linear_probes

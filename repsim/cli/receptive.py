@@ -57,16 +57,12 @@ def receptive(
 
 
 def draw_receptive(directory: Path, quiet: bool, name: str) -> None:
-    import numpy as np
-
     from repsim.plots import receptive_fields
-    from repsim.tables import RECEPTIVE, load_table
+    from repsim.tables import RECEPTIVE, load_arrays, load_table
 
     table = load_table(directory / f"{name}.csv", RECEPTIVE)
-    try:
-        with np.load(directory / f"{name}.npz") as arrays:
-            maps = dict(arrays)
-    except (OSError, ValueError) as error:
-        raise RepsimError(f"cannot read the maps beside the table: {error}") from None
+    maps = load_arrays(directory / f"{name}.npz")
+    if missing := [layer for layer in table["layer"] if layer not in maps]:
+        raise RepsimError(f"{directory / f'{name}.npz'} has no map of layer {missing[0]!r}, which the table has")
     quantity = "|d sum of channels / d pixel| (proxy)" if name == "receptive_proxy" else "|d centre / d pixel|"
     finish(directory, name, receptive_fields(table, maps, quantity=quantity), list(table["model"]), quiet)

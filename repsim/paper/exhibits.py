@@ -18,15 +18,13 @@ import pandas as pd
 
 from repsim import plots
 from repsim.plots.style import Figure, entitle
+from repsim.tables import NUMBERS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from repsim.paper.measurements import Measurements
     from repsim.studies.similarity import LayerSimilarity
-
-NUMBERS = ["number", "value", "low", "high"]
-"""Columns of `numbers.csv`: 95 % intervals."""
 
 
 @dataclass

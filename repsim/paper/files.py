@@ -6,12 +6,25 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
+from repsim import tables
 from repsim.errors import RepsimError
 from repsim.paper.exhibits import Exhibit, Made
-from repsim.tables import RECORD, prepare, save_arrays, save_record, save_table
+from repsim.tables import RECORD, load_arrays, load_table, prepare, save_arrays, save_record, save_table
+
+COLUMNS = {
+    "numbers": tables.NUMBERS,
+    "cka": tables.SIMILARITY,
+    "matched": tables.MATCHED,
+    "attention": tables.ATTENTION,
+    "heads": tables.HEADS,
+    "receptive": tables.RECEPTIVE,
+    "residual": tables.RESIDUAL,
+    "localization": tables.LOCALIZATION,
+    "localization_summary": tables.LOCALIZATION_SUMMARY,
+    "probe": tables.PROBE,
+    "probe_summary": tables.PROBE_SUMMARY,
+}
+"""Name of a table -> what must be in it."""
 
 
 def folder(exhibit: Exhibit, out: Path) -> Path:
@@ -43,14 +56,11 @@ def load_figure(exhibit: Exhibit, out: Path) -> Made | None:
         return None
     try:
         record = json.loads((where / RECORD).read_text())
-        tables = {file.stem: pd.read_csv(file) for file in sorted(where.glob("*.csv"))}
-        arrays = {}
-        if (where / "maps.npz").exists():
-            with np.load(where / "maps.npz") as file:
-                arrays = dict(file)
     except (OSError, ValueError) as error:
         raise RepsimError(f"cannot read figure {exhibit.number} in {where}: {error}") from None
-    return Made(tables, arrays, record)
+    found = {file.stem: load_table(file, COLUMNS.get(file.stem, [])) for file in sorted(where.glob("*.csv"))}
+    maps = where / "maps.npz"
+    return Made(found, load_arrays(maps) if maps.exists() else {}, record)
 
 
 def picture_file(exhibit: Exhibit, made: Made, out: Path) -> Path:

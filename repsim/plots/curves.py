@@ -7,9 +7,13 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from repsim.errors import UsageError
-from repsim.plots.style import Figure, entitle, look
+from repsim.plots.style import Figure, entitle, label, legend, look, named
+
+PANEL = 3.2
+"""Inches of a panel's width."""
 
 
 def ends(blocks: list[int], each: int = 2) -> list[int]:
@@ -26,7 +30,7 @@ def attention_distance(table: pd.DataFrame, *, blocks: list[int] | None = None, 
         blocks: which to draw; None: the two lowest and the two highest.
         ax: where to draw.
     """
-    present = sorted(table["block"].unique())
+    present = sorted(named(table)["block"].unique())
     blocks = ends(present) if blocks is None else blocks
     missing = [block for block in blocks if block not in present]
     if missing:
@@ -34,9 +38,10 @@ def attention_distance(table: pd.DataFrame, *, blocks: list[int] | None = None, 
     with look():
         if ax is None:
             ax = Figure(figsize=(4, 3)).subplots()
+        drawn = []
         for block, colour in zip(blocks, sns.color_palette("viridis", len(blocks))):
             heads = table[table["block"] == block].sort_values("distance_px").reset_index(drop=True)
-            ax.errorbar(
+            points = ax.errorbar(
                 heads.index,
                 heads["distance_px"],
                 yerr=2 * heads["distance_se"].fillna(0),
@@ -46,18 +51,19 @@ def attention_distance(table: pd.DataFrame, *, blocks: list[int] | None = None, 
                 linewidth=1,
                 label=f"block {block}",
             )
+            drawn.append((points, f"block {block}"))
         ax.set(xlabel="attention head, sorted by distance", ylabel="mean attention distance (px)")
         ax.set_ylim(0, max(ax.get_ylim()[1], 1.06 * table["distance_px"].max()))  # others may share the axis
-        ax.set_title(str(table["model"].iloc[0]))
+        label(ax, title=table["model"].iloc[0], inches=PANEL)
         ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.legend(frameon=False, ncols=2 if len(blocks) > 6 else 1)
+        legend(ax, drawn, ncols=2 if len(blocks) > 6 else 1)
     return ax
 
 
 def side_by_side(draw: Callable[..., Axes], tables: Sequence[pd.DataFrame], *, title: str) -> Figure:
     """The same curves of several tables, a panel each on shared axes."""
     with look():
-        figure = Figure(figsize=(3.2 * len(tables) + 0.3, 3.2))
+        figure = Figure(figsize=(PANEL * len(tables) + 0.3, 3.2))
         axes = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
         for ax, table in zip(axes, tables):
             draw(table, ax=ax)
@@ -73,28 +79,30 @@ def head_similarity(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         table: of `rs.head_similarity`, or `heads.csv`.
         ax: where to draw.
     """
-    layers = list(dict.fromkeys(table["layer_b"]))
+    layers = list(dict.fromkeys(named(table)["layer_b"]))
     with look():
         if ax is None:
             ax = Figure(figsize=(4, 3)).subplots()
+        drawn = []
         for layer, colour in zip(layers, sns.color_palette("viridis", len(layers))):
             part = table[table["layer_b"] == layer].sort_values("distance_px")
             se = 2 * part["se"].fillna(0)
             style = {"color": colour, "marker": "o", "markersize": 3, "linewidth": 1}
-            ax.errorbar(part["distance_px"], part["cka"], yerr=se, label=layer, **style)
+            drawn.append((ax.errorbar(part["distance_px"], part["cka"], yerr=se, label=layer, **style), layer))
         ax.set(xlabel="mean attention distance of the heads (px)", ylabel="CKA")
-        ax.set_title(f"heads of {table['model_a'].iloc[0]}\nagainst {table['model_b'].iloc[0]}")
-        ax.legend(frameon=False)
+        label(ax, title=f"heads of {table['model_a'].iloc[0]}\nagainst {table['model_b'].iloc[0]}", inches=PANEL)
+        legend(ax, drawn)
     return ax
 
 
-def over_depth(ax: Axes, part: pd.DataFrame, column: str, colour: tuple[float, ...], label: str) -> None:
-    """A column over depth, with a band of two standard errors."""
+def over_depth(ax: Axes, part: pd.DataFrame, column: str, colour: tuple[float, ...], name: str) -> tuple[Line2D, str]:
+    """A column over depth, with a band of two standard errors; returns the line and its name, for a legend."""
     part = part.sort_values("depth")
     depth, value, se = part["depth"], part[column], 2 * part["se"].fillna(0)
-    ax.plot(depth, value, color=colour, marker="o", markersize=3, linewidth=1, label=label)
+    (line,) = ax.plot(depth, value, color=colour, marker="o", markersize=3, linewidth=1, label=name)
     ax.fill_between(depth, value - se, value + se, color=colour, alpha=0.25, linewidth=0)
     ax.set_xlabel("depth (0 first layer, 1 last)")
+    return line, name
 
 
 def matched(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
@@ -104,15 +112,15 @@ def matched(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         table: of `rs.matched_cka`, or `matched.csv`.
         ax: where to draw.
     """
-    others = list(dict.fromkeys(table["model_b"]))
+    others = list(dict.fromkeys(named(table)["model_b"]))
     with look():
         if ax is None:
             ax = Figure(figsize=(4, 3)).subplots()
-        for model, colour in zip(others, sns.color_palette("colorblind", len(others))):
-            over_depth(ax, table[table["model_b"] == model], "cka", colour, model)
+        colours = zip(others, sns.color_palette("colorblind", len(others)))
+        drawn = [over_depth(ax, table[table["model_b"] == name], "cka", colour, name) for name, colour in colours]
         ax.set(ylabel="CKA of the same layer", ylim=(min(0, table["cka"].min()), 1.02))
-        ax.set_title(f"compared with {table['model_a'].iloc[0]}")
-        ax.legend(frameon=False)
+        label(ax, title=f"compared with {table['model_a'].iloc[0]}", inches=PANEL)
+        legend(ax, drawn)
     return ax
 
 
@@ -125,17 +133,18 @@ def localization_summary(summary: pd.DataFrame) -> Figure:
     Returns:
         A panel for each, with a line per model and a band of two standard errors.
     """
-    present = list(dict.fromkeys(summary["where"]))
+    present = list(dict.fromkeys(named(summary)["where"]))
     models = list(dict.fromkeys(summary["model"]))
     with look():
         figure = Figure(figsize=(2.4 * len(present) + 0.6, 3))
         axes = figure.subplots(1, len(present), sharey=True, squeeze=False)[0]
         for ax, where in zip(axes, present):
             ax.axhline(0, color="0.6", linewidth=0.8, linestyle=":")
-            for model, colour in zip(models, sns.color_palette("colorblind", len(models))):
-                part = summary[(summary["where"] == where) & (summary["model"] == model)]
-                over_depth(ax, part, "own_minus_rest", colour, model)
-            ax.set_title(f"{where} tokens")
+            there, colours = summary[summary["where"] == where], sns.color_palette("colorblind", len(models))
+            parts = ((there[there["model"] == name], name, colour) for name, colour in zip(models, colours))
+            drawn = [over_depth(ax, part, "own_minus_rest", colour, name) for part, name, colour in parts]
+            label(ax, title=f"{where} tokens", inches=PANEL)
+            if ax is axes[0]:
+                legend(ax, drawn)
         axes[0].set_ylabel("CKA with own patch minus mean of the others")
-        axes[0].legend(frameon=False)
     return figure

@@ -13,8 +13,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from repsim.errors import UsageError, one_of
-from repsim.plots.style import UNDEFINED, Figure, entitle, look
+from repsim.plots.style import UNDEFINED, Figure, entitle, label, look, named
 
+PANEL = 1.5
+"""Inches of a panel's width and height, about."""
 MAP_CMAP = "inferno"
 TOKEN_CMAP = "viridis"
 """Lighter at its low end than the others: most of a token's CKA with patches are far below its highest."""
@@ -46,7 +48,7 @@ def attention_maps(images: np.ndarray, cls: np.ndarray, rollout: np.ndarray, *, 
             for head in range(cls.shape[1]):
                 over(axes[row, 2 + head], grey, cls[row, head])
         for ax, name in zip(axes[0], ["image", "rollout", *(f"head {h}" for h in range(cls.shape[1]))]):
-            ax.set_title(name, fontsize=7)
+            label(ax, title=name, size=7, inches=PANEL)
         entitle(figure, title)
     return figure
 
@@ -80,7 +82,7 @@ def receptive_fields(
         most: panels drawn.
         title: above the figure; None: the model and the quantity.
     """
-    rows = table if len(table) <= most else table.iloc[np.linspace(0, len(table) - 1, most).round().astype(int)]
+    rows = named(table) if len(table) <= most else table.iloc[np.linspace(0, len(table) - 1, most).round().astype(int)]
     columns = min(6, len(rows)) if len(rows) <= 12 else math.isqrt(len(rows) - 1) + 1
     lines = -(-len(rows) // columns)
     with look():
@@ -91,7 +93,8 @@ def receptive_fields(
         for ax, row in zip(axes, rows.itertuples()):
             field = maps[row.layer]
             ax.imshow(field, cmap=MAP_CMAP, vmin=0, vmax=field.max() or 1, interpolation="nearest")
-            ax.set_title(f"{getattr(row, 'label', row.layer)}\nhalf within {row.radius50_px:.1f} px", fontsize=7)
+            name = f"{getattr(row, 'label', row.layer)}\nhalf within {row.radius50_px:.1f} px"
+            label(ax, title=name, size=7, inches=PANEL)
         entitle(figure, title or f"{table['model'].iloc[0]}: {quantity}, each panel to its own maximum")
     return figure
 
@@ -115,7 +118,7 @@ def localization(
         The figure; its axes are the panels, row by row, and, last, the colour bar. A token's own patch is outlined, and
         the title gives its value; grey cells are undefined.
     """
-    layers = _drawn_layers(table, layer)
+    layers = _drawn_layers(named(table), layer)
     rows = [_token_maps(part, tokens) for part in layers]
     values = np.concatenate([each.values for row in rows for each in row], axis=None)
     low, high = min(0.0, np.nanmin(values, initial=0)), np.nanmax(values, initial=0) or 1.0
@@ -130,7 +133,7 @@ def localization(
             for ax, each in zip(line, row):
                 ax.set_visible(True)
                 token_map(ax, each, low=low, high=high)
-            line[0].set_ylabel(f"{part['model'].iloc[0]}\n{part['layer'].iloc[0]}")
+            label(line[0], y=f"{part['model'].iloc[0]}\n{part['layer'].iloc[0]}", inches=PANEL)
         figure.colorbar(axes[0, 0].images[0], ax=list(axes.flatten()), label="CKA", fraction=0.03)
         entitle(figure, f"{title} (numbers: with their own)")
     return figure
@@ -155,7 +158,7 @@ def token_map(ax: Axes, of: TokenMap, *, low: float, high: float) -> None:
     outline = {"fill": False, "edgecolor": "white", "linewidth": 0.8, "clip_on": False, "zorder": 3}
     rim = [withStroke(linewidth=2, foreground="black")]  # white alone is lost on the brightest cells
     ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, path_effects=rim, **outline))
-    ax.set_title(f"token {of.token}: {of.values[of.own]:.2f}", fontsize=7)
+    label(ax, title=f"token {of.token}: {of.values[of.own]:.2f}", size=7, inches=PANEL)
 
 
 def paper_tokens(rows: int, columns: int) -> list[tuple[int, int]]:
@@ -170,7 +173,7 @@ def _drawn_layers(table: pd.DataFrame, layer: str | None) -> list[pd.DataFrame]:
     if layer is not None and layer not in set(table["layer"]):
         raise one_of("layer of this table", layer, dict.fromkeys(table["layer"]))
     of_models = (part for _, part in table.groupby("model", sort=False))
-    chosen = (part[part["layer"] == (layer or part["layer"].iloc[-1])] for part in of_models)
+    chosen = (part[part["layer"] == (part["layer"].iloc[-1] if layer is None else layer)] for part in of_models)
     return [part for part in chosen if len(part)]
 
 

@@ -10,7 +10,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from repsim.errors import UsageError, one_of
-from repsim.plots.style import SIMILARITY_CMAP, UNDEFINED, Figure, entitle, look
+from repsim.plots.style import SIMILARITY_CMAP, UNDEFINED, Figure, entitle, label, look, named, room, tick_names
 
 MOST_TICKS = 14
 INCHES = 3.6
@@ -27,18 +27,20 @@ def heatmap(table: pd.DataFrame, *, title: str | None = None) -> Figure:
         The figure; its axes are the panels and, last, the colour bar. Layers run from the input at the
         origin, outwards. Grey cells are undefined.
     """
-    models = list(dict.fromkeys(table["model_a"]))
+    models = list(dict.fromkeys(named(table)["model_a"]))
     pairs = [(m, m) for m in models] + ([(models[0], models[1])] if len(models) == 2 else [])
     return panels(table, pairs, title=title if title is not None else f"Layer similarity: {' and '.join(models)}")
 
 
 def panels(table: pd.DataFrame, pairs: Sequence[tuple[str, str]], *, title: str) -> Figure:
     """Heatmaps of pairs of models (upwards, to the right) side by side, in rows of four, on one scale."""
-    low, high = colour_range(table)
+    low, high = colour_range(named(table))
     columns = min(4, len(pairs))
     rows = -(-len(pairs) // columns)
     with look():
-        figure = Figure(figsize=(INCHES * columns + 0.7, INCHES * rows + 0.7), layout="compressed")
+        parts = [table[(table["model_a"] == a) & (table["model_b"] == b)] for a, b in pairs]
+        width, height = (INCHES + max(room(labelled(part, side)[1]) for part in parts) for side in "ab")
+        figure = Figure(figsize=(width * columns + 0.7, height * rows + 0.7), layout="compressed")
         figure.get_layout_engine().set(h_pad=0.09)
         axes = figure.subplots(rows, columns, squeeze=False).flatten()
         for ax in axes[len(pairs) :]:
@@ -62,6 +64,7 @@ def panel(
     high: float | None = None,
 ) -> Axes:
     """One heatmap: layers of `model_a` upwards, of `model_b` to the right, both from the input on."""
+    named(table)
     for model in (model_a, model_b):
         known = dict.fromkeys([*table["model_a"], *table["model_b"]])
         if model not in known:
@@ -74,23 +77,31 @@ def panel(
         low, high = colour_range(part)
     with look():
         if ax is None:
-            ax = Figure(figsize=(INCHES + 0.7, INCHES + 0.3)).subplots()
+            width, height = (INCHES + room(labelled(part, side)[1]) for side in "ab")
+            ax = Figure(figsize=(width + 0.7, height + 0.3)).subplots()
         ax.set_facecolor(UNDEFINED)
         options = {"cbar": False, "rasterized": True, "xticklabels": False, "yticklabels": False}
         sns.heatmap(matrix, ax=ax, vmin=low, vmax=high, cmap=SIMILARITY_CMAP, **options)
         ax.set_box_aspect(1)
         ax.invert_yaxis()
         for axis, side in ((ax.xaxis, "b"), (ax.yaxis, "a")):
-            layers = part.drop_duplicates(f"index_{side}").sort_values(f"index_{side}").reset_index()
-            where = ticks(list(layers[f"kind_{side}"]))
-            axis.set_ticks([i + 0.5 for i in where], layers[f"layer_{side}"][where])
+            where, names = labelled(part, side)
+            tick_names(axis, [i + 0.5 for i in where], names)
         ax.tick_params(axis="x", rotation=90)
         ax.tick_params(axis="y", rotation=0)
         if model_a == model_b:
-            ax.set(title=f"within {model_a}", xlabel="layer", ylabel="layer")
+            title, x, y = f"within {model_a}", "layer", "layer"
         else:
-            ax.set(title=f"{model_a} against {model_b}", xlabel=f"layers of {model_b}", ylabel=f"layers of {model_a}")
+            title, x, y = f"{model_a} against {model_b}", f"layers of {model_b}", f"layers of {model_a}"
+        label(ax, title=title, x=x, y=y, inches=INCHES)
     return ax
+
+
+def labelled(part: pd.DataFrame, side: str) -> tuple[list[int], list[str]]:
+    """Positions and names of the layers of `a` or `b` that are named at a panel."""
+    layers = part.drop_duplicates(f"index_{side}").sort_values(f"index_{side}").reset_index()
+    where = ticks(list(layers[f"kind_{side}"]))
+    return where, list(layers[f"layer_{side}"][where])
 
 
 def ticks(kinds: list[str], most: int = MOST_TICKS) -> list[int]:
@@ -98,7 +109,7 @@ def ticks(kinds: list[str], most: int = MOST_TICKS) -> list[int]:
     labelled = list(range(len(kinds)))
     if len(kinds) > most and "block" in kinds:
         labelled = [i for i in labelled if kinds[i] in ("block", "stem")]
-    return labelled[:: -(-len(labelled) // most)]
+    return labelled[:: max(1, -(-len(labelled) // most))]
 
 
 def colour_range(table: pd.DataFrame) -> tuple[float, float]:

@@ -9,8 +9,10 @@ import seaborn as sns
 from repsim.errors import UsageError
 from repsim.plots.curves import over_depth
 from repsim.plots.maps import TOKEN_CMAP
-from repsim.plots.style import Figure, entitle, look
+from repsim.plots.style import Figure, entitle, label, legend, look, named
 
+PANEL, SMALL = 2.6, 1.5
+"""Inches of a panel's width: of curves, of maps."""
 AGGREGATIONS = {
     "cls": "CLS",
     "first": "first token",
@@ -31,19 +33,19 @@ def probes(summary: pd.DataFrame, *, title: str | None = None) -> Figure:
     Returns:
         A line per aggregation, with a band of two standard errors over draws.
     """
-    models = list(dict.fromkeys(summary["model"]))
+    models = list(dict.fromkeys(named(summary)["model"]))
     shots = list(dict.fromkeys(summary["shots"].astype(str)))
     with look():
-        figure = Figure(figsize=(2.6 * len(models) + 0.6, 2.5 * len(shots) + 0.7))
+        figure = Figure(figsize=(PANEL * len(models) + 0.6, 2.5 * len(shots) + 0.7))
         axes = figure.subplots(len(shots), len(models), sharex=True, sharey=True, squeeze=False)
         for line, count in zip(axes, shots):
             for ax, model in zip(line, models):
                 part = summary[(summary["model"] == model) & (summary["shots"].astype(str) == count)]
-                for aggregation, label in AGGREGATIONS.items():
+                for aggregation, what in AGGREGATIONS.items():
                     rows = part[part["aggregation"] == aggregation]
                     if len(rows):
-                        over_depth(ax, rows, "accuracy", COLOURS[aggregation], label)
-                ax.set_title(f"{model}, all images" if count == "all" else f"{model}, {count} per class")
+                        over_depth(ax, rows, "accuracy", COLOURS[aggregation], what)
+                label(ax, title=f"{model}, {'all images' if count == 'all' else f'{count} per class'}", inches=PANEL)
             line[0].set_ylabel("accuracy of the probe")
         entitle(figure, title)
         _legend(figure, columns=3)
@@ -57,14 +59,15 @@ def compared(summary: pd.DataFrame, *, title: str | None = None) -> Figure:
         summary: as for `probes`, with one aggregation for each model.
         title: above the figure.
     """
-    models = list(dict.fromkeys(summary["model"]))
+    models = list(dict.fromkeys(named(summary)["model"]))
     with look():
         figure = Figure(figsize=(4.2, 3.4))
         ax = figure.subplots()
-        for model, colour in zip(models, sns.color_palette("colorblind", len(models))):
-            over_depth(ax, summary[summary["model"] == model], "accuracy", colour, model)
+        parts = ((summary[summary["model"] == model], model) for model in models)
+        colours = sns.color_palette("colorblind", len(models))
+        drawn = [over_depth(ax, part, "accuracy", colour, name) for (part, name), colour in zip(parts, colours)]
         ax.set_ylabel("accuracy of the probe")
-        ax.legend(frameon=False)
+        legend(ax, drawn)
         entitle(figure, title)
     return figure
 
@@ -79,7 +82,7 @@ def probe_tokens(table: pd.DataFrame, *, most: int = 5, title: str = "accuracy o
     Raises:
         UsageError: single tokens were not probed.
     """
-    single = table[table["aggregation"] == "token"]
+    single = named(table)[table["aggregation"] == "token"]
     if not len(single):
         raise UsageError("there are no single tokens in this table")
     order = {count: len(single) if count == "all" else int(count) for count in single["shots"].astype(str).unique()}
@@ -87,7 +90,7 @@ def probe_tokens(table: pd.DataFrame, *, most: int = 5, title: str = "accuracy o
     single = single[single["shots"].astype(str) == shots]
     models = list(dict.fromkeys(single["model"]))
     with look():
-        figure = Figure(figsize=(1.5 * most + 0.4, 1.9 * len(models) + 0.4))
+        figure = Figure(figsize=(SMALL * most + 0.4, 1.9 * len(models) + 0.4))
         axes = figure.subplots(len(models), most, squeeze=False)
         for ax in axes.flat:
             ax.set_axis_off()
@@ -100,7 +103,7 @@ def probe_tokens(table: pd.DataFrame, *, most: int = 5, title: str = "accuracy o
                 grid = of_layer.pivot_table(index="token_row", columns="token_col", values="accuracy").to_numpy(float)
                 ax.imshow(100 * grid, cmap=TOKEN_CMAP, interpolation="nearest")
                 low, high = 100 * grid.min(), 100 * grid.max()
-                ax.set_title(f"{model}\n{names[number]}\n{low:.1f} to {high:.1f} %", fontsize=7)
+                label(ax, title=f"{model}\n{names[number]}\n{low:.1f} to {high:.1f} %", size=7, inches=SMALL)
         entitle(figure, f"{title}, {'all images' if shots == 'all' else f'{shots} per class'}")
     return figure
 
@@ -111,27 +114,28 @@ def neighbours(table: pd.DataFrame) -> Figure:
     Args:
         table: of `rs.linear_probes`, or `neighbours.csv`.
     """
-    models = list(dict.fromkeys(table["model"]))
+    models = list(dict.fromkeys(named(table)["model"]))
     quantities = {
         "knn": ("knn_accuracy", f"accuracy of {table['k'].iloc[0]} nearest neighbours"),
         "soft": ("soft_loss", "soft nearest neighbour loss (nats)"),
     }
     with look():
-        figure = Figure(figsize=(2.6 * len(models) + 0.6, 5.4))
+        figure = Figure(figsize=(PANEL * len(models) + 0.6, 5.4))
         axes = figure.subplots(2, len(models), sharex=True, sharey="row", squeeze=False)
-        for line, (name, (column, label)) in zip(axes, quantities.items()):
+        for line, (name, (column, quantity)) in zip(axes, quantities.items()):
             for ax, model in zip(line, models):
                 for aggregation, what in AGGREGATIONS.items():
                     rows = table[(table["model"] == model) & (table["aggregation"] == aggregation)]
                     if len(rows):
                         over_depth(ax, rows.assign(se=rows[f"{name}_se"]), column, COLOURS[aggregation], what)
-                ax.set_title(model)
-            line[0].set_ylabel(label)
+                label(ax, title=model, inches=PANEL)
+            line[0].set_ylabel(quantity)
         _legend(figure, columns=4)
     return figure
 
 
 def _legend(figure: Figure, columns: int) -> None:
     """One legend below all panels, each line once."""
-    seen = {label: handle for ax in figure.axes for handle, label in zip(*ax.get_legend_handles_labels())}
-    figure.legend(seen.values(), seen, loc="outside lower center", ncols=min(columns, len(seen)), frameon=False)
+    seen = {what: line for ax in figure.axes for line, what in zip(*ax.get_legend_handles_labels())}
+    entries = [(line, what) for what, line in seen.items()]
+    legend(figure, entries, loc="outside lower center", ncols=min(columns, len(seen)))

@@ -1,16 +1,28 @@
-"""One look for all figures, and how they are saved."""
+"""One look for all figures, how names are written on them, and how they are saved.
+
+Names are text: `$x_1$`, `_x`, `100 %` or `\\alpha` is written as it is, since every title, label, tick and legend with
+a name in it goes through `entitle`, `label`, `tick_names` or `legend`, and none of them lets matplotlib read markup.
+"""
 
 from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.figure
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.text import Text
 
+from repsim.errors import UsageError
 from repsim.tables import whole
 
 SIMILARITY_CMAP = "magma"
@@ -37,10 +49,6 @@ def look() -> Iterator[None]:
         yield
 
 
-CHARACTERS = 12
-"""Of a title, per inch."""
-
-
 class Figure(matplotlib.figure.Figure):
     """A figure of its own, not pyplot's: nothing has to be closed, and notebooks show it without `%matplotlib`."""
 
@@ -49,12 +57,123 @@ class Figure(matplotlib.figure.Figure):
             self.savefig(file, format="png", dpi=110)
             return file.getvalue()
 
+    def draw(self, renderer: Any) -> None:
+        """Draw; a character that the font has not is a box, of which `undrawn` tells once instead of every text."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"Glyph \d+|Matplotlib currently does not support")
+            super().draw(renderer)
+
+
+# Names on pictures
+
+NAMES = ("model", "model_a", "model_b", "layer", "layer_a", "layer_b")
+LITERAL = {"parse_math": False, "usetex": False}
+"""Of a text in which no dollar, underscore or backslash means anything."""
+CHARACTERS = 120
+"""Of a line, per inch and point of font size."""
+LONGEST = 200
+"""Characters of a name at a tick; of longer ones the middle is left out, and `…` says so."""
+ROOM = 16
+"""Characters of a name at a tick for which a figure has room as it is."""
+
+
+def named(table: pd.DataFrame) -> pd.DataFrame:
+    """The table, if its names are text; pandas, left to guess, reads 0.10 as 0.1 and NA as nothing.
+
+    Raises:
+        UsageError: they are not.
+    """
+    for column in table.columns.intersection(NAMES):
+        for name in table[column].unique():
+            if not isinstance(name, str):
+                raise UsageError(
+                    f"names must be text, and column {column} holds {name!r}; read the table with "
+                    "repsim.tables.load_table(FILE), which guesses nothing"
+                )
+    return table
+
+
+def literal(name: object) -> str:
+    """A name as matplotlib can write it: what stands for a byte that is no UTF-8 in a file name is written out."""
+    return str(name).encode("utf-8", "backslashreplace").decode()
+
+
+def fold(text: str, width: int) -> str:
+    """A text in lines of at most so many characters; lines that are no longer stay as they are."""
+    how = {"expand_tabs": False, "replace_whitespace": False}
+    lines = (line if len(line) <= width else "\n".join(textwrap.wrap(line, width, **how)) for line in text.split("\n"))
+    return "\n".join(lines)
+
 
 def entitle(figure: matplotlib.figure.Figure, title: str | None) -> None:
     """Write a title above a figure, in lines no wider than it."""
-    width = int(CHARACTERS * figure.get_size_inches()[0])
     if title:
-        figure.suptitle("\n".join(line for part in title.splitlines() for line in textwrap.wrap(part, width)))
+        figure.suptitle(fold(literal(title), int(CHARACTERS / 10 * figure.get_size_inches()[0])), **LITERAL)
+
+
+def label(
+    ax: Axes,
+    *,
+    title: str | None = None,
+    x: str | None = None,
+    y: str | None = None,
+    inches: float,
+    size: float = LOOK["axes.titlesize"],
+) -> None:
+    """Write the title of a panel and what its axes show, in lines no longer than the panel is wide.
+
+    Args:
+        ax: the panel.
+        title, x, y: what to write; None leaves what is there.
+        inches: how wide the panel is, with what belongs to it.
+        size: of the title, in points.
+    """
+
+    def lines(text: str, points: float) -> str:
+        return fold(literal(text), int(CHARACTERS / points * inches))
+
+    if title is not None:
+        ax.set_title(lines(title, size), fontsize=size, **LITERAL)
+    if x is not None:
+        ax.set_xlabel(lines(x, LOOK["axes.labelsize"]), **LITERAL)
+    if y is not None:
+        ax.set_ylabel(lines(y, LOOK["axes.labelsize"]), **LITERAL)
+
+
+def tick_names(axis: Axis, positions: Sequence[float], names: Iterable[object]) -> None:
+    """Write names at ticks."""
+    axis.set_ticks(positions, [shortened(name) for name in names], **LITERAL)
+
+
+def shortened(name: object) -> str:
+    """A name, but for the middle of a very long one."""
+    text = literal(name)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}…{text[1 - LONGEST // 2 :]}"
+
+
+def room(names: Iterable[object]) -> float:
+    """Inches that the longest of these names takes at a tick, beyond what there is room for anyway."""
+    lines = (line for name in names for line in shortened(name).split("\n"))
+    return max(max(map(len, lines), default=0) - ROOM, 0) * 0.055
+
+
+def legend(target: Axes | matplotlib.figure.FigureBase, entries: Iterable[tuple[Any, str]], **options: Any) -> None:
+    """Write a legend of what was drawn and its names, of which matplotlib leaves out those that begin with `_`."""
+    entries = list(entries)
+    if not entries:
+        return
+    made = target.legend([drawn for drawn, _ in entries], ["-"] * len(entries), frameon=False, **options)
+    width = int(CHARACTERS / 8 * (target.get_figure(root=True).get_size_inches()[0] - 1))
+    for text, (_, name) in zip(made.get_texts(), entries):
+        text.set(text=fold(literal(name), width), **LITERAL)
+
+
+def undrawn(figure: matplotlib.figure.Figure) -> str:
+    """The characters on a figure that its font has not, and that boxes stand for on the picture."""
+    fonts = [get_font(findfont(FontProperties(family=[family]))) for family in FontProperties().get_family()]
+    known = {character for font in fonts for character in font.get_charmap()} | {ord("\n")}
+    written = {character for text in figure.findobj(Text) for character in text.get_text()}
+    return "".join(sorted(character for character in written if ord(character) not in known))
 
 
 def save(figure: matplotlib.figure.Figure, path: Path) -> list[Path]:

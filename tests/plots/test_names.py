@@ -1,0 +1,217 @@
+"""Names are text: whatever a network or a layer is called, its table is read and its picture says just that."""
+
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.text import Text
+
+import repsim as rs
+from repsim import plots, tables
+from repsim.plots.style import Figure, legend, shortened, tick_names, undrawn
+
+NAMES = [
+    *("0.10", "0.1", "NA", "null", "nan", "1e5", "True", "007"),  # what pandas takes for numbers, or for nothing
+    *("_x", "__", "$a", "$x_1$", "$\\frac$", "\\alpha", "100 %", "%s", "{x}", "^"),  # what matplotlib reads as markup
+    *("<b>", "&amp;", "a,b", 'a "q"', "it's", " a ", "two\nlines", "a\r", "=1+1", "#"),  # what CSV and HTML do
+    *("Ünïcode", "a\tb", "-", "."),
+]
+LONG = "".join(map(str, range(1000)))
+
+
+def rows(columns: list[str], names: list[dict]) -> pd.DataFrame:
+    """A table of these names and places; all other columns hold some number."""
+    table = pd.DataFrame(names)
+    return table.assign(**{column: 0.5 for column in columns if column not in table})[columns]
+
+
+def similarity(models, layers):
+    places = list(enumerate(layers))
+    of = [
+        {"model_a": a, "layer_a": p, "index_a": i, "model_b": b, "layer_b": q, "index_b": j}
+        for a, b, (i, p), (j, q) in product(models, models, places, places)
+    ]
+    return rows(tables.SIMILARITY, of).assign(kind_a="block", kind_b="block")
+
+
+def over_layers(columns, models, layers, **more):
+    of = [{"model": m, "layer": x, "index": i, "depth": i / 3} for m, (i, x) in product(models, enumerate(layers))]
+    return rows(columns, [{**each, **more} for each in of])
+
+
+def attention(models, layers):
+    return rows(
+        tables.ATTENTION,
+        [{"model": models[0], "layer": x, "block": i, "head": h} for i, x in enumerate(layers) for h in range(2)],
+    )
+
+
+def heads(models, layers):
+    return rows(
+        tables.HEADS,
+        [{"model_a": models[0], "heads": "0 1", "model_b": models[1], "layer_b": x} for x in layers],
+    )
+
+
+def matched(models, layers):
+    of = [{"model_a": "ref", "model_b": m, "layer": x, "index": i} for m in models for i, x in enumerate(layers)]
+    return rows(tables.MATCHED, of)
+
+
+def residual(models, layers):
+    of = [
+        {"model": m, "layer": f"b.{b}", "block": b, "sublayer": s, "token": t}
+        for m, s, b, t in product(models, layers, range(2), ["cls", "0", "1"])
+    ]
+    return rows(tables.RESIDUAL, of)
+
+
+def lesion(models, layers):
+    kinds = [("nothing", -1), *((kind, b) for kind in layers for b in range(2))]
+    of = [{"model": models[0], "removed": kind, "block": b, "layer": x} for kind, b in kinds for x in layers]
+    return rows(tables.LESION, of)
+
+
+def single_tokens(models, layers):
+    made = [
+        over_layers(tables.PROBE, models, layers, token_row=r, token_col=c, seed=0) for r in range(2) for c in range(2)
+    ]
+    return pd.concat(made).assign(aggregation="token", shots="10")
+
+
+def localization(models, layers):
+    of = [
+        {"model": m, "layer": x, "token_row": r, "token_col": c, "patch_row": p, "patch_col": q}
+        for m, x, r, c, p, q in product(models, layers, *[range(2)] * 4)
+    ]
+    return rows(tables.LOCALIZATION, of)
+
+
+def receptive_fields(table):
+    return plots.receptive_fields(table, {layer: np.eye(3) for layer in table["layer"]})
+
+
+def last(models, layers):
+    return [*models, layers[-1]]
+
+
+def both(models, layers):
+    return [*models, *layers]
+
+
+def alone(models, layers):
+    return models
+
+
+PICTURES = {
+    "heatmap": (similarity, plots.heatmap, both),
+    "panel": (similarity, lambda t: plots.panel(t, *t["model_a"].unique()), both),
+    "panels": (similarity, lambda t: plots.panels(t, [tuple(t["model_a"].unique())], title=t["model_a"][0]), both),
+    "matched": (matched, plots.matched, alone),
+    "attention_distance": (attention, plots.attention_distance, lambda models, layers: models[:1]),
+    "side_by_side": (
+        attention,
+        lambda t: plots.side_by_side(plots.attention_distance, [t, t], title=t["model"][0]),
+        lambda models, layers: models[:1],
+    ),
+    "head_similarity": (heads, plots.head_similarity, both),
+    "residual": (residual, plots.residual, both),
+    "norm_ratios": (residual, plots.norm_ratios, both),
+    "cosines": (residual, plots.cosines, both),
+    "lesion": (lesion, plots.lesion, lambda models, layers: [models[0], *layers]),
+    "probes": (
+        lambda *of: over_layers(tables.PROBE_SUMMARY, *of, aggregation="cls", shots="10"),
+        plots.probes,
+        alone,
+    ),
+    "compared": (
+        lambda *of: over_layers(tables.PROBE_SUMMARY, *of, aggregation="cls", shots="10"),
+        plots.compared,
+        alone,
+    ),
+    "probe_tokens": (single_tokens, plots.probe_tokens, both),
+    "neighbours": (lambda *of: over_layers(tables.NEIGHBOURS, *of, aggregation="cls"), plots.neighbours, alone),
+    "receptive_fields": (
+        lambda models, layers: over_layers(tables.RECEPTIVE, models[:1], layers),
+        receptive_fields,
+        lambda models, layers: [models[0], *layers],
+    ),
+    "localization": (localization, plots.localization, last),
+    "localization_summary": (
+        lambda *of: over_layers(tables.LOCALIZATION_SUMMARY, *of, where="edge"),
+        plots.localization_summary,
+        alone,
+    ),
+}
+
+
+def written(figure) -> list[Text]:
+    figure.draw_without_rendering()
+    return [text for text in figure.findobj(Text) if text.get_text()]
+
+
+def test_every_picture_of_a_table_is_tried():
+    assert set(plots.__all__) - set(PICTURES) == {"save", "attention_maps"}
+
+
+@pytest.mark.parametrize("picture", PICTURES)
+def test_names_are_written_as_they_are(picture, tmp_path):
+    """Through the file of the table, as a redrawn picture has them."""
+    make, draw, shown = PICTURES[picture]
+    for i in range(0, len(NAMES), 4):
+        models, layers = [NAMES[i], NAMES[(i + 5) % len(NAMES)]], [NAMES[(i + j) % len(NAMES)] for j in (0, 1, 2, 3)]
+        tables.save_table(make(models, layers), tmp_path / "t.csv")
+        drawn = draw(tables.load_table(tmp_path / "t.csv"))
+        texts = written(getattr(drawn, "figure", drawn))
+        for name in shown(models, layers):
+            of = [text for text in texts if name in text.get_text()]
+            assert of, (name, [text.get_text() for text in texts])
+            assert not any(text.get_parse_math() or text.get_usetex() for text in of if "$" in name or "_" in name)
+
+
+def test_ticks_and_legends_hold_each_name_once_and_whole():
+    ax = plots.panel(similarity(["vit"], NAMES[:14]), "vit", "vit")
+    assert [text.get_text() for text in ax.get_yticklabels()] == NAMES[:14]
+    assert [text.get_text() for text in ax.get_xticklabels()] == NAMES[:14]
+    ax = plots.matched(matched(NAMES, ["a", "b"]))
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == NAMES
+
+
+def test_names_that_are_no_text_are_refused():
+    """pandas, left to guess, has read 0.10 as 0.1: the picture would be called after another layer."""
+    for name in (0.1, np.nan, 100000, True, None):
+        for picture, (make, draw, _) in PICTURES.items():
+            if picture != "residual":
+                with pytest.raises(rs.UsageError, match=r"names must be text, and column .*load_table"):
+                    draw(make([name, "b"], ["c", "d"]))
+
+
+def test_of_very_long_names_at_ticks_the_middle_is_left_out():
+    figure = Figure()
+    ax = figure.subplots()
+    tick_names(ax.xaxis, [0], [LONG])
+    (text,) = (label.get_text() for label in ax.get_xticklabels())
+    assert text == shortened(LONG) and len(text) == 200 and text.startswith("0123") and text.endswith("999")
+
+
+@pytest.mark.parametrize("picture", sorted(PICTURES.keys() - {"lesion"}))  # no names, but words
+def test_names_as_long_as_a_line_have_room(picture):
+    make, draw, _ = PICTURES[picture]
+    drawn = draw(make([LONG[:120], LONG[:119] + "'"], ["a" * 120, "b"]))
+    getattr(drawn, "figure", drawn).draw_without_rendering()
+
+
+def test_file_names_that_are_no_utf8():
+    drawn = plots.matched(matched(["net@\udcff", "b"], ["a"]))
+    assert drawn.get_legend().get_texts()[0].get_text() == "net@\\udcff"
+    drawn.figure.draw_without_rendering()
+
+
+def test_characters_that_the_font_lacks_are_told():
+    figure = Figure()
+    ax = figure.subplots()
+    (line,) = ax.plot([0, 1])
+    legend(ax, [(line, "网 _x")])
+    assert undrawn(figure) == "网"
+    figure.draw_without_rendering()
