@@ -726,17 +726,27 @@ class Provenance:
 
 
 def keys_axis(label: Label) -> int:
-    """The axis of attention weights along which the keys are: where places of columns differ, else the last."""
+    """The axis of attention weights along which the keys are: where places of columns differ, else the last.
+
+    A single key has no other to differ from; it is on the axis along which the queries are not.
+    """
     if label.across is not None:
-        for axis in range(-1, -label.across.ndim - 1, -1):
-            if varies(places_in(label.across), axis) and not varies(places_in(label.codes), axis):
+        axes = range(-1, -label.across.ndim - 1, -1)
+        down, across = ([varies(places_in(codes), axis) for axis in axes] for codes in (label.codes, label.across))
+        for axis, rows, columns in zip(axes, down, across):
+            if columns and not rows:
                 return axis
+        if not any(across) and down[:2] == [True, False]:
+            return -2
     return -1
 
 
 def _keys_across(label: Label, axis: int) -> Label:
     """The same of a product of which the rows are what softmax runs over, not the columns."""
-    if label.across is None or varies(places_in(label.across), axis) or not varies(places_in(label.codes), axis):
+    if label.across is None or varies(places_in(label.across), axis):
+        return label
+    single = label.codes.shape[axis] == 1 and keys_axis(label) % label.codes.ndim != axis
+    if not single and not varies(places_in(label.codes), axis):
         return label
     return replace(label, codes=label.across, across=label.codes)
 

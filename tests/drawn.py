@@ -107,15 +107,31 @@ class Block(nn.Module):
         self.p, self.h, self.w, self.d, self.enter, self.leave = p, h, w, d, enter, leave
         self.inner = layout(draw, p)
         self.norm = nn.LayerNorm(d)
+        self.channels_first = draw.random() < 0.3
+        self.gives = draw.choice(["tensor", "tensor", "tuple", "dict"])
 
-    def forward(self, x: Tensor) -> Tensor:
-        prefix, grid = self.enter.unpack(x, self.p, self.h, self.w)
-        more = self.branch(self.norm(prefix), self.norm(grid))
-        return self.leave.pack(*(a if b is None else a + b for a, b in zip((prefix, grid), more)))
+    def forward(self, x: Tensor | tuple | dict) -> Tensor | tuple | dict:
+        prefix, grid = self.enter.unpack(_tensor(x), self.p, self.h, self.w)
+        more = self.branch(self.norm(prefix), self._normed(grid))
+        x = self.leave.pack(*(a if b is None else a + b for a, b in zip((prefix, grid), more)))
+        return {"tensor": x, "tuple": (x, (self.h, self.w)), "dict": {"x": x}}[self.gives]
+
+    def _normed(self, grid: Tensor) -> Tensor:
+        if not self.channels_first:
+            return self.norm(grid)
+        x = grid.permute(0, 3, 1, 2)
+        apart = x - x.mean(1, keepdim=True)
+        x = apart / (apart.pow(2).mean(1, keepdim=True) + self.norm.eps).sqrt()
+        x = x * self.norm.weight[:, None, None] + self.norm.bias[:, None, None]
+        return x.permute(0, 2, 3, 1)
 
     def truth(self, prefix: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
         more = self.true_branch(_norm(self.norm, prefix), _norm(self.norm, grid))
         return tuple(a if b is None else a + b for a, b in zip((prefix, grid), more))
+
+
+def _tensor(x: Tensor | tuple | dict) -> Tensor:
+    return x[0] if isinstance(x, tuple) else x["x"] if isinstance(x, dict) else x
 
 
 def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
@@ -189,11 +205,20 @@ class Attend(Block):
     def __init__(self, draw: random.Random, *args) -> None:
         super().__init__(draw, *args)
         self.heads = draw.choice([1, 2, self.d // 4])
-        self.kind = "whole" if self.p else draw.choice(["whole", "window", "shift", "grid", "rows", "columns"])
-        self.keys = draw.choice(["own", "own", "pooled", "conv", "tall"]) if self.kind == "whole" else "own"
+        kinds = ["whole", "window", "shift", "padded", "grid", "rows", "columns"]
+        self.kind = "whole" if self.p else draw.choice(kinds)
+        self.keys = (
+            draw.choice(["own", "own", "pooled", "conv", "tall"])
+            if self.kind == "whole" and self.h * self.w > 4
+            else "own"
+        )
         self.how = draw.choice(["fused", "plain", "einsum", "turned", *["module"] * (self.keys == "own")])
         self.sequence = layout(draw, self.p, maps=False)
         self.first = draw.random() < 0.5
+        self.packed = draw.random() < 0.5
+        self.biased = self.kind in ("window", "grid") and self.how != "module" and draw.random() < 0.5
+        if self.biased:
+            self.bias = nn.Parameter(torch.randn(self.heads, 4, 4))
         self.qkv, self.proj = nn.Linear(self.d, 3 * self.d), nn.Linear(self.d, self.d)
         nn.init.normal_(self.qkv.weight, std=1.5 / self.d**0.5)
         if self.keys == "conv":
@@ -208,7 +233,13 @@ class Attend(Block):
     @property
     def windows(self) -> tuple[int, int]:
         """Rows and columns of tokens that attend to each other."""
-        return {"rows": (1, self.w), "columns": (self.h, 1)}.get(self.kind, (2, 2))
+        return {"rows": (1, self.w), "columns": (self.h, 1), "padded": (3, 3)}.get(self.kind, (2, 2))
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        """Rows and columns of the grid with what makes whole windows of it."""
+        a, b = self.windows
+        return (-(-self.h // a) * a, -(-self.w // b) * b) if self.kind == "padded" else (self.h, self.w)
 
     def branch(self, prefix: Tensor, grid: Tensor) -> tuple[Tensor | None, Tensor]:
         if self.kind == "whole":
@@ -219,6 +250,8 @@ class Attend(Block):
             return self.sequence.unpack(x, self.p, self.h, self.w)
         (n, h, w, d), (a, b) = grid.shape, self.windows
         grid = torch.roll(grid, (-1, -1), (1, 2)) if self.kind == "shift" else grid
+        h, w = self.padded
+        grid = F.pad(grid, (0, 0, 0, w - self.w, 0, h - self.h)) if self.kind == "padded" else grid
         if self.kind == "grid":
             order, back, sizes = (0, 2, 4, 1, 3, 5), (0, 3, 1, 4, 2, 5), (a, h // a, b, w // b)
             lead = (h // a, w // b, a, b)
@@ -227,6 +260,8 @@ class Attend(Block):
             lead = (h // a, w // b, a, b)
         parts = grid.reshape(n, *sizes, d).permute(order).reshape(-1, a * b, d)
         parts = self._attend(parts, parts).view(n, *lead, d).permute(back).reshape(n, h, w, d)
+        if self.kind == "padded":
+            return None, parts[:, : self.h, : self.w].contiguous()
         return None, torch.roll(parts, (1, 1), (1, 2)) if self.kind == "shift" else parts
 
     def _coarse(self, grid: Tensor) -> Tensor:
@@ -241,45 +276,64 @@ class Attend(Block):
             x = x if self.first else x.transpose(0, 1)
             x = self.mha(x, x, x, need_weights=False)[0]
             return x if self.first else x.transpose(0, 1)
-        weight, bias = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
-        q, k, v = (F.linear(a, *of) for a, of in zip((x, to, to), zip(weight, bias)))
-        q, k, v = (a.unflatten(2, (self.heads, -1)).transpose(1, 2) for a in (q, k, v))
-        scale = q.shape[-1] ** -0.5
-        if self.how == "fused":
-            out = F.scaled_dot_product_attention(q, k, v)
-        elif self.how == "plain":
-            out = (q * scale @ k.transpose(-2, -1)).softmax(-1) @ v
-        elif self.how == "einsum":
-            out = torch.einsum("nhqk,nhkd->nhqd", (torch.einsum("nhqd,nhkd->nhqk", q, k) * scale).softmax(-1), v)
+        if self.packed and x is to:
+            q, k, v = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         else:
-            out = ((k @ q.transpose(-2, -1) * scale).softmax(-2).transpose(-2, -1)) @ v
+            weight, bias = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
+            q, k, v = (F.linear(a, *of) for a, of in zip((x, to, to), zip(weight, bias)))
+            q, k, v = (a.unflatten(2, (self.heads, -1)).transpose(1, 2) for a in (q, k, v))
+        scale, bias = q.shape[-1] ** -0.5, self.bias if self.biased else None
+        if self.how == "fused":
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        elif self.how == "plain":
+            out = (q * scale @ k.transpose(-2, -1) + (0 if bias is None else bias)).softmax(-1) @ v
+        elif self.how == "einsum":
+            logits = torch.einsum("nhqd,nhkd->nhqk", q, k) * scale + (0 if bias is None else bias)
+            out = torch.einsum("nhqk,nhkd->nhqd", logits.softmax(-1), v)
+        else:
+            logits = k @ q.transpose(-2, -1) * scale + (0 if bias is None else bias.transpose(-2, -1))
+            out = logits.softmax(-2).transpose(-2, -1) @ v
         return self.proj(out.transpose(1, 2).flatten(2))
 
     def true_branch(self, prefix: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
         weights, keys = self.true_weights(prefix, grid)
         v = _linear(self.qkv, keys)[..., 2 * self.d :].unflatten(2, (self.heads, -1))
         x = _linear(self.proj, torch.einsum("nhqk,nkhd->nqhd", weights, v).flatten(2))
+        if self.kind == "padded":
+            return None, x.unflatten(1, self.padded)[:, : self.h, : self.w]
         return x[:, : self.p], x[:, self.p :].unflatten(1, (self.h, self.w))
 
     def true_weights(self, prefix: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, heads, p + h w, keys), and the keys before they are mapped, from normalised tokens."""
+        """(n, heads, queries, keys), and the keys before they are mapped, from normalised tokens.
+
+        The prefix comes first; where the grid is padded, so are queries and keys.
+        """
+        h, w = self.padded
+        grid = F.pad(grid, (0, 0, 0, w - self.w, 0, h - self.h))
         tokens = torch.cat([prefix, grid.flatten(1, 2)], 1)
         keys = tokens if self.keys == "own" else torch.cat([prefix, self._coarse(grid).flatten(1, 2)], 1)
         q = _linear(self.qkv, tokens)[..., : self.d].unflatten(2, (self.heads, -1))
         k = _linear(self.qkv, keys)[..., self.d : 2 * self.d].unflatten(2, (self.heads, -1))
         logits = torch.einsum("nqhd,nkhd->nhqk", q, k) / (self.d // self.heads) ** 0.5
         if self.kind != "whole":
-            r, c = (
-                each.flatten() for each in torch.meshgrid(torch.arange(self.h), torch.arange(self.w), indexing="ij")
-            )
+            r, c = (each.flatten() for each in torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"))
             a, b = self.windows
             if self.kind == "grid":
-                group = (r % (self.h // a)) * self.w + c % (self.w // b)
+                group, of_window = (r % (h // a)) * w + c % (w // b), r // (h // a) * b + c // (w // b)
             else:
                 shift = int(self.kind == "shift")
-                group = ((r - shift) % self.h // a) * self.w + (c - shift) % self.w // b
+                group = ((r - shift) % h // a) * w + (c - shift) % w // b
+                of_window = (r - shift) % h % a * b + (c - shift) % w % b
+            if self.biased:
+                logits = logits + self.bias[:, of_window][:, :, of_window]
             logits = logits.masked_fill(group[:, None] != group, -torch.inf)
         return logits.softmax(-1), keys
+
+    def in_image(self) -> Tensor:
+        """(queries,) which are neither before the grid nor padding."""
+        h, w = self.padded
+        grid = F.pad(torch.ones(self.h, self.w), (0, w - self.w, 0, h - self.h)).flatten() > 0
+        return torch.cat([torch.zeros(self.p, dtype=torch.bool), grid])
 
     def true_distances(self, cell: tuple[float, float]) -> Tensor:
         """(h w, keys of the grid) in pixels, from the sizes of a cell."""
@@ -302,7 +356,7 @@ class Merge(nn.Module):
         self.down = nn.Conv2d(d, d, 2, 2) if self.conv else nn.Linear(4 * d, d)
 
     def forward(self, x: Tensor) -> Tensor:
-        prefix, grid = self.enter.unpack(x, 0, self.h, self.w)
+        prefix, grid = self.enter.unpack(_tensor(x), 0, self.h, self.w)
         return self.leave.pack(*self.truth(prefix, grid))
 
     def truth(self, prefix: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
@@ -332,7 +386,8 @@ class Net(nn.Module):
         self.p = p = sum(counts)
         self.of = [name for name, count in zip(self.names, counts) for _ in range(count)]
         self.positions = nn.Parameter(0.5 * torch.randn(1, self.h, self.w, d))
-        self.shared = draw.random() < 0.2
+        self.pos_embed = nn.Parameter(0.5 * torch.randn(1, self.p, d)) if p and draw.random() < 0.5 else None
+        self.early, self.shared = draw.random() < 0.5, draw.random() < 0.2
         blocks, h, w = [], self.h, self.w
         self.first = enter = layout(draw, p)
         kinds = [Mlp, Attend, Attend, Conv, *([] if p else [Mix])]
@@ -364,8 +419,14 @@ class Net(nn.Module):
         else:
             grid = self.proj(x)
             grid = (grid if self.two is None else self.two(F.relu(grid))).permute(0, 2, 3, 1)
-        prefix = torch.cat([getattr(self, name).expand(n, -1, -1) for name in self.names], 1) if self.names else None
-        return grid.new_zeros(n, 0, self.d) if prefix is None else prefix, grid + self.positions
+        grid = grid + self.positions
+        if not self.names:
+            return grid.new_zeros(n, 0, self.d), grid
+        if self.early:
+            prefix = torch.cat([getattr(self, name) for name in self.names], 1).repeat(n, 1, 1)
+        else:
+            prefix = torch.cat([getattr(self, name).expand(n, -1, -1) for name in self.names], 1)
+        return prefix if self.pos_embed is None else prefix + self.pos_embed, grid
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first.pack(*self.tokens(x))
@@ -393,7 +454,9 @@ class Run:
     grid: Tensor
     """(n, h, w, d)."""
     weights: Tensor | None = None
-    """Of attention, (n, heads, p + h w, keys)."""
+    """Of attention, (n, heads, h w, keys), queries before the grid left out."""
+    keys: Tensor | None = None
+    """(keys,) which of them are in the image."""
     distances: Tensor | None = None
     """(h w, keys of the grid)."""
 
@@ -420,7 +483,10 @@ class Drawn:
             if isinstance(block, Attend):
                 normed = (_norm(block.norm, x) for x in (prefix, grid))
                 cell = self.size[1] / block.h, self.size[2] / block.w
-                known = {"weights": block.true_weights(*normed)[0], "distances": block.true_distances(cell)}
+                inside = block.in_image()
+                weights = block.true_weights(*normed)[0]
+                keys = inside if weights.shape[-1] == len(inside) else torch.arange(weights.shape[-1]) >= net.p
+                known = {"weights": weights[:, :, inside], "keys": keys, "distances": block.true_distances(cell)}
             prefix, grid = block.truth(prefix, grid)
             runs.append(Run(self.under + name, prefix, grid, **known))
         return runs

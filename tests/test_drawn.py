@@ -98,8 +98,8 @@ def check_distances(of: Drawn, network: rs.Network, images: torch.Tensor, runs: 
         return
     table = rs.attention_distance(network, images, batch_size=IMAGES)
     for block, run in enumerate(attending):
-        of_grid = run.weights[:, :, of.net.p :]
-        expected = (of_grid[..., of.net.p :] * run.distances).sum(-1).mean((0, 2))
+        of_grid = run.weights
+        expected = (of_grid[..., run.keys] * run.distances).sum(-1).mean((0, 2))
         entropy = torch.special.entr(of_grid).sum(-1).mean((0, 2))
         rows = table[table.block == block]
         assert rows.layer.str.startswith(run.name.partition(":")[0]).all(), f"{rows.layer.iloc[0]} is {run.name}"
