@@ -15,7 +15,7 @@ from torch import nn
 
 from repsim.errors import UsageError, near
 from repsim.models import Network, as_network
-from repsim.structure import find_blocks, has_parts, is_norm, kind_of, paper_spots, parts_of, stem_of
+from repsim.structure import find_blocks, has_parts, is_norm, kind_of, left_out, paper_spots, parts_of, stem_of
 from repsim.tokens import Reading, Tokens, one_of_tokens
 from repsim.tracing import Spot, Trace
 
@@ -87,6 +87,22 @@ def find_layers(
     for layer in selected:
         check_tokens(layer, network, tokens)
     return selected
+
+
+def notices_of(network: Network, layers: str | Iterable[str] = "blocks") -> list[str]:
+    """Sentences on what a table of a network's layers leaves out, and on what its numbers depend.
+
+    Args:
+        layers: what was asked of `find_layers`.
+    """
+    trace = Trace.of(network)
+    found = left_out(trace) if layers in ("blocks", "paper") else []
+    if trace.provenance.by_batch:
+        found.append(
+            f"{network.name} is quantised dynamically: it rounds activations by the range that they have in their whole "
+            "batch, so its numbers depend a little on which images share one"
+        )
+    return found
 
 
 def check_tokens(layer: Layer, network: Network, tokens: Tokens) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from repsim.tracing import Call, Spot, Trace
+from repsim.tracing import Call, Spot, Trace, adds_what_it_came_from
 
 
 def has_parts(module: nn.Module) -> bool:
@@ -59,7 +59,86 @@ def kind_of(module: nn.Module) -> str:
 
 def find_blocks(trace: Trace) -> list[tuple[str, Spot]]:
     """The blocks that run: their paths, and where their outputs are."""
-    return [(path, block) for path in _block_paths(trace) for block in _block_outputs(trace, path)]
+    paths = _taken_apart(trace, list(_block_paths(trace))) or units(trace)
+    return [(path, block) for path in paths for block in _block_outputs(trace, path)]
+
+
+def _taken_apart(trace: Trace, paths: list[str]) -> list[str]:
+    """Of blocks that add nothing themselves and hold rows of alike modules that do, these (a cross-stage network's)."""
+    found = set(units(trace))
+    module = trace.network.module.get_submodule
+    rows = {path: [] if path in found else _rows(trace, path, found) for path in paths}
+    stages = {type(module(path)) for path, row in rows.items() if len(row) > 1}
+    apart = {path for path in paths if rows[path] and type(module(path)) in stages - {nn.Sequential, nn.ModuleList}}
+    return [each for path in paths for each in (rows[path] if path in apart else [path])]
+
+
+def _rows(trace: Trace, path: str, units: set[str]) -> list[str]:
+    """The units inside a module, if all of each row of modules are such, and alike."""
+    found = []
+    for name, row in trace.network.module.get_submodule(path).named_modules(prefix=path):
+        parts = [(f"{name}.{n}", m) for n, m in row.named_children()]
+        if not _container(row) or any(name.startswith(f"{other}.") for other in found):
+            continue
+        shapes = {(type(m), *(n for n, _ in m.named_parameters())) for _, m in parts}
+        if len(shapes) == 1 and all(inner in units for inner, _ in parts):
+            found += [inner for inner, _ in parts]
+    return found
+
+
+def units(trace: Trace) -> list[str]:
+    """Paths of modules whose own code ends a residual sum: what they add was computed from what it is added to.
+
+    So do others of their class, though their skip be a projection. Those within another such module are part of it. In
+    the order in which they run.
+    """
+    at = {op.at.path for op in trace.operations if op.at is not None and op.at.path and adds_what_it_came_from(op)}
+    classes = {type(trace.network.module.get_submodule(path)) for path in at} - {nn.Module}
+    ran = sorted((call for call in trace.calls if call.path), key=lambda call: call.started)
+    paths = list(dict.fromkeys(call.path for call in ran if type(call.module) in classes and has_parts(call.module)))
+    within = set(paths)
+    return [path for path in paths if not any(above in within for above in _above(path))]
+
+
+def _above(path: str) -> list[str]:
+    parts = path.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts))]
+
+
+def left_out(trace: Trace) -> list[str]:
+    """Sentences on the modules with parameters that run and are in no block, if there are any.
+
+    Stems and heads are not counted; what runs between blocks is, and wherever it runs what ends a residual sum.
+    """
+    network, blocks = trace.network, find_blocks(trace)
+    if not blocks:
+        return []
+    paths = {path for path, _ in blocks}
+    around = {above for path in paths for above in _above(path)}
+
+    def outermost(found: list[str]) -> list[str]:
+        found = [path for path in dict.fromkeys(found) if path and path not in paths and path not in around]
+        chosen = {*found, *paths}
+        return [path for path in found if not any(above in chosen for above in _above(path))]
+
+    first = min(first_call(trace, path).started for path in paths)
+    last = max(block.when for _, block in blocks)
+    weighed = [c for c in trace.calls if next(c.module.parameters(), None) is not None]
+    ran = sorted(weighed, key=lambda call: call.started)
+    between = outermost([call.path for call in ran if first < call.started and call.ended < last])
+    more = [path for path in outermost(units(trace)) if path not in between]
+    said = []
+    if between:
+        said.append(f"between the blocks of {network.name} run {_counted(between)}")
+    if more:
+        said.append(f"besides the blocks of {network.name}, residual sums end in {_counted(more)}")
+    return said
+
+
+def _counted(names: list[str]) -> str:
+    count = "1 module that is no block" if len(names) == 1 else f"{len(names)} modules that are no blocks"
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return f"{count}: {', '.join(names[:6])}{more}"
 
 
 def stem_of(trace: Trace, blocks: list[tuple[str, Spot]]) -> Spot:
@@ -75,8 +154,13 @@ def parts_of(name: str, module: nn.Module) -> list[str]:
 
 
 def _container(module: nn.Module) -> bool:
-    """A Sequential or ModuleList whose elements have parts of their own: a row of blocks or stages."""
-    return isinstance(module, (nn.Sequential, nn.ModuleList)) and any(has_parts(m) for m in module)
+    """A Sequential or ModuleList whose elements have parts of their own: a row of blocks or stages.
+
+    In a graph that was traced from a network it is a bare module with numbered children.
+    """
+    row = isinstance(module, (nn.Sequential, nn.ModuleList))
+    bare = type(module) is nn.Module and all(name.isdigit() for name, _ in module.named_children())
+    return (row or bare) and any(has_parts(m) for m in module.children())
 
 
 def _numbered(module: nn.Module) -> bool:
@@ -87,6 +171,7 @@ def _numbered(module: nn.Module) -> bool:
         len(classes) == 1
         and all(re.fullmatch(r"[a-z_]+\d+", n) for n in names)
         and has_parts(module.get_submodule(names[0]))
+        and not any(type(child) is nn.Module and _container(child) for child in module.children())
     )
 
 
@@ -97,7 +182,7 @@ def _is_stage(trace: Trace, path: str, module: nn.Module) -> bool:
     further: neither added to a shortcut nor fed to another compound module.
     """
     if _container(module):
-        return any(_container(m) or has_parts(m) for m in module) and not _pair(module)
+        return any(_container(m) or has_parts(m) for m in module.children()) and not _pair(module)
     rows = {name: child for name, child in module.named_children() if _container(child) and not _pair(child)}
     if sum(map(_size, rows.values())) <= 0.5 * _size(module):
         return False
@@ -116,7 +201,7 @@ def _is_stage(trace: Trace, path: str, module: nn.Module) -> bool:
 
 def _pair(module: nn.Module) -> bool:
     """The attention and MLP of one block, kept in a bare list (as vit-pytorch does)."""
-    elements = list(module)
+    elements = list(module.children())
     return isinstance(module, nn.ModuleList) and 2 <= len(elements) <= 3 and _is_mlp_like(elements[-1])
 
 
@@ -171,7 +256,7 @@ def _elements(trace: Trace, path: str, container: nn.Module) -> Iterator[str]:
         if not stage[name] or type(element) in blocks:  # one kind of module is a block everywhere in a row
             yield inner
         elif _container(element):
-            yield from (f"{inner}.{n}" for n, m in element.named_children() if has_parts(m))
+            yield from (f"{inner}.{n}" for n, m in element.named_children() if has_parts(m) and not _passed_over(n, m))
         else:
             yield from _block_paths(trace, inner)
 

@@ -30,9 +30,11 @@ from repsim.tracing import (
     OperationAt,
     Spot,
     Trace,
+    adds_what_it_came_from,
     following,
     is_addition,
     is_own,
+    is_sum,
     operation_at,
 )
 
@@ -101,7 +103,7 @@ def _stream(trace: Trace, path: str, block: Spot) -> list[tuple[Operation, int]]
     here = tensor and tensor.made
     found: list[tuple[Operation, int]] = []
     while here is not None and entry is not None and here.when > first.started:
-        if _is_sum(here):
+        if is_sum(here):
             skip = _skip(trace, path, here, entry)
             found.insert(0, (here, skip))
             here = here.operands[skip]
@@ -109,7 +111,7 @@ def _stream(trace: Trace, path: str, block: Spot) -> list[tuple[Operation, int]]
         depends = {op for op in here.operands if op is not None}
         if _learned(here) or len(depends) != 1:
             # A projection of the skip, or a block without one: nothing that is added must lie behind it.
-            behind = [op for op in {here, *here.ancestors()} if op.when > first.started and _adds_what_it_came_from(op)]
+            behind = [op for op in {here, *here.ancestors()} if op.when > first.started and adds_what_it_came_from(op)]
             if behind or (found and len(depends) > 1):
                 raise UsageError(
                     f"the residual sums of {path} in {trace.network.name} cannot be found: its stream can be followed "
@@ -118,21 +120,6 @@ def _stream(trace: Trace, path: str, block: Spot) -> list[tuple[Operation, int]]
             break
         here = depends.pop()
     return found
-
-
-def _is_sum(op: Operation) -> bool:
-    """An addition of two tensors of one shape, one of which may be the same for all images (a CLS token)."""
-    if op.at is None or op.at.name != ADDITION or op.scaled or len(op.operands) != 2 or op.operands == (None, None):
-        return False
-    return op.operands[0] is not op.operands[1] and op.shapes[0] == op.shapes[1]
-
-
-def _adds_what_it_came_from(op: Operation) -> bool:
-    """A residual sum, wherever it is: one operand is computed from the other."""
-    if not _is_sum(op) or None in op.operands:
-        return False
-    a, b = op.operands
-    return a in b.ancestors() or b in a.ancestors()
 
 
 def _skip(trace: Trace, path: str, addition: Operation, entry: Operation) -> int:

@@ -505,6 +505,21 @@ def name_of(func: Any, arguments: tuple) -> str:
     return ADDITION if is_addition(func, arguments) else func.overloadpacket.__name__.rstrip("_")
 
 
+def is_sum(op: Operation) -> bool:
+    """An addition of two tensors of one shape, one of which may be the same for all images (a CLS token)."""
+    if op.at is None or op.at.name != ADDITION or op.scaled or len(op.operands) != 2 or op.operands == (None, None):
+        return False
+    return op.operands[0] is not op.operands[1] and op.shapes[0] == op.shapes[1]
+
+
+def adds_what_it_came_from(op: Operation) -> bool:
+    """A residual sum, wherever it is: one operand is computed from the other."""
+    if not is_sum(op) or None in op.operands:
+        return False
+    a, b = op.operands
+    return a in b.ancestors() or b in a.ancestors()
+
+
 class _Recorder(TorchDispatchMode):
     """Records every operation on what depends on the images."""
 

@@ -48,6 +48,8 @@ def attention(
         picked = attention_maps(network, run.images, maps, skip_broken=job.skip_broken)
         save_arrays(picked._asdict(), run.out / "attention_maps.npz")
     study = AttentionDistance(network, renormalize=renormalize)
+    for text in study.notices:
+        run.notice(text)
     counts = sweep(run.images, [study], batch_size=job.batch_size, **run.how())
     save_table(study.table(), run.out / "attention.csv")
     protocol = {"renormalize": renormalize, "batch_size": counts.batch_size, "maps": maps}

@@ -188,6 +188,16 @@ class Run:
         elif count < 2 * size:
             self.notice(f"{count} images make one batch of {size}, so no standard errors")
 
+    def _notice_layers(self) -> None:
+        """Say what the layers that were taken leave out."""
+        from repsim.layers import notices_of
+
+        given = click.get_current_context().params
+        layers = "all" if self.job.command in ("attention", "heads") else given.get("layers") or "blocks"
+        for network in self.networks:
+            for text in notices_of(network.sized(self.images.tensor_size), layers):
+                self.notice(text)
+
     def save(self, images: dict[str, Any], protocol: dict[str, Any], **more: Any) -> dict[str, Any]:
         """Write `run.json`, and return it: everything needed to know what was computed, and to do it again."""
         from repsim.cli.directory import SETTINGS
@@ -199,6 +209,7 @@ class Run:
                 self.notice(f"{images['used']} images used; {images[key]} {what}")
         for name, size in images.get("forward_batch_sizes", {}).items():
             self.notice(f"memory was too small: {name} took {size} images at a time")
+        self._notice_layers()
         record = {
             "command": command_line(),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -80,7 +80,9 @@ def blocks_that_run(network: rs.Network) -> list[str]:
 
 def load(name: str) -> rs.Network:
     torch.manual_seed(0)
-    return rs.load_model(name, weights="random")
+    network = rs.load_model(name, weights="random")
+    channels, height, width = network.input_size
+    return network.sized((channels, 256, 256)) if height > 512 else network  # SAM's sizes take minutes
 
 
 def studies(network: rs.Network, images: torch.Tensor) -> Iterator[tuple[str, Callable[[], Any]]]:
