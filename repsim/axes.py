@@ -162,7 +162,9 @@ def reading_of(
     after = np.flatnonzero(in_image)
     first = sorted(range(len(before)), key=lambda i: (names[i] != "cls", names[i] != "distillation", i))
     before, names = before[first], tuple(names[i] for i in first)
-    if len(np.unique(numbers[after])) < len(after):
+    where_they_are = np.stack([places.row, places.column, places.height, places.width], 1)[numbers[after]].round(3)
+    scattered = kinds[after] == SCATTERED  # rectangles around them may be the same
+    if len(np.unique(where_they_are[~scattered], axis=0)) < (~scattered).sum():
         return Reading(**known, unknown="it holds each place of the image several times, as of several views")
     grid, sorted_ = grid_and_order(places, numbers[after])
     order = np.concatenate([before, after[sorted_]])

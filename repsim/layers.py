@@ -15,7 +15,7 @@ from torch import nn
 
 from repsim.errors import UsageError, near
 from repsim.models import Network, as_network
-from repsim.structure import find_blocks, has_parts, is_norm, kind_of, left_out, paper_spots, parts_of, stem_of
+from repsim.structure import find_blocks, has_parts, is_norm, kind_of, left_out, listed, paper_spots, parts_of, stem_of
 from repsim.tokens import Reading, Tokens, one_of_tokens
 from repsim.tracing import Spot, Trace
 
@@ -64,29 +64,30 @@ def find_layers(
     network = as_network(network)
     one_of_tokens(tokens)
     trace = Trace.of(network)
-    if not isinstance(layers, str):
-        found = _by_name(trace, list(layers))
-    elif layers == "blocks":
-        found = _blocks_preset(trace, inside=False)
-    elif layers == "paper":
-        found = _blocks_preset(trace, inside=True)
-    elif layers == "all":
-        found = [Spot(c, kind_of(c.module)) for c in trace.calls if not has_parts(c.module) and c.path]
-    else:
-        found = _by_pattern(trace, layers)
-    found = [spot for spot in found if spot.activation is not None]
-    if not found:
-        raise UsageError(f"{network.name} has no layer for {layers!r} whose first axis is the images")
+    found = _chosen(trace, layers)
     for spot in found:
         if spot.side == "output" and spot.call.mixed:
             raise UsageError(
                 f"layer {(spot.name or spot.call.name)!r} of {network.name} depends on several images of a batch at "
                 "once, so it stands for none of them; choose other layers"
             )
+    found = [spot for spot in found if spot.activation is not None]
+    if not found:
+        raise UsageError(f"{network.name} has no layer for {layers!r} that has an axis of images")
     selected = _layers(trace, found)
     for layer in selected:
         check_tokens(layer, network, tokens)
     return selected
+
+
+def _chosen(trace: Trace, layers: str | Iterable[str]) -> list[Spot]:
+    if not isinstance(layers, str):
+        return _by_name(trace, list(layers))
+    if layers in ("blocks", "paper"):
+        return _blocks_preset(trace, inside=layers == "paper")
+    if layers == "all":
+        return [Spot(c, kind_of(c.module)) for c in trace.calls if not has_parts(c.module) and c.path]
+    return _by_pattern(trace, layers)
 
 
 def notices_of(network: Network, layers: str | Iterable[str] = "blocks") -> list[str]:
@@ -97,9 +98,12 @@ def notices_of(network: Network, layers: str | Iterable[str] = "blocks") -> list
     """
     trace = Trace.of(network)
     found = left_out(trace) if layers in ("blocks", "paper") else []
+    without = [spot.name or spot.call.name for spot in _chosen(trace, layers) if spot.activation is None]
+    if without:
+        found.append(f"{network.name} has layers without an axis of images, which are left out: {listed(without)}")
     if trace.provenance.by_batch:
         found.append(
-            f"{network.name} is quantised dynamically: it rounds activations by the range that they have in their whole "
+            f"{network.name} is quantised dynamically: it rounds activations by the range that they have in the whole "
             "batch, so its numbers depend a little on which images share one"
         )
     return found
@@ -216,7 +220,7 @@ def _by_name(trace: Trace, names: Sequence[str]) -> list[Spot]:
     for name in names:
         if name not in spots:
             raise _unknown(trace, name)
-        if spots[name].activation is None:
+        if spots[name].activation is None and not spots[name].call.mixed:
             raise UsageError(f"layer {name!r} of {trace.network.name} cannot be compared: it has no axis of images")
     return sorted((spots[name] for name in dict.fromkeys(names)), key=lambda spot: spot.when)
 

@@ -137,8 +137,12 @@ def left_out(trace: Trace) -> list[str]:
 
 def _counted(names: list[str]) -> str:
     count = "1 module that is no block" if len(names) == 1 else f"{len(names)} modules that are no blocks"
-    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return f"{count}: {', '.join(names[:6])}{more}"
+    return f"{count}: {listed(names)}"
+
+
+def listed(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 def stem_of(trace: Trace, blocks: list[tuple[str, Spot]]) -> Spot:
