@@ -167,6 +167,13 @@ def _container(module: nn.Module) -> bool:
     return (row or bare) and any(has_parts(m) for m in module.children())
 
 
+def _row(module: nn.Module) -> bool:
+    """A container of several compound elements of one class."""
+    elements = list(module.children())
+    alike = len({type(m) for m in elements}) == 1 and type(elements[0]) is not nn.Sequential
+    return _container(module) and len(elements) > 1 and alike and not _pair(module)
+
+
 def _numbered(module: nn.Module) -> bool:
     """Holds a row of blocks as children of its own: `b1`, `b2`, ... of one class (RegNet's stages)."""
     names = [name for name, _ in module.named_children()]
@@ -222,7 +229,7 @@ def _passed_over(name: str, module: nn.Module) -> bool:
     """Stems, heads, embeddings, and what stands between blocks: not blocks, nor are there any inside."""
     return (
         "embed" in name
-        or name.startswith(("pos", "stem"))
+        or (name.startswith(("pos", "stem")) and not name.startswith("post"))
         or name in ("head", "heads", "classifier")
         or is_a(module, "embed", "downsample", "posconv", "merging", "pool")
         or is_norm(module)
@@ -260,7 +267,9 @@ def _elements(trace: Trace, path: str, container: nn.Module) -> Iterator[str]:
         if not stage[name] or type(element) in blocks:  # one kind of module is a block everywhere in a row
             yield inner
         elif _container(element):
-            yield from (f"{inner}.{n}" for n, m in element.named_children() if has_parts(m) and not _passed_over(n, m))
+            for n, m in element.named_children():
+                if has_parts(m) and not _passed_over(n, m):
+                    yield from [f"{inner}.{n}.{k}" for k, _ in m.named_children()] if _row(m) else [f"{inner}.{n}"]
         else:
             yield from _block_paths(trace, inner)
 

@@ -248,8 +248,10 @@ class _Looking:
         self.recorder = _Recorder(provenance, self.clock, self.running)
         self.values: Any = WeakTensorKeyDictionary()
         self._noted: Any = WeakTensorKeyDictionary()
-        """Tensors of which there is a digest, and how often they had been written to: what one module gives, another is
-        given."""
+        """Tensors of which there is a digest: how often they had been written to, and its key. What one module gives,
+        another is given, or gives as it is."""
+        self.same: dict[tuple[str, int, str], list[tuple[Call, str]]] = {}
+        """Key of a digest -> which others, and whose input or output, are the same tensor."""
         self._numbers = itertools.count()
         self._known: weakref.WeakKeyDictionary[Label, Activation | None] = weakref.WeakKeyDictionary()
         self.digests: dict[tuple[str, int, str], tuple[Call, Activation | None, Any]] = {}
@@ -293,9 +295,13 @@ class _Looking:
             self._note((call.path, call.number, "output"), call, tensor, call.output)
 
     def _note(self, key: tuple, call: Call, tensor: Tensor | None, activation: Activation | None) -> None:
-        if tensor is None or not tensor.numel() or tensor.is_meta or self._noted.get(tensor) == tensor._version:
+        if tensor is None or not tensor.numel() or tensor.is_meta:
             return
-        self._noted[tensor] = tensor._version
+        version, noted = self._noted.get(tensor, (None, None))
+        if version == tensor._version:
+            self.same.setdefault(noted, []).append((call, key[2]))
+            return
+        self._noted[tensor] = tensor._version, key
         if activation is not None:
             parts = activation.first(tensor)
             self.digests[key] = (call, activation, (bits(parts), sums(parts)))
@@ -310,17 +316,17 @@ class _Looking:
             if len(changes) != IMAGES or not all(bool(change.any()) for change in changes):
                 continue
             found = measured_images_axis(changes, IMAGES)
+            same = [(call, key[2]), *self.same.get(key, [])]
             if found is None:
-                call.mixed = True
+                for each, _ in same:
+                    each.mixed = True
                 continue
             activation = Activation((), *found)
             activation = replace(activation, shape=tuple(activation.first(tensor).shape[1:]))
             if not activation.shape:
                 continue
-            if key[2] == "input":
-                call.input = activation
-            else:
-                call.output = activation
+            for each, side in same:
+                setattr(each, side, activation)
 
 
 class _Comparing:
