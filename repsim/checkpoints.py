@@ -30,6 +30,8 @@ SAFE = [
     (NUMBER, "numpy.core.multiarray.scalar"),
 ]
 """What training scripts store beside weights and what does no harm when it is read: options, and numbers of numpy."""
+WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+"""What `torch.compile`, FSDP and checkpointing put into the names of the modules they wrap, at any place."""
 HOW_TO_SAVE = "torch.save(model.state_dict(), FILE)"
 
 
@@ -61,6 +63,8 @@ def read(file: Path) -> Any:
             if refused
             else first_line(error).split(". ")[0]
         )
+        if refused and refused[1].endswith((".UninitializedParameter", ".UninitializedBuffer")):
+            why = "it holds parameters of lazy modules, which get their values in a first pass"
         raise RepsimError(
             f"cannot read {file} as weights: {why}; it must be a safetensors file or a state dict saved with "
             f"{HOW_TO_SAVE}"
@@ -143,6 +147,15 @@ def what_it_is(checkpoint: Any) -> str:
     if any(isinstance(value, Tensor) for value in checkpoint.values()):
         return "its tensors have numbers for names"
     return f"there are no tensors by name under {few(map(str, checkpoint))}"
+
+
+def without_wrappers(name: str) -> str:
+    """The name of a tensor as it is where nothing wraps its module.
+
+    >>> without_wrappers("_orig_mod.blocks.0._orig_mod.weight")
+    'blocks.0.weight'
+    """
+    return re.sub("|".join(rf"(?:(?<=\.)|^){re.escape(wrapper)}" for wrapper in WRAPPERS), "", name)
 
 
 def joined(*parts: str) -> str:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from repsim.checkpoints import without_wrappers
+
 
 class NoStableForm(Exception):
     """Something in a state has no bytes that would be the same in another process."""
@@ -24,6 +26,7 @@ class NoStableForm(Exception):
 def state_sha256(module: nn.Module) -> str:
     """Hash of a module's `state_dict`: names, types, shapes and bytes of parameters and buffers, and extra state.
 
+    What `torch.compile` and the like put into names is left out: a compiled module has the weights it had before.
     Buffers that are not persistent do not count: the constructor makes them, and they are no weights.
 
     Raises:
@@ -33,12 +36,14 @@ def state_sha256(module: nn.Module) -> str:
         state = module.state_dict()
     except Exception as error:  # whatever a module's own code does there
         raise NoStableForm(f"its state_dict() fails with {type(error).__name__}") from None
+    bare = {without_wrappers(key): key for key in state}
+    names = bare if len(bare) == len(state) else {key: key for key in state}
     total = hashlib.sha256()
-    for key in sorted(state):
+    for name in sorted(names):
         try:
-            _add(total, key, state[key])
+            _add(total, name, state[names[name]])
         except NoStableForm as reason:
-            raise NoStableForm(f"{key} {reason}") from None
+            raise NoStableForm(f"{name} {reason}") from None
     return total.hexdigest()
 
 
@@ -110,7 +115,8 @@ def _digest(value: Any, above: tuple[int, ...]) -> bytes:
             parts = _parts(value)
         except Exception as error:
             raise NoStableForm(f"is a tensor of layout {value.layout} ({type(error).__name__})") from None
-        head = f"tensor {value.dtype} {value.layout} {'' if is_lazy(value) else tuple(value.shape)}"
+        shape = "" if is_lazy(value) or value.is_nested else tuple(value.shape)
+        head = f"tensor {value.dtype} {value.layout} {shape}"
         return _joined(head, [_digest(part, within) for part in parts])
     kind = type(value)
     if kind in PLAIN:

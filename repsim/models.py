@@ -198,13 +198,7 @@ def with_values(network: Network) -> Network:
         RepsimError: parameters are on the meta device, or the pass fails.
     """
     module = network.module
-    tensors = [*module.named_parameters(), *module.named_buffers()]
-    empty = [name for name, tensor in tensors if tensor.is_meta]
-    if empty:
-        raise RepsimError(
-            f"{network.name} has {len(empty)} tensors without values, on the meta device ({few(empty)}); build it on "
-            "the CPU, or give it its weights before it is handed over"
-        )
+    tensors = _check_not_meta(network)
     lazy = [name for name, tensor in tensors if is_lazy(tensor)]
     if not lazy:
         return network
@@ -230,6 +224,18 @@ def with_values(network: Network) -> Network:
         f"images of {_sides(network)}: they are untrained"
     )
     return dataclasses.replace(network, notices=(*network.notices, notice))
+
+
+def _check_not_meta(network: Network) -> list[tuple[str, Tensor]]:
+    """The network's parameters and buffers by name, none of which is on the meta device."""
+    tensors = [*network.module.named_parameters(), *network.module.named_buffers()]
+    empty = [name for name, tensor in tensors if tensor.is_meta]
+    if empty:
+        raise RepsimError(
+            f"{network.name} has {len(empty)} tensors without values, on the meta device ({few(empty)}); build it on "
+            "the CPU, or give it its weights before it is handed over"
+        )
+    return tensors
 
 
 def _sides(network: Network) -> str:
@@ -269,7 +275,7 @@ def load_model(
             what torch saves (read with `weights_only=True`), the `.index.json` of several such files, or a ViT's
             original `.npz`.
         weights_key: which of the weights in a file, such as `state_dict_ema`, or `model.teacher` with keys in keys.
-            None: the only ones that fit; of several the averaged ones beside the raw ones (`notices` says so).
+            None: the only ones that fit; of several those that timm takes, or the averaged ones (`notices` says so).
         device: where the network goes; None leaves it on the CPU.
         seed: of untrained weights.
         precision: `fp32`, `tf32` (CUDA only) or `bf16`; None: tf32 on CUDA, else fp32. See `repsim.precision`.
@@ -287,6 +293,7 @@ def load_model(
     _evaluate(network)
     network = dataclasses.replace(network, seed=seed)
     if device is not None:
+        _check_not_meta(network)
         try:
             device = torch.device(device)
         except RuntimeError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,22 @@ from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX as EXTRA_STATE
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
-from repsim.checkpoints import few, holds, index_of, joined, listed, read, sets_in, what_it_is
-from repsim.errors import RepsimError, UsageError, first_line, one_of
+from repsim.checkpoints import (
+    WRAPPERS,
+    few,
+    holds,
+    index_of,
+    joined,
+    listed,
+    read,
+    sets_in,
+    what_it_is,
+    without_wrappers,
+)
+from repsim.errors import RepsimError, UsageError, first_line
 
 USUAL = ("state_dict_ema", "model_ema", "state_dict", "model")
 """timm's keys for sets of weights, in timm's order: averaged weights come first."""
-WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-"""What `torch.compile`, FSDP and checkpointing put into the names of the modules they wrap, at any place."""
 COUNTER = "num_batches_tracked"
 """BatchNorm's counter, which old files do not have; nothing uses it in evaluation."""
 AT_THE_TOP = "."
@@ -52,7 +61,7 @@ class Taken:
     misfits: tuple[str, ...] = ()
     """Other sets of weights of this kind, which do not fit the network."""
     asked: bool = False
-    """Whether the user named the key."""
+    """Whether the user named these weights and no others."""
 
     def record(self) -> dict[str, Any]:
         """What `run.json` says of it: nothing of a file that is one state dict with the network's own names."""
@@ -69,7 +78,7 @@ class Taken:
         """What the user must know of it."""
         if self.keys:
             how = ", as asked for" if self.asked else "; --weights-key chooses"
-            yield f"{self.file} holds {listed(self.keys)}; {self.key} was taken{how}"
+            yield f"{self.file} holds {_said(self.keys)}; {_said([self.key])} was taken{how}"
         elif self.left_out and not self.asked:
             yield (
                 f"{self.file}: only tensors under {self.prefix.rstrip('.')} were taken, and {len(self.left_out)} "
@@ -114,7 +123,7 @@ def load_file(module: nn.Module, file: Path, name: str, key: str | None = None) 
     _load(module, fit, needed, file, name)
     there = dict.fromkeys(fit.key or AT_THE_TOP for fit in tried if fit.fits)
     fitting = {fit.path for fit in tried if fit.fits}
-    like = {of.path for of in tried if of.path not in fitting and 2 * of.alike > len(needed.state)}
+    like = {of.path for of in tried if of.path not in fitting and 2 * len(of.names) > len(needed.state)}
     return Taken(
         str(file),
         fit.key or (AT_THE_TOP if len(there) > 1 else ""),
@@ -123,7 +132,7 @@ def load_file(module: nn.Module, file: Path, name: str, key: str | None = None) 
         tuple(w for w in WRAPPERS if any(w in there and w not in own for own, there in fit.names.items())),
         fit.outside,
         tuple(sorted(like - {""})),
-        key is not None,
+        key is not None and len({of.key for of in fits}) == 1,
     )
 
 
@@ -236,7 +245,7 @@ def _covers(one: Tensor, other: Tensor) -> bool:
 def _tried(needed: Needed, sets: Sequence[tuple[str, dict[str, Any]]]) -> list[Fit]:
     """Every set against the network, with every prefix under which its names are the network's."""
     tried: list[Fit] = []
-    for bare in (str, _without_wrappers):  # names as they are, where these fit
+    for bare in (str, without_wrappers):  # names as they are, where these fit
         own = {bare(key): key for key in needed.state}
         tried = []
         for path, values in sets:
@@ -250,10 +259,6 @@ def _tried(needed: Needed, sets: Sequence[tuple[str, dict[str, Any]]]) -> list[F
         if any(fit.fits for fit in tried):
             break
     return tried
-
-
-def _without_wrappers(key: str) -> str:
-    return re.sub("|".join(rf"(?:(?<=\.)|^){re.escape(wrapper)}" for wrapper in WRAPPERS), "", key)
 
 
 def _prefixes(own: dict[str, str], names: dict[str, str]) -> list[str]:
@@ -345,12 +350,10 @@ def _under(key: str, tried: list[Fit], checkpoint: Any, file: Path) -> list[Fit]
     ]
     if chosen:
         return chosen
-    if holds(checkpoint, key):
-        raise RepsimError(f"{key} of {file} holds no weights of such a network")
     known = dict.fromkeys(fit.key for fit in tried if fit.key and (fit.fits or fit.key == fit.path))
-    if not known:
-        raise UsageError(f"there is no weights key {key!r} in {file}, which is one state dict; leave the key out")
-    raise one_of(f"weights key of {file}", key, known)
+    what = "are no weights of a network under" if holds(checkpoint, key) else "is no weights key"
+    there = f"; it has {listed(known)}" if known else ", which is one state dict; leave the key out"
+    raise UsageError(f"there {what} {key!r} in {file}{there}")
 
 
 def _usual(fits: list[Fit], file: Path, name: str, key: str | None) -> Fit:
@@ -358,16 +361,21 @@ def _usual(fits: list[Fit], file: Path, name: str, key: str | None) -> Fit:
     named = {fit.key or AT_THE_TOP: fit for fit in fits}
     if len(named) == 1 or key in named:
         return named.get(key) or fits[0]
-    if set(named) <= set(USUAL):
-        return named[min(named, key=USUAL.index)]
+    usual = [at for at in USUAL if at in named]
+    if usual:
+        return named[usual[0]]
     averaged = [at for at in named if "ema" in re.split(r"[._]", at.lower())]
     if len(named) == 2 and len(averaged) == 1:
         return named[averaged[0]]
     if all(fit.equals(fits[0]) for fit in fits[1:]):
         return fits[0]
     raise RepsimError(
-        f"{file} holds {listed(named)}, and each fits {name}; say which with --weights-key (weights_key in Python)"
+        f"{file} holds {_said(named)}, and each fits {name}; say which with --weights-key (weights_key in Python)"
     )
+
+
+def _said(keys: Iterable[str]) -> str:
+    return listed(". (its top level)" if key == AT_THE_TOP else key for key in keys)
 
 
 def _misfit(tried: list[Fit], file: Path, name: str) -> RepsimError:
