@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import hashlib
 import importlib
 import itertools
 import os
@@ -12,7 +11,7 @@ import socket
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -24,16 +23,22 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from repsim import minis
 from repsim.aliases import ALIASES
+from repsim.checkpoints import few, no_file
 from repsim.errors import RepsimError, UsageError, first_line, one_of
+from repsim.hashing import NoStableForm, state_sha256
 from repsim.precision import Precision, check_precision, computing, usual_precision
+from repsim.weights import Taken, load_file, packed
 
 WAYS_OUT = (
     "give weights as a file (safetensors or a state dict), ask for `random` ones, "
     "or use the bundled networks vit_mini and resnet_mini"
 )
+
+NO_HASH = "cannot be hashed"
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,12 @@ class Network:
     prefix: tuple[str, ...] | None = None
     """What the tokens before the grid are, first to last: `cls`, `distillation`, `register`. None: as their parameters
     are called."""
+    seed: int | None = None
+    """Of parameters that lazy modules leave to their first pass; None: drawn as torch's generators stand."""
+    taken: Taken | None = None
+    """Which of a file's weights it has; None: they do not come from a file."""
+    notices: tuple[str, ...] = ()
+    """What its user must know of how it was loaded."""
 
     @property
     def input_size(self) -> tuple[int, int, int]:
@@ -117,21 +128,21 @@ class Network:
     def sized(self, size: tuple[int, int, int] | None) -> Network:
         """The network, told the (c, h, w) of images that go into it as they are; None: its transform makes them."""
         if size is not None:
-            return dataclasses.replace(self, transform=dataclasses.replace(self.transform, input_size=size))
+            network = dataclasses.replace(self, transform=dataclasses.replace(self.transform, input_size=size))
+            return with_values(network)
         if self.input_size[0] not in (1, 3):
             raise UsageError(
                 f"{self.name} takes {self.input_size[0]} channels; give its images as a float tensor (n, c, h, w)"
             )
-        return self
+        return with_values(self)
 
     @cached_property
     def weights_sha256(self) -> str:
-        """Hash of all parameters and buffers: names, types, shapes and bytes."""
-        digest = hashlib.sha256()
-        for key, value in sorted(self.module.state_dict().items()):
-            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        """Hash of all that its state holds (see `repsim.hashing`), or `cannot be hashed: ` and why not."""
+        try:
+            return state_sha256(with_values(self).module)
+        except NoStableForm as reason:
+            return f"{NO_HASH}: {reason}"
 
     def record(self) -> dict[str, Any]:
         """What `run.json` says of the network."""
@@ -141,12 +152,15 @@ class Network:
             "class": f"{type(self.module).__module__}.{type(self.module).__qualname__}",
             "weights": self.weights,
             "weights_sha256": self.weights_sha256,
+            **(self.taken.record() if self.taken else {}),
             "model_args": self.model_args,
-            "parameters": sum(p.numel() for p in self.module.parameters()),
+            "parameters": sum(t.numel() for t in (*self.module.parameters(), *packed(self.module)) if not is_lazy(t)),
             "transform": dataclasses.asdict(self.transform),
             "device": str(self.device),
             "precision": self.precision or usual_precision(self.device),
             "compiled": self.compiled,
+            **({"prefix": list(self.prefix)} if self.prefix is not None else {}),
+            **({"notices": list(self.notices)} if self.notices else {}),
         }
 
 
@@ -181,6 +195,60 @@ def told_apart(networks: Sequence[Network]) -> list[Network]:
     return told
 
 
+def with_values(network: Network) -> Network:
+    """The network, whose parameters all have values; those that lazy modules leave to their first pass are drawn here.
+
+    They are drawn in one pass over two black images of the size it takes: on the CPU and with its seed, where it has
+    one, so that they are the same on every device.
+
+    Raises:
+        RepsimError: parameters are on the meta device, or the pass fails.
+    """
+    module = network.module
+    tensors = _check_not_meta(network)
+    lazy = [name for name, tensor in tensors if is_lazy(tensor)]
+    if not lazy:
+        return network
+    device, drawing = network.device, nullcontext()
+    if network.seed is not None:
+        module.to("cpu")
+        drawing = torch.random.fork_rng(devices=[])
+    try:
+        with drawing, evaluating(module), torch.no_grad():
+            if network.seed is not None:
+                torch.manual_seed(network.seed)
+            module(torch.zeros(2, *network.input_size, device=network.device, dtype=network.dtype))
+    except Exception as error:
+        raise RepsimError(
+            f"{network.name} cannot run on images of {_sides(network)}, and its first pass must give {len(lazy)} "
+            f"parameters of lazy modules ({few(lazy)}) their shapes: {first_line(error)}"
+        ) from None
+    module.to(device)
+    if network.weights == "random":
+        return network
+    notice = (
+        f"{network.name}: {len(lazy)} parameters of lazy modules ({few(lazy)}) were drawn at random in a pass over "
+        f"images of {_sides(network)}: they are untrained"
+    )
+    return dataclasses.replace(network, notices=(*network.notices, notice))
+
+
+def _check_not_meta(network: Network) -> list[tuple[str, Tensor]]:
+    """The network's parameters and buffers by name, none of which is on the meta device."""
+    tensors = [*network.module.named_parameters(), *network.module.named_buffers()]
+    empty = [name for name, tensor in tensors if tensor.is_meta]
+    if empty:
+        raise RepsimError(
+            f"{network.name} has {len(empty)} tensors without values, on the meta device ({few(empty)}); build it on "
+            "the CPU, or give it its weights before it is handed over"
+        )
+    return tensors
+
+
+def _sides(network: Network) -> str:
+    return "x".join(map(str, network.input_size))
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Put a module and all below it into eval mode, and each back into its own mode afterwards."""
@@ -197,6 +265,7 @@ def load_model(
     name: str,
     *,
     weights: str | os.PathLike[str] = "pretrained",
+    weights_key: str | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
     precision: Precision | None = None,
@@ -210,7 +279,10 @@ def load_model(
             timm name, `hf-hub:owner/name`, `local-dir:path`, or `package.module:factory`, a callable
             that takes `model_args` and returns an `nn.Module` or a `Network`.
         weights: `pretrained`; `random` (untrained, only ever used when asked for); or a file: safetensors,
-            a state dict as torch saves it (read with `weights_only=True`), or a ViT's original `.npz`.
+            what torch saves (read with `weights_only=True`), the `.index.json` of several such files, or a ViT's
+            original `.npz`.
+        weights_key: which of the weights in a file, such as `state_dict_ema`, or `model.teacher` with keys in keys.
+            None: the only ones that fit; of several those that timm takes, or the averaged ones (`notices` says so).
         device: where the network goes; None leaves it on the CPU.
         seed: of untrained weights.
         precision: `fp32`, `tf32` (CUDA only) or `bf16`; None: tf32 on CUDA, else fp32. See `repsim.precision`.
@@ -218,15 +290,17 @@ def load_model(
         **model_args: passed to the constructor, for instance `img_size=384`.
 
     Raises:
-        UsageError: no such model, argument or precision.
+        UsageError: no such model, argument, key or precision.
         RepsimError: weights cannot be had or do not fit.
     """
     weights = os.fspath(weights)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _build(name, weights, model_args)
-    network.module.eval()
+        network = _build(name, weights, model_args, weights_key)
+    _evaluate(network)
+    network = dataclasses.replace(network, seed=seed)
     if device is not None:
+        _check_not_meta(network)
         try:
             device = torch.device(device)
         except RuntimeError as error:
@@ -242,9 +316,16 @@ def load_model(
     return dataclasses.replace(network, precision=precision, compiled=compiled)
 
 
+def _evaluate(network: Network) -> None:
+    try:
+        network.module.eval()
+    except Exception as error:  # exported programs have no modes
+        raise RepsimError(f"{network.name} cannot be put into evaluation mode: {first_line(error)}") from None
+
+
 def _channels_last(module: nn.Module) -> None:
     """Lay out the maps of a convolutional network as tensor cores want them; a ViT's one convolution is none."""
-    convolutions = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
+    convolutions = [m for m in module.modules() if isinstance(m, nn.Conv2d) and not is_lazy(m.weight)]
     for convolution in convolutions if len(convolutions) > 1 else ():
         convolution.to(memory_format=torch.channels_last)
 
@@ -255,10 +336,12 @@ def check_name(name: str) -> None:
         _check_timm_name(ALIASES[name].timm_name if name in ALIASES else name)
 
 
-def _build(name: str, weights: str, model_args: dict[str, Any]) -> Network:
+def _build(name: str, weights: str, model_args: dict[str, Any], key: str | None) -> Network:
     file = None if weights in ("pretrained", "random") else Path(weights)
+    if file is None and key is not None:
+        raise UsageError(f"the weights key {key!r} chooses among the weights of a file; {name} has {weights!r} ones")
     if file is not None and not file.is_file():
-        raise RepsimError(f"weights are `pretrained`, `random` or a file; there is no file {weights!r}")
+        raise no_file(weights)
     if ":" in name and not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
         network = _from_factory(name, weights, model_args)
     elif name in minis.ARCHITECTURES or name in minis.bundled():
@@ -267,8 +350,10 @@ def _build(name: str, weights: str, model_args: dict[str, Any]) -> Network:
         network = _from_timm(name, weights, model_args)
     label, given = network.name, network.weights
     if file is not None:
-        _load_file(network.module, file, name)
-        label, given = f"{label}@{file.stem}", weights
+        with_values(network)  # the file must fit the shapes that a first pass gives
+        taken = load_file(network.module, file, name, key)
+        network = dataclasses.replace(network, taken=taken, notices=(*network.notices, *taken.notices()))
+        label, given = f"{label}@{file.stem}" + (f":{key}" if key else ""), weights
     elif weights == "random":
         label, given = f"{label}-random", "random"
     return dataclasses.replace(network, name=label, weights=given, model_args=model_args)
@@ -285,7 +370,7 @@ def _from_minis(name: str, weights: str, model_args: dict[str, Any]) -> Network:
             raise RepsimError(
                 f"{name} is not shipped trained; train it with `python analyses/train_minis.py {name}`; or {WAYS_OUT}"
             )
-        _load_file(module, file, name)
+        load_file(module, file, name)
     return Network(module, name, f"repsim.minis:{name}", weights, _transform_of(module, model_args, minis.DATA_CONFIG))
 
 
@@ -382,38 +467,6 @@ def _transform_of(module: nn.Module, model_args: dict[str, Any], config: dict[st
         statistics = {k: (sum(v) / len(v),) if grey else v[:1] * channels for k, v in both.items()}
         transform = dataclasses.replace(transform, **statistics)
     return dataclasses.replace(transform, input_size=(channels, height, width))
-
-
-def _load_file(module: nn.Module, file: Path, name: str) -> None:
-    """Load weights strictly, and say which keys are missing, left over or of the wrong shape."""
-    if file.suffix == ".npz" and hasattr(module, "load_pretrained"):
-        try:
-            module.load_pretrained(str(file))
-        except Exception as error:
-            raise RepsimError(f"{file} does not fit {name}: {first_line(error)}") from None
-        return
-    try:
-        state = timm.models.load_state_dict(str(file))
-    except Exception as error:
-        raise RepsimError(
-            f"cannot read {file} as weights ({first_line(error)}); it must be a safetensors file "
-            "or a state dict saved with torch.save(model.state_dict(), FILE)"
-        ) from None
-    own = module.state_dict()
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise RepsimError(f"{file} does not hold a state dict: names and tensors")
-    misshapen = [k for k in own if k in state and own[k].shape != state[k].shape]
-    faults = {
-        "missing": [k for k in own if k not in state],
-        "left over": [k for k in state if k not in own],
-        "of another shape": [f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}" for k in misshapen],
-    }
-    if any(faults.values()):
-        found = "; ".join(f"{len(keys)} {what} ({', '.join(keys[:3])})" for what, keys in faults.items() if keys)
-        head = [k for k in misshapen if own[k].ndim == 2 and own[k].shape[1:] == state[k].shape[1:]]
-        advice = f"; try the model argument num_classes={len(state[head[0]])}" if head else ""
-        raise RepsimError(f"{file} does not fit {name}: {found}{advice}")
-    module.load_state_dict(state)
 
 
 def parse_model_args(pairs: tuple[str, ...]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from repsim.cli.base import Job, job_options, main, model_options
+from repsim.cli.base import Asked, Job, job_options, main, model_options
 from repsim.cli.pictures import finish
 from repsim.cli.words import check_range
 from repsim.errors import UsageError
@@ -22,6 +22,7 @@ def attention(
     job: Job,
     model: str,
     weights: str,
+    weights_key: str | None,
     arg: tuple[str, ...],
     blocks: str | None,
     renormalize: bool,
@@ -37,7 +38,7 @@ def attention(
         draw_attention(job.redraw, drawn, job.quiet)
         return job.redraw
     check_range("--maps", maps, 0)
-    run = job.start([(model, weights, arg)])
+    run = job.start([Asked(model, weights, arg, weights_key)])
 
     from repsim.studies.attention import AttentionDistance, attention_maps
     from repsim.sweep import sweep

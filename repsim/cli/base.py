@@ -12,15 +12,23 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
+from uuid import uuid4
 
 import click
 
 from repsim.cli.words import check_range, command_line, device_name, print_json, progress_bar, say, versions
 from repsim.errors import RepsimError, Stopped, UsageError
 
-Asked = tuple[str, str, tuple[str, ...]]
-"""A network as it was asked for: model, weights, model arguments."""
+
+class Asked(NamedTuple):
+    """A network as it was asked for."""
+
+    model: str
+    weights: str
+    args: tuple[str, ...] = ()
+    key: str | None = None
+    """Which of the weights in a file."""
 
 
 class Commands(click.Group):
@@ -115,15 +123,15 @@ class Job:
         from repsim.tables import prepare
 
         started = time.perf_counter()
-        for model, _, _ in asked:
-            check_name(model)
-        data = self.data or default_data([model for model, _, _ in asked])
+        for of in asked:
+            check_name(of.model)
+        data = self.data or default_data([of.model for of in asked])
         chosen = ImageSet(data, split=self.split, root=self.data_dir, images=self.images, seed=self.seed)
         networks = told_apart(load(asked, self.device, self.seed, precision=self.precision, compiled=self.compiled))
         apart = about(self, networks, chosen, train)
         settings, out = digest(apart), self.out
         if out is None:
-            name = called or "-".join([self.command, *(label(model, weights) for model, weights, _ in asked)])
+            name = called or "-".join([self.command, *(label(of.model, of.weights, of.key) for of in asked)])
             out = processes.agreed(own_directory(name, settings) if is_first() else None)
             if out.name != name:
                 say(f"the results go into {out}", self.quiet)
@@ -137,6 +145,8 @@ class Job:
             out = Path(context.with_resource(TemporaryDirectory()))
         run = Run(self, networks, chosen, out, started, resume, settings)
         context.meta[RUN] = run
+        for notice in dict.fromkeys(notice for network in networks for notice in network.notices):
+            run.notice(notice)
         if len(chosen) < self.images:
             run.notice(f"{self.images} images were asked for, there are {len(chosen)}; all are used")
         run.notice_what_is_left_out(chosen)
@@ -320,14 +330,13 @@ def known_models(ctx: click.Context, param: click.Parameter, incomplete: str) ->
 def model_options(
     side: str = "", model: str = "", default: str | tuple[str, ...] | None = None, *, several: bool = False
 ) -> Callable:
-    """`--model`, `--weights` and `--arg`, or those of one of two sides: `--model-a` ...
+    """`--model`, `--weights`, `--weights-key` and `--arg`, or those of one of two sides: `--model-a` ...
 
     With `several`, any number of networks may be given, and `each_model` reads them.
     """
     end = f"-{side}" if side else ""
-    weights = "`pretrained`, `random`, or a file"
-    if several:
-        weights += f": once for all, or once per --model{end}.  [default: pretrained]"
+    each = f": once for all, or once per --model{end}" if several else ""
+    weights = f"`pretrained`, `random`, or a file{each}."
     return options(
         click.option(
             f"--model{end}",
@@ -344,7 +353,13 @@ def model_options(
             multiple=several,
             default=None if several else "pretrained",
             show_default=not several,
-            help=weights if several else f"{weights}.",
+            help=f"{weights}  [default: pretrained]" if several else weights,
+        ),
+        click.option(
+            f"--weights-key{end}",
+            metavar="KEY",
+            multiple=several,
+            help=f"Which of the weights in a file, such as state_dict_ema or model.teacher{each}.",
         ),
         click.option(
             f"--arg{end}",
@@ -355,16 +370,34 @@ def model_options(
     )
 
 
-def each_model(models: tuple[str, ...], weights: tuple[str, ...], args: tuple[str, ...], side: str = "") -> list[Asked]:
-    weights = weights or ("pretrained",)
-    if len(weights) == 1:
-        weights *= len(models)
-    if len(weights) != len(models):
-        raise UsageError(
-            f"give --weights{side} once, or once per --model{side}: "
-            f"there are {len(models)} models and {len(weights)} weights"
-        )
-    return [(model, each, args) for model, each in zip(models, weights)]
+def each_model(
+    models: tuple[str, ...],
+    weights: tuple[str, ...],
+    keys: tuple[str, ...],
+    args: tuple[str, ...],
+    side: str = "",
+) -> list[Asked]:
+    """Each network with its weights; a key that is given once is that of every file."""
+
+    def spread(option: str, given: tuple[str, ...]) -> tuple[str, ...]:
+        if len(given) not in (1, len(models)):
+            raise UsageError(
+                f"give --{option}{side} once, or once per --model{side}: "
+                f"there are {len(models)} models and {len(given)} {option.replace('-', ' ')}{'s' * ('key' in option)}"
+            )
+        return given * len(models) if len(given) == 1 else given
+
+    weights = spread("weights", weights or ("pretrained",))
+    one_key = len(keys) == 1 and any(each not in NO_FILE for each in weights)
+    keys = spread("weights-key", keys or ("",))
+    return [
+        Asked(model, each, args, None if one_key and each in NO_FILE else key or None)
+        for model, each, key in zip(models, weights, keys)
+    ]
+
+
+NO_FILE = ("pretrained", "random")
+"""Weights that are no file, and so have no keys."""
 
 
 LAYERS = click.option(
@@ -376,18 +409,29 @@ MODEL = "Alias, timm name, hf-hub:..., local-dir:... or package.module:factory."
 def load(asked: list[Asked], device: str | None, seed: int, **how: Any) -> list[Any]:
     """The networks of a command, each loaded once."""
     from repsim import processes
-    from repsim.models import load_model, parse_model_args
+    from repsim.models import load_model, parse_model_args, with_values
 
     device = device or processes.own_device()
     return [
-        load_model(model, weights=weights, device=device, seed=seed, **how, **parse_model_args(args))
-        for model, weights, args in asked
+        with_values(
+            load_model(
+                of.model,
+                weights=of.weights,
+                weights_key=of.key,
+                device=device,
+                seed=seed,
+                **how,
+                **parse_model_args(of.args),
+            )
+        )
+        for of in asked
     ]
 
 
 def about(job: Job, networks: list[Any], images: Any, train: Any = None) -> dict[str, Any]:
     """What the sums of a run belong to, and what tells it apart: another of any of these would make other sums."""
     from repsim.images import Counts
+    from repsim.models import NO_HASH
 
     means = {"out", "redraw", "workers", "checkpoint_every", "fresh", "quiet", "as_json"}
     given = click.get_current_context().params
@@ -396,10 +440,14 @@ def about(job: Job, networks: list[Any], images: Any, train: Any = None) -> dict
         """What lies beside the images changes no sums."""
         return {name: value for name, value in images.record(Counts()).items() if name != "left_out"}
 
+    records = [network.record() for network in networks]
+    for record in records:
+        if record["weights_sha256"].startswith(NO_HASH):  # nobody can tell whether another run has the same weights
+            record["weights_sha256"] = uuid4().hex
     return {
         "command": job.command,
         "options": {name: value for name, value in given.items() if name not in means},
-        "networks": [network.record() for network in networks],
+        "networks": records,
         "images": seen(images),
         **({} if train is None else {"training images": seen(train)}),
         "versions": versions(),
@@ -426,6 +474,7 @@ def default_data(networks: list[str]) -> str:
     )
 
 
-def label(model: str, weights: str) -> str:
+def label(model: str, weights: str, key: str | None = None) -> str:
     suffix = {"pretrained": "", "random": "-random"}.get(weights, f"@{Path(weights).stem}")
+    suffix += re.sub(r"[^\w.@+-]+", "-", f"-{key}") if key else ""
     return re.sub(r"[^\w.@+-]+", "-", model.rstrip("/").split("/")[-1]) + suffix

@@ -22,6 +22,7 @@ def localize(
     job: Job,
     model: tuple[str, ...],
     weights: tuple[str, ...],
+    weights_key: tuple[str, ...],
     arg: tuple[str, ...],
     layers: str,
     show: tuple[str, ...],
@@ -36,7 +37,7 @@ def localize(
     if job.redraw is not None:
         draw_localization(job.redraw, tokens, show_layer, job.quiet)
         return job.redraw
-    run = job.start(each_model(model, weights, arg))
+    run = job.start(each_model(model, weights, weights_key, arg))
     run.notice_a_single_batch()
 
     from repsim.studies.localization import located, patch_grid, token_localization

@@ -33,9 +33,9 @@ def models(as_json: bool) -> None:
 def layers(model: str, layers: str, arg: tuple[str, ...], as_json: bool) -> None:
     """What can be compared in MODEL: name, kind, index, relative depth, shape for one image."""
     from repsim.layers import find_layers
-    from repsim.models import load_model, parse_model_args
+    from repsim.models import load_model, parse_model_args, with_values
 
-    network = load_model(model, weights="random", **parse_model_args(arg))
+    network = with_values(load_model(model, weights="random", **parse_model_args(arg)))
     rows = [("index", "depth", "kind", "layer", "shape")]
     for layer in find_layers(network, layers):
         shape = " x ".join(map(str, layer.shape))

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from repsim.cli.base import AS_JSON, Job, default_data, is_first, job_options, main
+from repsim.cli.base import AS_JSON, Asked, Job, default_data, is_first, job_options, main
 from repsim.cli.words import check_range, print_json, say
 from repsim.errors import UsageError, one_of
 
@@ -77,7 +77,7 @@ def figures(
         without = str(error)
     name = f"figures-{preset}" + ("-random" if weights == "random" else "")
     job = replace(job, data=data, split=split)
-    run = job.start([(name, weights, ()) for name in plan.names], train=train, called=name)
+    run = job.start([Asked(name, weights) for name in plan.names], train=train, called=name)
     run.notice_a_single_batch()
     if train is not None:
         run.notice_what_is_left_out(train)

@@ -37,6 +37,7 @@ def probe(
     job: Job,
     model: tuple[str, ...],
     weights: tuple[str, ...],
+    weights_key: tuple[str, ...],
     arg: tuple[str, ...],
     layers: str,
     shots: tuple[str, ...],
@@ -59,11 +60,11 @@ def probe(
     counts = [None if each == "all" else parse_shots(each) for each in shots]
     if train_images is not None:
         check_range("--train-images", train_images, 4)
-    asked = each_model(model, weights, arg)
+    asked = each_model(model, weights, weights_key, arg)
 
     from repsim.images import ImageSet, train_and_test
 
-    data = job.data or default_data([name for name, _, _ in asked])
+    data = job.data or default_data([of.model for of in asked])
     (train_data, train_split), (data, split) = train_and_test(data, job.split, train_data, train_split)
     train = ImageSet(train_data, split=train_split, root=job.data_dir, images=train_images, seed=job.seed)
     run = replace(job, data=data, split=split).start(asked, train=train)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from repsim.cli.base import Job, job_options, main, model_options
+from repsim.cli.base import Asked, Job, job_options, main, model_options
 from repsim.cli.pictures import finish
 from repsim.cli.words import check_range
 from repsim.errors import RepsimError
@@ -25,6 +25,7 @@ def receptive(
     job: Job,
     model: str,
     weights: str,
+    weights_key: str | None,
     arg: tuple[str, ...],
     layers: str | None,
     branch: bool,
@@ -40,7 +41,7 @@ def receptive(
         draw_receptive(job.redraw, job.quiet, name)
         return job.redraw
     check_range("--channels", channels, 0)
-    run = job.start([(model, weights, arg)])
+    run = job.start([Asked(model, weights, arg, weights_key)])
 
     from repsim.studies.receptive import receptive_fields
     from repsim.tables import save_arrays, save_table

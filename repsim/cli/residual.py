@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from repsim.cli.attention import parse_blocks
-from repsim.cli.base import Job, each_model, job_options, main, model_options
+from repsim.cli.base import Asked, Job, each_model, job_options, main, model_options
 from repsim.cli.pictures import draw
 from repsim.errors import UsageError
 
@@ -18,7 +18,14 @@ from repsim.errors import UsageError
     "--outlier", type=float, default=5.0, show_default=True, help="Times the median norm that make a token an outlier."
 )
 @job_options("residual", images=1000, batch_size=50, of="forward pass")
-def residual(job: Job, model: tuple[str, ...], weights: tuple[str, ...], arg: tuple[str, ...], outlier: float) -> Path:
+def residual(
+    job: Job,
+    model: tuple[str, ...],
+    weights: tuple[str, ...],
+    weights_key: tuple[str, ...],
+    arg: tuple[str, ...],
+    outlier: float,
+) -> Path:
     """What skip connections carry against what branches add (paper, Figures 7, E.1, E.2).
 
     Writes residual.csv, residual_outliers.csv (tokens of outlying norm), run.json, residual.png and residual.pdf.
@@ -28,7 +35,7 @@ def residual(job: Job, model: tuple[str, ...], weights: tuple[str, ...], arg: tu
         return job.redraw
     if not outlier > 1:
         raise UsageError(f"--outlier must be more than 1, got {outlier}")
-    run = job.start(each_model(model, weights, arg))
+    run = job.start(each_model(model, weights, weights_key, arg))
 
     from repsim.studies.residual import residual_norms
     from repsim.tables import save_table
@@ -61,6 +68,7 @@ def lesion(
     job: Job,
     model: str,
     weights: str,
+    weights_key: str | None,
     arg: tuple[str, ...],
     remove: tuple[str, ...],
     blocks: str | None,
@@ -75,7 +83,7 @@ def lesion(
         draw(job.redraw, "lesion", job.quiet)
         return job.redraw
     chosen = parse_blocks(blocks)
-    run = job.start([(model, weights, arg)])
+    run = job.start([Asked(model, weights, arg, weights_key)])
     run.notice_a_single_batch()
 
     from repsim.studies.lesion import QUANTITY, REMOVE, lesions

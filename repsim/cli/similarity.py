@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from repsim.cli.base import LAYERS, Job, each_model, job_options, main, model_options
+from repsim.cli.base import LAYERS, Asked, Job, each_model, job_options, main, model_options
 from repsim.cli.pictures import draw
 from repsim.cli.words import check_range, say
 from repsim.errors import UsageError
@@ -30,9 +30,11 @@ def cka(
     job: Job,
     model_a: str | None,
     weights_a: str,
+    weights_key_a: str | None,
     arg_a: tuple[str, ...],
     model_b: tuple[str, ...],
     weights_b: tuple[str, ...],
+    weights_key_b: tuple[str, ...],
     arg_b: tuple[str, ...],
     matched: bool,
     layers: str,
@@ -49,18 +51,18 @@ def cka(
         draw(job.redraw, name, job.quiet)
         return job.redraw
     if matched and not model_b:  # checkpoints of A
-        model_b = (model_a or "vit_mini",) * len(weights_b)
+        model_b = (model_a or "vit_mini",) * max(len(weights_b), len(weights_key_b))
         if not model_b:
             raise UsageError("--matched compares A with others: give them with --model-b or --weights-b")
     elif not matched and len(model_b) > 1:
         raise UsageError(f"--model-b was given {len(model_b)} times; more than one needs --matched")
-    elif model_a is not None and not model_b and (weights_b or arg_b):
-        raise UsageError("--weights-b and --arg-b need --model-b")
+    elif model_a is not None and not model_b and (weights_b or weights_key_b or arg_b):
+        raise UsageError("--weights-b, --weights-key-b and --arg-b need --model-b")
     elif model_a is None and not model_b:
         model_b = ("resnet_mini",)
     check_range("--repeats", repeats, 1)
-    asked = [(model_a or "vit_mini", weights_a, arg_a)] + each_model(model_b, weights_b, arg_b, "-b")
-    run = job.start(asked)
+    a = Asked(model_a or "vit_mini", weights_a, arg_a, weights_key_a)
+    run = job.start([a, *each_model(model_b, weights_b, weights_key_b, arg_b, "-b")])
 
     from repsim.studies.similarity import LayerSimilarity, MatchedSimilarity, compare
     from repsim.tables import save_table
@@ -89,9 +91,11 @@ def heads(
     job: Job,
     model_a: str,
     weights_a: str,
+    weights_key_a: str | None,
     arg_a: tuple[str, ...],
     model_b: str,
     weights_b: str,
+    weights_key_b: str | None,
     arg_b: tuple[str, ...],
     layers: str | None,
     window: int | None,
@@ -103,7 +107,12 @@ def heads(
     if job.redraw is not None:
         draw(job.redraw, "heads", job.quiet)
         return job.redraw
-    run = job.start([(model_a, weights_a, arg_a), (model_b, weights_b, arg_b)])
+    run = job.start(
+        [
+            Asked(model_a, weights_a, arg_a, weights_key_a),
+            Asked(model_b, weights_b, arg_b, weights_key_b),
+        ]
+    )
     run.notice_a_single_batch()
 
     from repsim.studies.heads import head_similarity
