@@ -67,6 +67,11 @@ def static(seed: int = 0) -> nn.Module:
     return torch.ao.quantization.convert(prepared)
 
 
+def recurrent(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.LSTM(4, 4)).eval(), {nn.LSTM}, torch.qint8)
+
+
 class WithExtra(nn.Module):
     def __init__(self, extra):
         super().__init__()
@@ -118,7 +123,7 @@ def saved(tmp_path, checkpoint):
 
 def shift(network: rs.Network) -> float:
     """What was added to the weights: tells which of a file's sets a network has."""
-    return round(float((network.module[3].weight - layers()[3].weight).mean()), 3)
+    return round((network.module[3].weight - layers()[3].weight).mean().item(), 3)
 
 
 def repsim(model: str, out, *options: object):
@@ -202,7 +207,7 @@ def test_which_of_several_is_taken_is_said(tmp_path, checkpoint, taken, which):
 )
 def test_a_key_chooses(tmp_path, checkpoint, key, which):
     network = rs.load_model("test_weights:plain", weights=saved(tmp_path, checkpoint), weights_key=key)
-    assert shift(network) == which and network.name == f"plain@mine:{key}"
+    assert shift(network) == which and network.name == f"small@mine:{key}"
     assert "as asked for" in network.notices[0]
 
 
@@ -280,6 +285,9 @@ def test_tied_weights_of_which_the_file_has_one(tmp_path):
 def test_lazy_networks_take_weights_from_files(tmp_path):
     network = rs.load_model("test_weights:lazy", weights=saved(tmp_path, state(1)))
     assert shift(network) == 1 and network.notices == ()
+    file = saved(tmp_path, {**state(), "3.weight": torch.zeros(5, 7)})
+    with pytest.raises(rs.RepsimError, match=r"1 of another shape \(3.weight \(5, 7\) instead of \(5, 144\)"):
+        rs.load_model("test_weights:lazy", weights=file)
     file = saved(tmp_path, lazy().module.state_dict())
     with pytest.raises(rs.RepsimError, match="holds parameters of lazy modules"):
         rs.load_model("test_weights:plain", weights=file)
@@ -331,8 +339,8 @@ def test_names_that_wrapping_alone_tells_apart_stay_apart():
         module._orig_mod.w = nn.Parameter(torch.tensor(wrapped))
         return module
 
-    assert as_network(both(1, 2)).weights_sha256 != as_network(both(3, 2)).weights_sha256
-    assert as_network(both(1, 2)).weights_sha256 != as_network(both(1, 3)).weights_sha256
+    assert as_network(both(1.0, 2.0)).weights_sha256 != as_network(both(3.0, 2.0)).weights_sha256
+    assert as_network(both(1.0, 2.0)).weights_sha256 != as_network(both(1.0, 3.0)).weights_sha256
 
 
 def holding(tensor: torch.Tensor) -> nn.Module:
@@ -388,7 +396,7 @@ def test_extra_state_counts(one, other):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("make", [dynamic, static])
+@pytest.mark.parametrize("make", [dynamic, static, recurrent])
 def test_packed_weights_count(make):
     a, b, c = (as_network(make(seed)).weights_sha256 for seed in (0, 0, 1))
     assert len(a) == 64 and a == b != c
