@@ -125,6 +125,7 @@ def check_centres(of: Drawn, network: rs.Network, images: torch.Tensor, run: Run
     np.testing.assert_allclose(fields.maps[run.name], expected, atol=1e-4 * expected.max(), err_msg=run.name)
 
 
+@pytest.mark.filterwarnings("ignore:layer .* is constant over all images")
 @pytest.mark.parametrize("first", range(0, DRAWS, AT_ONCE))
 def test_drawn_networks(first):
     wrong = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ from repsim.tables import LOCALIZATION, LOCALIZATION_SUMMARY
 from repsim.tracing import is_own, unobserved
 
 Grid = tuple[int, int]
+BYTES_OF_PAIR = 256
+"""Of the sums for each pair of token and patch."""
 LISTED = 6
 """Positions that a sentence names before it counts the rest."""
 
@@ -176,7 +179,7 @@ def patch_grid(network: Network, layers: Sequence[Layer]) -> Grid:
     """Rows and columns of patches that a network's images are cut into: the smallest of its layers' grids.
 
     Raises:
-        UsageError: the image cannot be cut so without a rest.
+        UsageError: the image cannot be cut so without a rest, or into so many that no memory holds all pairs.
     """
     rows, columns = min((grid_of(layer, network) for layer in layers), key=lambda grid: grid[0] * grid[1])
     _, height, width = network.input_size
@@ -184,6 +187,14 @@ def patch_grid(network: Network, layers: Sequence[Layer]) -> Grid:
         raise UsageError(
             f"images of {height} x {width} cannot be cut into {rows} x {columns} patches, the smallest grid among "
             f"the layers of {network.name}; choose layers whose grid divides the image, or another image size"
+        )
+    needed = BYTES_OF_PAIR * (rows * columns) ** 2 * len(layers)
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise UsageError(
+            f"the smallest grid among the layers of {network.name} is {rows} x {columns}: CKA of each token with each "
+            f"patch takes {needed / 2**30:,.0f} GiB of memory, {there / 2**30:,.0f} are there; choose layers with a "
+            "coarser one"
         )
     return rows, columns
 

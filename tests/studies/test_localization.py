@@ -244,3 +244,11 @@ def test_tokens_that_are_not_in_the_order_of_the_image():
         in_order = network.module.reroll(seen[layer.name], number)
         assert grid_of(layer, network) == in_order.shape[1:3]
         assert torch.equal(layer.tokens(seen[layer.name]), in_order.flatten(1, 2))
+
+
+def test_more_pairs_than_memory_holds_are_refused():
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.ReLU())
+    network = rs.Network(module, "fine", transform=rs.EvalTransform(input_size=(3, 224, 224)))
+    with pytest.raises(rs.UsageError, match="smallest grid among the layers of fine is 224 x 224: .* GiB of memory"):
+        rs.token_localization(network, torch.zeros(4, 3, 224, 224), layers=["0"], batch_size=4)
