@@ -30,7 +30,17 @@ def is_attention(module: nn.Module) -> bool:
 
 
 def is_norm(module: nn.Module) -> bool:
+    """Whether it normalises only; a `NormFreeBlock` or a `ConvNormAct` does other things."""
+    return _named_norm(module) and not _maps(module)
+
+
+def _named_norm(module: nn.Module) -> bool:
     return is_a(module, "norm") and not is_a(module, "prenorm")
+
+
+def _maps(module: nn.Module) -> int:
+    """How many convolutions and linear maps are in it."""
+    return sum(is_a(leaf, "conv", "linear") for leaf in module.modules() if not has_parts(leaf))
 
 
 def is_mlp(module: nn.Module) -> bool:
@@ -232,7 +242,7 @@ def _passed_over(name: str, module: nn.Module) -> bool:
         or (name.startswith(("pos", "stem")) and not name.startswith("post"))
         or name in ("head", "heads", "classifier")
         or is_a(module, "embed", "downsample", "posconv", "merging", "pool")
-        or is_norm(module)
+        or (_named_norm(module) and _maps(module) <= 1)
     )
 
 
