@@ -6,7 +6,7 @@
 A family is a module of `timm.models`; of its variants the one with the fewest parameters is taken, up to 30 million,
 with random weights. On 8 noise images it goes through `find_layers` with both presets, `layer_cka`, `residual_norms`
 and `attention_distance`. Each is right or refused, by one sentence of repsim's own; whatever else is raised is a defect
-and stands as `failed`. The table is `families.csv` beside this file:
+and stands as `failed`. The table is `families.csv` beside this file, and a test takes 20 of its rows:
 
     family, model, parameters
     blocks_found    of the preset `blocks`
@@ -92,15 +92,17 @@ def studies(network: rs.Network, images: torch.Tensor) -> Iterator[tuple[str, Ca
     yield "attention_distance", lambda: rs.attention_distance(network, images, batch_size=IMAGES)
 
 
-def examine(family: str) -> dict[str, Any] | None:
+def row_of(family: str) -> dict[str, Any] | None:
     """A row of the table; None for a family without a small variant."""
     found = small(family)
-    if found is None:
-        return None
-    name, parameters = found
+    return found and {"family": family, "model": found[0], "parameters": int(found[1]), **examine(found[0])}
+
+
+def examine(name: str) -> dict[str, Any]:
+    """The columns of the table from `blocks_found` on, for one of timm's networks."""
     network = load(name)
     images = torch.randn(IMAGES, *network.input_size, generator=torch.Generator().manual_seed(0))
-    row: dict[str, Any] = {"family": family, "model": name, "parameters": int(parameters)}
+    row: dict[str, Any] = {}
     applies, refused = [], []
 
     def attempt(what: str, run: Callable[[], Any]) -> Any:
@@ -134,7 +136,7 @@ COLUMNS = ["family", "model", "parameters", "blocks_found", "blocks_run", "paper
 def main(wanted: list[str]) -> None:
     if wanted:
         for family in wanted:
-            print(examine(family))
+            print(row_of(family))
         return
     done = set()
     if TABLE.exists():
@@ -148,7 +150,7 @@ def main(wanted: list[str]) -> None:
             if family in done:
                 continue
             start = time.monotonic()
-            row = examine(family)
+            row = row_of(family)
             if row is not None:
                 writer.writerow(row)
                 file.flush()
