@@ -166,6 +166,12 @@ def _check_all(network: Network, trace: Trace, attentions: Attentions) -> None:
     def holds(path: str) -> bool:
         return any(of == path or of.startswith(f"{path}.") or path.startswith(f"{of}.") for of in with_maps)
 
+    for layer in attentions.layers:
+        if _in_parts(layer, attentions.places):
+            raise UsageError(
+                f"{layer.name} in {network.name} attends to parts of its queries one after another, of which repsim "
+                "makes no one row for each head; have it attend to all of them at once"
+            )
     called = {call.path: call.module for call in trace.calls}
     unread = [path for path, module in called.items() if path and is_attention(module) and not holds(path)]
     hidden = [
@@ -181,21 +187,37 @@ def _check_all(network: Network, trace: Trace, attentions: Attentions) -> None:
         for at, name in trace.provenance.unknown
         if at is not None and not name.startswith(("aten::", "prims::", "torchvision::", "quantized::"))
     ]
+    otherwise = [
+        f"{at.path or 'the network itself'} ({type(called[at.path]).__name__})"
+        for at in trace.provenance.unread
+        if at is not None
+    ]
     if not some and attentions.pooling:
         listed = ", ".join(list(dict.fromkeys(attentions.pooling))[:4])
         raise UsageError(
             f"attention distance does not apply to {network.name}: the queries of {listed} have no positions in the "
             "image (attention among channels, or by parameters that pool tokens)"
         )
-    if not some and not unread and not hidden and not foreign:
+    if not some and not (unread or otherwise or hidden or foreign):
         raise UsageError(f"{network.name} has no attention to measure; take a transformer with self-attention")
-    lost = [*(f"{path} ({type(called[path]).__name__})" for path in unread), *foreign, *hidden]
-    if lost:
+    lost = [*(f"{path} ({type(called[path]).__name__})" for path in unread), *otherwise, *foreign, *hidden]
+    if lost := list(dict.fromkeys(lost)):
         listed = ", ".join(lost[:4]) + (f" and {len(lost) - 4} more" if len(lost) > 4 else "")
         raise UsageError(
             f"the attention of {network.name} cannot be read, or not all of it: in {listed} repsim sees no weights "
             "between queries and keys; have these modules compute plain or PyTorch's own attention"
         )
+
+
+def _in_parts(layer: AttentionLayer, places: Places) -> bool:
+    """Whether maps of the same heads are of different queries."""
+    seen: dict[tuple[int, ...], set[int]] = {}
+    for each in layer.maps:
+        numbers = np.unique(each.query_places)
+        queries = set(numbers[np.isin(places.kind[numbers], (REGION, SCATTERED))].tolist())
+        if queries != seen.setdefault(each.features, queries):
+            return True
+    return False
 
 
 def _map_of(network: Network, trace: Trace, weights: Weights) -> AttentionMap | None:

@@ -59,11 +59,14 @@ class Label:
     """Where softmax made what it was computed from, if it may be attention weights."""
     fixed: bool = False
     """Whether it is the same for all images: tokens that come from several parameters."""
+    pair: Label | None = None
+    """Of sums and products, entry by entry, of each row of one activation with each of another: with `across`."""
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Label:
         """The same change made to all codes."""
         across = None if self.across is None else change(self.across)
-        return replace(self, codes=change(self.codes), across=across)
+        pair = None if self.pair is None else self.pair.each(change)
+        return replace(self, codes=change(self.codes), across=across, pair=pair)
 
 
 def of_pixels(places: Places, n: int, channels: int, height: int, width: int) -> Label:
@@ -297,6 +300,10 @@ class Provenance:
             self._sources[tensor] = (name,)
         self.attentions: list[Weights] = []
         """What turned out to be attention weights: a product took them as a factor."""
+        self._lost: Any = WeakTensorKeyDictionary()
+        """Tensors that depend on the images, but have no label."""
+        self.unread: list[Any] = []
+        """Where tokens are summed with factors that come from the image, but that are no weights found above."""
         self.unknown: list[tuple[Any, str]] = []
         """Where an operation without a rule took activations, and what it is called."""
         self.by_batch = False
@@ -324,7 +331,13 @@ class Provenance:
         name = func.overloadpacket.__name__
         mutable = func._schema.is_mutable
         base = name[:-1] if mutable and name.endswith("_") else name
-        of_images = any(label is not None and not label.fixed for label in map(self.label, given))
+        of_images = any(map(self._of_image, given))
+        lost = any(x in self._lost for x in given) and base not in NEW
+        if lost and not of_images:
+            for x in made:
+                self._lost[x] = True
+        if lost and base in PRODUCTS and sum(x in self._lost or self._of_image(x) for x in given) > 1:
+            self.unread.append(at)
         if not of_images and not self._of_parameters(base, given, names):
             for x in made if names else ():
                 self._sources[x] = names
@@ -341,6 +354,10 @@ class Provenance:
             labels = self._measured(func, args, kwargs, result) if not mutable else None
             if labels is None:
                 self.unknown.append((at, f"{func.namespace}::{name}"))
+                if sum(x in self._lost or self._of_image(x) for x in given) > 1:
+                    self.unread.append(at)
+                for x in made:
+                    self._lost[x] = True
                 if mutable and given[0] in self._labels and made:
                     del self._labels[given[0]]
                 return
@@ -357,6 +374,10 @@ class Provenance:
                 self._written(tensor, label)
             else:
                 self._labels[tensor] = label
+
+    def _of_image(self, tensor: Tensor) -> bool:
+        label = self.label(tensor)
+        return label is not None and not label.fixed
 
     def _of_parameters(self, name: str, given: Sequence[Tensor], names: tuple[str, ...]) -> bool:
         """Whether an operation on parameters alone makes a row of tokens of several of them, or goes on with one."""
@@ -395,7 +416,7 @@ class Provenance:
             if first is None:
                 return None
             axis = args[1] % result.ndim
-            first = _keys_across(first, axis)
+            first = _keys_across(first.pair or first, axis)
             return [replace(first, weights=(Weights(at, first, tuple(result.shape), axis),))]
         if name in KEPT:
             return None if first is None else [first]
@@ -427,12 +448,12 @@ class Provenance:
         pair = any(self._labels[x].across is not None for x in given)
         own = func if name not in ("view", "_unsafe_view", "_reshape_alias") else None
 
-        def run(which: str) -> list[Tensor]:
+        def run(which: str, of: Callable[[Label], Label] = lambda label: label) -> list[Tensor]:
             def codes(x: Any) -> Any:
                 if not isinstance(x, Tensor):
                     return x
                 if (label := self.label(x)) is not None and (name not in INDEXED or x is args[0]):
-                    found = getattr(label, which)
+                    found = getattr(of(label), which)
                     return label.codes if found is None else found
                 if name in INDEXED or x.dtype in (torch.bool, torch.int64, torch.int32):
                     return x.cpu()
@@ -454,7 +475,10 @@ class Provenance:
         first = run("codes")
         second = run("across") if pair else [None] * len(first)
         weights = tuple(dict.fromkeys(each for x in given for each in self._labels[x].weights))
-        return [Label(a, b, weights) for a, b in zip(first, second)]
+        if len(given) > 1 or self._labels[given[0]].pair is None:
+            return [Label(a, b, weights) for a, b in zip(first, second)]
+        rows, columns = (run(which, lambda label: label.pair) for which in ("codes", "across"))
+        return [Label(a, b, weights, pair=Label(*pair)) for a, b, *pair in zip(first, second, rows, columns)]
 
     def _strided(
         self, x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: Any = None
@@ -483,6 +507,7 @@ class Provenance:
         found = [self.label(x) for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
         found = [label for label in found if label is not None]
         found = [label for label in found if not label.fixed] or found
+        pair = self._paired(found, result, at)
         if len(found) == 1 and found[0].codes.shape == result.shape:
             whole = found[0]
         else:
@@ -493,15 +518,31 @@ class Provenance:
                     across = other.across
                 elif other.across is not None:
                     across = self.rules.joined(across.expand(result.shape), other.across.expand(result.shape))
-            whole = Label(codes, None if across is None else across.expand(result.shape))
+            whole = Label(codes, None if across is None else across.expand(result.shape), pair=pair)
         if not any(label.weights for label in found):
             return whole
         if _sums_to_one(result, keys_axis(whole)):  # weights that were changed are read where they were changed last
             axis = keys_axis(whole) % result.ndim
             return replace(whole, weights=(Weights(at, whole, tuple(result.shape), axis),))
         if not all(label.weights for label in found):  # weights times something else, entry by entry
+            self.unread += [at for label in found for each in label.weights if _over_places(each.label, each.axis)]
             return replace(whole, weights=())
         return replace(whole, weights=tuple(dict.fromkeys(each for label in found for each in label.weights)))
+
+    def _paired(self, found: Sequence[Label], result: Tensor, at: Any) -> Label | None:
+        """The rows and columns of an operation, entry by entry, on each place of one operand and each of another."""
+        before = next((label.pair for label in found if label.pair is not None), None)
+        if len(found) != 2:
+            return before
+        a, b = (label.codes[(None,) * (result.ndim - label.codes.ndim)] for label in found)
+        for label, own, other in ((found[0], a, b), (found[1], b, a)):
+            pairs = label.pair is not None or label.across is not None
+            if pairs and _alone(places_in(own), other) is not None and _alone(features_in(other), own) is not None:
+                self.unread.append(at)  # what is at one of two places, times a factor for both
+                return None
+        if _alone(places_in(a), b) is None or _alone(places_in(b), a) is None:
+            return before
+        return Label(a.expand(result.shape), b.expand(result.shape))
 
     def _reduction(self, given: dict[str, Any], result: Any) -> list[Label | None]:
         label = self.label(given["self_"])
@@ -509,11 +550,18 @@ class Provenance:
         made = [x for x in tree_iter(result) if isinstance(x, Tensor)]
         ndim = label.codes.ndim
         dims = list(range(ndim)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else list(dims)
-        codes = self.rules.reduced(label.codes, dims)
-        if given.get("keepdim"):
-            for axis in sorted(d % ndim for d in dims):
+
+        def without(codes: Tensor, first: bool = False) -> Tensor:
+            codes = self.rules.reduced(codes, dims, first=first)
+            for axis in sorted(d % ndim for d in dims) if given.get("keepdim") else ():
                 codes = codes.unsqueeze(axis)
-        return [Label(codes) for _ in made]
+            return codes
+
+        pair = label.pair
+        if pair is not None:
+            apart = not any(_over_places(pair, axis) for axis in dims)
+            pair = pair.each(lambda codes: without(codes, first=True)) if apart else None
+        return [Label(without(label.codes), pair=pair) for _ in made]
 
     def _mm(self, self_: Tensor, mat2: Tensor, result: Tensor, at: Any, **more: Any) -> Label | None:
         return self._product(self_, mat2, result, at)
@@ -535,7 +583,7 @@ class Provenance:
 
     def _mv(self, self_: Tensor, vec: Tensor, **more: Any) -> Label | None:
         label = self.label(self_)
-        return None if label is None else Label(self.rules.reduced(label.codes, [-1]))
+        return None if label is None else label.each(lambda codes: self.rules.reduced(codes, [-1], first=True))
 
     def _product(self, a: Tensor, b: Tensor, result: Tensor, at: Any) -> Label | None:
         """(..., i, k) @ (..., k, j)."""
@@ -546,9 +594,13 @@ class Provenance:
             if keys_axis(label) % label.codes.ndim == axis % label.codes.ndim:
                 return replace(made, weights=())
             return self._mixed(label, made, result, at)
+        attends = False
         for label, axis in ((of_a, -1), (of_b, -2)):
             if label.weights and self._over_keys(label, axis, (a, b)[axis == -2]):
                 self.attentions += [each for each in label.weights if each not in self.attentions]
+                attends = True
+        if not attends and (_over_places(of_a, -1) or _over_places(of_b, -2)):
+            self.unread.append(at)
         rows, columns = self._outer(of_a, -1), self._outer(of_b, -2)
         return self._resolved(rows.unsqueeze(-1), columns.unsqueeze(-2), result.shape)
 
@@ -749,6 +801,17 @@ def _keys_across(label: Label, axis: int) -> Label:
     if not single and not varies(places_in(label.codes), axis):
         return label
     return replace(label, codes=label.across, across=label.codes)
+
+
+def _alone(values: Tensor, other: Tensor) -> int | None:
+    """An axis along which values differ and that is of size 1 in another tensor, of as many axes."""
+    return next((axis for axis in range(values.ndim) if other.shape[axis] == 1 and varies(values, axis)), None)
+
+
+def _over_places(label: Label, axis: int) -> bool:
+    """Whether an axis is one of places."""
+    across = label.across is not None and varies(places_in(label.across), axis)
+    return across or varies(places_in(label.codes), axis)
 
 
 def _sums_to_one(tensor: Tensor, axis: int) -> bool:

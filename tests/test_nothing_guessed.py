@@ -255,6 +255,118 @@ def test_an_own_kernel_is_an_error_that_names_the_module(which):
             study(net, IMAGES)
 
 
+def by_hand(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    weights = (q @ k.transpose(-2, -1) / 8**0.5).exp()
+    return weights / weights.sum(-1, keepdim=True) @ v
+
+
+def by_steps(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """As fused kernels do it: sums and the largest logit so far."""
+    most, total, result = torch.full((*q.shape[:-1], 1), -1e30), torch.zeros(*q.shape[:-1], 1), torch.zeros_like(q)
+    for keys, values in zip(k.split(5, 2), v.split(5, 2)):
+        logits = q @ keys.transpose(-2, -1) / 8**0.5
+        larger = torch.maximum(most, logits.amax(-1, keepdim=True))
+        parts, before, most = (logits - larger).exp(), (most - larger).exp(), larger
+        total, result = total * before + parts.sum(-1, keepdim=True), result * before + parts @ values
+    return result / total
+
+
+def entry_by_entry(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    weights = (q.unsqueeze(3) * k.unsqueeze(2)).sum(-1).exp()
+    return ((weights / weights.sum(-1, keepdim=True)).unsqueeze(-1) * v.unsqueeze(2)).sum(3)
+
+
+def gated(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return (q @ k.transpose(-2, -1)).softmax(-1) * q.mean(-1, keepdim=True).sigmoid() @ v
+
+
+def nearest(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    logits, which = (q @ k.transpose(-2, -1)).topk(3, -1)
+    return torch.zeros(*q.shape[:-1], k.shape[2]).scatter(-1, which, logits.softmax(-1)) @ v
+
+
+UNREAD = {
+    "exp, normalised by hand": by_hand,
+    "in steps": by_steps,
+    "entry by entry": entry_by_entry,
+    "weights entry by entry": lambda q, k, v: (
+        (q @ k.transpose(-2, -1)).softmax(-1).unsqueeze(-1) * v.unsqueeze(2)
+    ).sum(3),
+    "linear": lambda q, k, v: q.relu() @ (k.relu().transpose(-2, -1) @ v),
+    "relu": lambda q, k, v: (q @ k.transpose(-2, -1)).relu() @ v,
+    "log-softmax": lambda q, k, v: (q @ k.transpose(-2, -1)).log_softmax(-1).exp() @ v,
+    "distances": lambda q, k, v: (-torch.cdist(q, k)).softmax(-1) @ v,
+    "the nearest": nearest,
+    "gated": gated,
+    "below PyTorch's function": lambda q, k, v: torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0],
+}
+
+
+class Attends(nn.Module):
+    def __init__(self, attention: nn.Module, how) -> None:
+        super().__init__()
+        self.qkv, self.proj, self.how = attention.qkv, attention.proj, how
+
+    def forward(self, x: torch.Tensor, **mask) -> torch.Tensor:
+        q, k, v = self.qkv(x).unflatten(2, (3, 3, -1)).permute(2, 0, 3, 1, 4)
+        return self.proj(self.how(q, k, v).transpose(1, 2).flatten(2))
+
+
+def attending(how, which: int) -> rs.Network:
+    module = small_vit()
+    module.blocks[which].attn = Attends(module.blocks[which].attn, how)
+    return network(module)
+
+
+@pytest.mark.parametrize("how", UNREAD)
+def test_tokens_summed_with_other_factors_than_weights_that_are_read_are_an_error(how):
+    for which in (0, 1):
+        said = rf"cannot be read, or not all of it: in blocks\.{which}\.attn \(Attends\)"
+        with pytest.raises(rs.UsageError, match=said):
+            rs.attention_distance(attending(UNREAD[how], which), IMAGES)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning")
+def test_a_traced_block_is_read_or_named():
+    module = small_vit()
+    tokens = torch.zeros(2, 17, 24)
+    module.blocks[1] = torch.jit.trace(module.blocks[1], tokens)
+    with pytest.raises(rs.UsageError, match=r"cannot be read, or not all of it: in blocks\.1 "):
+        rs.attention_distance(network(module), IMAGES)
+    plain, traced = small_vit(), small_vit()
+    for block in (*plain.blocks, *traced.blocks):
+        block.attn.fused_attn = False
+    traced.blocks[1] = torch.jit.trace(traced.blocks[1], tokens)
+    tables = [rs.attention_distance(network(each), IMAGES) for each in (plain, traced)]
+    np.testing.assert_allclose(*(table.distance_px for table in tables), rtol=1e-6)
+
+
+def test_parts_of_queries_one_after_another_are_an_error():
+    def in_parts(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return torch.cat([(part @ k.transpose(-2, -1)).softmax(-1) @ v for part in q.split(5, 2)], 2)
+
+    with pytest.raises(rs.UsageError, match=r"blocks\.1\.attn in net attends to parts of its queries"):
+        rs.attention_distance(attending(in_parts, 1), IMAGES)
+
+
+READ = {
+    "entry by entry": lambda q, k, v: (q.unsqueeze(3) * k.unsqueeze(2)).sum(-1).div(8**0.5).softmax(-1) @ v,
+    "einsum": lambda q, k, v: torch.einsum(
+        "bhqk,bhkd->bhqd", torch.einsum("bhqd,bhkd->bhqk", q, k).div(8**0.5).softmax(-1), v
+    ),
+    "head by head": lambda q, k, v: torch.stack(
+        [(a @ b.transpose(-2, -1) / 8**0.5).softmax(-1) @ c for a, b, c in zip(*(x.unbind(1) for x in (q, k, v)))], 1
+    ),
+    "two products": lambda q, k, v: (q @ k.transpose(-2, -1) / 8**0.5).softmax(-1) @ v,
+}
+
+
+@pytest.mark.parametrize("how", READ)
+def test_attention_computed_otherwise_is_the_same(how):
+    tables = [rs.attention_distance(net, IMAGES) for net in (network(small_vit()), attending(READ[how], 1))]
+    np.testing.assert_allclose(*(table.distance_px for table in tables), rtol=1e-5)
+
+
 def test_heads_are_the_same_fused_and_not():
     module = small_vit()
     tables = []
