@@ -356,7 +356,7 @@ class Provenance:
                 self.unknown.append((at, f"{func.namespace}::{name}"))
                 if sum(x in self._lost or self._of_image(x) for x in given) > 1:
                     self.unread.append(at)
-                for x in made:
+                for x in made if of_images else ():
                     self._lost[x] = True
                 if mutable and given[0] in self._labels and made:
                     del self._labels[given[0]]
@@ -475,7 +475,7 @@ class Provenance:
         first = run("codes")
         second = run("across") if pair else [None] * len(first)
         weights = tuple(dict.fromkeys(each for x in given for each in self._labels[x].weights))
-        if len(given) > 1 or self._labels[given[0]].pair is None:
+        if len(given) != 1 or self._labels[given[0]].pair is None:
             return [Label(a, b, weights) for a, b in zip(first, second)]
         rows, columns = (run(which, lambda label: label.pair) for which in ("codes", "across"))
         return [Label(a, b, weights, pair=Label(*pair)) for a, b, *pair in zip(first, second, rows, columns)]
