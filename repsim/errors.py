@@ -20,6 +20,8 @@ class Stopped(Exception):
 
 def first_line(error: BaseException) -> str:
     """What another library's error says, in one line; its type where it says nothing."""
+    if isinstance(error, SystemExit):
+        return f"it called exit({error.code!r})"
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 

@@ -218,7 +218,7 @@ def with_values(network: Network) -> Network:
             if network.seed is not None:
                 torch.manual_seed(network.seed)
             module(torch.zeros(2, *network.input_size, device=network.device, dtype=network.dtype))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RepsimError(
             f"{network.name} cannot run on images of {_sides(network)}, and its first pass must give {len(lazy)} "
             f"parameters of lazy modules ({few(lazy)}) their shapes: {first_line(error)}"
@@ -437,13 +437,13 @@ def _from_factory(name: str, weights: str, model_args: dict[str, Any]) -> Networ
             factory = getattr(factory, part)
     except AttributeError:
         raise one_of(f"factory of {path}", attribute, [n for n in vars(sys.modules[path]) if n[0] != "_"]) from None
-    except Exception as error:  # whatever the user's module does when it is imported
+    except (Exception, SystemExit) as error:  # whatever the user's module does when it is imported
         raise UsageError(f"cannot import {path!r} for model {name!r}: {first_line(error)}") from None
     try:
         made = factory(**model_args)
     except TypeError as error:
         raise UsageError(f"{name} does not take these arguments ({_shown(model_args)}): {first_line(error)}") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RepsimError(f"{name} failed to build: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(made, (nn.Module, Network)):
         raise UsageError(f"{name} must return an nn.Module or a repsim.Network, it returned {type(made).__name__}")

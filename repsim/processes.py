@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -11,8 +10,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from repsim.errors import UsageError
+from repsim.errors import RepsimError, UsageError, first_line
 from repsim.images import Share
+from repsim.ranks import local_rank, rank, world_size
 
 LONGEST_WAIT = timedelta(hours=24)
 """For the slowest process; a dead one ends the others through torchrun, not through this."""
@@ -20,9 +20,14 @@ LONGEST_WAIT = timedelta(hours=24)
 
 def join() -> None:
     """Join the processes that `torchrun` started, if it did."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+    if world_size() > 1 and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=LONGEST_WAIT)
+        try:
+            dist.init_process_group(backend, timeout=LONGEST_WAIT)
+        except (RuntimeError, ValueError) as error:
+            raise RepsimError(
+                f"process {rank()} of {world_size()} cannot join the others: {first_line(error)}"
+            ) from None
 
 
 def leave() -> None:
@@ -43,10 +48,12 @@ def own_device() -> str:
     """`cuda:1` for the second process of a machine with GPUs, `cuda` for a single process, else `cpu`."""
     if not torch.cuda.is_available():
         return "cpu"
-    rank = os.environ.get("LOCAL_RANK") if int(os.environ.get("WORLD_SIZE", 1)) > 1 else None
-    if rank is not None and int(rank) >= torch.cuda.device_count():
-        raise UsageError(f"process {rank} of this machine has no GPU of its own: there are {torch.cuda.device_count()}")
-    return "cuda" if rank is None else f"cuda:{rank}"
+    if world_size() == 1:
+        return "cuda"
+    own = local_rank()
+    if own >= torch.cuda.device_count():
+        raise UsageError(f"process {own} of this machine has no GPU of its own: there are {torch.cuda.device_count()}")
+    return f"cuda:{own}"
 
 
 def gathered(value: Any) -> list[Any]:

@@ -1,31 +1,43 @@
 """Sums saved every so often, so that a run that was stopped goes on where it was.
 
-A folder holds what the sums belong to (`about.json`) and, for every pass of the run and each of its processes, the
-sums after the last batch saved (`pass-0-of-1-0.pt`). Each file is written whole or not at all.
+A folder, `.repsim-resume` in the output directory, holds what the sums belong to (`about.json`) and, for every pass of
+the run and each of its processes, the sums after the last batch saved (`pass-0-of-1-0.pt`). Each file is written whole
+or not at all, and each file of sums ends with a checksum and with the run that it is of. Nothing is removed but what
+has these names in this folder, and unfinished files under the names of processes that `about.json` lists.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from filelock import FileLock, Timeout
 
-from repsim import processes
+from repsim import processes, sealed
 from repsim.errors import RepsimError, Stopped, UsageError, first_line
 from repsim.images import Batch, Counts
 from repsim.measures import probe, running
-from repsim.tables import replacing
+from repsim.tables import FULL, full, replacing, writer
 
+FOLDER = ".repsim-resume"
 ABOUT = "about.json"
+MADE_BY = "repsim"
+SUMS = re.compile(r"pass-\d+-of-\d+-\d+\.pt")
+PART = re.compile(r"\.repsim-[0-9a-f]{12}-.*\.part.*")
+STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name))
+"""As Ctrl-C, schedulers, closed terminals and Ctrl-\\ send them."""
 KINDS = [
     running.GroupedSums,
     running.Moments,
@@ -45,72 +57,180 @@ class Resume:
 
     Args:
         folder: made if it is not there.
-        about: what the sums belong to; anything JSON can hold.
+        about: what the sums belong to, by what it is called in messages; anything JSON can hold.
         every: seconds between two saves.
         fresh: forget what is there.
+        settings: the digest that tells the run apart from others whose results may lie beside its own.
+        files: what the run will write beside the folder: names of files and folders.
+        allow: called before anything is written, with what an unfinished run before this one was to write; it raises
+            where files lie that neither may replace.
+        say: told once if the sums cannot be saved; None: a warning.
 
     Raises:
         UsageError: what is there belongs to something else, or another run is at it.
+        RepsimError: what is there cannot be read.
     """
 
-    def __init__(self, folder: Path, about: dict[str, Any], *, every: float = 60.0, fresh: bool = False) -> None:
-        self.folder, self.every = folder, every
+    def __init__(
+        self,
+        folder: Path,
+        about: dict[str, Any],
+        *,
+        every: float = 60.0,
+        fresh: bool = False,
+        settings: str = "",
+        files: Collection[str] = (),
+        allow: Callable[[Collection[str]], None] | None = None,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        self.folder, self.every = Path(folder), every
         self.done = False
         """Whether the pass that was begun last had been finished before."""
-        self._pass, self._saved = -1, time.monotonic()
-        self._stop = False
+        self.say = say or (lambda text: warnings.warn(text, stacklevel=2))
+        self._run = uuid4().hex
+        self._pass, self._saved, self._wait = -1, time.monotonic(), every
+        self._first: list[Any] | None = None
+        self._stop = self._complained = False
         share = processes.share()
         self._name = "1-0" if share is None else f"{share.of}-{share.rank}"
-        about = json.loads(json.dumps(about, default=str))
+        self._lock: FileLock | None = None
+        self._about: dict[str, Any] | None = None
+        """What `about.json` says, once it is this run's."""
         if share is None or share.rank == 0:
-            self._lock = _locked(folder)
-            for half in folder.parent.glob(".*.part.*"):  # of a run that was killed while it wrote
-                half.unlink(missing_ok=True)
-            if fresh:
-                _empty(folder)
-            self._check(about)
-        if share is not None:
-            processes.wait()
+            self._made = [each for each in (self.folder, *self.folder.parents) if not each.exists()]
+            try:
+                self._take()
+                before = self._check(json.loads(json.dumps(about, default=str)), fresh)
+                if allow is not None:
+                    allow(before["files"])
+                self._run = before["run"] or self._run
+                if fresh:
+                    self._forget()
+                self._about = {
+                    "made_by": MADE_BY,
+                    "run": self._run,
+                    "writers": sorted({*before["writers"], writer()}),
+                    "files": sorted({*before["files"], *files}),
+                    "settings_sha256": settings,
+                    "about": about,
+                }
+                self._write_about()
+                self._clear(before["writers"])
+            except BaseException:
+                self.release()
+                raise
+        self._run = processes.agreed(self._run)
 
-    def _check(self, about: dict[str, Any]) -> None:
-        file = self.folder / ABOUT
-        if not any(self.folder.glob("pass-*.pt")):  # nothing was saved of an earlier run, if there was one
-            _write(file, lambda part: part.write_text(json.dumps(about, indent=2) + "\n"))
-            return
+    def _take(self) -> None:
+        """Lock the folder for this run."""
+        if self.folder.is_symlink() or (self.folder.exists() and not self.folder.is_dir()):
+            raise UsageError(f"{self.folder} is no folder that repsim made; choose another directory with --out")
         try:
-            before = json.loads(file.read_text())
-        except (OSError, ValueError) as error:
-            raise RepsimError(f"cannot read {file}: {first_line(error)}; start over with --fresh") from None
-        other = sorted(key for key in {**before, **about} if before.get(key) != about.get(key))
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = locked(self.folder)
+            self.folder.mkdir(exist_ok=True)
+        except Timeout:
+            raise UsageError(
+                f"another run is writing into {self.folder.parent}; choose another directory with --out"
+            ) from None
+        except (OSError, NotImplementedError) as error:
+            reason = (error.strerror if isinstance(error, OSError) else "") or first_line(error)
+            raise RepsimError(
+                f"cannot write into {self.folder.parent}: {reason}; choose another directory with --out"
+            ) from None
+
+    def _check(self, about: dict[str, Any], fresh: bool) -> dict[str, Any]:
+        """What is known of the run before this one: `run`, the id with which this one goes on, `writers`, `files`."""
+        names = [path.name for path in self.folder.iterdir()]
+        sums = any(map(SUMS.fullmatch, names))
+        unknown = {"run": "", "writers": [], "files": []}
+        if ABOUT not in names:
+            others = sorted(name for name in names if not SUMS.fullmatch(name) and not PART.fullmatch(name))
+            if others:
+                raise UsageError(
+                    f"{self.folder} holds {others[0]!r}, which repsim did not write; choose another directory with "
+                    "--out"
+                )
+            if sums and not fresh:
+                raise RepsimError(
+                    f"there are sums in {self.folder}, but no {ABOUT} that says what they belong to; "
+                    "start over with --fresh"
+                )
+            return unknown
+        try:
+            before = read_about(self.folder)
+        except RepsimError:
+            if fresh:
+                return unknown
+            raise
+        known = {name: before[name] for name in ("writers", "files")}
+        if fresh or not sums:  # nothing was saved of an earlier run, if there was one
+            return unknown | known
+        of_run = before["about"]
+        other = sorted(key for key in {**of_run, **about} if of_run.get(key) != about.get(key))
         if other:
             raise UsageError(
                 f"{self.folder} holds the sums of another run, with other {', '.join(other)}; give the same command "
                 "again, choose another directory with --out, or start over with --fresh"
             )
+        return known | {"run": before["run"]}
 
-    def begin(self, summing: Sequence[Any]) -> Counts:
-        """Begin the next pass of the run: with the sums that were saved of it, if some were."""
-        self._pass, self._saved, self.done = self._pass + 1, time.monotonic(), False
-        file = self._file
-        if not file.exists():
+    def begin(self, summing: Sequence[Any], once_more: Callable[[], bool] | None = None) -> Counts:
+        """Begin the next pass of the run: with the sums that were saved of it, if some were.
+
+        Args:
+            summing: what is filled, as it is before the first batch.
+            once_more: computes the first batch of the pass again, for the sums to be compared with what they were
+                then; false if there is no batch.
+
+        Raises:
+            UsageError: the first batch gives something else now.
+            RepsimError: the sums that were saved cannot be read.
+        """
+        self._pass, self._saved, self.done, self._first = self._pass + 1, time.monotonic(), False, None
+        if not self._file.exists():
             return Counts()
-        try:
-            with torch.serialization.safe_globals(_safe(summing)):
-                saved = torch.load(file, weights_only=True)
-        except Exception as error:
-            raise RepsimError(f"cannot read {file}: {first_line(error)}; start over with --fresh") from None
+        saved = self._load(summing)
+        self._first = saved["first"]
+        unfinished_or_first = not saved["done"] or not self._pass
+        if unfinished_or_first and self._first is not None and once_more is not None and once_more():
+            now = sealed.fingerprint([of.sums for of in summing])
+            if not sealed.alike(now, self._first):
+                raise UsageError(
+                    f"{self.folder} holds the sums of another computation: its first batch gives other values now "
+                    "than it gave then, so the code of a network, of its transform or of a library has changed; "
+                    "start over with --fresh, or choose another directory with --out"
+                )
         for of, sums in zip(summing, saved["sums"], strict=True):
             of.sums = sums
         self.done = saved["done"]
         return saved["counts"]
 
+    def _load(self, summing: Sequence[Any]) -> dict[str, Any]:
+        try:
+            with torch.serialization.safe_globals(_safe(summing)):
+                saved = sealed.load(self._file, self._mark)
+            if {"sums", "counts", "done", "first"} != set(saved) or len(saved["sums"]) != len(summing):
+                raise ValueError("it holds something else than the sums of this pass")
+        except Exception as error:
+            raise RepsimError(
+                f"cannot read {self._file}: {first_line(error)}; start over with --fresh, or choose another directory "
+                "with --out"
+            ) from None
+        return saved
+
     def after(self, batch: Batch, summing: Sequence[Any], counts: Counts) -> None:
         """After a batch: save if it is time to, and stop if that was asked for."""
+        if counts.batches == 1:
+            self._first = sealed.fingerprint([of.sums for of in summing])
         if self._stop:
-            self._save(summing, counts, done=False)
-            raise Stopped(f"stopped after batch {batch.number}; the sums are kept: the same command goes on from there")
-        if time.monotonic() - self._saved >= self.every:
-            self._save(summing, counts, done=False)
+            if self._save(summing, counts, done=False):
+                kept = "the sums are kept: the same command goes on from there"
+            else:
+                kept = "the sums could not be saved; those that were saved before, if any, are as they were"
+            raise Stopped(f"stopped after batch {batch.number}; {kept}")
+        if time.monotonic() - self._saved >= self._wait:
+            self._wait = self.every if self._save(summing, counts, done=False) else 2 * self._wait
             self._saved = time.monotonic()
 
     def end(self, summing: Sequence[Any], counts: Counts) -> None:
@@ -121,30 +241,96 @@ class Resume:
     def _file(self) -> Path:
         return self.folder / f"pass-{self._pass}-of-{self._name}.pt"
 
-    def _save(self, summing: Sequence[Any], counts: Counts, *, done: bool) -> None:
-        saved = {"sums": [of.sums for of in summing], "counts": counts, "done": done}
-        _write(self._file, lambda part: torch.save(saved, part))
+    @property
+    def _mark(self) -> dict[str, Any]:
+        """What a file of sums is, in its own last line."""
+        return {"run": self._run, "pass": self._pass, "process": self._name}
+
+    def _save(self, summing: Sequence[Any], counts: Counts, *, done: bool) -> bool:
+        """Save, or say that it was not possible: a run does not end for that."""
+        sums = [of.sums for of in summing]
+        saved = {"sums": sums, "counts": counts, "done": done, "first": self._first}
+        try:
+            if self._about is not None and not (self.folder / ABOUT).exists():
+                self._write_about(again=True)
+            with replacing(self._file) as part:
+                sealed.save(saved, part, self._mark)
+        except (OSError, RuntimeError) as error:
+            self._complain(error, sealed.size(sums))
+            return False
+        return True
+
+    def _write_about(self, again: bool = False) -> None:
+        try:
+            with replacing(self.folder / ABOUT) as part:
+                part.write_text(json.dumps(self._about, indent=2, default=str) + "\n")
+        except OSError as error:
+            if again:
+                raise
+            self._complain(error, 0)
+
+    def _complain(self, error: Exception, needed: int) -> None:
+        """Say once what keeps the sums from being saved; PyTorch's writer does not say it of a full disk."""
+        if self._complained:
+            return
+        self._complained = True
+        reason = first_line(error)
+        if isinstance(error, OSError):
+            reason = error.strerror or reason
+        if getattr(error, "errno", None) in FULL or (isinstance(error, RuntimeError) and _no_room(self.folder, needed)):
+            reason = full(self.folder, needed)
+        self.say(
+            f"the sums cannot be saved in {self.folder}: {reason}; those saved before, if any, are as they were; "
+            "the run goes on, and tries again at its end"
+        )
 
     def release(self) -> None:
-        """Let others write here, whether the run is over or not."""
-        if hasattr(self, "_lock"):
-            self._lock.release()
+        """Let others write here, whether the run is over or not; what is empty of what this run made goes."""
+        if self._lock is None:
+            return
+        with suppress(OSError):
+            if self._about is not None and not any(SUMS.fullmatch(path.name) for path in self.folder.iterdir()):
+                self._forget()
+            self.folder.rmdir()  # fails unless it is empty
+        lock, self._lock = self._lock, None
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+        for each in self._made:
+            with suppress(OSError):
+                each.rmdir()
 
     def finish(self) -> None:
         """The run is over: its results are written, its sums are not needed."""
-        if hasattr(self, "_lock"):
-            _empty(self.folder)
-            shutil.rmtree(self.folder, ignore_errors=True)
-            Path(self._lock.lock_file).unlink(missing_ok=True)
+        if self._lock is not None:
+            self._forget()
             self.release()
+
+    def _forget(self) -> None:
+        """Remove the sums, and last of all what they belong to: a run that is killed meanwhile leaves no riddle."""
+        names = sorted(path.name for path in self.folder.iterdir())
+        for name in [name for name in names if SUMS.fullmatch(name) or PART.fullmatch(name)]:
+            (self.folder / name).unlink(missing_ok=True)
+        (self.folder / ABOUT).unlink(missing_ok=True)
+
+    def _clear(self, writers: Collection[str]) -> None:
+        """Remove what processes of a run that was killed left unfinished."""
+        for path in self.folder.glob(".repsim-*.part*"):
+            if PART.fullmatch(path.name) and path.is_file():
+                path.unlink(missing_ok=True)
+        for each in writers:
+            for where in ("", "*/"):
+                for path in self.folder.parent.glob(f"{where}.repsim-{each}-*.part*"):
+                    with suppress(OSError):
+                        path.unlink()
 
     @contextmanager
     def stoppable(self) -> Iterator[None]:
-        """Within it, Ctrl-C (and SIGTERM, as schedulers send it) stops after the batch; a second one at once."""
+        """Within it, Ctrl-C and `STOPS`, unless ignored (nohup), stop after the batch; a second one stops at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {number: signal.getsignal(number) for number in STOPS}
+        before = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
 
         def ask(number: int, frame: Any) -> None:
             self._stop = True
@@ -160,40 +346,60 @@ class Resume:
                 signal.signal(number, handler)
 
 
+def read_about(folder: Path) -> dict[str, Any]:
+    """What `about.json` says of the sums beside it.
+
+    Raises:
+        RepsimError: it cannot be read, or repsim did not write it.
+    """
+    file, again = folder / ABOUT, "start over with --fresh, or choose another directory with --out"
+    try:
+        text = file.read_bytes().decode()
+        found = json.loads(text) if text.strip() else None
+    except OSError as error:
+        raise RepsimError(f"cannot read {file}: {error.strerror}; {again}") from None
+    except ValueError:
+        raise RepsimError(f"cannot read {file}: it is damaged, cut off or no JSON; {again}") from None
+    if not text.strip():
+        raise RepsimError(f"cannot read {file}: it is empty; {again}")
+    texts = {"run": str, "settings_sha256": str, "about": dict, "writers": list, "files": list}
+    ours = isinstance(found, dict) and found.get("made_by") == MADE_BY
+    if not ours or any(not isinstance(found.get(name), kind) for name, kind in texts.items()):
+        raise RepsimError(f"cannot read {file}: it holds something else than repsim writes there; {again}")
+    found["writers"] = [each for each in found["writers"] if re.fullmatch(r"[0-9a-f]{12}", str(each))]
+    found["files"] = [str(each) for each in found["files"]]
+    return found
+
+
 def _safe(summing: Sequence[Any]) -> list[type]:
     """The classes that a file of sums may hold; studies name those of their own."""
     return [*KINDS, *(kind for of in summing for kind in getattr(of, "kinds", ()))]
 
 
+def _no_room(folder: Path, needed: int) -> bool:
+    with suppress(OSError):
+        return shutil.disk_usage(folder).free < needed
+    return False
+
+
 def lock_of(folder: Path) -> Path:
     """The file that the run which is at work in a folder has locked."""
-    return folder.with_name(f".{folder.name}.lock")
+    return folder.with_name(f"{folder.name}.lock")
 
 
-def _locked(folder: Path) -> FileLock:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(lock_of(folder))
+def locked(folder: Path) -> FileLock:
+    """The lock of a folder.
+
+    Raises:
+        Timeout: another run has it.
+    """
+    while True:
+        file = lock_of(folder)
+        if file.is_symlink() or (file.exists() and (not file.is_file() or file.stat().st_size)):
+            raise OSError(0, f"{file.name} in it is no lock of repsim's")
+        lock = FileLock(file)
         lock.acquire(timeout=0)
-    except Timeout:
-        raise UsageError(f"another run is writing into {folder.parent}; choose another directory with --out") from None
-    except OSError as error:
-        raise RepsimError(f"cannot write into {folder}: {error.strerror}; choose another directory") from None
-    return lock
-
-
-def _empty(folder: Path) -> None:
-    """Last of all what the sums belong to: a run that is killed meanwhile leaves none that belong to nothing known."""
-    for file in (*folder.glob("pass-*.pt"), folder / ABOUT):
-        file.unlink(missing_ok=True)
-
-
-def _write(file: Path, how: Any) -> None:
-    """Write a file whole or not at all; what was there before stays if that fails."""
-    try:
-        with replacing(file) as part:
-            how(part)
-    except (OSError, RuntimeError) as error:
-        raise RepsimError(
-            f"cannot save the sums to {file}: {first_line(error)}; those saved before, if any, are as they were"
-        ) from None
+        with suppress(OSError):
+            if file.stat().st_ino == os.fstat(lock._context.lock_file_fd).st_ino:  # else its last holder removed it
+                return lock
+        lock.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -143,9 +144,18 @@ def over_batches(
             process(replace(batch, positions=torch.from_numpy(good)[batch.positions]))
 
     size = min(batch_size, len(images))
-    counts = resume.begin(summing) if resume is not None else Counts()
+    transforms = [network.transform for network in networks]
+
+    def first_again() -> bool:
+        batches = images.batches(transforms, size, workers=0, skip_broken=skip_broken, short=short, share=share)
+        with contextlib.closing(batches):
+            batch = next(batches, None)
+            if batch is not None:
+                each(batch)
+        return batch is not None
+
+    counts = resume.begin(summing, first_again) if resume is not None else Counts()
     if resume is None or not resume.done:
-        transforms = [network.transform for network in networks]
         reading = {"workers": workers, "skip_broken": skip_broken, "short": short, "share": share}
         if share is not None and share.rank and rehearse is not None and not counts.batches:
             rehearse(next(images.batches(transforms, size, workers=workers)))
@@ -198,7 +208,7 @@ def forward(network: Network, inputs: Tensor, batch: Batch) -> Any:
             reason = first_line(error)
         except RepsimError:
             raise
-        except (RuntimeError, ValueError, TypeError, IndexError, MemoryError) as error:
+        except (RuntimeError, ValueError, TypeError, IndexError, MemoryError, SystemExit) as error:
             where = f"{network.name} failed on batch {batch.number}, {len(inputs)} images"
             raise RepsimError(f"{where}: {first_line(error)}") from error
         if inputs.requires_grad:  # gradients keep all activations in any case

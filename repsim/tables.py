@@ -8,14 +8,20 @@ look like.
 from __future__ import annotations
 
 import csv
+import errno
+import functools
 import json
 import os
+import shutil
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pandas as pd
@@ -99,25 +105,70 @@ def prepare(directory: str | os.PathLike[str]) -> Path:
     directory = Path(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / f".writable-{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=directory):
+            pass
     except OSError as error:
-        raise RepsimError(
-            f"cannot write into {directory}: {error.strerror}; choose another directory with --out"
-        ) from None
+        if error.errno not in FULL:  # it may have room again when there is something to write
+            raise RepsimError(
+                f"cannot write into {directory}: {why(error, directory)}; choose another directory with --out"
+            ) from None
     return directory
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def why(error: OSError, place: Path) -> str:
+    """What went wrong with a file, in words; of a full disk, which one and how full."""
+    if error.errno not in FULL:
+        return error.strerror or str(error)
+    return full(place)
+
+
+def full(place: Path, needed: int = 0) -> str:
+    """That the disk of a place is full, with what is free on it and, if that is known, needed."""
+    wants = f", {needed / 1e6:.1f} MB are needed" if needed else ""
+    try:
+        free = f"{shutil.disk_usage(next(each for each in (place, *place.parents) if each.exists())).free / 1e6:.1f} MB"
+    except OSError:
+        return f"the disk of {place} is full{wants}"
+    return f"the disk of {place} is full ({free} free{wants})"
+
+
+@functools.cache
+def _writer(process: int) -> str:
+    """A name for what one process writes, which no other process ever had."""
+    return uuid4().hex[:12]
+
+
+def writer() -> str:
+    """The name that this process gives to its unfinished files, `.repsim-NAME-...`."""
+    return _writer(os.getpid())
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place if all goes well, and vanishes if not."""
-    part = path.with_name(f".{path.stem}-{os.getpid()}.part{path.suffix}")
+    part = path.with_name(f".repsim-{writer()}-{path.stem}.part{path.suffix}")
     try:
         yield part
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+_WRITTEN: ContextVar[set[Path] | None] = ContextVar("written", default=None)
+
+
+@contextmanager
+def recording() -> Iterator[set[Path]]:
+    """Within it, every result that is written is added to a set."""
+    files: set[Path] = set()
+    before = _WRITTEN.set(files)
+    try:
+        yield files
+    finally:
+        _WRITTEN.reset(before)
 
 
 @contextmanager
@@ -128,8 +179,10 @@ def whole(path: Path) -> Iterator[Path]:
             yield part
     except OSError as error:
         raise RepsimError(
-            f"cannot write {path}: {error.strerror or error}; choose another directory with --out"
+            f"cannot write {path}: {why(error, path.parent)}; choose another directory with --out"
         ) from None
+    if (files := _WRITTEN.get()) is not None:
+        files.add(path)
 
 
 def save_table(table: pd.DataFrame, path: Path) -> None:

@@ -232,7 +232,7 @@ def _run(network: Network, images: Tensor, watching: _Looking | _Comparing) -> l
             network.module(images)
     except RepsimError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         size = "x".join(map(str, network.input_size))
         raise RepsimError(f"{network.name} cannot run on images of {size}: {first_line(error)}") from error
     return calls

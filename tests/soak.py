@@ -50,7 +50,7 @@ def main() -> int:
         while time.monotonic() < ends:
             shutil.rmtree(again, ignore_errors=True)
             while True:
-                went_on += any(again.glob("resume/pass-*.pt"))
+                went_on += any(again.glob(".repsim-resume/pass-*.pt"))
                 process = start(options.command, again)
                 try:
                     code = process.wait(rng.uniform(0, seconds))

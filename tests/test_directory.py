@@ -72,7 +72,7 @@ def test_nothing_is_free(tmp_path):
 
 
 def test_sums_belong_to_a_run_and_so_does_a_directory_in_which_one_is_at_work(tmp_path):
-    at = Resume(tmp_path / "x" / "resume", {"seed": 0})
+    at = Resume(tmp_path / "x" / ".repsim-resume", {"seed": 0})
     assert holder(tmp_path / "x") == A and own_directory("x", B, tmp_path) == tmp_path / f"x-{B[:8]}"
     at.release()
     assert holder(tmp_path / "x") is None  # it left before it had made anything
@@ -163,10 +163,10 @@ def test_a_stopped_run_goes_on_in_its_own_directory(somewhere, monkeypatch):
     monkeypatch.undo()
     os.chdir(somewhere)
     first, second = sorted(Path("runs").iterdir())
-    assert first.name == "cka-vit_mini" and all(any(each.glob("resume/pass-*.pt")) for each in (first, second))
+    assert first.name == "cka-vit_mini" and all(any(each.glob(".repsim-resume/pass-*.pt")) for each in (first, second))
     for seed, place in (("1", second), ("0", first)):
         repsim(*few, "--seed", seed)
-        assert (place / "cka.csv").exists() and not (place / "resume").exists()
+        assert (place / "cka.csv").exists() and not (place / ".repsim-resume").exists()
         assert json.loads((place / RECORD).read_text())["images"]["seed"] == int(seed)
     assert len(list(Path("runs").iterdir())) == 2
 

@@ -84,7 +84,7 @@ def test_a_process_that_fails_ends_the_job(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import os, threading, time\n"
         "def die():\n"
-        f"    while not os.path.exists({str(tmp_path / 'out' / 'resume' / 'about.json')!r}):\n"
+        f"    while not os.path.exists({str(tmp_path / 'out' / '.repsim-resume' / 'about.json')!r}):\n"
         "        time.sleep(0.1)\n"
         "    time.sleep(0.5)\n"
         "    os._exit(7)\n"

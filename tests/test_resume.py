@@ -16,7 +16,7 @@ import repsim as rs
 from repsim import resume as resuming
 from repsim.cli import main
 from repsim.images import ImageSet
-from repsim.resume import Resume, Stopped
+from repsim.resume import FOLDER, Resume, Stopped
 from repsim.studies.probe import linear_probes
 
 CKA = ["cka", "--model-a", "vit_mini", "--images", "96", "--batch-size", "8", "--quiet", "--checkpoint-every", "0"]
@@ -50,7 +50,7 @@ def test_killed_twenty_times_a_run_ends_as_if_undisturbed(server, tmp_path):
         process.kill()
         process.join()
         killed += 1
-        went_on += (tmp_path / "killed" / "resume" / "pass-0-of-1-0.pt").exists()
+        went_on += (tmp_path / "killed" / FOLDER / "pass-0-of-1-0.pt").exists()
     finished(server, [*CKA, "--out", tmp_path / "killed"])
     assert went_on >= 5  # or nothing was shown
     whole, again = ((tmp_path / name / "cka.csv").read_bytes() for name in ("whole", "killed"))
@@ -86,7 +86,7 @@ def test_killed_while_the_sums_are_thrown_away(tmp_path, monkeypatch):
 def test_ctrl_c_keeps_the_sums(server, tmp_path):
     many = [*CKA[:4], "5000", *CKA[5:], "--out", tmp_path]
     process = start(server, many)
-    saved = tmp_path / "resume" / "pass-0-of-1-0.pt"
+    saved = tmp_path / FOLDER / "pass-0-of-1-0.pt"
     while not saved.exists():
         time.sleep(0.02)
         assert process.is_alive()
@@ -97,11 +97,11 @@ def test_ctrl_c_keeps_the_sums(server, tmp_path):
 
 
 def test_two_runs_into_one_directory(tmp_path):
-    first = Resume(tmp_path / "resume", {"seed": 0})
+    first = Resume(tmp_path / FOLDER, {"seed": 0})
     with pytest.raises(rs.UsageError, match="another run is writing into"):
-        Resume(tmp_path / "resume", {"seed": 0})
+        Resume(tmp_path / FOLDER, {"seed": 0})
     first.finish()
-    Resume(tmp_path / "resume", {"seed": 1}).finish()
+    Resume(tmp_path / FOLDER, {"seed": 1}).finish()
 
 
 class Interrupting(Resume):
@@ -120,7 +120,7 @@ class Interrupting(Resume):
 def interrupted(tmp_path, function):
     """What a function of `resume` gives when it is stopped after every second batch, and started again."""
     for _ in range(100):
-        at = Interrupting(tmp_path / "resume", {}, batches=2)
+        at = Interrupting(tmp_path / FOLDER, {}, batches=2)
         try:
             found = function(at)
             at.finish()
@@ -183,7 +183,7 @@ def test_another_set_up_is_refused(tmp_path, option, monkeypatch):
 
 
 def test_a_full_disk_leaves_the_last_sums(tmp_path, monkeypatch):
-    at = Resume(tmp_path / "resume", {}, every=0)
+    at = Resume(tmp_path / FOLDER, {}, every=0)
 
     class One:
         sums = rs.measures.running.Total(1)
@@ -209,17 +209,17 @@ def test_a_full_disk_leaves_the_last_sums(tmp_path, monkeypatch):
 
 
 def test_sums_that_cannot_be_read(tmp_path):
-    at = Resume(tmp_path / "resume", {})
+    at = Resume(tmp_path / FOLDER, {})
     (at.folder / "pass-0-of-1-0.pt").write_bytes(b"not sums")
     with pytest.raises(rs.RepsimError, match="start over with --fresh"):
         at.begin([])
     at.finish()
-    at = Resume(tmp_path / "resume", {})
+    at = Resume(tmp_path / FOLDER, {})
     torch.save({"sums": [os.system], "counts": 0, "done": True}, at.folder / "pass-0-of-1-0.pt")
     with pytest.raises(rs.RepsimError, match="cannot read .*pass-0-of-1-0.pt"):
         at.begin([])
     (at.folder / "about.json").write_text("{")
     at._lock.release()
     with pytest.raises(rs.RepsimError, match="about.json"):
-        Resume(tmp_path / "resume", {})
+        Resume(tmp_path / FOLDER, {})
     at.finish()

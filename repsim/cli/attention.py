@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from repsim.cli.base import Asked, Job, job_options, main, model_options
-from repsim.cli.pictures import finish
+from repsim.cli.pictures import finish, pictures
 from repsim.cli.words import check_range
 from repsim.errors import UsageError
 
@@ -38,7 +38,8 @@ def attention(
         draw_attention(job.redraw, drawn, job.quiet)
         return job.redraw
     check_range("--maps", maps, 0)
-    run = job.start([Asked(model, weights, arg, weights_key)])
+    writes = ["attention.csv", "attention_maps.npz", *pictures("attention", "attention_maps")]
+    run = job.start([Asked(model, weights, arg, weights_key)], writes)
 
     from repsim.studies.attention import AttentionDistance, attention_maps
     from repsim.sweep import sweep

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import json
+import math
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ import click
 
 from repsim.cli.words import check_range, command_line, device_name, print_json, progress_bar, say, versions
 from repsim.errors import RepsimError, Stopped, UsageError
+from repsim.ranks import rank, world_size
 
 
 class Asked(NamedTuple):
@@ -38,19 +39,84 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except RepsimError as error:
-            if is_first() or not isinstance(error, UsageError):  # all processes find the same fault with a call
+            if _speaks(error):
                 click.echo(f"Error: {error}", err=True)
             ctx.exit(2 if isinstance(error, UsageError) else 1)
         except Stopped as stopped:
             click.echo(str(stopped), err=True)
             ctx.exit(130)
+        except SystemExit as ended:  # which click never raises in here
+            click.echo(f"Error: code that is not repsim's ended the program with exit({ended.code!r})", err=True)
+            ctx.exit(1)
+
+
+def _speaks(error: RepsimError) -> bool:
+    """Whether this process says it: all find the same fault with a call, and one of them is enough."""
+    try:
+        return is_first() or not isinstance(error, UsageError)
+    except UsageError:  # it cannot know which it is, which is the fault
+        return True
+
+
+class Command(click.Command):
+    """Takes no option for given that is given as nothing."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, args)
+        for param in self.params:
+            given = ctx.params.get(param.name)
+            values = given if isinstance(given, tuple) else (given,)
+            if any(isinstance(each, str) and not each.strip() for each in values):
+                raise UsageError(f"{param.opts[0]} is empty")
+        return rest
+
+
+Commands.command_class = Command
+
+
+class Place(click.ParamType):
+    """The path of a file or folder, in which `~` is its user's home."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        return value if isinstance(value, Path) else Path(at_home(str(value), param.opts[0] if param else "the path"))
+
+
+class Source(click.ParamType):
+    """A known word, or the path of a file or folder, in which `~` is its user's home."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return at_home(str(value), param.opts[0] if param else "the path")
+
+
+def at_home(text: str, option: str) -> str:
+    """A path that begins with `~`, as it is without; no path is empty."""
+    if not text.strip() or "\0" in text:
+        raise UsageError(f"{option} is empty" if not text.strip() else f"{option} holds a zero byte, as no path does")
+    if not text.startswith("~") or Path(text).exists():
+        return text
+    found = os.path.expanduser(text)
+    if found.startswith("~"):
+        raise UsageError(f"{option}: nobody's home is known as {text.split(os.sep)[0]}, in {text}")
+    return found
+
+
+class Seconds(click.FloatRange):
+    """A length of time; `nan` and `inf` are none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds = super().convert(value, param, ctx)
+        return seconds if math.isfinite(seconds) else self.fail(f"{value} is no number of seconds", param, ctx)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="repsim-vision", prog_name="repsim")
 def main() -> None:
     """Compare what vision networks compute, layer by layer (Raghu et al., NeurIPS 2021)."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if world_size() > 1:
         from repsim import processes
 
         processes.join()
@@ -62,7 +128,7 @@ RUN = "repsim.run"
 
 def is_first() -> bool:
     """Whether this process is the one that speaks and writes: the only one, or torchrun's first."""
-    return int(os.environ.get("RANK", 0)) == 0
+    return rank() == 0
 
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Say what was made as JSON, on standard output.")
@@ -99,16 +165,27 @@ class Job:
     redraw: Path | None
     checkpoint_every: float
     fresh: bool
+    overwrite: bool
     quiet: bool
     as_json: bool
 
-    def start(self, asked: list[Asked], *, train: Any = None, called: str | None = None) -> Run:
+    def start(
+        self,
+        asked: list[Asked],
+        writes: Sequence[str],
+        *,
+        train: Any = None,
+        called: str | None = None,
+        beside: Collection[str] = (),
+    ) -> Run:
         """Look at everything that is cheap to look at first; then load networks and make the directory.
 
         Args:
             asked: the networks.
+            writes: the files and folders that the run will write beside `run.json`.
             train: training images, if the run has some.
             called: what the directory is called without `--out`; None: after the command and its networks.
+            beside: options that may differ between runs whose results lie in one directory.
         """
         check_range("--images", self.images, 4)
         check_range("--batch-size", self.batch_size, 4)
@@ -116,11 +193,11 @@ class Job:
             check_range("--workers", self.workers, 0)
 
         from repsim import processes
-        from repsim.cli.directory import digest, own_directory
+        from repsim.cli.directory import before, digest, own_directory
         from repsim.images import ImageSet
         from repsim.models import check_name, told_apart
-        from repsim.resume import Resume
-        from repsim.tables import prepare
+        from repsim.resume import FOLDER, Resume
+        from repsim.tables import prepare, recording
 
         started = time.perf_counter()
         for of in asked:
@@ -129,21 +206,35 @@ class Job:
         chosen = ImageSet(data, split=self.split, root=self.data_dir, images=self.images, seed=self.seed)
         networks = told_apart(load(asked, self.device, self.seed, precision=self.precision, compiled=self.compiled))
         apart = about(self, networks, chosen, train)
-        settings, out = digest(apart), self.out
+        common = {name: value for name, value in apart["options"].items() if name not in beside}
+        settings, out, old = digest({**apart, "options": common}), self.out, {}
         if out is None:
             name = called or "-".join([self.command, *(label(of.model, of.weights, of.key) for of in asked)])
             out = processes.agreed(own_directory(name, settings) if is_first() else None)
             if out.name != name:
                 say(f"the results go into {out}", self.quiet)
-        context = click.get_current_context()
-        if is_first():
+
+        def allow(known: Collection[str]) -> None:
+            old.update(before(out, settings, writes, known, self.overwrite))
             prepare(out)
-        resume = Resume(out / "resume", apart, every=self.checkpoint_every, fresh=self.fresh)
+
+        context = click.get_current_context()
+        resume = Resume(
+            out / FOLDER,
+            {**apart, **bound("images", chosen), **(bound("training images", train) if train is not None else {})},
+            every=self.checkpoint_every,
+            fresh=self.fresh,
+            settings=settings,
+            files=writes,
+            allow=allow,
+            say=lambda text: say(text, False),
+        )
         context.call_on_close(resume.release)
         context.with_resource(resume.stoppable())
+        written = context.with_resource(recording())
         if not is_first():  # what the first process writes, the others compute too, and throw away
             out = Path(context.with_resource(TemporaryDirectory()))
-        run = Run(self, networks, chosen, out, started, resume, settings)
+        run = Run(self, networks, chosen, out, started, resume, settings, old, written)
         context.meta[RUN] = run
         for notice in dict.fromkeys(notice for network in networks for notice in network.notices):
             run.notice(notice)
@@ -165,6 +256,10 @@ class Run:
     resume: Any
     settings: str
     """The digest of what tells the run apart from others."""
+    old: dict[str, Any]
+    """The record of the run whose results are replaced."""
+    written: set[Path]
+    """The results that this run has written."""
     notices: list[str] = field(default_factory=list)
 
     def how(self, repeats: int = 1) -> dict[str, Any]:
@@ -176,7 +271,10 @@ class Run:
     def finish(self) -> None:
         """Everything is written."""
         from repsim import processes
+        from repsim.cli.directory import settle
 
+        if is_first():
+            settle(self.out, self.old, self.written)
         self.resume.finish()
         processes.leave()
 
@@ -210,7 +308,7 @@ class Run:
 
     def save(self, images: dict[str, Any], protocol: dict[str, Any], **more: Any) -> dict[str, Any]:
         """Write `run.json`, and return it: everything needed to know what was computed, and to do it again."""
-        from repsim.cli.directory import SETTINGS
+        from repsim.cli.directory import SETTINGS, drop_tables
         from repsim.tables import RECORD, save_record
 
         losses = [("dropped_in_short_batch", "left out, a short last batch"), ("broken_count", "could not be read")]
@@ -229,11 +327,12 @@ class Run:
             "random": any(network.weights == "random" for network in self.networks),
             **more,
             "notices": self.notices,
-            "versions": versions(),
+            "versions": versions(self.networks),
             "device": device_name(self.networks[0].device),
             SETTINGS: self.settings,
             "seconds": round(time.perf_counter() - self.started, 2),
         }
+        drop_tables(self.out, self.old, self.written)
         save_record(record, self.out / RECORD)
         return record
 
@@ -243,11 +342,12 @@ def job_options(command: str, images: int, batch_size: int, of: str) -> Callable
     decorate = options(
         click.option(
             "--data",
+            type=Source(),
             metavar="DATA",
             help="Folder of images, `sample`, `fashion-mnist`, `noise`, or a timm data set such as torch/cifar10.  "
             "[default: the bundled sample for bundled networks, else data/imagenet/val or $REPSIM_IMAGENET]",
         ),
-        click.option("--data-dir", metavar="DIR", help="Where timm's data sets or Fashion-MNIST lie."),
+        click.option("--data-dir", type=Source(), metavar="DIR", help="Where timm's data sets or Fashion-MNIST lie."),
         click.option("--split", help="Which split, or which folder inside DATA."),
         click.option("--images", type=int, default=images, show_default=True, help="How many, drawn at random."),
         click.option(
@@ -269,24 +369,25 @@ def job_options(command: str, images: int, batch_size: int, of: str) -> Callable
         click.option("--compile", "compiled", is_flag=True, help="Have torch.compile run the networks."),
         click.option(
             "--out",
-            type=click.Path(path_type=Path),
+            type=Place(),
             help=f"Directory of the results.  [default: runs/{command}-..., and digits if another run has that]",
         ),
         click.option(
             "--redraw",
-            type=click.Path(path_type=Path),
+            type=Place(),
             metavar="DIR",
             help="Only draw the pictures of a finished run anew.",
         ),
         click.option(
             "--checkpoint-every",
-            type=click.FloatRange(0),
+            type=Seconds(0),
             default=60.0,
             show_default=True,
             metavar="SECONDS",
             help="How often the sums are saved; the same command, given again, goes on from there.",
         ),
         click.option("--fresh", is_flag=True, help="Start over, whatever was saved."),
+        click.option("--overwrite", is_flag=True, help="Replace the results of another run in --out."),
         click.option("--quiet", is_flag=True, help="No progress; errors only."),
         AS_JSON,
     )
@@ -302,22 +403,19 @@ def job_options(command: str, images: int, batch_size: int, of: str) -> Callable
             if RUN in click.get_current_context().meta:
                 click.get_current_context().meta[RUN].finish()
             if job.as_json:
-                files = sorted(str(path) for path in out.rglob("*") if path.is_file())
-                print_json({"directory": str(out), "files": files, **noticed(out)})
+                print_json({"directory": str(out), **said_of(out)})
 
         return decorate(called)
 
     return with_job
 
 
-def noticed(out: Path) -> dict[str, Any]:
-    """What the record of a run has its user know."""
-    from repsim.tables import RECORD
+def said_of(out: Path) -> dict[str, Any]:
+    """What the record of a run says of its files, and what it has its user know."""
+    from repsim.cli.directory import read
 
-    try:
-        return {"notices": json.loads((out / RECORD).read_text()).get("notices", [])}
-    except (OSError, ValueError):
-        return {"notices": []}
+    record = read(out)
+    return {"files": [str(out / name) for name in record.get("files", [])], "notices": record.get("notices", [])}
 
 
 def known_models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -349,6 +447,7 @@ def model_options(
         ),
         click.option(
             f"--weights{end}",
+            type=Source(),
             metavar="WEIGHTS",
             multiple=several,
             default=None if several else "pretrained",
@@ -433,7 +532,7 @@ def about(job: Job, networks: list[Any], images: Any, train: Any = None) -> dict
     from repsim.images import Counts
     from repsim.models import NO_HASH
 
-    means = {"out", "redraw", "workers", "checkpoint_every", "fresh", "quiet", "as_json"}
+    means = {"out", "redraw", "workers", "checkpoint_every", "fresh", "overwrite", "quiet", "as_json"}
     given = click.get_current_context().params
 
     def seen(images: Any) -> dict[str, Any]:
@@ -450,10 +549,15 @@ def about(job: Job, networks: list[Any], images: Any, train: Any = None) -> dict
         "networks": records,
         "images": seen(images),
         **({} if train is None else {"training images": seen(train)}),
-        "versions": versions(),
+        "versions": versions(networks),
         "device": device_name(networks[0].device),
-        "processes": int(os.environ.get("WORLD_SIZE", 1)),
+        "processes": world_size(),
     }
+
+
+def bound(what: str, images: Any) -> dict[str, str]:
+    """What sums belong to beside a run's set-up: these very images, which others may have replaced since."""
+    return {f"{kind} of {what}": value for kind, value in images.identity().items()}
 
 
 def default_data(networks: list[str]) -> str:

@@ -1,8 +1,8 @@
-"""Where the results of a run without `--out` go: into a directory that no other run's result lies in.
+"""Where results go: into a directory that no other run's result lies in, and over no file that repsim did not write.
 
-The directory is called after the command and its networks, `runs/cka-vit_mini-resnet_mini`. Where that one holds what
-another run made, with other weights, settings, images or versions, the first digits of this run's digest follow its
-name. The same command, given again, finds its own directory, whichever of the two it is.
+Without `--out`, the directory is called after the command and its networks, `runs/cka-vit_mini-resnet_mini`. Where
+that one holds what another run made, with other weights, settings, images or versions, the first digits of this run's
+digest follow its name. The same command, given again, finds its own directory, whichever of the two it is.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from repsim.errors import UsageError
-from repsim.resume import ABOUT, lock_of
-from repsim.tables import RECORD
+from repsim.errors import RepsimError, UsageError
+from repsim.resume import FOLDER, SUMS, lock_of, locked, read_about
+from repsim.tables import RECORD, save_record
 
 SETTINGS = "settings_sha256"
 """What a run's record calls the digest of all that tells it apart from others."""
@@ -55,22 +57,24 @@ def own_directory(name: str, settings: str, runs: Path = Path("runs")) -> Path:
 
 def holder(directory: Path) -> str | None:
     """The digest of the run whose result or sums are in a directory; empty if that is not known; None: it is free."""
-    record = directory / RECORD
-    if record.exists():
-        return _read(record).get(SETTINGS, "")
-    resume = directory / "resume"
+    if (directory / RECORD).exists():
+        return read(directory).get(SETTINGS, "")
+    resume = directory / FOLDER
     there = directory.iterdir() if directory.is_dir() else ()
-    made = [path for path in there if path != resume and not path.name.startswith(".")]
-    if made or any(resume.glob("pass-*.pt")) or _at_work(resume):
-        about = _read(resume / ABOUT)
-        return digest(about) if about else ""
+    made = [path for path in there if not path.name.startswith(".")]
+    sums = resume.is_dir() and any(SUMS.fullmatch(path.name) for path in resume.iterdir())
+    if made or sums or _at_work(resume):
+        try:
+            return read_about(resume)["settings_sha256"]
+        except RepsimError:
+            return ""
     return None
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """What a JSON file says; nothing if it cannot be read."""
+def read(directory: Path) -> dict[str, Any]:
+    """What the record in a directory says; nothing if it cannot be read."""
     try:
-        found = json.loads(file.read_text())
+        found = json.loads((directory / RECORD).read_text())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -78,11 +82,92 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _at_work(resume: Path) -> bool:
     """Whether a run that has not made anything yet is under way in a directory."""
-    lock = lock_of(resume)
-    if not lock.exists():
+    if not lock_of(resume).exists():
         return False
     try:
-        with FileLock(lock, timeout=0):
-            return False
+        locked(resume).release()
     except Timeout:
         return True
+    except OSError:
+        pass
+    return False
+
+
+# Whose files are whose
+
+
+def before(out: Path, settings: str, names: Collection[str], known: Collection[str], overwrite: bool) -> dict[str, Any]:
+    """The record of the run whose results a new run replaces, if it may replace them; empty: there are none.
+
+    Args:
+        out: the directory of the results.
+        settings: the digest of the new run.
+        names: what the new run will write into it, files and folders.
+        known: what an unfinished run was to write there.
+        overwrite: replace results of another run.
+
+    Raises:
+        UsageError: files lie there that repsim does not know to have written, or results of another run.
+    """
+    record = out / RECORD
+    elsewhere = "choose another directory with --out"
+    old: dict[str, Any] = {}
+    if os.path.lexists(record):
+        old = read(out) if record.is_file() else {}
+        if "repsim-vision" not in (old.get("versions") or {}):
+            raise UsageError(f"{record} is no record of a run of repsim's; move it away, or {elsewhere}")
+        if old.get(SETTINGS) != settings and not overwrite:
+            raise UsageError(
+                f"{out} holds the results of another run ({old.get('command', 'unknown')}); replace them with "
+                f"--overwrite, or {elsewhere}"
+            )
+    own = {*known, *made_by(old), RECORD}
+    if old and "files" not in old:  # an older version's, which kept no list
+        own |= {*names}
+    for name in names:
+        if name not in own and _is_there(out / name, overwrite):
+            raise UsageError(f"{out} holds {name}, which repsim does not know as its own; move it away, or {elsewhere}")
+    return old
+
+
+def _is_there(path: Path, overwrite: bool) -> bool:
+    """Whether something would be replaced that must not be: a file, or a folder that is neither empty nor a figure."""
+    if path.is_dir() and not path.is_symlink():
+        return any(path.iterdir()) and not (overwrite and "paper_shows" in read(path))
+    return os.path.lexists(path)
+
+
+def made_by(record: dict[str, Any]) -> list[str]:
+    """The files that a record lists as written by its run, and the folders they are in."""
+    files = [name for name in record.get("files") or () if isinstance(name, str) and _inside(name)]
+    return [*files, *{name.rpartition("/")[0] for name in files if "/" in name}]
+
+
+def _inside(name: str) -> bool:
+    path = Path(name)
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def drop_tables(out: Path, old: dict[str, Any], written: Collection[Path]) -> None:
+    """Remove the tables and arrays of a run that was replaced, before pictures are drawn of what lies there."""
+    if old.get("command") is None:
+        return
+    for name in made_by(old):
+        if "/" not in name and name.endswith((".csv", ".npz")) and out / name not in written:
+            (out / name).unlink(missing_ok=True)
+
+
+def settle(out: Path, old: dict[str, Any], written: Collection[Path]) -> None:
+    """Note in the record of a finished run which files it wrote, and remove those of the run that it replaced."""
+    record = read(out)
+    files = {path.relative_to(out).as_posix() for path in written if path.is_relative_to(out)}
+    others = {name for name in old.get("files") or () if name in made_by(old)} - files
+    if old.get(SETTINGS) == record.get(SETTINGS):  # figures that were made before with the same set-up
+        files |= {name for name in others if (out / name).exists()}
+    else:
+        for name in others:
+            with suppress(OSError):
+                (out / name).unlink()
+                if "/" in name:
+                    (out / name).parent.rmdir()  # a figure's; fails unless it is empty
+    save_record({**record, "files": sorted(files)}, out / RECORD)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from repsim.cli.base import LAYERS, Job, each_model, job_options, main, model_options
-from repsim.cli.pictures import finish
+from repsim.cli.pictures import finish, pictures
 from repsim.cli.words import say
 from repsim.errors import UsageError, one_of
 
@@ -37,7 +37,9 @@ def localize(
     if job.redraw is not None:
         draw_localization(job.redraw, tokens, show_layer, job.quiet)
         return job.redraw
-    run = job.start(each_model(model, weights, weights_key, arg))
+    tables = ["localization.csv", "localization_summary.csv"]
+    writes = [*tables, "localization.npz", *pictures("localization", "localization_summary")]
+    run = job.start(each_model(model, weights, weights_key, arg), writes)
     run.notice_a_single_batch()
 
     from repsim.studies.localization import located, patch_grid, token_localization

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from repsim.cli.base import AS_JSON, Asked, Job, default_data, is_first, job_options, main
+from repsim.cli.base import AS_JSON, Asked, Job, Place, Source, default_data, is_first, job_options, main
 from repsim.cli.words import check_range, print_json, say
 from repsim.errors import UsageError, one_of
 
@@ -22,10 +22,14 @@ NOISE_TO_TRAIN = 48
 @click.option(
     "--preset", type=click.Choice(["mini", "paper"]), default="mini", show_default=True, help="Which networks."
 )
-@click.option("--weights", metavar="WEIGHTS", default="pretrained", show_default=True, help="`random`: a dry run.")
+@click.option(
+    "--weights", type=Source(), metavar="WEIGHTS", default="pretrained", show_default=True, help="`random`: a dry run."
+)
 @click.option("--layers", help="See `repsim cka`.  [default: blocks; of `paper`, paper]")
 @click.option("--channels", default=16, show_default=True, help="Per layer, of receptive fields; 0: all.")
-@click.option("--train-data", metavar="DATA", help="Where the training images of probes are.  [default: in DATA]")
+@click.option(
+    "--train-data", type=Source(), metavar="DATA", help="Where the training images of probes are.  [default: in DATA]"
+)
 @click.option("--train-split", metavar="SPLIT", help="Which split or folder they are.  [default: train]")
 @job_options("figures", images=None, batch_size=None, of="minibatch  [default: 250; of `paper`, 1024]")
 def figures(
@@ -77,7 +81,9 @@ def figures(
         without = str(error)
     name = f"figures-{preset}" + ("-random" if weights == "random" else "")
     job = replace(job, data=data, split=split)
-    run = job.start([Asked(name, weights) for name in plan.names], train=train, called=name)
+    writes = [f"figure-{exhibit.number}" for exhibit in plan.exhibits]
+    asked = [Asked(name, weights) for name in plan.names]
+    run = job.start(asked, writes, train=train, called=name, beside=["numbers"])
     run.notice_a_single_batch()
     if train is not None:
         run.notice_what_is_left_out(train)
@@ -123,7 +129,7 @@ def redraw_figures(out: Path, wanted: list[Any], quiet: bool) -> None:
 
 
 @main.command()
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=Place())
 @click.option("--quiet", is_flag=True, help="Write the files only.")
 @AS_JSON
 def claims(directory: Path, quiet: bool, as_json: bool) -> None:
@@ -145,10 +151,8 @@ def claims(directory: Path, quiet: bool, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("directory", type=click.Path(path_type=Path))
-@click.option(
-    "--out", type=click.Path(path_type=Path), metavar="FILE", help="The page.  [default: DIRECTORY/report.html]"
-)
+@click.argument("directory", type=Place())
+@click.option("--out", type=Place(), metavar="FILE", help="The page.  [default: DIRECTORY/report.html]")
 @click.option("--quiet", is_flag=True, help="Errors only.")
 @AS_JSON
 def report(directory: Path, out: Path | None, quiet: bool, as_json: bool) -> None:

@@ -19,6 +19,14 @@ PICTURES = {
 """Name of a table -> its columns in `tables`, and what draws it in `plots`."""
 
 
+SUFFIXES = (".png", ".pdf")
+
+
+def pictures(*names: str) -> list[str]:
+    """The files of pictures of these names, of trained and of untrained networks."""
+    return [f"{name}{of}{suffix}" for name in names for of in ("", "-random") for suffix in SUFFIXES]
+
+
 def draw(directory: Path, name: str, quiet: bool) -> None:
     """Draw a run's picture from its table and say where everything is."""
     from repsim import plots, tables
@@ -48,13 +56,10 @@ def finish(directory: Path, name: str, figure: Any, models: list[str], quiet: bo
     from repsim.plots.style import save, undrawn
     from repsim.tables import RECORD
 
-    pictures = save(figure, directory / name)
+    written = save(figure, directory / name)
     if boxes := undrawn(figure):
         say(f"the font of the pictures has no {boxes!r}: boxes stand for these (matplotlib's font.family)", quiet)
     if untrained(directory, models):
-        pictures += save(figure, directory / f"{name}-random")
-    else:  # an earlier run into this directory may have been untrained
-        for suffix in (".png", ".pdf"):
-            (directory / f"{name}-random{suffix}").unlink(missing_ok=True)
-    found = [*sorted(directory.glob(f"{name}*.csv")), directory / RECORD, *pictures]
+        written += save(figure, directory / f"{name}-random")
+    found = [*sorted(directory.glob(f"{name}*.csv")), directory / RECORD, *written]
     say("wrote " + ", ".join(str(path) for path in found if path.exists()), quiet)

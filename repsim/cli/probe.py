@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from repsim.cli.base import LAYERS, Job, default_data, each_model, job_options, main, model_options
-from repsim.cli.pictures import finish
+from repsim.cli.base import LAYERS, Job, Source, default_data, each_model, job_options, main, model_options
+from repsim.cli.pictures import finish, pictures
 from repsim.cli.words import check_range
 from repsim.errors import UsageError
 
@@ -29,7 +29,7 @@ from repsim.errors import UsageError
     "--neighbours", type=int, default=1000, show_default=True, help="Test images for neighbours and soft loss; 0: none."
 )
 @click.option("-k", type=int, default=10, show_default=True, help="Nearest neighbours that vote.")
-@click.option("--train-data", metavar="DATA", help="Where training images are.  [default: in DATA]")
+@click.option("--train-data", type=Source(), metavar="DATA", help="Where training images are.  [default: in DATA]")
 @click.option("--train-split", metavar="SPLIT", help="Which split or folder they are.  [default: train]")
 @click.option("--train-images", type=int, metavar="N", help="Draw so many of them first.  [default: all]")
 @job_options("probe", images=5000, batch_size=128, of="forward pass")
@@ -67,7 +67,8 @@ def probe(
     data = job.data or default_data([of.model for of in asked])
     (train_data, train_split), (data, split) = train_and_test(data, job.split, train_data, train_split)
     train = ImageSet(train_data, split=train_split, root=job.data_dir, images=train_images, seed=job.seed)
-    run = replace(job, data=data, split=split).start(asked, train=train)
+    writes = ["probe.csv", "probe_summary.csv", "neighbours.csv", *pictures("probe", "probe_tokens", "neighbours")]
+    run = replace(job, data=data, split=split).start(asked, writes, train=train)
     run.notice_what_is_left_out(train)
 
     from repsim.studies.probe import linear_probes

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from repsim.cli.base import Asked, Job, job_options, main, model_options
-from repsim.cli.pictures import finish
+from repsim.cli.pictures import finish, pictures
 from repsim.cli.words import check_range
 from repsim.errors import RepsimError
 
@@ -41,7 +41,8 @@ def receptive(
         draw_receptive(job.redraw, job.quiet, name)
         return job.redraw
     check_range("--channels", channels, 0)
-    run = job.start([Asked(model, weights, arg, weights_key)])
+    writes = [f"{name}.csv", f"{name}.npz", *pictures(name)]
+    run = job.start([Asked(model, weights, arg, weights_key)], writes)
 
     from repsim.studies.receptive import receptive_fields
     from repsim.tables import save_arrays, save_table

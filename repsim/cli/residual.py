@@ -8,7 +8,7 @@ import click
 
 from repsim.cli.attention import parse_blocks
 from repsim.cli.base import Asked, Job, each_model, job_options, main, model_options
-from repsim.cli.pictures import draw
+from repsim.cli.pictures import draw, pictures
 from repsim.errors import UsageError
 
 
@@ -35,7 +35,8 @@ def residual(
         return job.redraw
     if not outlier > 1:
         raise UsageError(f"--outlier must be more than 1, got {outlier}")
-    run = job.start(each_model(model, weights, weights_key, arg))
+    writes = ["residual.csv", "residual_outliers.csv", *pictures("residual")]
+    run = job.start(each_model(model, weights, weights_key, arg), writes)
 
     from repsim.studies.residual import residual_norms
     from repsim.tables import save_table
@@ -83,7 +84,7 @@ def lesion(
         draw(job.redraw, "lesion", job.quiet)
         return job.redraw
     chosen = parse_blocks(blocks)
-    run = job.start([Asked(model, weights, arg, weights_key)])
+    run = job.start([Asked(model, weights, arg, weights_key)], ["lesion.csv", *pictures("lesion")])
     run.notice_a_single_batch()
 
     from repsim.studies.lesion import QUANTITY, REMOVE, lesions

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from repsim.cli.base import LAYERS, Asked, Job, each_model, job_options, main, model_options
-from repsim.cli.pictures import draw
+from repsim.cli.pictures import draw, pictures
 from repsim.cli.words import check_range, say
 from repsim.errors import UsageError
 
@@ -62,7 +62,8 @@ def cka(
         model_b = ("resnet_mini",)
     check_range("--repeats", repeats, 1)
     a = Asked(model_a or "vit_mini", weights_a, arg_a, weights_key_a)
-    run = job.start([a, *each_model(model_b, weights_b, weights_key_b, arg_b, "-b")])
+    asked = [a, *each_model(model_b, weights_b, weights_key_b, arg_b, "-b")]
+    run = job.start(asked, [f"{name}.csv", *pictures(name)])
 
     from repsim.studies.similarity import LayerSimilarity, MatchedSimilarity, compare
     from repsim.tables import save_table
@@ -107,12 +108,8 @@ def heads(
     if job.redraw is not None:
         draw(job.redraw, "heads", job.quiet)
         return job.redraw
-    run = job.start(
-        [
-            Asked(model_a, weights_a, arg_a, weights_key_a),
-            Asked(model_b, weights_b, arg_b, weights_key_b),
-        ]
-    )
+    asked = [Asked(model_a, weights_a, arg_a, weights_key_a), Asked(model_b, weights_b, arg_b, weights_key_b)]
+    run = job.start(asked, ["heads.csv", "heads_correlation.csv", *pictures("heads")])
     run.notice_a_single_batch()
 
     from repsim.studies.heads import head_similarity

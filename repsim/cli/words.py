@@ -7,14 +7,30 @@ import platform
 import shlex
 import sys
 from collections.abc import Callable, Iterable
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import click
 
 from repsim.errors import UsageError
 
-PACKAGES = ("torch", "timm", "torchvision", "numpy", "pandas", "matplotlib", "seaborn")
+PACKAGES = (
+    "torch",
+    "timm",
+    "torchvision",
+    "numpy",
+    "pandas",
+    "matplotlib",
+    "seaborn",
+    "scipy",
+    "pillow",
+    "safetensors",
+)
+
+
+DISTRIBUTIONS = {"open_clip": "open_clip_torch", "vit_pytorch": "vit-pytorch", "PIL": "pillow"}
+"""Libraries of networks that are called otherwise where they are imported than where they are installed."""
 
 
 def say(text: str, quiet: bool) -> None:
@@ -61,8 +77,15 @@ def command_line() -> str:
     return shlex.join(["repsim", *sys.argv[1:]])
 
 
-def versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in ("repsim-vision", *PACKAGES)}}
+def versions(networks: Iterable[Any]) -> dict[str, str]:
+    """Of Python, of repsim and what it decodes and computes with, and of the libraries that networks are made of."""
+    found = {name: version(name) for name in ("repsim-vision", *PACKAGES)}
+    roots = {type(module).__module__.partition(".")[0] for network in networks for module in network.module.modules()}
+    for root in sorted(roots - {"repsim", "builtins", "__main__"} - set(PACKAGES)):
+        with suppress(PackageNotFoundError):
+            name = DISTRIBUTIONS.get(root, root)
+            found[name] = version(name)
+    return {"python": platform.python_version(), **found}
 
 
 def device_name(device: Any) -> str:

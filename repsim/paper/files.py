@@ -25,6 +25,7 @@ COLUMNS = {
     "probe_summary": tables.PROBE_SUMMARY,
 }
 """Name of a table -> what must be in it."""
+MAPS = "maps.npz"
 
 
 def folder(exhibit: Exhibit, out: Path) -> Path:
@@ -32,21 +33,35 @@ def folder(exhibit: Exhibit, out: Path) -> Path:
 
 
 def save_figure(exhibit: Exhibit, made: Made, out: Path, preset: str, of_run: dict[str, Any]) -> None:
-    """The tables, arrays and record of one figure, in a folder of its own, which is emptied of an earlier one's.
+    """The tables, arrays and record of one figure, in a folder of its own, from which an earlier one's are removed.
 
     Args:
         of_run: what the run's record says of all its figures: command, date, images, random.
     """
     where = prepare(folder(exhibit, out))
-    for old in (*where.glob("*.csv"), where / "maps.npz", *where.glob("figure-*.p*")):
-        old.unlink(missing_ok=True)
+    pictures = [f"{where.name}{of}{suffix}" for of in ("", "-random") for suffix in (".png", ".pdf")]
+    for old in (*_files(where), *pictures):
+        (where / old).unlink(missing_ok=True)
     for name, table in made.tables.items():
         save_table(table, where / f"{name}.csv")
     if made.arrays:
         save_arrays(made.arrays, where / "maps.npz")
     record = {"number": exhibit.number, "title": exhibit.title, "paper_shows": exhibit.shows, "preset": preset}
     networks = {"networks": getattr(exhibit, preset), "differs": exhibit.note(preset)}
-    save_record({**record, **networks, **of_run}, where / RECORD)
+    files = [*(f"{name}.csv" for name in made.tables), *([MAPS] if made.arrays else [])]
+    save_record({**record, **networks, **of_run, "files": files}, where / RECORD)
+
+
+def _files(where: Path) -> list[str]:
+    """The tables and arrays of the figure in a folder: those that its record lists, or that it may have had."""
+    possible = [*(f"{name}.csv" for name in COLUMNS), MAPS]
+    try:
+        listed = json.loads((where / RECORD).read_text()).get("files", possible)
+        return [name for name in listed if isinstance(name, str) and Path(name).name == name]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, AttributeError, TypeError):
+        return possible
 
 
 def load_figure(exhibit: Exhibit, out: Path) -> Made | None:
@@ -58,8 +73,9 @@ def load_figure(exhibit: Exhibit, out: Path) -> Made | None:
         record = json.loads((where / RECORD).read_text())
     except (OSError, ValueError) as error:
         raise RepsimError(f"cannot read figure {exhibit.number} in {where}: {error}") from None
-    found = {file.stem: load_table(file, COLUMNS.get(file.stem, [])) for file in sorted(where.glob("*.csv"))}
-    maps = where / "maps.npz"
+    files = [where / name for name in sorted(_files(where)) if name.endswith(".csv") and (where / name).exists()]
+    found = {file.stem: load_table(file, COLUMNS.get(file.stem, [])) for file in files}
+    maps = where / MAPS
     return Made(found, load_arrays(maps) if maps.exists() else {}, record)
 
 
