@@ -1,0 +1,142 @@
+"""Files of sums that end with a checksum, and fingerprints of sums by which two computations are compared."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MAGIC = b"repsim sums\n"
+CHUNK = 2**20
+
+# A file is what torch.save writes, a line of JSON that says what it is and what its checksum is, the length of that
+# line in eight bytes, and MAGIC. PyTorch's reader finds its archive's end before such a tail.
+
+
+def save(value: Any, file: Path, mark: dict[str, Any]) -> None:
+    """Save a value, with what it is (`mark`) and a checksum of both."""
+    torch.save(value, file)
+    line = json.dumps({**mark, "sha256": _checksum(file, file.stat().st_size)}, sort_keys=True).encode()
+    with file.open("ab") as end:
+        end.write(line + len(line).to_bytes(8, "big") + MAGIC)
+
+
+def load(file: Path, mark: dict[str, Any]) -> Any:
+    """What was saved, if not a bit of it has changed and it is what it should be.
+
+    Raises:
+        ValueError: what is wrong, in words.
+    """
+    size, fixed = file.stat().st_size, 8 + len(MAGIC)
+    if not size:
+        raise ValueError("it is empty")
+    with file.open("rb") as opened:
+        opened.seek(max(size - fixed, 0))
+        end = opened.read()
+        length = int.from_bytes(end[:8], "big")
+        if end[8:] != MAGIC or length > size - fixed:
+            raise ValueError("it is cut off, damaged, or no file of sums")
+        opened.seek(size - fixed - length)
+        line = opened.read(length)
+    try:
+        said = json.loads(line)
+        checksum = said.pop("sha256")
+    except (ValueError, KeyError, AttributeError):
+        raise ValueError("it is damaged: its last line is not as it was written") from None
+    if checksum != _checksum(file, size - fixed - length):
+        raise ValueError("it is damaged: its checksum is another than when it was written")
+    if said != mark:
+        raise ValueError("its sums are those of another run, pass or process")
+    return torch.load(file, weights_only=True)
+
+
+def _checksum(file: Path, size: int) -> str:
+    """SHA-256 of the first bytes of a file."""
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while size > 0 and (piece := opened.read(min(CHUNK, size))):
+            digest.update(piece)
+            size -= len(piece)
+    return digest.hexdigest()
+
+
+def size(value: Any) -> int:
+    """Bytes of all tensors in it."""
+    return sum(leaf.numel() * leaf.element_size() for leaf in _leaves(value) if isinstance(leaf, Tensor))
+
+
+def fingerprint(sums: Any) -> list[Any]:
+    """A few numbers of each tensor, and all else, by which two computations of the same sums are compared.
+
+    Of a tensor: its shape, its type, its norm, its products with two fixed vectors of normal variates, and how many
+    values are NaN. A change of all of its values by a share d moves the products by about d times the norm.
+    """
+    return [_of_tensor(leaf) if isinstance(leaf, Tensor) else leaf for leaf in _leaves(sums)]
+
+
+def alike(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Whether two fingerprints are of the same computation, up to what another order of its additions changes.
+
+    Numbers may differ by 1e-5 of their tensor's norm, by 1e-3 where they are kept in half precision, and counts by
+    1e-2, since a value at the border of a bin may fall into the next.
+    """
+    return len(one) == len(other) and all(map(_alike, one, other))
+
+
+def _alike(one: Any, other: Any) -> bool:
+    if isinstance(one, list) and isinstance(other, list):
+        if one[:3] != other[:3]:  # shape, type, NaN
+            return False
+        floating = getattr(torch, one[1]).is_floating_point
+        share = 1e-2 if not floating else 1e-5 if one[1] in ("float64", "float32") else 1e-3
+        bound = share * max(abs(one[3]), abs(other[3]))
+        return all(a == b or abs(a - b) <= bound for a, b in zip(one[3:], other[3:]))
+    if isinstance(one, float) and isinstance(other, float):
+        return one == other or math.isclose(one, other, rel_tol=1e-5) or (math.isnan(one) and math.isnan(other))
+    return one == other
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Tensors, numbers and texts in a value, in the order in which it holds them."""
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            yield str(key)
+            yield from _leaves(each)
+    elif isinstance(value, list | tuple | set | frozenset):
+        yield len(value)
+        for each in sorted(value, key=str) if isinstance(value, set | frozenset) else value:
+            yield from _leaves(each)
+    elif isinstance(value, Tensor) or value is None or isinstance(value, bool | int | float | str):
+        yield value
+    elif hasattr(value, "__dict__"):
+        yield type(value).__name__
+        yield from _leaves(vars(value))
+    else:
+        yield str(value)
+
+
+def _of_tensor(tensor: Tensor) -> list[Any]:
+    values = tensor.detach().flatten()
+    norm, first, second, missing = 0.0, 0.0, 0.0, 0
+    for number, piece in enumerate(values.split(CHUNK) if len(values) else ()):
+        piece = piece.cpu().double()
+        missing += int(piece.isnan().sum())
+        piece = piece.nan_to_num(0.0, 0.0, 0.0)
+        one, two = _vectors()[:, : len(piece)]
+        turn = 1 + number % 7 / 7  # so that two pieces that change places are seen
+        norm += float(piece @ piece)
+        first += turn * float(piece @ one)
+        second += turn * float(piece @ two)
+    return [list(tensor.shape), str(tensor.dtype).removeprefix("torch."), missing, math.sqrt(norm), first, second]
+
+
+@functools.cache
+def _vectors() -> Tensor:
+    return torch.randn(2, CHUNK, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
