@@ -12,6 +12,7 @@ import os
 import queue
 import signal
 import stat
+import sys
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -26,6 +27,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data._utils.signal_handling import _remove_worker_pids
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from repsim.errors import RepsimError, UsageError, first_line, one_of
 from repsim.folders import list_images, said
@@ -319,7 +321,7 @@ class ImageSet:
         decoding = _Decoding(self.source, self.chosen, transforms)
         size = min(batch_size, PIECE)
         if workers:
-            return _undying(lambda done: _started(_loader(decoding, wanted.tolist()[done * size :], size, workers)))
+            return _undying(lambda done: _Processes(_loader(decoding, wanted.tolist()[done * size :], size, workers)))
         return _ahead(_loader(decoding, wanted.tolist(), size))
 
 
@@ -382,15 +384,17 @@ def _undying(begin: Callable[[int], Any]) -> Iterator[_Loaded]:
     return pieces(first)
 
 
-def _started(loader: DataLoader) -> Any:
-    """An iterator of a loader that raises when it is asked for a piece and one of its processes has died."""
-    try:
-        at_work = iter(loader)
-    except (OSError, RuntimeError) as error:
-        raise _no_room(error) or error from None
-    _remove_worker_pids(id(at_work))  # else torch's handler of SIGCHLD raises wherever the caller happens to be
-    at_work._worker_pids_set = False
-    return at_work
+class _Processes(_MultiProcessingDataLoaderIter):
+    """The pieces of a loader. One that asks for a piece learns that a process died; torch raises wherever it is."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        self._shutdown, self._workers_status = True, [False] * loader.num_workers  # torch reads them if not all begin
+        try:
+            super().__init__(loader)
+        except (OSError, RuntimeError) as error:
+            raise _no_room(error) or error from None
+        _remove_worker_pids(id(self))
+        self._worker_pids_set = False
 
 
 def _ended(at_work: Any, *, wait: bool) -> int | None:
@@ -437,6 +441,7 @@ def _undisturbed(worker: int) -> None:
     """Leave Ctrl-C to the process that waits for this one, which must not wait for what cannot be handed to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     queues.Queue._on_queue_feeder_error = staticmethod(_give_up)
+    sys.excepthook = lambda kind, error, trace: _give_up(error)  # of the thread that hands out open files
 
 
 def _give_up(error: BaseException, piece: Any = None) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import re
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
@@ -17,7 +17,19 @@ from uuid import uuid4
 
 import click
 
-from repsim.cli.words import check_range, command_line, device_name, print_json, progress_bar, say, versions
+from repsim.cli.words import (
+    PROCESSES,
+    check_range,
+    command_line,
+    device_name,
+    lost,
+    print_json,
+    progress_bar,
+    say,
+    streams,
+    versions,
+    without,
+)
 from repsim.errors import RepsimError, Stopped, UsageError
 
 
@@ -34,15 +46,25 @@ class Asked(NamedTuple):
 class Commands(click.Group):
     """Turns repsim's errors into one line and an exit code: 2 for a wrong call, 1 for the rest."""
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        with streams(), without("MPLBACKEND"):  # pictures go into files, whatever shows others
+            try:
+                return super().main(*args, **kwargs)
+            except OSError as error:
+                if not lost(sys.stdout):
+                    raise
+                say(f"Error: cannot write to standard output: {error.strerror}", False)
+                sys.exit(1)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except RepsimError as error:
             if is_first() or not isinstance(error, UsageError):  # all processes find the same fault with a call
-                click.echo(f"Error: {error}", err=True)
+                say(f"Error: {error}", False)
             ctx.exit(2 if isinstance(error, UsageError) else 1)
         except Stopped as stopped:
-            click.echo(str(stopped), err=True)
+            say(str(stopped), False)
             ctx.exit(130)
 
 
@@ -113,7 +135,7 @@ class Job:
         check_range("--images", self.images, 4)
         check_range("--batch-size", self.batch_size, 4)
         if self.workers is not None:
-            check_range("--workers", self.workers, 0)
+            check_range("--workers", self.workers, 0, PROCESSES)
 
         from repsim import processes
         from repsim.cli.directory import digest, own_directory
@@ -312,12 +334,10 @@ def job_options(command: str, images: int, batch_size: int, of: str) -> Callable
 
 def noticed(out: Path) -> dict[str, Any]:
     """What the record of a run has its user know."""
-    from repsim.tables import RECORD
+    from repsim.tables import RECORD, load_record
 
-    try:
-        return {"notices": json.loads((out / RECORD).read_text()).get("notices", [])}
-    except (OSError, ValueError):
-        return {"notices": []}
+    record = out / RECORD
+    return {"notices": load_record(record).get("notices", []) if record.exists() else []}
 
 
 def known_models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -411,7 +431,7 @@ def load(asked: list[Asked], device: str | None, seed: int, **how: Any) -> list[
     from repsim import processes
     from repsim.models import load_model, parse_model_args, with_values
 
-    device = device or processes.own_device()
+    device = processes.own_device() if device is None else device
     return [
         with_values(
             load_model(

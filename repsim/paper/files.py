@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from repsim import tables
 from repsim.errors import RepsimError
 from repsim.paper.exhibits import Exhibit, Made
-from repsim.tables import RECORD, load_arrays, load_table, prepare, save_arrays, save_record, save_table
+from repsim.tables import RECORD, load_arrays, load_record, load_table, prepare, save_arrays, save_record, save_table
 
+PRESETS = ("mini", "paper")
 COLUMNS = {
     "numbers": tables.NUMBERS,
     "cka": tables.SIMILARITY,
@@ -54,10 +54,9 @@ def load_figure(exhibit: Exhibit, out: Path) -> Made | None:
     where = folder(exhibit, out)
     if not (where / RECORD).exists():
         return None
-    try:
-        record = json.loads((where / RECORD).read_text())
-    except (OSError, ValueError) as error:
-        raise RepsimError(f"cannot read figure {exhibit.number} in {where}: {error}") from None
+    record = load_record(where / RECORD, "random", "preset")
+    if record["preset"] not in PRESETS:
+        raise RepsimError(f"cannot read {where / RECORD}: its preset must be mini or paper, got {record['preset']!r}")
     found = {file.stem: load_table(file, COLUMNS.get(file.stem, [])) for file in sorted(where.glob("*.csv"))}
     maps = where / "maps.npz"
     return Made(found, load_arrays(maps) if maps.exists() else {}, record)
