@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +24,7 @@ from repsim.cli.words import (
     check_range,
     command_line,
     device_name,
-    lost,
+    of_echo,
     print_json,
     progress_bar,
     say,
@@ -51,7 +53,7 @@ class Commands(click.Group):
             try:
                 return super().main(*args, **kwargs)
             except OSError as error:
-                if not lost(sys.stdout):
+                if not of_echo(error):
                     raise
                 say(f"Error: cannot write to standard output: {error.strerror}", False)
                 sys.exit(1)
@@ -59,7 +61,13 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.ClickException as error:  # all processes find the same fault with a call
+            for_torchrun(f"Error: {error.format_message()}")
+            if is_first():
+                raise
+            ctx.exit(error.exit_code)
         except RepsimError as error:
+            for_torchrun(f"Error: {error}")
             if is_first() or not isinstance(error, UsageError):  # all processes find the same fault with a call
                 say(f"Error: {error}", False)
             ctx.exit(2 if isinstance(error, UsageError) else 1)
@@ -85,6 +93,13 @@ RUN = "repsim.run"
 def is_first() -> bool:
     """Whether this process is the one that speaks and writes: the only one, or torchrun's first."""
     return int(os.environ.get("RANK", 0)) == 0
+
+
+def for_torchrun(line: str) -> None:
+    """Leave a line where torchrun looks for the cause of a failure, which it says last; it says much before that."""
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        with suppress(OSError):
+            Path(file).write_text(json.dumps({"message": line, "timestamp": int(time.time())}))
 
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Say what was made as JSON, on standard output.")

@@ -59,18 +59,19 @@ def streams() -> Iterator[None]:
         yield
     finally:
         for stream in (sys.stdout, sys.stderr):
-            if lost(stream):  # else Python fails once more at the end, and has an exit code of its own for that
+            try:
+                stream.flush()
+            except (OSError, ValueError):  # which Python would meet once more at the end, with an exit code of its own
                 with contextlib.suppress(OSError, ValueError):
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def lost(stream: Any) -> bool:
-    """Whether something was written to a stream that cannot get out."""
-    try:
-        stream.flush()
-    except (OSError, ValueError):
-        return True
-    return False
+def of_echo(error: OSError) -> bool:
+    """Whether an error comes from writing to standard output; of standard error `say` lets none through."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code is click.echo.__code__
 
 
 @contextlib.contextmanager
