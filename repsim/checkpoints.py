@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from repsim.errors import RepsimError, first_line
+from repsim.files import kind
 
 INDEX = ".index.json"
 """How the name of a file ends that says in which of several files each tensor is."""
@@ -101,7 +102,8 @@ def no_file(weights: str) -> RepsimError:
     must = "weights are `pretrained`, `random` or a file"
     place = Path(weights)
     if not place.is_dir():
-        return RepsimError(f"{must}; there is no file {weights!r}")
+        instead = kind(place)
+        return RepsimError(f"{must}; " + (f"{weights!r} is {instead}" if instead else f"there is no file {weights!r}"))
     files = sorted(path.name for path in place.iterdir() if path.name.endswith(SUFFIXES))
     advice = f"name a file in it, such as {files[0]}" if files else "name a file of weights"
     return RepsimError(f"{must}; {weights!r} is a directory: {advice}")

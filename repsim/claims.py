@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from html import escape
@@ -13,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from repsim.errors import UsageError
-from repsim.tables import NUMBERS, RECORD, load_table
+from repsim.tables import NUMBERS, RECORD, load_record, load_table
 
 COVERED = (
     "Intervals are over images, or over draws of training images for probes; none covers how another training run of "
@@ -168,7 +167,7 @@ def check(directory: Path) -> pd.DataFrame:
 
 
 def _random(record: Path) -> bool:
-    return record.exists() and bool(json.loads(record.read_text()).get("random"))
+    return record.exists() and load_record(record, "random")["random"]
 
 
 def matches(pattern: str, name: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import errno
 import gzip
 import hashlib
 import io
@@ -12,9 +13,12 @@ import os
 import queue
 import signal
 import stat
+import sys
 import threading
+import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import queues
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -22,7 +26,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data._utils.signal_handling import _remove_worker_pids
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from repsim.errors import RepsimError, UsageError, first_line, one_of
 from repsim.folders import list_images, said
@@ -334,15 +340,11 @@ class ImageSet:
     ) -> Iterator[_Loaded]:
         if workers is None:
             workers = min(_cores(), 8) if isinstance(self.source, _Files) else 0
-        loader = DataLoader(
-            _Decoding(self.source, self.chosen, transforms),
-            batch_size=min(batch_size, PIECE),
-            sampler=wanted.tolist(),
-            num_workers=workers,
-            collate_fn=_stacked,
-            worker_init_fn=_undisturbed,
-        )
-        return iter(loader) if workers else _ahead(loader)
+        decoding = _Decoding(self.source, self.chosen, transforms)
+        size = min(batch_size, PIECE)
+        if workers:
+            return _undying(lambda done: _Processes(_loader(decoding, wanted.tolist()[done * size :], size, workers)))
+        return _ahead(_loader(decoding, wanted.tolist(), size))
 
 
 def as_image_set(images: ImageSet | Tensor | np.ndarray | None, most: int | None = None) -> ImageSet:
@@ -356,9 +358,117 @@ _Loaded = tuple[Tensor, list[Tensor], list[tuple[int, str]]]
 """Positions, their images after each transform, and what is wrong with those that cannot be read."""
 
 
+def _loader(decoding: _Decoding, wanted: list[int], size: int, workers: int = 0) -> DataLoader:
+    """Pieces of the images at these positions, in order."""
+    return DataLoader(
+        decoding,
+        batch_size=size,
+        sampler=wanted,
+        num_workers=workers,
+        collate_fn=_stacked,
+        worker_init_fn=_undisturbed,
+        generator=torch.Generator(),  # it draws a seed that nothing uses, and torch's own generator is the caller's
+    )
+
+
+def _undying(begin: Callable[[int], Any]) -> Iterator[_Loaded]:
+    """The pieces that processes decode. Where one of these dies, others begin anew with the piece it owes, once.
+
+    Args:
+        begin: what has processes begin, after so many pieces.
+
+    Raises:
+        RepsimError: one died again, or the system does not give what they need.
+    """
+    first = begin(0)  # now, and not in the thread that may ask for the pieces
+
+    def pieces(at_work: Any) -> Iterator[_Loaded]:
+        done, anew = 0, False
+        while True:
+            try:
+                piece = next(at_work)
+            except StopIteration:
+                return
+            except Exception as error:
+                code = _ended(at_work, wait=isinstance(error, (OSError, EOFError)))
+                if code is None:
+                    raise _no_room(error) or error from None
+                if anew:
+                    raise RepsimError(
+                        f"a process that decodes images {_how(code)}, and one that began in its place did so too; "
+                        "take fewer --workers, or --workers 0"
+                    ) from None
+                at_work, anew = begin(done), True
+                continue
+            yield piece
+            done += 1
+
+    return pieces(first)
+
+
+class _Processes(_MultiProcessingDataLoaderIter):
+    """The pieces of a loader. One that asks for a piece learns that a process died; torch raises wherever it is."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        self._shutdown, self._workers_status = True, [False] * loader.num_workers  # torch reads them if not all begin
+        try:
+            super().__init__(loader)
+        except (OSError, RuntimeError) as error:
+            raise _no_room(error) or error from None
+        _remove_worker_pids(id(self))
+        self._worker_pids_set = False
+
+
+def _ended(at_work: Any, *, wait: bool) -> int | None:
+    """The exit code of a process that died, if one did; a connection to it may break a moment earlier."""
+    until = time.monotonic() + wait
+    while True:
+        codes = [worker.exitcode for worker in at_work._workers if worker.exitcode]
+        if codes or time.monotonic() >= until:
+            return codes[0] if codes else None
+        time.sleep(0.01)
+
+
+def _how(code: int) -> str:
+    """How a process ended, by its exit code."""
+    if code == -signal.SIGKILL:
+        return "was killed, as the system does where memory runs out"
+    if code < 0:
+        return f"was ended by {signal.Signals(-code).name}"
+    return f"could not go on ({os.strerror(code)})" if code in LACKS else f"ended with exit code {code}"
+
+
+LACKS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC}
+"""Errors that say nothing of an image: the system has no more files, memory, processes or room in /dev/shm."""
+SAID = {"ancillary data": errno.EMFILE, os.strerror(errno.EMFILE): errno.EMFILE, "start new thread": errno.EAGAIN}
+"""What errors of Python and torch that have no number say of these."""
+
+
+def _lack(error: BaseException) -> int | None:
+    """Which of `LACKS` an error comes from."""
+    number = getattr(error, "errno", None) or next((n for words, n in SAID.items() if words in str(error)), None)
+    return number if number in LACKS else None
+
+
+def _no_room(error: BaseException) -> RepsimError | None:
+    """The error for what the system does not give to processes that decode; None of any other error."""
+    lack = _lack(error)
+    return lack and RepsimError(
+        f"processes that decode images cannot work here: {os.strerror(lack)}; take fewer --workers, --workers 0 or a "
+        "smaller --batch-size, or raise the limits of the shell (ulimit -n, ulimit -u)"
+    )
+
+
 def _undisturbed(worker: int) -> None:
-    """Leave Ctrl-C to the process that waits for this one."""
+    """Leave Ctrl-C to the process that waits for this one, which must not wait for what cannot be handed to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    queues.Queue._on_queue_feeder_error = staticmethod(_give_up)
+    sys.excepthook = lambda kind, error, trace: _give_up(error)  # of the thread that hands out open files
+
+
+def _give_up(error: BaseException, piece: Any = None) -> None:
+    """End this process, which the one that waits for it notices; Python itself would lose the piece and go on."""
+    os._exit(_lack(error) or 1)
 
 
 def _cores() -> int:
@@ -422,6 +532,10 @@ class _Decoding(Dataset):
         try:
             image = self.source.load(index)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            if getattr(error, "errno", None) in LACKS:  # nothing is wrong with the image
+                if get_worker_info() is not None:
+                    _give_up(error)
+                raise RepsimError(f"cannot read image {self.source.name(index)} now: {first_line(error)}") from None
             return position, f"cannot read image {self.source.name(index)}: {first_line(error)}"
         return position, [transform(image) for transform in self.transforms]
 

@@ -23,12 +23,14 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import is_lazy
 
 from repsim import minis
 from repsim.aliases import ALIASES
 from repsim.checkpoints import few, no_file
 from repsim.errors import RepsimError, UsageError, first_line, one_of
+from repsim.files import regular
 from repsim.hashing import NoStableForm, state_sha256
 from repsim.precision import Precision, check_precision, computing, usual_precision
 from repsim.weights import Taken, load_file, packed
@@ -224,6 +226,11 @@ def with_values(network: Network) -> Network:
             f"parameters of lazy modules ({few(lazy)}) their shapes: {first_line(error)}"
         ) from None
     module.to(device)
+    if never := [name for name, tensor in tensors if is_lazy(tensor)]:
+        raise RepsimError(
+            f"{network.name} has {len(never)} parameters without shapes after its first pass ({few(never)}); give "
+            "them values, or take out what no pass goes through"
+        )
     if network.weights == "random":
         return network
     notice = (
@@ -301,19 +308,26 @@ def load_model(
     network = dataclasses.replace(network, seed=seed)
     if device is not None:
         _check_not_meta(network)
-        try:
-            device = torch.device(device)
-        except RuntimeError as error:
-            raise UsageError(f"unknown device {device!r}: {first_line(error)}") from None
+        device = _device(device)
         try:
             network.module.to(device)
-        except (RuntimeError, AssertionError) as error:
+        except (RuntimeError, AssertionError, ImportError) as error:  # torch imports what some devices need
             raise RepsimError(f"cannot put {name} on device {str(device)!r}: {first_line(error)}") from None
         if device.type == "cuda":
             _channels_last(network.module)
     if precision is not None:
         check_precision(precision, network.device)
     return dataclasses.replace(network, precision=precision, compiled=compiled)
+
+
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"unknown device {name!r}: {first_line(error)}") from None
+    if device.type == "meta":
+        raise UsageError("tensors on the device 'meta' have no values; a network can run on cpu, cuda or mps")
+    return device
 
 
 def _evaluate(network: Network) -> None:
@@ -342,12 +356,9 @@ def _build(name: str, weights: str, model_args: dict[str, Any], key: str | None)
         raise UsageError(f"the weights key {key!r} chooses among the weights of a file; {name} has {weights!r} ones")
     if file is not None and not file.is_file():
         raise no_file(weights)
-    if ":" in name and not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
-        network = _from_factory(name, weights, model_args)
-    elif name in minis.ARCHITECTURES or name in minis.bundled():
-        network = _from_minis(name, weights, model_args)
-    else:
-        network = _from_timm(name, weights, model_args)
+    _check_args(name, model_args)
+    with _no_larger_than_memory(name, model_args):
+        network = _made(name, weights, model_args)
     label, given = network.name, network.weights
     if file is not None:
         with_values(network)  # the file must fit the shapes that a first pass gives
@@ -359,12 +370,62 @@ def _build(name: str, weights: str, model_args: dict[str, Any], key: str | None)
     return dataclasses.replace(network, name=label, weights=given, model_args=model_args)
 
 
+SIZES = ("img_size", "image_size", "in_chans")
+BEHIND = ("pretrained", "checkpoint_path")
+"""Arguments of timm's that would give a network other weights than those it was asked for with."""
+TENSORS = 20_000
+"""Parameters of a network; the deepest of timm's has 1,400."""
+
+
+def _check_args(name: str, model_args: dict[str, Any]) -> None:
+    """Raise `UsageError` for arguments that no network can be built or believed with."""
+    for key in SIZES:
+        given = model_args.get(key, 1)
+        sides = given if isinstance(given, (tuple, list)) and len(given) == 2 else [given]
+        if not all(isinstance(side, int) and side >= 1 for side in sides):
+            raise UsageError(f"{key} of {name} must be a whole number from 1 on, got {given!r}")
+    if behind := [key for key in BEHIND if key in model_args]:
+        raise UsageError(f"{behind[0]} is no model argument here; name the weights of {name} with --weights (weights)")
+
+
+@contextmanager
+def _no_larger_than_memory(name: str, model_args: dict[str, Any]) -> Iterator[None]:
+    """Within it, a network that is built stays smaller than memory: one that grew beyond it would have it all first."""
+    tensors, size = 0, 0
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**63
+
+    def registered(module: nn.Module, key: str, parameter: nn.Parameter | None) -> None:
+        nonlocal tensors, size
+        if parameter is not None and not is_lazy(parameter):
+            tensors, size = tensors + 1, size + parameter.nbytes * (parameter.device.type == "cpu")
+        if tensors > TENSORS or size > memory:
+            why = f"{TENSORS} parameters" if tensors > TENSORS else f"the {memory / 2**30:.0f} GiB of this machine"
+            raise UsageError(f"{name} with {_shown(model_args)} is too large: it has more than {why}")
+
+    handle = register_module_parameter_registration_hook(registered)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _made(name: str, weights: str, model_args: dict[str, Any]) -> Network:
+    """The network, with pretrained weights where these were asked for."""
+    if ":" in name and not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
+        return _from_factory(name, weights, model_args)
+    if name in minis.ARCHITECTURES or name in minis.bundled():
+        return _from_minis(name, weights, model_args)
+    return _from_timm(name, weights, model_args)
+
+
 def _from_minis(name: str, weights: str, model_args: dict[str, Any]) -> Network:
     file = minis.weights_file(name)
     try:
         module = minis.build(name, **model_args)
-    except TypeError as error:
-        raise UsageError(f"{name} does not take these arguments: {first_line(error)}") from None
+    except RepsimError:
+        raise
+    except Exception as error:
+        raise UsageError(f"cannot build {name} with {_shown(model_args)}: {first_line(error)}") from None
     if weights == "pretrained":
         if not file.is_file():
             raise RepsimError(
@@ -377,6 +438,9 @@ def _from_minis(name: str, weights: str, model_args: dict[str, Any]) -> Network:
 def _from_timm(name: str, weights: str, model_args: dict[str, Any]) -> Network:
     exact = ALIASES[name].timm_name if name in ALIASES else name
     on_hub = exact.startswith(("hf-hub:", "hf_hub:"))
+    if exact.startswith("local-dir:"):
+        for file in Path(exact.partition(":")[2]).glob("*.*"):
+            regular(file)  # timm would wait at a pipe
     if ":" not in exact:
         _check_timm_name(exact)
         if weights == "pretrained" and not _has_weights(exact):
@@ -384,6 +448,8 @@ def _from_timm(name: str, weights: str, model_args: dict[str, Any]) -> Network:
     try:
         with _quick_when_offline():
             module = timm.create_model(exact, pretrained=weights == "pretrained", **model_args)
+    except RepsimError:
+        raise
     except (TypeError, AttributeError) as error:
         raise UsageError(f"{exact} does not take these arguments ({_shown(model_args)}): {first_line(error)}") from None
     except Exception as error:
@@ -441,6 +507,8 @@ def _from_factory(name: str, weights: str, model_args: dict[str, Any]) -> Networ
         raise UsageError(f"cannot import {path!r} for model {name!r}: {first_line(error)}") from None
     try:
         made = factory(**model_args)
+    except RepsimError:
+        raise
     except TypeError as error:
         raise UsageError(f"{name} does not take these arguments ({_shown(model_args)}): {first_line(error)}") from None
     except (Exception, SystemExit) as error:
@@ -458,7 +526,7 @@ def _transform_of(module: nn.Module, model_args: dict[str, Any], config: dict[st
         config = resolve_model_data_config(module, use_test_size=False) if hasattr(module, "pretrained_cfg") else {}
     transform = EvalTransform.of(config)
     channels, height, width = transform.input_size
-    channels = model_args.get("in_chans", model_args.get("channels", channels))
+    channels = next((n for k in ("in_chans", "channels") if isinstance(n := model_args.get(k), int)), channels)
     size = next((model_args[k] for k in ("img_size", "image_size") if k in model_args), (height, width))
     height, width = (size, size) if isinstance(size, int) else size
     if channels != len(transform.mean):

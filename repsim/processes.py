@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -33,8 +34,20 @@ def join() -> None:
 def leave() -> None:
     """Wait for all, and part."""
     if dist.is_available() and dist.is_initialized():
-        dist.barrier()
+        wait()
         dist.destroy_process_group()
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Within it, processes exchange something, which fails where one of them has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RepsimError(
+            f"process {dist.get_rank()} of {dist.get_world_size()} waits for another that has ended or cannot be "
+            f"reached, and can do nothing alone ({first_line(error)}); the same command goes on from the saved sums"
+        ) from None
 
 
 def share() -> Share | None:
@@ -59,7 +72,8 @@ def own_device() -> str:
 def gathered(value: Any) -> list[Any]:
     """The values of all processes, in order, on all of them."""
     everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, value)
+    with _together():
+        dist.all_gather_object(everyone, value)
     return everyone
 
 
@@ -68,7 +82,8 @@ def agreed(value: Any) -> Any:
     if share() is None:
         return value
     said = [value]
-    dist.broadcast_object_list(said, src=0, device=torch.device("cpu"))
+    with _together():
+        dist.broadcast_object_list(said, src=0, device=torch.device("cpu"))
     return said[0]
 
 
@@ -79,14 +94,17 @@ def reduced(value: Any, join: Callable[[Any, Any], Any], device: torch.device) -
     """
     cpu = torch.device("cpu")
     if dist.get_rank():
-        dist.send_object_list([_packed(value)], dst=0, device=cpu)
+        with _together():
+            dist.send_object_list([_packed(value)], dst=0, device=cpu)
     else:
         for rank in range(1, dist.get_world_size()):
             other = [None]
-            dist.recv_object_list(other, src=rank, device=cpu)
+            with _together():
+                dist.recv_object_list(other, src=rank, device=cpu)
             value = join(value, _unpacked(other[0], device))
     whole = [None if dist.get_rank() else _packed(value)]
-    dist.broadcast_object_list(whole, src=0, device=cpu)
+    with _together():
+        dist.broadcast_object_list(whole, src=0, device=cpu)
     return _unpacked(whole[0], device)
 
 
@@ -105,4 +123,5 @@ def _unpacked(packed: bytes, device: torch.device) -> Any:
 
 def wait() -> None:
     """Until all processes are here."""
-    dist.barrier()
+    with _together():
+        dist.barrier()

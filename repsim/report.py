@@ -16,13 +16,14 @@ from typing import Any
 import pandas as pd
 
 from repsim.claims import COVERED, check
-from repsim.errors import RepsimError, UsageError
+from repsim.errors import UsageError
+from repsim.files import regular
 from repsim.paper.exhibits import Exhibit, Made
 from repsim.paper.figures import FIGURES
 from repsim.paper.files import load_figure, picture_file
 from repsim.plots.matrices import colour_range
 from repsim.plots.style import SIMILARITY_CMAP
-from repsim.tables import RECORD, save_text
+from repsim.tables import RECORD, load_record, save_text
 
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 BUTTONS = [["toImage", "zoom2d", "pan2d", "resetScale2d"]]
@@ -64,7 +65,7 @@ def write_report(directory: Path, file: Path | None = None) -> Path:
 
 def _page(directory: Path, found: list[tuple[Exhibit, Made]]) -> Iterator[str]:
     script = _plotly().offline.get_plotlyjs()
-    record = _record(directory)
+    record = load_record(directory / RECORD)
     yield '<!doctype html><html lang="en"><head><meta charset="utf-8">'
     yield f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -90,13 +91,6 @@ def _plotly() -> Any:
     except ImportError:
         raise UsageError("the report needs plotly: pip install 'repsim-vision[report]'") from None
     return plotly
-
-
-def _record(directory: Path) -> dict[str, Any]:
-    try:
-        return json.loads((directory / RECORD).read_text())
-    except (OSError, ValueError) as error:
-        raise RepsimError(f"cannot read {directory / RECORD}: {error}") from None
 
 
 def _images(record: dict[str, Any]) -> str:
@@ -134,7 +128,7 @@ def _figure(directory: Path, exhibit: Exhibit, made: Made) -> Iterator[str]:
     else:
         picture = Path(f"{picture_file(exhibit, made, directory)}.png")
         if picture.exists():
-            data = base64.b64encode(picture.read_bytes()).decode()
+            data = base64.b64encode(regular(picture).read_bytes()).decode()
             what = escape(f"Figure {exhibit.number}: {exhibit.title}")
             yield f'<figure><img alt="{what}" src="data:image/png;base64,{data}"></figure>'
     numbers = made.tables.get("numbers")

@@ -27,7 +27,8 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from repsim.errors import RepsimError, UsageError
+from repsim.errors import RepsimError, UsageError, first_line
+from repsim.files import regular
 
 SIMILARITY = [
     *("model_a", "layer_a", "kind_a", "index_a", "depth_a"),
@@ -217,7 +218,7 @@ def _encodes(name: str) -> bool:
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
     """What `save_arrays` or numpy wrote, by name; `np.load` mistakes a name that ends in `.npy` for another."""
     try:
-        with zipfile.ZipFile(path) as file:
+        with zipfile.ZipFile(regular(path)) as file:
             found = {}
             for name in file.namelist():
                 with file.open(name) as member:
@@ -229,6 +230,34 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def save_record(record: dict[str, Any], path: Path) -> None:
     save_text(json.dumps(record, indent=2, default=str) + "\n", path)
+
+
+RECORDED = {"random": bool, "preset": str, "notices": list, "images": dict, "files": list, "versions": dict}
+"""Of what kind that of a record is which is read again."""
+
+
+def load_record(path: Path, *needed: str) -> dict[str, Any]:
+    """A saved record.
+
+    Args:
+        path: the JSON file.
+        needed: what must be in it.
+
+    Raises:
+        RepsimError: it cannot be read, or lacks what is needed.
+    """
+    try:
+        record = json.loads(regular(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RepsimError(f"cannot read {path}: {first_line(error)}") from None
+    if not isinstance(record, dict):
+        raise RepsimError(f"cannot read {path}: a run's record is a JSON object, this is a {type(record).__name__}")
+    if missing := [name for name in needed if name not in record]:
+        raise RepsimError(f"{path} lacks {', '.join(missing)}; give the directory of a finished run")
+    for name, kind in RECORDED.items():
+        if not isinstance(record.get(name, kind()), kind):
+            raise RepsimError(f"cannot read {path}: {name!r} must be a {kind.__name__}, got {record[name]!r}")
+    return record
 
 
 def save_text(text: str, path: Path) -> None:
@@ -248,7 +277,7 @@ def load_table(path: str | os.PathLike[str], columns: Sequence[str] = ()) -> pd.
         UsageError: there is no such file.
         RepsimError: it is no table, lacks a column, or holds words where numbers must be.
     """
-    path = Path(path)
+    path = regular(Path(path))
     try:
         names = pd.read_csv(path, nrows=0, encoding_errors=SURROGATES).columns
         numbers = [name for name in names if name not in TEXT]

@@ -37,7 +37,7 @@ def attention(
     if job.redraw is not None:
         draw_attention(job.redraw, drawn, job.quiet)
         return job.redraw
-    check_range("--maps", maps, 0)
+    check_range("--maps", maps, 0, 100)  # a picture holds no more rows
     writes = ["attention.csv", "attention_maps.npz", *pictures("attention", "attention_maps")]
     run = job.start([Asked(model, weights, arg, weights_key)], writes)
 

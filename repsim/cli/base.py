@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +20,19 @@ from uuid import uuid4
 
 import click
 
-from repsim.cli.words import check_range, command_line, device_name, print_json, progress_bar, say, versions
+from repsim.cli.words import (
+    PROCESSES,
+    check_range,
+    command_line,
+    device_name,
+    of_echo,
+    print_json,
+    progress_bar,
+    say,
+    streams,
+    versions,
+    without,
+)
 from repsim.errors import RepsimError, Stopped, UsageError
 from repsim.ranks import rank, world_size
 
@@ -35,25 +50,43 @@ class Asked(NamedTuple):
 class Commands(click.Group):
     """Turns repsim's errors into one line and an exit code: 2 for a wrong call, 1 for the rest."""
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        with streams(), without("MPLBACKEND"):  # pictures go into files, whatever shows others
+            try:
+                return super().main(*args, **kwargs)
+            except OSError as error:
+                if not of_echo(error):
+                    raise
+                say(f"Error: cannot write to standard output: {error.strerror}", False)
+                sys.exit(1)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except RepsimError as error:
+        except click.ClickException as error:  # all processes find the same fault with a call
+            for_torchrun(f"Error: {error.format_message()}")
             if _speaks(error):
-                click.echo(f"Error: {error}", err=True)
+                raise
+            ctx.exit(error.exit_code)
+        except RepsimError as error:
+            for_torchrun(f"Error: {error}")
+            if _speaks(error):
+                say(f"Error: {error}", False)
             ctx.exit(2 if isinstance(error, UsageError) else 1)
         except Stopped as stopped:
-            click.echo(str(stopped), err=True)
+            say(str(stopped), False)
             ctx.exit(130)
         except SystemExit as ended:  # which click never raises in here
-            click.echo(f"Error: code that is not repsim's ended the program with exit({ended.code!r})", err=True)
+            line = f"Error: code that is not repsim's ended the program with exit({ended.code!r})"
+            for_torchrun(line)
+            say(line, False)
             ctx.exit(1)
 
 
-def _speaks(error: RepsimError) -> bool:
+def _speaks(error: Exception) -> bool:
     """Whether this process says it: all find the same fault with a call, and one of them is enough."""
     try:
-        return is_first() or not isinstance(error, UsageError)
+        return is_first() or not isinstance(error, (click.ClickException, UsageError))
     except UsageError:  # it cannot know which it is, which is the fault
         return True
 
@@ -131,6 +164,13 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def for_torchrun(line: str) -> None:
+    """Leave a line where torchrun looks for the cause of a failure, which it says last; it says much before that."""
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        with suppress(OSError):
+            Path(file).write_text(json.dumps({"message": line, "timestamp": int(time.time())}))
+
+
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Say what was made as JSON, on standard output.")
 
 
@@ -190,7 +230,7 @@ class Job:
         check_range("--images", self.images, 4)
         check_range("--batch-size", self.batch_size, 4)
         if self.workers is not None:
-            check_range("--workers", self.workers, 0)
+            check_range("--workers", self.workers, 0, PROCESSES)
 
         from repsim import processes
         from repsim.cli.directory import before, digest, own_directory
@@ -510,7 +550,7 @@ def load(asked: list[Asked], device: str | None, seed: int, **how: Any) -> list[
     from repsim import processes
     from repsim.models import load_model, parse_model_args, with_values
 
-    device = device or processes.own_device()
+    device = processes.own_device() if device is None else device
     return [
         with_values(
             load_model(

@@ -19,7 +19,7 @@ from filelock import Timeout
 
 from repsim.errors import RepsimError, UsageError
 from repsim.resume import FOLDER, SUMS, lock_of, locked, read_about
-from repsim.tables import RECORD, save_record
+from repsim.tables import RECORD, load_record, save_record
 
 SETTINGS = "settings_sha256"
 """What a run's record calls the digest of all that tells it apart from others."""
@@ -74,10 +74,9 @@ def holder(directory: Path) -> str | None:
 def read(directory: Path) -> dict[str, Any]:
     """What the record in a directory says; nothing if it cannot be read."""
     try:
-        found = json.loads((directory / RECORD).read_text())
-    except (OSError, ValueError):
+        return load_record(directory / RECORD)
+    except RepsimError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _at_work(resume: Path) -> bool:
@@ -114,7 +113,7 @@ def before(out: Path, settings: str, names: Collection[str], known: Collection[s
     old: dict[str, Any] = {}
     if os.path.lexists(record):
         old = read(out) if record.is_file() else {}
-        if "repsim-vision" not in (old.get("versions") or {}):
+        if "repsim-vision" not in old.get("versions", {}):
             raise UsageError(f"{record} is no record of a run of repsim's; move it away, or {elsewhere}")
         if old.get(SETTINGS) != settings and not overwrite:
             raise UsageError(

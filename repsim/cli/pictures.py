@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +40,10 @@ def draw(directory: Path, name: str, quiet: bool) -> None:
 
 def untrained(directory: Path, models: list[str]) -> bool:
     """Whether some network is, by the run's record; of tables without a record, by the names in them."""
-    from repsim.tables import RECORD
+    from repsim.tables import RECORD, load_record
 
-    try:
-        return bool(json.loads((directory / RECORD).read_text())["random"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return any("-random" in model for model in models)
+    record = directory / RECORD
+    return load_record(record, "random")["random"] if record.exists() else any("-random" in name for name in models)
 
 
 def finish(directory: Path, name: str, figure: Any, models: list[str], quiet: bool) -> None:

@@ -9,7 +9,7 @@ import click
 
 from repsim.cli.base import LAYERS, Job, Source, default_data, each_model, job_options, main, model_options
 from repsim.cli.pictures import finish, pictures
-from repsim.cli.words import check_range
+from repsim.cli.words import PASSES, check_range
 from repsim.errors import UsageError
 
 
@@ -58,6 +58,8 @@ def probe(
         draw_probe(job.redraw, job.quiet)
         return job.redraw
     counts = [None if each == "all" else parse_shots(each) for each in shots]
+    check_range("--seeds", seeds, 1, PASSES)
+    check_range("--neighbours", neighbours, 0)
     if train_images is not None:
         check_range("--train-images", train_images, 4)
     asked = each_model(model, weights, weights_key, arg)
@@ -86,9 +88,11 @@ def probe(
 
 def parse_shots(text: str) -> int:
     try:
-        return int(text)
+        shots = int(text)
     except ValueError:
         raise UsageError(f"--shots takes a number or `all`, got {text!r}") from None
+    check_range("--shots", shots, 1)
+    return shots
 
 
 def draw_probe(directory: Path, quiet: bool) -> None:

@@ -8,7 +8,7 @@ import click
 
 from repsim.cli.base import LAYERS, Asked, Job, each_model, job_options, main, model_options
 from repsim.cli.pictures import draw, pictures
-from repsim.cli.words import check_range, say
+from repsim.cli.words import PASSES, check_range, say
 from repsim.errors import UsageError
 
 
@@ -60,7 +60,7 @@ def cka(
         raise UsageError("--weights-b, --weights-key-b and --arg-b need --model-b")
     elif model_a is None and not model_b:
         model_b = ("resnet_mini",)
-    check_range("--repeats", repeats, 1)
+    check_range("--repeats", repeats, 1, PASSES)
     a = Asked(model_a or "vit_mini", weights_a, arg_a, weights_key_a)
     asked = [a, *each_model(model_b, weights_b, weights_key_b, arg_b, "-b")]
     run = job.start(asked, [f"{name}.csv", *pictures(name)])

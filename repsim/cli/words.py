@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -34,13 +37,68 @@ DISTRIBUTIONS = {"open_clip": "open_clip_torch", "vit_pytorch": "vit-pytorch", "
 
 
 def say(text: str, quiet: bool) -> None:
+    """Say something on standard error; that nobody can hear it changes nothing of the run."""
     if not quiet:
-        click.echo(text, err=True)
+        with contextlib.suppress(OSError):
+            click.echo(text, err=True)
 
 
-def check_range(option: str, value: int, least: int) -> None:
+MANY = 100_000_000
+"""Of anything that is counted: more images, neighbours or channels than there are anywhere."""
+PROCESSES = 256
+"""That decode images; each is a copy of this one."""
+PASSES = 10_000
+"""Over images, or draws of some."""
+
+
+def check_range(option: str, value: int, least: int, most: int = MANY) -> None:
     if value < least:
         raise UsageError(f"{option} must be at least {least}, got {value}")
+    if value > most:
+        raise UsageError(f"{option} must be at most {most}, got {value}")
+
+
+@contextlib.contextmanager
+def streams() -> Iterator[None]:
+    """Within it there are streams to write to; what the encoding of one has no letters for is written as `\\u03b1`.
+
+    A closed stream is opened, so that no file that is opened later gets its number: standard error takes all and shows
+    nothing, standard output takes nothing.
+    """
+    for number, name, mode in ((0, "stdin", os.O_RDONLY), (1, "stdout", os.O_RDONLY), (2, "stderr", os.O_WRONLY)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.open(os.devnull, mode), "w" if number else "r", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError):  # which Python would meet once more at the end, with an exit code of its own
+                with contextlib.suppress(OSError, ValueError):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def of_echo(error: OSError) -> bool:
+    """Whether an error comes from writing to standard output; of standard error `say` lets none through."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code is click.echo.__code__
+
+
+@contextlib.contextmanager
+def without(variable: str) -> Iterator[None]:
+    """Within it, a variable of the environment is not set."""
+    before = os.environ.pop(variable, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[variable] = before
 
 
 def progress_bar(quiet: bool, repeats: int = 1) -> Callable | None:

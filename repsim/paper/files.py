@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from repsim import tables
 from repsim.errors import RepsimError
 from repsim.paper.exhibits import Exhibit, Made
-from repsim.tables import RECORD, load_arrays, load_table, prepare, save_arrays, save_record, save_table
+from repsim.tables import RECORD, load_arrays, load_record, load_table, prepare, save_arrays, save_record, save_table
 
+PRESETS = ("mini", "paper")
 COLUMNS = {
     "numbers": tables.NUMBERS,
     "cka": tables.SIMILARITY,
@@ -55,13 +55,14 @@ def save_figure(exhibit: Exhibit, made: Made, out: Path, preset: str, of_run: di
 def _files(where: Path) -> list[str]:
     """The tables and arrays of the figure in a folder: those that its record lists, or that it may have had."""
     possible = [*(f"{name}.csv" for name in COLUMNS), MAPS]
-    try:
-        listed = json.loads((where / RECORD).read_text()).get("files", possible)
-        return [name for name in listed if isinstance(name, str) and Path(name).name == name]
-    except FileNotFoundError:
+    if not (where / RECORD).exists():
         return []
-    except (OSError, ValueError, AttributeError, TypeError):
+    try:
+        listed = load_record(where / RECORD).get("files")
+    except RepsimError:
         return possible
+    listed = possible if listed is None else listed
+    return [name for name in listed if isinstance(name, str) and Path(name).name == name]
 
 
 def load_figure(exhibit: Exhibit, out: Path) -> Made | None:
@@ -69,10 +70,9 @@ def load_figure(exhibit: Exhibit, out: Path) -> Made | None:
     where = folder(exhibit, out)
     if not (where / RECORD).exists():
         return None
-    try:
-        record = json.loads((where / RECORD).read_text())
-    except (OSError, ValueError) as error:
-        raise RepsimError(f"cannot read figure {exhibit.number} in {where}: {error}") from None
+    record = load_record(where / RECORD, "random", "preset")
+    if record["preset"] not in PRESETS:
+        raise RepsimError(f"cannot read {where / RECORD}: its preset must be mini or paper, got {record['preset']!r}")
     files = [where / name for name in sorted(_files(where)) if name.endswith(".csv") and (where / name).exists()]
     found = {file.stem: load_table(file, COLUMNS.get(file.stem, [])) for file in files}
     maps = where / MAPS
