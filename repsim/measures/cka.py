@@ -352,7 +352,9 @@ class MinibatchCKA:
 
     def _check(self, rows: Sequence[GramRow], n: int) -> None:
         if not isinstance(rows, Sequence) or not rows or not all(isinstance(row, GramRow) for row in rows):
-            raise UsageError("MinibatchCKA takes a list of GramRow, one for each layer; gram_row(x) makes one of x (n, p)")
+            raise UsageError(
+                "MinibatchCKA takes a list of GramRow, one for each layer; gram_row(x) makes one of x (n, p)"
+            )
         if any(len(row.direction) != n * (n - 1) // 2 for row in rows):
             raise UsageError(f"MinibatchCKA needs rows of the same images: not all are of n = {n}")
         if self.sums.sums is not None and self.sums.sums.shape[1:] != (len(rows), len(rows)):

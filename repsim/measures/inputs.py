@@ -8,6 +8,7 @@ or digits, and what is no number.
 from __future__ import annotations
 
 import numbers
+import re
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
@@ -43,7 +44,7 @@ def tensor(value: Any, what: str, axes: str | None = None) -> Tensor:
         found = _tensor(value, what)
     except RecursionError:
         raise UsageError(f"{what} is nested too deep; pass one array or tensor") from None
-    if axes is not None and found.ndim != axes.count(",") + 1 - axes.endswith(",)"):
+    if axes is not None and found.ndim != len(re.findall(r"\w+", axes)):
         raise UsageError(f"{what} must have axes {axes}, got shape {tuple(found.shape)}")
     return found
 
