@@ -175,22 +175,48 @@ def similarity(rng: Rng) -> None:
     x, y = (numbers(rng, n, *rng.integers(0 if rng.random() < 0.02 else 1, 12, rng.integers(1, 3))) for _ in range(2))
     if rng.random() < 0.05:
         y = y[: n // 2]
-    kind = rng.choice(list(FAITHFUL))
-    with np.errstate(all="ignore"):
-        given = (FAITHFUL[kind](x), y) if rng.random() < 0.5 else (wrapped(rng, x), wrapped(rng, y))
-    value, own = rs.cka(*given), rs.cka(given[0], given[0])
-    biased = rs.cka(*given, unbiased=False)
+    faithful = rng.random() < 0.5
+    given = (FAITHFUL[rng.choice(list(FAITHFUL))](x), y) if faithful else (wrapped(rng, x), wrapped(rng, y))
+    value, own, biased = as_it_must(given, x, y) if faithful else cka_three(*given)
     must(np.isnan(value) or abs(value) <= 1 + 1e-9, f"cka {value}")
     must(np.isnan(own) or abs(own - 1) < 1e-9, f"cka with itself {own}")
     must(np.isnan(biased) or -1e-9 <= biased <= 1 + 1e-9, f"biased cka {biased}")
-    if given[1] is y:
+    if faithful:
         expected = exact_cka(x, y)
         must(expected is None or abs(value - expected) < 1e-6, f"cka {value}, by its definition {expected}")
-        outlier = len(np.unique(x.reshape(n, -1), axis=0)) == 2 and (x == x[:1]).reshape(n, -1).all(1).sum() in (
-            1,
-            n - 1,
-        )
+        alone = (x == x[:1]).reshape(n, -1).all(1).sum() in (1, n - 1)
+        outlier = len(np.unique(x.reshape(n, -1), axis=0)) == 2 and alone
         must(not outlier or np.isnan(value), f"cka {value} of an outlier alone")
+
+
+def cka_three(x: Any, y: Any) -> tuple[float, float, float]:
+    return rs.cka(x, y), rs.cka(x, x), rs.cka(x, y, unbiased=False)
+
+
+def as_it_must(given: tuple[Any, Any], x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
+    """What is finite, of 4 images or more, must be taken from any container, and give one number."""
+    sound = len(x) == len(y) >= 4 and x.size and y.size and np.isfinite(x).all() and np.isfinite(y).all()
+    try:
+        found = cka_three(*given)
+    except rs.RepsimError as error:
+        must(not sound, f"refused {type(given[0]).__name__}: {error}")
+        raise
+    must(sound, "what is not sound was taken")
+    np.testing.assert_array_equal(found, cka_three(x, y))
+    return found
+
+
+def refusals(rng: Rng) -> None:
+    x = rng.normal(size=(int(rng.integers(4, 9)), 3))
+    kind = rng.choice(list(REFUSED))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        given = REFUSED[kind](x)
+    try:
+        rs.cka(given, x)
+    except rs.RepsimError:
+        raise
+    raise Wrong(f"{kind} was taken")
 
 
 def minibatches(rng: Rng) -> None:
@@ -298,7 +324,19 @@ def moments(rng: Rng) -> None:
     Moments().update(wrapped(rng, x)).se()
 
 
-MEASURES = (similarity, minibatches, independence, tokens_and_patches, near, probes, heads, fields, skips, moments)
+MEASURES = (
+    similarity,
+    refusals,
+    minibatches,
+    independence,
+    tokens_and_patches,
+    near,
+    probes,
+    heads,
+    fields,
+    skips,
+    moments,
+)
 
 
 def outcome(measure: Callable[[Rng], None], seed: int) -> tuple[str, str]:
