@@ -29,6 +29,8 @@ import torch
 from torch import Tensor
 
 from repsim.errors import RepsimError, UsageError
+from repsim.measures import bounds
+from repsim.measures.inputs import real_images, tensor, whole
 from repsim.measures.running import GroupedSums, jackknife
 
 BLOCK = 2048
@@ -46,6 +48,7 @@ def flatten(x: Tensor) -> Tensor:
     A Gram does not depend on the order of the features, so a dense tensor (channels-last maps,
     say) is read in the order in which it lies in memory.
     """
+    x = real_images(x, "x", fewest=1, measure="flatten")
     p = x[0].numel()
     expected = 1
     for size, stride in sorted(zip(x.shape[1:], x.stride()[1:]), key=lambda axis: axis[1]):
@@ -64,6 +67,7 @@ def gram(x: Tensor) -> tuple[Tensor, Tensor]:
         (n, n) float64, and () float64, by how much rounding is likely to have moved an entry: 5 units
         in the last place of each block's mean diagonal (as measured), independent between blocks.
     """
+    x = tensor(x, "x", "(n, p)")
     n, p = x.shape
     width = _block_width(p)
     blocks = p // width
@@ -98,7 +102,9 @@ def _block_width(p: int) -> int:
     return min(divisors, key=lambda w: abs(w - BLOCK), default=min(BLOCK, p))
 
 
-def centred_gram(x: Tensor, scratch: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def centred_gram(
+    x: Tensor, scratch: Tensor | None = None, *, given: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
     """Gram matrix of features centred over the batch, X_c X_c^T.
 
     The products are taken in float32 (float64 for float64 input) on blocks of features centred
@@ -107,11 +113,13 @@ def centred_gram(x: Tensor, scratch: Tensor | None = None) -> tuple[Tensor, Tens
     Args:
         x: (n, p) one row per example.
         scratch: 1-D float32 memory to centre in, used again by the next call; see `scratch_for`.
+        given: the type in which the features came, if it is not that of x.
 
     Returns:
-        (n, n) float64, exactly zero if no feature varies by more than float rounding of its size; and how
+        (n, n) float64, exactly zero if the features do not vary (`bounds.varies`); and how
         far rounding is likely to have moved an entry, as `gram` has it.
     """
+    x = tensor(x, "x", "(n, p)")
     n, p = x.shape
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     at_a_time = SCRATCH if x.device.type == "cpu" else SCRATCH_ELSEWHERE
@@ -128,9 +136,9 @@ def centred_gram(x: Tensor, scratch: Tensor | None = None) -> tuple[Tensor, Tens
         part, off_by = gram(centred)
         total += part
         squares += off_by.square()
-    # A constant feature, centred, leaves rounding of its own size, which must not pass for signal.
-    rounding = n * (2 * torch.finfo(dtype).eps * torch.linalg.vector_norm(x[0], dtype=torch.float64)) ** 2
-    return total * (total.trace() > rounding), squares.sqrt()
+    size = torch.linalg.vector_norm(x[0], dtype=torch.float64)
+    varies = bounds.varies(total.trace(), size, n, bounds.eps_of(given or x.dtype))
+    return torch.where(varies | total.isnan(), total, 0), squares.sqrt()
 
 
 def scratch_for(n: int, device: torch.device) -> Tensor | None:
@@ -161,8 +169,14 @@ def double_centre(gram: Tensor) -> Tensor:
 
 
 def hsic(gram_x: Tensor, gram_y: Tensor, *, unbiased: bool = True) -> Tensor:
-    """Hilbert-Schmidt independence criterion of two (n, n) Grams: HSIC_1, or the biased HSIC_0."""
+    """Hilbert-Schmidt independence criterion of two (n, n) Grams, in float64: HSIC_1, or the biased HSIC_0."""
+    gram_x, gram_y = (tensor(g, name, "(n, n)").double() for g, name in ((gram_x, "gram_x"), (gram_y, "gram_y")))
     n = len(gram_x)
+    if not gram_x.shape == gram_y.shape == (n, n):
+        shapes = f"{tuple(gram_x.shape)} and {tuple(gram_y.shape)}"
+        raise UsageError(f"hsic needs two Grams (n, n) of the same images, got {shapes}")
+    if n < 4:
+        raise UsageError(f"hsic needs at least 4 examples, got {n}")
     if unbiased:
         return (u_centre(gram_x) * u_centre(gram_y)).sum() / (n * (n - 3))
     return (double_centre(gram_x) * double_centre(gram_y)).sum() / (n - 1) ** 2
@@ -178,10 +192,12 @@ def cka(x: Tensor | np.ndarray, y: Tensor | np.ndarray, *, unbiased: bool = True
             else the biased HSIC_0, which tends to 1 for any two representations with p >> n.
 
     Returns:
-        At most 1. NaN if x or y is the same for all examples, since CKA is then undefined.
+        At most 1. NaN where CKA is undefined, 0 / 0: if x or y is the same for all examples and, of HSIC_1, if it is
+        the same for all but one, or says of all but how far they are from one point. What rounding leaves of
+        these counts as zero (`measures/bounds.py`).
 
     Raises:
-        UsageError: different numbers of examples, or fewer than 4.
+        UsageError: different numbers of examples, or fewer than 4; what are no dense real numbers.
         RepsimError: NaN or infinite features.
 
     >>> x = np.random.default_rng(0).normal(size=(64, 10))
@@ -190,21 +206,31 @@ def cka(x: Tensor | np.ndarray, y: Tensor | np.ndarray, *, unbiased: bool = True
 
     Reference: paper section 3 and 2.1 of Kornblith et al. (2019); Song et al. (2012), eq. 5.
     """
-    x, y = (torch.as_tensor(features).detach() for features in (x, y))
+    x, y = tensor(x, "x"), tensor(y, "y")
     if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
         sizes = " and ".join(f"{len(t)} rows" if t.ndim else "no rows" for t in (x, y))
         raise UsageError(f"cka needs the same images in both: got {sizes}; pass one set of images through both")
-    if len(x) < 4:
-        raise UsageError(f"cka needs at least 4 examples, got {len(x)}")
-    grams = []
-    for name, features in (("x", x), ("y", y)):
-        if not torch.isfinite(features).all():
-            raise RepsimError(f"cka needs finite features: {name} holds NaN or infinity")
-        grams.append(centred_gram(_unit_scale(features.reshape(len(features), -1).double()))[0])
+    gram_x, gram_y = _scaled_gram(x, "x"), _scaled_gram(y, "y").to(x.device)
+    if not (_defined(gram_x, unbiased) and _defined(gram_y, unbiased)):
+        return float("nan")
     cross, own_x, own_y = (
-        hsic(a, b, unbiased=unbiased).item() for a, b in ((grams[0], grams[1]), (grams[0],) * 2, (grams[1],) * 2)
+        hsic(a, b, unbiased=unbiased).item() for a, b in ((gram_x, gram_y), (gram_x, gram_x), (gram_y, gram_y))
     )
-    return cross / (own_x**0.5 * own_y**0.5) if own_x > 0 and own_y > 0 else float("nan")
+    return cross / (own_x**0.5 * own_y**0.5)
+
+
+def _scaled_gram(x: Tensor, name: str) -> Tensor:
+    """The Gram of centred features over their largest magnitude, in float64."""
+    x = real_images(x, name)
+    if not torch.isfinite(x).all():
+        raise RepsimError(f"cka needs finite features: {name} holds NaN or infinity")
+    return centred_gram(_unit_scale(x.reshape(len(x), -1).double()), given=x.dtype)[0]
+
+
+def _defined(gram: Tensor, unbiased: bool) -> bool:
+    """Whether the HSIC of centred features' Gram with itself is more than rounding."""
+    norm = torch.linalg.matrix_norm(u_centre(gram)) if unbiased else gram.trace()
+    return bool(bounds.nonzero(norm, gram.trace(), bounds.eps_of(torch.float64)))
 
 
 def _unit_scale(x: Tensor) -> Tensor:
@@ -219,7 +245,7 @@ class GramRow(NamedTuple):
     direction: Tensor
     """(n(n-1)/2,) float32: the entries above the diagonal, scaled so that twice their squares sum to 1."""
     norm: Tensor
-    """() float64: the Frobenius norm; 0 for a constant layer, NaN or infinite for broken activations."""
+    """() float64: the Frobenius norm; 0 where CKA is undefined, NaN or infinite for broken activations."""
     centred: bool
     """Whether the features had to be centred before the product."""
 
@@ -236,29 +262,31 @@ def gram_row(x: Tensor, scratch: Tensor | None = None, *, centre: bool = False) 
     U-centring makes the centring of features redundant but for rounding, and centring costs more
     than the product. So on the CPU the product is taken of the features as they are; where rounding could
     change a CKA by more than `ROUNDING`, of centred ones (`centre=True`: at once); and where that is not
-    enough either, or float32 overflows (features beyond about 1e15 or under 1e-12), in float64.
+    enough either, or float32 overflows (`bounds.fits_float32`), in float64.
     """
+    x = real_images(tensor(x, "x", "(n, p)"), "x")
+    bounds.check_magnitude(x, "features for minibatch CKA")
     on_cpu = x.device.type == "cpu" and x.dtype != torch.float64  # elsewhere a look at the values would wait
     if not centre and on_cpu and x.dtype == torch.float32:
         plain, off_by = gram(x)
         row = _row(plain, centred=False)
-        if _in_range(plain) and off_by < ROUNDING * row.norm:
+        if bounds.fits_float32(plain.trace()) and off_by < ROUNDING * row.norm:
             return row
     centred, off_by = centred_gram(x, scratch)
-    row = _row(centred, centred=True)
-    if on_cpu and not (_in_range(centred) and off_by < ROUNDING * row.norm):
-        row = _row(centred_gram(x.double())[0], centred=True)
+    row = _row(centred, centred=True, eps=bounds.eps_of(x.dtype))
+    if on_cpu and not (bounds.fits_float32(centred.trace()) and off_by < ROUNDING * row.norm):
+        exact = centred_gram(x.double(), given=x.dtype)[0]
+        row = _row(exact, centred=True, eps=bounds.eps_of(torch.float64))
     return row
 
 
-def _in_range(gram: Tensor) -> bool:
-    return bool(1e-20 < gram.trace() < 1e30)
-
-
-def _row(gram: Tensor, *, centred: bool) -> GramRow:
-    gram = u_centre(gram)
+def _row(gram: Tensor, *, centred: bool, eps: float = 0.0) -> GramRow:
+    """The row of a Gram whose products have this eps; of one that is known to be precise, without it."""
+    trace, gram = gram.trace(), u_centre(gram)
     norm = torch.linalg.matrix_norm(gram)
-    direction = gram.flatten()[_above_diagonal(len(gram), gram.device)] / torch.where(norm > 0, norm, 1)
+    zero = norm <= bounds.ZERO * eps * trace
+    norm = torch.where(zero, 0, norm)
+    direction = gram.flatten()[_above_diagonal(len(gram), gram.device)] / torch.where(zero, torch.inf, norm)
     return GramRow(direction.float(), norm, centred)
 
 
@@ -318,8 +346,20 @@ class MinibatchCKA:
 
     def update(self, rows: Sequence[GramRow], n: int, batch: int | None = None) -> MinibatchCKA:
         """Add one batch of n examples: a row for each of the L layers, always in the same order."""
+        self._check(rows, whole(n, "n", 4))
         self.sums.update(stacked_hsic(rows, n), batch)
         return self
+
+    def _check(self, rows: Sequence[GramRow], n: int) -> None:
+        if not isinstance(rows, Sequence) or not rows or not all(isinstance(row, GramRow) for row in rows):
+            raise UsageError(
+                "MinibatchCKA takes a list of GramRow, one for each layer; gram_row(x) makes one of x (n, p)"
+            )
+        if any(len(row.direction) != n * (n - 1) // 2 for row in rows):
+            raise UsageError(f"MinibatchCKA needs rows of the same images: not all are of n = {n}")
+        if self.sums.sums is not None and self.sums.sums.shape[1:] != (len(rows), len(rows)):
+            before = self.sums.sums.shape[-1]
+            raise UsageError(f"MinibatchCKA needs the same layers in every batch: got {len(rows)} after {before}")
 
     def merge(self, other: MinibatchCKA) -> MinibatchCKA:
         return MinibatchCKA(self.sums.merge(other.sums))

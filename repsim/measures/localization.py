@@ -21,7 +21,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from repsim.errors import UsageError
+from repsim.measures import bounds
 from repsim.measures.cka import ROUNDING
+from repsim.measures.inputs import tensor, whole
 from repsim.measures.running import GroupedSums, jackknife
 
 BUDGET = 2**26
@@ -43,9 +46,10 @@ class Grams(NamedTuple):
 def u_centred_grams(x: Tensor, dtype: torch.dtype) -> Grams:
     """U-centred Grams of t representations (t, n, d) in one product, in the precision asked for.
 
-    A representation whose features vary by no more than rounding of their size, or of whose images but one all
-    are the same (a U-centred Gram is zero then), has norm 0.
+    A representation whose features do not vary, or which has no U-centred Gram (of whose images but one all are the
+    same, for one), has norm 0: see `measures/bounds.py`.
     """
+    x = _checked(x, "x", "(t, n, d)", images=1)
     t, n, d = x.shape
     left = torch.empty(t, n, d + 2, dtype=dtype, device=x.device)
     features = left[..., :d]
@@ -63,10 +67,9 @@ def u_centred_grams(x: Tensor, dtype: torch.dtype) -> Grams:
     norms = torch.linalg.vector_norm(grams, dim=2).double().square().sum(1).sqrt()  # by rows, in case of float32
 
     eps = torch.finfo(dtype).eps
-    given = torch.finfo(torch.float64 if x.dtype == torch.float64 else torch.float32).eps
     size = torch.linalg.vector_norm(x[:, 0], dim=1, dtype=torch.float64)
-    norms = norms * (trace > n * (2 * given * size) ** 2) * (norms > 10 * eps * trace)
-    in_range = (trace > 1e-10) & (trace < 1e15)  # else squares of a float32 Gram may leave the range of float32
+    norms = norms * bounds.varies(trace, size, n, bounds.eps_of(x.dtype)) * bounds.nonzero(norms, trace, eps)
+    in_range = bounds.fits_float32(trace.square())  # for norms, a float32 Gram is squared
     return Grams(grams.flatten(1), norms, in_range & (2.5 * eps * trace / n < ROUNDING * norms))
 
 
@@ -81,13 +84,17 @@ class Patches(NamedTuple):
 
 def cut(images: Tensor, grid: tuple[int, int]) -> Tensor:
     """Images (n, c, height, width) cut into patches that do not overlap: (n, j, c * p * p), row by row."""
-    rows, columns = grid
+    images = tensor(images, "images", "(n, c, height, width)")
+    rows, columns = (whole(each, "cells of the grid") for each in grid)
+    if images.shape[2] % rows or images.shape[3] % columns:
+        raise UsageError(f"images of {tuple(images.shape[2:])} px cannot be cut into {rows} x {columns} equal patches")
     cells = images.unflatten(3, (columns, -1)).unflatten(2, (rows, -1))  # (n, c, rows, p, columns, p)
     return cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
 def patch_grams(patches: Tensor) -> Patches:
     """Reduce the patches of one batch, (n, j, q), to their U-centred Grams, computed in float64."""
+    patches = _checked(patches, "patches", "(n, j, q)")
     directions, norms = [], []
     for part in _parts(patches, torch.float64):
         grams = u_centred_grams(part, torch.float64)
@@ -108,7 +115,10 @@ def bordered_hsic(tokens: Tensor, patches: Patches) -> Tensor:
         (t+1, j+1) float64: tokens down, patches across; the last column is HSIC(K, K) of the tokens, the last
         row HSIC(L, L) of the patches, the corner 0. Not finite where activations are not.
     """
+    tokens = _checked(tokens, "tokens", "(n, t, d)")
     n, t, _ = tokens.shape
+    if not isinstance(patches, Patches) or patches.directions.shape[1] != n**2:
+        raise UsageError(f"bordered_hsic needs the patch_grams of the patches of the same {n} images")
     dtype = torch.float64 if tokens.dtype == torch.float64 else torch.float32
     products = [_products(part, patches.directions, dtype) for part in _parts(tokens, dtype)]
     cross, norms = (torch.cat(part) for part in zip(*products))
@@ -116,6 +126,17 @@ def bordered_hsic(tokens: Tensor, patches: Patches) -> Tensor:
     hsics[:-1, :-1] = cross * patches.norms
     hsics[:-1, -1], hsics[-1, :-1] = norms.square(), patches.norms.square()
     return hsics / (n * (n - 3))
+
+
+def _checked(x: Tensor, name: str, axes: str, *, images: int = 0) -> Tensor:
+    """Three axes, one of them of at least 4 images, with features, in the range of magnitudes."""
+    x = tensor(x, name, axes)
+    if x.shape[images] < 4:
+        raise UsageError(f"CKA needs at least 4 examples, got {x.shape[images]}")
+    if not x.numel():
+        raise UsageError(f"CKA needs features: {name}, {tuple(x.shape)}, holds none")
+    bounds.check_magnitude(x, name)
+    return x
 
 
 def _parts(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -182,6 +203,11 @@ def own_minus_rest(cka: Tensor) -> Tensor:
     Returns:
         (..., t). Undefined patches are left out of the mean; NaN for a token that is undefined or whose own patch is.
     """
+    cka = tensor(cka, "cka")
+    if cka.ndim < 2 or cka.shape[-1] != cka.shape[-2]:
+        raise UsageError(
+            f"own_minus_rest needs CKA (..., t, t) of tokens with their own patches, got {tuple(cka.shape)}"
+        )
     own = torch.eye(cka.shape[-1], dtype=torch.bool, device=cka.device)
     return cka.diagonal(dim1=-2, dim2=-1) - cka.masked_fill(own, torch.nan).nanmean(-1)
 

@@ -17,19 +17,43 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from repsim.errors import UsageError
+from repsim.errors import RepsimError, UsageError
+from repsim.measures import bounds
+from repsim.measures.inputs import classes_of, real_images, tensor, whole
 
 RANGE = (1e-5, 1e2)
 """Temperatures that are tried, times the mean squared distance between two images."""
 
 
 def squared_distances(x: Tensor) -> Tensor:
-    """(n, n) float64 squared Euclidean distances of (n, d) features; infinite from an image to itself."""
-    x = x.double()
-    x = x - x.mean(0)
+    """(n, n) float64 squared Euclidean distances of (n, d) features; infinite from an image to itself.
+
+    What is within rounding of zero is zero: see `measures/bounds.py`.
+    """
+    given = real_images(tensor(x, "x", "(n, d)"), "x", fewest=2, measure="squared_distances")
+    bounds.check_magnitude(given, "features for distances")
+    if not torch.isfinite(given).all():
+        raise RepsimError("squared_distances needs finite features: x holds NaN or infinity")
+    x = given.double()
+    size = torch.linalg.vector_norm(x[0])
+    x = x - x[:1]  # first, so that constant features are exactly 0
+    x -= x.mean(0)
     squares = x.square().sum(1)
-    found = (squares[:, None] + squares - 2 * (x @ x.mT)).clamp(min=0)
-    return found.fill_diagonal_(torch.inf)
+    eps = bounds.eps_of(torch.float64)
+    sums = squares[:, None] + squares
+    found = sums - 2 * (x @ x.mT)
+    alike = (found <= bounds.ZERO * eps * sums) | ~bounds.varies(
+        squares.sum(), size, len(x), bounds.eps_of(given.dtype)
+    )
+    return found.masked_fill_(alike, 0).fill_diagonal_(torch.inf)
+
+
+def _checked(distances: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    distances = tensor(distances, "distances", "(n, n)").double()
+    n = len(distances)
+    if distances.shape[1] != n or n < 2 or not (distances >= 0).all() or not distances.diagonal().isposinf().all():
+        raise UsageError("distances must be those of squared_distances: (n, n), not negative, infinite to oneself")
+    return distances, classes_of(labels, n).to(distances.device)
 
 
 class SoftNeighbours(NamedTuple):
@@ -59,6 +83,7 @@ def soft_nearest_neighbour(distances: Tensor, labels: Tensor) -> SoftNeighbours:
     Reference: Frosst, Papernot & Hinton (2019), "Analyzing and improving representations with the soft nearest
     neighbor loss", eq. 1 and section 2.
     """
+    distances, labels = _checked(distances, labels)
     same = labels[:, None] == labels
     if (same.sum(1) < 2).any():
         raise UsageError("the soft nearest neighbour loss needs two or more images of each class")
@@ -89,7 +114,8 @@ def nearest_neighbours(distances: Tensor, labels: Tensor, k: int) -> Tensor:
 
     Leave-one-out accuracy is the mean. scikit-learn's `KNeighborsClassifier` votes the same way.
     """
-    if not 0 < k < len(labels):
+    distances, labels = _checked(distances, labels)
+    if whole(k, "k", 0) not in range(1, len(labels)):
         raise UsageError(f"k must be from 1 to {len(labels) - 1}, with {len(labels)} images, got {k}")
     nearest = distances.topk(k, largest=False).indices
     votes = torch.nn.functional.one_hot(labels[nearest]).sum(1)

@@ -20,7 +20,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from repsim.errors import UsageError
+from repsim.errors import RepsimError, UsageError
+from repsim.measures import bounds
+from repsim.measures.inputs import classes_of, tensor, whole
 
 GRID = tuple(2.0**k for k in range(-10, 21))
 """Strengths of the ridge that are tried."""
@@ -28,7 +30,20 @@ GRID = tuple(2.0**k for k in range(-10, 21))
 
 def training_data(images: int, features: int, classes: int) -> ProbeSums | ProbeRows:
     """What `images` are collected in, to fit probes of so many features: whichever is smaller."""
+    images, features = whole(images, "images"), whole(features, "features")
     return ProbeRows(classes) if images <= features else ProbeSums(classes)
+
+
+def _checked(x: Tensor, labels: Tensor, data: ProbeSums | ProbeRows) -> tuple[Tensor, Tensor]:
+    """(m, n, d) features of the type they came in and (n,) classes; `data.eps` becomes that of the coarsest."""
+    x = tensor(x, "x")
+    if x.ndim not in (2, 3) or not x[0:1].numel():
+        raise UsageError(f"a probe needs features (n, d), or (n, m, d) for m probes, got {tuple(x.shape)}")
+    bounds.check_magnitude(x, "features for a probe")
+    if not torch.isfinite(x).all():
+        raise RepsimError("a probe needs finite features: x holds NaN or infinity")
+    data.eps = max(data.eps, bounds.eps_of(x.dtype))
+    return (x[:, None] if x.ndim == 2 else x).transpose(0, 1), classes_of(labels, len(x), classes=len(data.counts))
 
 
 def _eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,10 +68,12 @@ class ProbeSums:
         origin: (m, d) float64: what is taken from the features.
         totals: (m, c, d) float64: sum of the features of each class.
         squares: (m, d, d) float64: sum of x x^T.
+        eps: of the type in which features came (see `measures/bounds.py`).
     """
 
     def __init__(self, classes: int) -> None:
-        self.counts = torch.zeros(classes, dtype=torch.int64)
+        self.counts = torch.zeros(whole(classes, "classes"), dtype=torch.int64)
+        self.eps = 0.0
         self.origin: Tensor | None = None
         self.totals: Tensor | None = None
         self.squares: Tensor | None = None
@@ -64,12 +81,15 @@ class ProbeSums:
     @torch.no_grad()
     def update(self, x: Tensor, labels: Tensor) -> ProbeSums:
         """Add images: features (n, m, d), or (n, d) for a single probe, and their classes (n,), from 0."""
-        x = (x[:, None] if x.ndim == 2 else x).transpose(0, 1).double()
+        x, labels = _checked(x, labels, self)
+        x = x.double()
         if self.origin is None:
             m, _, d = x.shape
             self.origin = x.mean(1)
             self.totals = x.new_zeros(m, len(self.counts), d)
             self.squares = x.new_zeros(m, d, d)
+        if x.shape[::2] != self.origin.shape:
+            raise UsageError(f"a probe needs the same features, {tuple(self.origin.shape)}, got {tuple(x.shape[::2])}")
         x = x - self.origin[:, None]
         self.counts += torch.bincount(labels.cpu(), minlength=len(self.counts))
         self.totals.index_add_(1, labels.to(x.device), x)
@@ -81,7 +101,7 @@ class ProbeSums:
         moved = ProbeSums(len(self.counts))
         by = (self.origin - origin)[:, :, None]
         across = self.totals.sum(1)[:, :, None] * by.transpose(1, 2)
-        moved.counts, moved.origin = self.counts, origin
+        moved.counts, moved.origin, moved.eps = self.counts, origin, self.eps
         moved.totals = self.totals + self.counts.to(by)[:, None] * by.transpose(1, 2)
         moved.squares = self.squares + across + across.transpose(1, 2) + self.counts.sum() * by * by.transpose(1, 2)
         return moved
@@ -94,6 +114,7 @@ class ProbeSums:
             return self if other.origin is None else other
         other, merged = other.moved(self.origin), ProbeSums(len(self.counts))
         merged.counts, merged.origin = self.counts + other.counts, self.origin
+        merged.eps = max(self.eps, other.eps)
         merged.totals, merged.squares = self.totals + other.totals, self.squares + other.squares
         return merged
 
@@ -131,10 +152,12 @@ class ProbeRows:
         counts: (c,) images of each class.
         features: (m, n, d), of the type they came in.
         labels: (n,).
+        eps: of the type in which features came (see `measures/bounds.py`).
     """
 
     def __init__(self, classes: int) -> None:
-        self.counts = torch.zeros(classes, dtype=torch.int64)
+        self.counts = torch.zeros(whole(classes, "classes"), dtype=torch.int64)
+        self.eps = 0.0
         self._features: list[Tensor] = []
         self._labels: list[Tensor] = []
 
@@ -149,7 +172,10 @@ class ProbeRows:
     @torch.no_grad()
     def update(self, x: Tensor, labels: Tensor) -> ProbeRows:
         """Add images: features (n, m, d), or (n, d) for a single probe, and their classes (n,), from 0."""
-        x = (x[:, None] if x.ndim == 2 else x).transpose(0, 1)
+        x, labels = _checked(x, labels, self)
+        if self._features and x.shape[::2] != self._features[0].shape[::2]:
+            before = tuple(self._features[0].shape[::2])
+            raise UsageError(f"a probe needs the same features, {before}, got {tuple(x.shape[::2])}")
         self._features.append(x.clone(memory_format=torch.contiguous_format))
         self._labels.append(labels.to(x.device))
         self.counts += torch.bincount(labels.cpu(), minlength=len(self.counts))
@@ -158,14 +184,15 @@ class ProbeRows:
     def merge(self, other: ProbeRows) -> ProbeRows:
         """The images of both."""
         merged = ProbeRows(len(self.counts))
-        merged.counts = self.counts + other.counts
+        merged.counts, merged.eps = self.counts + other.counts, max(self.eps, other.eps)
         merged._features, merged._labels = self._features + other._features, self._labels + other._labels
         return merged
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and variance of each feature, (m, d)."""
         x = self.features.double()
-        return x.mean(1), x.var(1, correction=0)
+        first = x[:, :1]  # less it, constant features are exactly 0
+        return first[:, 0] + (x - first).mean(1), (x - first).var(1, correction=0)
 
     def _standardised(self, by: Standard) -> tuple[Tensor, Tensor]:
         """X (m, n, d) and Y (n, c): standardised features, centred targets."""
@@ -203,7 +230,10 @@ class Probe:
 
     def scores(self, x: Tensor) -> Tensor:
         """(n, m, c) of the type of x: the class with the highest is predicted; x is (n, m, d), or (n, d)."""
+        x = tensor(x, "x")
         x = x[:, None] if x.ndim == 2 else x
+        if x.shape[1:] != self.mean.shape:
+            raise UsageError(f"this probe needs features (n, *{tuple(self.mean.shape)}), got {tuple(x.shape)}")
         mean, weight, bias = (each.to(x) for each in (self.mean, self.weight, self.bias))
         return torch.baddbmm(bias[:, None], (x - mean).transpose(0, 1), weight).transpose(0, 1)
 
@@ -236,8 +266,7 @@ class Standard(NamedTuple):
             missing = (data.counts == 0).nonzero()[:, 0].tolist()
             raise UsageError(f"a probe needs images of every class; there are none of class {missing[0]}")
         mean, variance = data.moments()
-        rounding = (n * mean * torch.finfo(torch.float64).eps) ** 2  # all a constant feature varies by
-        scale = torch.where(variance <= rounding, 1.0, variance.clamp(min=0).sqrt())
+        scale = torch.where(bounds.varies(variance, mean.abs(), 1, data.eps), variance.clamp(min=0).sqrt(), 1.0)
         return cls(mean, scale, (2 * data.counts - n).to(mean) / n)
 
     def probe(self, weight: Tensor, l2: Tensor) -> Probe:
@@ -254,7 +283,10 @@ class Ridge:
 
     def fit(self, l2: float | Tensor) -> Probe:
         """The probes for one strength, or for one strength each, (m,)."""
-        l2 = torch.as_tensor(l2, dtype=torch.float64, device=self.product.device).expand(len(self.product))
+        l2 = tensor(l2, "l2").to(self.product)
+        if l2.shape not in ((), (1,), (len(self.product),)) or not (torch.isfinite(l2) & (l2 > 0)).all():
+            raise UsageError(f"l2 must be a finite strength above 0, or one for each of {len(self.product)} probes")
+        l2 = l2.expand(len(self.product))
         return self.standard.probe(self.vectors @ (self.product / (self.eigenvalues + l2[:, None])[:, :, None]), l2)
 
     def errors(self, held_out: ProbeSums | ProbeRows, grid: tuple[float, ...] = GRID) -> Tensor:

@@ -18,6 +18,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from repsim.errors import UsageError
+from repsim.measures import bounds
+from repsim.measures.inputs import classes_of, tensor, whole
+
 
 def centre_gradients(z: Tensor, images: Tensor, channels: Tensor, *, at_once: int) -> Tensor:
     """|d z_c / d image|, a mean over the channels asked for.
@@ -31,6 +35,10 @@ def centre_gradients(z: Tensor, images: Tensor, channels: Tensor, *, at_once: in
     Returns:
         (n, k, h, w).
     """
+    if not all(isinstance(each, Tensor) and each.requires_grad for each in (z, images)) or z.ndim != 2:
+        raise UsageError("centre_gradients needs tensors: z (n, d) computed from images, which require their gradient")
+    channels = classes_of(channels, len(channels), classes=z.shape[1], what="channels")
+    at_once = whole(at_once, "at_once")
     total = torch.zeros_like(images)
     for some in channels.split(at_once):
         vectors = torch.zeros(len(some), *z.shape, dtype=z.dtype, device=z.device)
@@ -50,6 +58,15 @@ class FieldStatistics(NamedTuple):
     """Share of the mass on the centre's own patch (or cell of the map)."""
 
 
+def _grid(grid: tuple[int, int], height: int, width: int) -> tuple[int, int]:
+    if not isinstance(grid, (tuple, list)) or len(grid) != 2:
+        raise UsageError("grid must be (rows, columns)")
+    rows, columns = whole(grid[0], "rows of the grid"), whole(grid[1], "columns of the grid")
+    if rows > height or columns > width:
+        raise UsageError(f"a grid of {rows} x {columns} is finer than the field, {height} x {width}")
+    return rows, columns
+
+
 def field_statistics(field: Tensor, grid: tuple[int, int]) -> FieldStatistics:
     """Radii and centre share of a receptive field.
 
@@ -59,17 +76,25 @@ def field_statistics(field: Tensor, grid: tuple[int, int]) -> FieldStatistics:
 
     Returns:
         NaN for a field that is zero everywhere.
+
+    Raises:
+        UsageError: a field that is negative or not finite somewhere, or a grid that is finer than it.
     """
+    field = tensor(field, "field", "(h, w)")
     height, width = field.shape
-    rows, columns = grid
+    rows, columns = _grid(grid, height, width)
+    if not (torch.isfinite(field).all() and (field >= 0).all()):
+        raise UsageError("a receptive field must be finite and not negative: take absolute values of gradients")
     cell_h, cell_w = height / rows, width / columns
     row, column = rows // 2, columns // 2
     y = torch.arange(height, dtype=torch.float64) + 0.5 - (row + 0.5) * cell_h
     x = torch.arange(width, dtype=torch.float64) + 0.5 - (column + 0.5) * cell_w
     distance, order = (y[:, None] ** 2 + x[None, :] ** 2).sqrt().flatten().sort()
     mass = field.double().cpu().flatten()
-    if not mass.sum() > 0:
+    if not mass.max() > 0:
         return FieldStatistics(torch.nan, torch.nan, torch.nan)
+    if not bool(bounds.SMALLEST < mass.max() < bounds.LARGEST):
+        mass = mass / mass.max()  # shares do not depend on scale; sums may overflow
     within = (mass[order] / mass.sum()).cumsum(0)
     radius = [distance[int((within < share).sum().clamp(max=len(within) - 1))].item() for share in (0.5, 0.95)]
     inside = (y.abs() <= cell_h / 2)[:, None] & (x.abs() <= cell_w / 2)[None, :]

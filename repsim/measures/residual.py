@@ -16,12 +16,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from repsim.errors import UsageError
+from repsim.measures.inputs import tensor
+
 
 class SkipStatistics(NamedTuple):
     """Each (n, t), float32 or as the tokens are."""
 
     ratio: Tensor
-    """||z|| / ||f(z)||, from 0; infinite where the branch adds nothing."""
+    """||z|| / ||f(z)||, from 0; infinite where the branch adds nothing, NaN where nothing is on the skip either."""
     cos_output: Tensor
     """cos(z, z + f(z)); NaN where one of the two is zero, as cos_branch is."""
     cos_branch: Tensor
@@ -43,7 +46,12 @@ def skip_statistics(skip: Tensor, branch: Tensor) -> SkipStatistics:
 
     Reference: paper section 5, Figure 7; appendix E, Figures E.1 and E.2.
     """
-    (z, z_size), (f, f_size), (out, _) = (_unit_scale(x) for x in (skip, branch, skip + branch))
+    skip, branch = (_at_least_float32(tensor(x, name, "(n, t, d)")) for x, name in ((skip, "skip"), (branch, "branch")))
+    if skip.shape != branch.shape or not skip.shape[-1]:
+        shapes = f"{tuple(skip.shape)} and {tuple(branch.shape)}"
+        raise UsageError(f"skip and branch must be two (n, t, d) that can be added, got {shapes}")
+    # Halves, for the sum of two large numbers may overflow; its direction is the same.
+    (z, z_size), (f, f_size), (out, _) = (_unit_scale(x) for x in (skip, branch, skip / 2 + branch / 2))
     z_norm, f_norm, out_norm = (torch.linalg.vector_norm(x, dim=-1) for x in (z, f, out))
     return SkipStatistics(
         ratio=z_norm / f_norm * (z_size / f_size),
@@ -52,6 +60,10 @@ def skip_statistics(skip: Tensor, branch: Tensor) -> SkipStatistics:
         skip_norm=z_norm * z_size,
         branch_norm=f_norm * f_size,
     )
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype.itemsize < 4 else x
 
 
 def _unit_scale(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -78,7 +78,7 @@ class LayerSimilarity:
         return [(net.name, layer) for net, layers in zip(self.networks, self.layers) for layer in layers]
 
     def constant(self) -> list[tuple[str, str]]:
-        """(network, layer) of layers that are the same for all images: their CKA is undefined."""
+        """(network, layer) of layers without HSIC in any batch, as where all images are alike: no CKA."""
         return self._without(self.sums["hsic"].mean().diagonal())
 
     @staticmethod
@@ -262,7 +262,8 @@ def compare(
         studies.append(study(networks, found, tokens))
         counts.append(sweep(chosen, studies[-1:], batch_size=batch_size, **how))
     undefined = [
-        f"layer {layer!r} of {name} is constant over all images, so its CKA is undefined"
+        f"layer {layer!r} of {name} is constant over all images, or has no U-centred Gram (as where all of a batch but "
+        "one are alike), so its CKA is undefined"
         for name, layer in studies[0].constant()
     ]
     broken = sorted({name for c in counts for name in c.broken})

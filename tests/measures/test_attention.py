@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+import repsim as rs
 from repsim.measures.attention import distances, grid_positions, head_statistics
 
 
@@ -50,3 +51,28 @@ def test_against_loops():
                 own += attention[n, h, i + 2, i + 2].item() / 4
             expected = (reach, entropy, cls, own)
             assert [value[n, h].item() for value in found] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype, to_cls", [(torch.bfloat16, 30), (torch.float32, 60), (torch.float64, 300)])
+def test_renormalized_rows_are_summed_precisely_however_little_is_on_the_grid(dtype, to_cls):
+    torch.manual_seed(0)
+    scores = torch.randn(2, 3, 17, 17, dtype=torch.float64)
+    scores[..., 0] += to_cls
+    attention = scores.softmax(-1).to(dtype)
+    positions = grid_positions(4, 4, 16)
+    far = distances(positions, positions)
+    grid = attention[..., 1:, 1:].double()
+    expected = ((grid * far).sum(-1) / grid.sum(-1)).mean(-1)
+    found = head_statistics(attention, far, prefix=1, renormalize=True).distance_px
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
+def test_what_are_no_weights_is_refused():
+    far = torch.zeros(2, 2)
+    for attention, message in (
+        (torch.full((1, 1, 2, 2), -1.0), "not negative"),
+        (torch.ones(1, 1, 2, 2), "sum to 1"),
+        (torch.full((1, 1, 3, 3), 0.3), r"distance of 3 queries to 3 keys .* got distance \(2, 2\)"),
+    ):
+        with pytest.raises(rs.UsageError, match=message):
+            head_statistics(attention, far)

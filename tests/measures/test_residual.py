@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+import repsim as rs
 from repsim.measures.residual import skip_statistics
 
 
@@ -27,5 +28,5 @@ def test_cosines_follow_from_the_definition():
 def test_nothing_added():
     found = skip_statistics(torch.ones(1, 1, 4), torch.zeros(1, 1, 4))
     assert found.ratio.item() == float("inf") and found.cos_output.item() == 1 and found.cos_branch.isnan().all()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(rs.UsageError, match="that can be added"):
         skip_statistics(torch.ones(1, 2, 4), torch.ones(1, 3, 4))

@@ -1,8 +1,10 @@
+import io
+
 import pytest
 import torch
 
 from repsim.errors import RepsimError
-from repsim.measures.running import GroupedSums, Quantiles, jackknife
+from repsim.measures.running import GroupedSums, Moments, Quantiles, jackknife
 
 
 def filled(values, groups=32):
@@ -59,3 +61,26 @@ def test_quantiles_merge_and_keep_what_lies_outside():
     assert whole.compute()[1].item() == pytest.approx(1, rel=0.011)
     assert Quantiles().merge(whole).compute()[0] == 0
     assert Quantiles().update(torch.full((2, 1), torch.nan)).compute().isnan().all()
+
+
+def test_the_standard_error_of_values_far_from_zero():
+    """Sums of squares give 0 here; in batches, merged, and saved in between as a run does."""
+    values = 1e8 + 2 * torch.randn(100, 3, dtype=torch.float64)
+    first, second = Moments(), Moments()
+    for number, batch in enumerate(values.split(7)):
+        (first if number % 3 else second).update(batch)
+    file = io.BytesIO()
+    torch.save(first, file)
+    with torch.serialization.safe_globals([Moments]):
+        first = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+    found = Moments().merge(first).merge(second)
+    torch.testing.assert_close(found.se(), values.std(0) / 10, rtol=1e-7, atol=0)
+    torch.testing.assert_close(found.mean(), values.mean(0), rtol=1e-15, atol=0)
+
+
+def test_moments_of_one_image_and_of_none():
+    assert Moments().update(torch.ones(1, 2)).se().isnan().all()
+    with pytest.raises(RepsimError, match="no image was seen"):
+        Moments().mean()
+    with pytest.raises(RepsimError, match="one shape"):
+        Moments().update(torch.ones(1, 2)).update(torch.ones(1, 3))
