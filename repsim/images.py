@@ -438,6 +438,8 @@ def _how(code: int) -> str:
     return f"could not go on ({os.strerror(code)})" if code in LACKS else f"ended with exit code {code}"
 
 
+GRACE = 60
+"""Seconds for which a process that decodes goes on after it was asked to end: it ends with the one it works for."""
 LACKS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC}
 """Errors that say nothing of an image: the system has no more files, memory, processes or room in /dev/shm."""
 SAID = {"ancillary data": errno.EMFILE, os.strerror(errno.EMFILE): errno.EMFILE, "start new thread": errno.EAGAIN}
@@ -460,8 +462,15 @@ def _no_room(error: BaseException) -> RepsimError | None:
 
 
 def _undisturbed(worker: int) -> None:
-    """Leave Ctrl-C to the process that waits for this one, which must not wait for what cannot be handed to it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Leave signals to the process that waits for this one, which must not wait for what cannot be handed to it.
+
+    Schedulers, terminals and `timeout` send them to the whole group, and the batch that is under way is still needed.
+    """
+    for name in ("SIGINT", "SIGHUP", "SIGQUIT"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
     queues.Queue._on_queue_feeder_error = staticmethod(_give_up)
     sys.excepthook = lambda kind, error, trace: _give_up(error)  # of the thread that hands out open files
 

@@ -38,6 +38,8 @@ SUMS = re.compile(r"pass-\d+-of-\d+-\d+\.pt")
 PART = re.compile(r"\.repsim-[0-9a-f]{12}-.*\.part.*")
 STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name))
 """As Ctrl-C, schedulers, closed terminals and Ctrl-\\ send them."""
+ONE_STOP = 2
+"""Seconds within which signals are one: `timeout` and `torchrun` send theirs to a process and to its group."""
 KINDS = [
     running.GroupedSums,
     running.Moments,
@@ -325,17 +327,22 @@ class Resume:
 
     @contextmanager
     def stoppable(self) -> Iterator[None]:
-        """Within it, Ctrl-C and `STOPS`, unless ignored (nohup), stop after the batch; a second one stops at once."""
+        """Within it, `STOPS`, unless ignored (nohup), stop after the batch; one that comes later stops at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         handlers = {number: signal.getsignal(number) for number in STOPS}
         before = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
 
+        asked: list[float] = []
+
         def ask(number: int, frame: Any) -> None:
             self._stop = True
-            for each, handler in before.items():
-                signal.signal(each, handler)
+            asked.append(time.monotonic())
+            if asked[-1] - asked[0] > ONE_STOP:
+                for each, handler in before.items():
+                    signal.signal(each, handler)
+                os.kill(os.getpid(), number)
 
         for number in before:
             signal.signal(number, ask)

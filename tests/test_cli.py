@@ -327,7 +327,7 @@ def test_probe_on_folders(somewhere):
         (["--data", "data/other", "--train-data", "data/train"], 8),
         (["--data", "data/val"], 6),  # as ImageNet's folders stand side by side
     ):
-        result = repsim("probe", *few, *arguments, "--out", "o")
+        result = repsim("probe", *few, *arguments, "--out", "o", "--overwrite")
         assert result.exit_code == 0, result.output
         assert json.loads(Path("o/run.json").read_text())["images"]["used"] == used
         assert sorted(os.listdir("o"))[:2] == ["neighbours.csv", "probe.csv"]

@@ -19,7 +19,7 @@ import repsim as rs
 from repsim.cli import main
 from repsim.cli.directory import LONGEST, SETTINGS, digest, holder, own_directory
 from repsim.errors import Stopped
-from repsim.resume import Resume
+from repsim.resume import FOLDER, Resume
 from repsim.tables import RECORD
 
 A, B = digest({"seed": 0}), digest({"seed": 1})
@@ -72,13 +72,15 @@ def test_nothing_is_free(tmp_path):
 
 
 def test_sums_belong_to_a_run_and_so_does_a_directory_in_which_one_is_at_work(tmp_path):
-    at = Resume(tmp_path / "x" / ".repsim-resume", {"seed": 0})
+    at = Resume(tmp_path / "x" / FOLDER, {"seed": 0}, settings=A)
     assert holder(tmp_path / "x") == A and own_directory("x", B, tmp_path) == tmp_path / f"x-{B[:8]}"
     at.release()
-    assert holder(tmp_path / "x") is None  # it left before it had made anything
+    assert not (tmp_path / "x").exists()  # it left before it had made anything
+    at = Resume(tmp_path / "x" / FOLDER, {"seed": 0}, settings=A)
     (at.folder / "pass-0-of-1-0.pt").write_bytes(b"sums")
+    at.release()
     assert holder(tmp_path / "x") == A and own_directory("x", A, tmp_path) == tmp_path / "x"
-    at.finish()
+    Resume(tmp_path / "x" / FOLDER, {"seed": 0}, settings=A).finish()
     assert holder(tmp_path / "x") is None
 
 

@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import random
+import re
 import signal
 import time
 from pathlib import Path
@@ -14,8 +15,9 @@ from click.testing import CliRunner
 
 import repsim as rs
 from repsim import resume as resuming
+from repsim import sealed
 from repsim.cli import main
-from repsim.images import ImageSet
+from repsim.images import Batch, ImageSet
 from repsim.resume import FOLDER, Resume, Stopped
 from repsim.studies.probe import linear_probes
 
@@ -182,8 +184,9 @@ def test_another_set_up_is_refused(tmp_path, option, monkeypatch):
     assert CliRunner().invoke(main, [*few, *option, "--fresh"]).exit_code == 0
 
 
-def test_a_full_disk_leaves_the_last_sums(tmp_path, monkeypatch):
-    at = Resume(tmp_path / FOLDER, {}, every=0)
+def test_a_run_goes_on_with_a_full_disk_says_so_once_and_tries_again_at_its_end(tmp_path, monkeypatch):
+    said = []
+    at = Resume(tmp_path / FOLDER, {}, every=0, say=said.append)
 
     class One:
         sums = rs.measures.running.Total(1)
@@ -196,16 +199,15 @@ def test_a_full_disk_leaves_the_last_sums(tmp_path, monkeypatch):
         Path(part).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(resuming.torch, "save", full)
-    with pytest.raises(rs.RepsimError, match="No space left on device; those saved before, if any, are as they were"):
-        at.end([One], resuming.Counts(batches=2))
+    monkeypatch.setattr(sealed.torch, "save", full)
+    for number in (2, 3):
+        at.after(Batch(number, torch.arange(4), {}, {}), [One], resuming.Counts(batches=number))
+    assert len(said) == 1
+    assert re.match(r"the sums cannot be saved in .*: the disk of .* is full \(.* free\); .* goes on", said[0])
     assert at._file.read_bytes() == before and len(list(at.folder.iterdir())) == 2
     monkeypatch.undo()
-    for file in at.folder.iterdir():
-        file.unlink()
-    at.folder.rmdir()
-    with pytest.raises(rs.RepsimError, match="cannot save the sums to"):
-        at.end([One], resuming.Counts(batches=2))
+    at.end([One], resuming.Counts(batches=4))
+    assert at._file.read_bytes() != before and len(said) == 1
 
 
 def test_sums_that_cannot_be_read(tmp_path):
