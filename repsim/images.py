@@ -414,6 +414,9 @@ class _Processes(_MultiProcessingDataLoaderIter):
         try:
             super().__init__(loader)
         except (OSError, RuntimeError) as error:
+            for worker in getattr(self, "_workers", ()):  # those that did begin; asked to end, they would wait for work
+                worker.kill()
+                worker.join()
             raise _no_room(error) or error from None
         _remove_worker_pids(id(self))
         self._worker_pids_set = False

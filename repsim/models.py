@@ -120,11 +120,14 @@ class Network:
         """What runs a forward pass."""
         return torch.compile(self.module) if self.compiled else self.module
 
+    @property
+    def computes_in(self) -> Precision:
+        return self.precision or usual_precision(self.device)
+
     @contextmanager
     def computing(self) -> Iterator[None]:
         """Within it, operations have its precision; see `repsim.precision`."""
-        device = self.device
-        with computing(self.precision or usual_precision(device), device):
+        with computing(self.computes_in, self.device):
             yield
 
     def sized(self, size: tuple[int, int, int] | None) -> Network:
@@ -159,7 +162,7 @@ class Network:
             "parameters": sum(t.numel() for t in (*self.module.parameters(), *packed(self.module)) if not is_lazy(t)),
             "transform": dataclasses.asdict(self.transform),
             "device": str(self.device),
-            "precision": self.precision or usual_precision(self.device),
+            "precision": self.computes_in,
             "compiled": self.compiled,
             **({"prefix": list(self.prefix)} if self.prefix is not None else {}),
             **({"notices": list(self.notices)} if self.notices else {}),

@@ -177,13 +177,16 @@ class Resume:
             )
         return known | {"run": before["run"]}
 
-    def begin(self, summing: Sequence[Any], once_more: Callable[[], bool] | None = None) -> Counts:
+    def begin(
+        self, summing: Sequence[Any], once_more: Callable[[], Any] | None = None, rounding: float = 1e-4
+    ) -> Counts:
         """Begin the next pass of the run: with the sums that were saved of it, if some were.
 
         Args:
             summing: what is filled, as it is before the first batch.
-            once_more: computes the first batch of the pass again, for the sums to be compared with what they were
-                then; false if there is no batch.
+            once_more: computes the first batch of the pass again and returns what `after` got of it, for both to be
+                compared with what they were then; None if there is no batch.
+            rounding: the share by which they may differ; see `sealed.alike`.
 
         Raises:
             UsageError: the first batch gives something else now.
@@ -195,9 +198,10 @@ class Resume:
         saved = self._load(summing)
         self._first = saved["first"]
         unfinished_or_first = not saved["done"] or not self._pass
-        if unfinished_or_first and self._first is not None and once_more is not None and once_more():
-            now = sealed.fingerprint([of.sums for of in summing])
-            if not sealed.alike(now, self._first):
+        gave = once_more() if unfinished_or_first and self._first is not None and once_more is not None else None
+        if gave is not None:
+            now = sealed.fingerprint([of.sums for of in summing], gave)
+            if not sealed.alike(now, self._first, rounding):
                 raise UsageError(
                     f"{self.folder} holds the sums of another computation: its first batch gives other values now "
                     "than it gave then, so the code of a network, of its transform or of a library has changed; "
@@ -221,10 +225,14 @@ class Resume:
             ) from None
         return saved
 
-    def after(self, batch: Batch, summing: Sequence[Any], counts: Counts) -> None:
-        """After a batch: save if it is time to, and stop if that was asked for."""
+    def after(self, batch: Batch, summing: Sequence[Any], counts: Counts, gave: Any = None) -> None:
+        """After a batch: save if it is time to, and stop if that was asked for.
+
+        Args:
+            gave: what was computed of the batch.
+        """
         if counts.batches == 1:
-            self._first = sealed.fingerprint([of.sums for of in summing])
+            self._first = sealed.fingerprint([of.sums for of in summing], gave)
         if self._stop:
             if self._save(summing, counts, done=False):
                 kept = "the sums are kept: the same command goes on from there"

@@ -72,34 +72,35 @@ def size(value: Any) -> int:
     return sum(leaf.numel() * leaf.element_size() for leaf in _leaves(value) if isinstance(leaf, Tensor))
 
 
-def fingerprint(sums: Any) -> list[Any]:
-    """A few numbers of each tensor, and all else, by which two computations of the same sums are compared.
+def fingerprint(*values: Any) -> list[Any]:
+    """A few numbers of each tensor, and all else, by which two computations of the same values are compared.
 
     Of a tensor: its shape, its type, its norm, its products with two fixed vectors of normal variates, and how many
     values are NaN. A change of all of its values by a share d moves the products by about d times the norm.
     """
-    return [_of_tensor(leaf) if isinstance(leaf, Tensor) else leaf for leaf in _leaves(sums)]
+    return [_of_tensor(leaf) if isinstance(leaf, Tensor) else leaf for leaf in _leaves(values)]
 
 
-def alike(one: Sequence[Any], other: Sequence[Any]) -> bool:
+def alike(one: Sequence[Any], other: Sequence[Any], rounding: float) -> bool:
     """Whether two fingerprints are of the same computation, up to what another order of its additions changes.
 
-    Numbers may differ by 1e-5 of their tensor's norm, by 1e-3 where they are kept in half precision, and counts by
-    1e-2, since a value at the border of a bin may fall into the next.
+    Numbers may differ by this share of their tensor's norm, and counts by 1e-2, since a value at the border of a bin
+    may fall into the next. Sums of all layers in one tensor hide a small layer behind large ones: what each layer gave
+    must have a tensor of its own.
     """
-    return len(one) == len(other) and all(map(_alike, one, other))
+    return len(one) == len(other) and all(_alike(a, b, rounding) for a, b in zip(one, other))
 
 
-def _alike(one: Any, other: Any) -> bool:
+def _alike(one: Any, other: Any, rounding: float) -> bool:
     if isinstance(one, list) and isinstance(other, list):
         if one[:3] != other[:3]:  # shape, type, NaN
             return False
         floating = getattr(torch, one[1]).is_floating_point
-        share = 1e-2 if not floating else 1e-5 if one[1] in ("float64", "float32") else 1e-3
+        share = rounding if floating else max(rounding, 1e-2)
         bound = share * max(abs(one[3]), abs(other[3]))
         return all(a == b or abs(a - b) <= bound for a, b in zip(one[3:], other[3:]))
     if isinstance(one, float) and isinstance(other, float):
-        return one == other or math.isclose(one, other, rel_tol=1e-5) or (math.isnan(one) and math.isnan(other))
+        return one == other or math.isclose(one, other, rel_tol=rounding) or (math.isnan(one) and math.isnan(other))
     return one == other
 
 

@@ -19,10 +19,13 @@ from repsim.images import FEWEST, Batch, Counts, ImageSet
 from repsim.measures.running import Sums, merged
 from repsim.models import Network, evaluating
 from repsim.pieces import in_pieces
+from repsim.precision import Precision
 from repsim.resume import Resume
 from repsim.tracing import eagerly, passing
 
 Progress = Callable[..., Iterable[Batch]]
+ROUNDING: dict[Precision, float] = {"fp32": 1e-4, "tf32": 2e-3, "bf16": 1e-2}
+"""Share by which two computations of one batch may differ for another order of additions alone, in each precision."""
 
 
 class Summing(Protocol):
@@ -90,10 +93,11 @@ def sweep(
             for network in networks:
                 forward(network, batch.inputs[network.transform].to(network.device), batch)
 
-        def each(batch: Batch) -> None:
+        def each(batch: Batch) -> Any:
             run(batch)
             for study, what in zip(studies, seen):
                 study.update(what, batch)
+            return seen
 
         def rehearse(batch: Batch) -> None:
             run(batch)
@@ -107,7 +111,7 @@ def sweep(
 def over_batches(
     images: ImageSet,
     networks: Sequence[Network],
-    each: Callable[[Batch], None],
+    each: Callable[[Batch], Any],
     summing: Sequence[Summing],
     rehearse: Callable[[Batch], None] | None = None,
     *,
@@ -124,7 +128,8 @@ def over_batches(
     afterwards.
 
     Args:
-        each: what is done; it adds the batch to the sums of `summing`.
+        each: what is done; it adds the batch to the sums of `summing`, and returns what it computed of the batch, by
+            which `resume` knows the computation again.
         rehearse: what every process does with the first batch, where something is settled on it.
         progress: wraps the iterator of batches, as `tqdm` does; called with `total`.
         workers, skip_broken, short: see `ImageSet.batches`.
@@ -140,21 +145,22 @@ def over_batches(
         broken, good = list(unreadable.values()), np.setdiff1d(np.arange(len(images)), list(unreadable))
         images, process = images.only(good), each
 
-        def each(batch: Batch) -> None:
-            process(replace(batch, positions=torch.from_numpy(good)[batch.positions]))
+        def each(batch: Batch) -> Any:
+            return process(replace(batch, positions=torch.from_numpy(good)[batch.positions]))
 
     size = min(batch_size, len(images))
     transforms = [network.transform for network in networks]
 
-    def first_again() -> bool:
+    def first_again() -> Any:
         batches = images.batches(transforms, size, workers=0, skip_broken=skip_broken, short=short, share=share)
         with contextlib.closing(batches):
             batch = next(batches, None)
-            if batch is not None:
-                each(batch)
-        return batch is not None
+            return None if batch is None else each(batch)
 
-    counts = resume.begin(summing, first_again) if resume is not None else Counts()
+    if resume is not None:
+        counts = resume.begin(summing, first_again, max(map(_rounding, networks)))
+    else:
+        counts = Counts()
     if resume is None or not resume.done:
         reading = {"workers": workers, "skip_broken": skip_broken, "short": short, "share": share}
         if share is not None and share.rank and rehearse is not None and not counts.batches:
@@ -165,13 +171,13 @@ def over_batches(
             batches = progress(batches, total=total if share is None else len(range(share.rank, total, share.of)))
         for batch in batches:
             try:
-                each(batch)
+                gave = each(batch)
             except torch.OutOfMemoryError as error:  # not in a forward pass, which would have said so itself
                 raise out_of_memory(
                     "what is computed of a batch", networks[0].device, batch, first_line(error)
                 ) from error
             if resume is not None:
-                resume.after(batch, summing, counts)
+                resume.after(batch, summing, counts, gave)
         if share is not None:
             for of in summing:
                 of.sums = processes.reduced(of.sums, merged, networks[0].device)
@@ -182,6 +188,11 @@ def over_batches(
         if resume is not None:
             resume.end(summing, counts)
     return counts
+
+
+def _rounding(network: Network) -> float:
+    half = torch.finfo(network.dtype).bits < 32
+    return ROUNDING["bf16" if half else network.computes_in]
 
 
 def _gpu(networks: Sequence[Network]) -> torch.device | None:

@@ -245,7 +245,7 @@ def test_devices_that_are_none(device, kind, words):
 
 
 def test_an_empty_device_is_not_the_default(tmp_path):
-    assert "unknown device ''" in one_line("cka", "--device", "", "--out", tmp_path / "o", code=2)
+    assert "--device is empty" in one_line("cka", "--device", "", "--out", tmp_path / "o", code=2)
 
 
 def test_parameters_that_no_pass_gives_a_shape_are_an_error():
@@ -370,7 +370,9 @@ def test_main_leaves_the_environment_as_it_was(monkeypatch):
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_torchrun_finds_the_line(arguments, code, words, rank, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
-    monkeypatch.setenv("RANK", rank)
+    for name, value in {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("repsim.processes.join", lambda: None)
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == code and (words in result.stderr) == (rank == "0")
     message = json.loads((tmp_path / "error.json").read_text())["message"]

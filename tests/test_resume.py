@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from torch import nn
 
 import repsim as rs
 from repsim import resume as resuming
@@ -86,7 +87,7 @@ def test_killed_while_the_sums_are_thrown_away(tmp_path, monkeypatch):
 
 
 def test_ctrl_c_keeps_the_sums(server, tmp_path):
-    many = [*CKA[:4], "5000", *CKA[5:], "--out", tmp_path]
+    many = [*CKA, "--images", "5000", "--data", "noise", "--out", tmp_path]
     process = start(server, many)
     saved = tmp_path / FOLDER / "pass-0-of-1-0.pt"
     while not saved.exists():
@@ -113,10 +114,10 @@ class Interrupting(Resume):
         super().__init__(*args, **more)
         self.batches = batches
 
-    def after(self, batch, summing, counts):
+    def after(self, batch, summing, counts, gave=None):
         self.batches -= 1
         self._stop = self.batches == 0
-        super().after(batch, summing, counts)
+        super().after(batch, summing, counts, gave)
 
 
 def interrupted(tmp_path, function):
@@ -156,6 +157,46 @@ def test_every_study_goes_on_where_it_was(study, tmp_path):
     assert interrupted(tmp_path, STUDIES[study]).to_csv() == whole.to_csv()
 
 
+@pytest.mark.parametrize("study", STUDIES)
+def test_other_code_is_found_by_the_first_batch(study, tmp_path, monkeypatch):
+    at = Interrupting(tmp_path / FOLDER, {}, batches=2)
+    with pytest.raises(Stopped):
+        STUDIES[study](at)
+    at._lock.release()
+    gelu = nn.GELU.forward
+    monkeypatch.setattr(nn.GELU, "forward", lambda self, x: gelu(self, x) + 0.01)  # with the same weights
+    again = Resume(tmp_path / FOLDER, {})
+    with pytest.raises(rs.UsageError, match="first batch gives other values now .* --fresh"):
+        STUDIES[study](again)
+    again.finish()
+
+
+def test_a_small_layer_is_not_hidden_by_large_ones(tmp_path):
+    """In the table of HSIC its own is 1e-16 of the largest."""
+
+    def network(other):
+        torch.manual_seed(0)
+        last = nn.Linear(8, 8)
+        last.weight.data *= 1e-4
+        first = nn.Linear(48, 8)
+        first.weight.data *= 100
+        return nn.Sequential(nn.Flatten(), first, nn.Sequential(nn.Tanh() if other else nn.ReLU(), last))
+
+    images = torch.randn(32, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+
+    def run(other, at):
+        return rs.layer_cka(network(other), images=images, layers=["1", "2"], batch_size=8, resume=at)
+
+    at = Interrupting(tmp_path / FOLDER, {}, batches=2)
+    with pytest.raises(Stopped):
+        run(False, at)
+    at._lock.release()
+    again = Resume(tmp_path / FOLDER, {})
+    with pytest.raises(rs.UsageError, match="first batch gives other values now"):
+        run(True, again)
+    again.finish()
+
+
 def test_probes_go_on_where_they_were(tmp_path):
     train = ImageSet("sample", split="train", images=300)
 
@@ -171,7 +212,7 @@ def test_probes_go_on_where_they_were(tmp_path):
 
 @pytest.mark.parametrize("option", [["--seed", "1"], ["--batch-size", "16"], ["--images", "40"], ["--layers", "all"]])
 def test_another_set_up_is_refused(tmp_path, option, monkeypatch):
-    def stop(self, batch, summing, counts):
+    def stop(self, batch, summing, counts, gave):
         self._save(summing, counts, done=False)
         raise Stopped("stopped")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -157,18 +157,21 @@ def lesions(
         network.module.register_forward_pre_hook(surgery.start),
     ):
 
-        def each(batch: Batch) -> None:
+        def each(batch: Batch) -> list[Any]:
             inputs = batch.inputs[network.transform].to(network.device)
             logits, whole = surgery.run(None, inputs, batch, seen)
+            gave = [logits, whole]
             labels = None if reason else torch.as_tensor(images.labels[batch.positions.numpy()]).to(logits.device)
             for lesion, into in zip(tried, trying.sums):
                 changed, rows = surgery.run(lesion, inputs, batch, seen)
+                gave.append(changed)
                 into.outputs.update(
                     _outputs(logits, changed, labels) if scores else torch.full((len(inputs), 3), torch.nan)
                 )
                 before = [whole[name] for name in rows]
                 into.hsic.update(matched_hsic(before, [list(rows.values())], len(inputs)), batch.number)
                 into.layers.names = tuple(rows)
+            return gave
 
         counts = over_batches(images, [network], each, [trying], batch_size=batch_size, **how)
     return Lesions(_table(network, tried, trying.sums), notices, counts)

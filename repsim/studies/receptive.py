@@ -96,18 +96,21 @@ def receptive_fields(
     how = {"progress": progress, "workers": workers, "skip_broken": skip_broken, "resume": resume}
     with frozen(network.module), capture(network, found, reduce, passed=True) as seen:
 
-        def each(batch: Batch) -> None:
+        def each(batch: Batch) -> dict[str, Tensor]:
             inputs = batch.inputs[network.transform].to(network.device).requires_grad_()
             with torch.enable_grad():
                 forward(network, inputs, batch)
+            gave = {}
             for name in list(seen):
                 z, which = seen[name], chosen[name].to(network.device)
                 if proxy:
                     z, which = z.sum(1, keepdim=True), torch.zeros(1, dtype=torch.int64, device=network.device)
                 with network.computing():
                     gradient = centre_gradients(z, inputs, which, at_once=at_once)
-                fields.sums.setdefault(name, Moments()).update(gradient.mean(1).cpu())
+                gave[name] = gradient.mean(1).cpu()
+                fields.sums.setdefault(name, Moments()).update(gave[name])
             seen.clear()
+            return gave
 
         counts = over_batches(images, [network], each, [fields], batch_size=batch_size, **how)
     maps = {name: moments.mean() for name, moments in fields.sums.items()}
