@@ -77,7 +77,10 @@ class Commands(click.Group):
             say(str(stopped), False)
             ctx.exit(130)
         except KeyboardInterrupt:
-            say("stopped; nothing new was saved: the same command goes on from what was saved before, if anything", False)
+            say(
+                "stopped; nothing new was saved: the same command goes on from what was saved before, if anything",
+                False,
+            )
             ctx.exit(130)
         except SystemExit as ended:  # which click never raises in here
             line = f"Error: code that is not repsim's ended the program with exit({ended.code!r})"
