@@ -32,6 +32,7 @@ from repsim.checkpoints import few, no_file
 from repsim.errors import RepsimError, UsageError, first_line, one_of
 from repsim.files import regular
 from repsim.hashing import NoStableForm, state_sha256
+from repsim.memory import physical
 from repsim.precision import Precision, check_precision, computing, usual_precision
 from repsim.weights import Taken, load_file, packed
 
@@ -395,7 +396,7 @@ def _check_args(name: str, model_args: dict[str, Any]) -> None:
 def _no_larger_than_memory(name: str, model_args: dict[str, Any]) -> Iterator[None]:
     """Within it, a network that is built stays smaller than memory: one that grew beyond it would have it all first."""
     tensors, size = 0, 0
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**63
+    memory = physical()
 
     def registered(module: nn.Module, key: str, parameter: nn.Parameter | None) -> None:
         nonlocal tensors, size

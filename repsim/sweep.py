@@ -17,11 +17,12 @@ from repsim import processes
 from repsim.errors import RepsimError, UsageError, first_line, not_finite
 from repsim.images import FEWEST, Batch, Counts, ImageSet
 from repsim.measures.running import Sums, merged
+from repsim.memory import Runs, Takes, is_memory_error, plan
 from repsim.models import Network, evaluating
 from repsim.pieces import in_pieces
 from repsim.precision import Precision
 from repsim.resume import Resume
-from repsim.tracing import eagerly, passing
+from repsim.tracing import Trace, eagerly, passing
 
 Progress = Callable[..., Iterable[Batch]]
 ROUNDING: dict[Precision, float] = {"fp32": 1e-4, "tf32": 2e-3, "bf16": 1e-2}
@@ -33,6 +34,9 @@ class Summing(Protocol):
 
     sums: Sums
     """All that it keeps of the batches; see `merged`. Classes of its own in it are named in an attribute `kinds`."""
+
+    def takes(self, size: int, batches: int) -> Takes:
+        """What it takes of main memory with so many batches of so many images."""
 
 
 class Study(Summing, Protocol):
@@ -120,6 +124,7 @@ def over_batches(
     workers: int | None = None,
     skip_broken: bool = False,
     short: bool = False,
+    gradients: bool = False,
     resume: Resume | None = None,
 ) -> Counts:
     """Do something with every batch for networks, all of one size unless `short`.
@@ -133,10 +138,14 @@ def over_batches(
         rehearse: what every process does with the first batch, where something is settled on it.
         progress: wraps the iterator of batches, as `tqdm` does; called with `total`.
         workers, skip_broken, short: see `ImageSet.batches`.
+        gradients: whether what the networks compute is kept for a backward pass.
         resume: saves the sums every so often, and has those of the run that it goes on from.
 
     Returns:
         How many images were used, dropped and broken.
+
+    Raises:
+        UsageError: it does not fit into memory; see `repsim.memory`.
     """
     share, broken = processes.share(), []
     if share is not None and skip_broken:  # which images make a batch depends on those before it
@@ -149,10 +158,12 @@ def over_batches(
             return process(replace(batch, positions=torch.from_numpy(good)[batch.positions]))
 
     size = min(batch_size, len(images))
+    at_once = planned(images, networks, summing, size, gradients)
     transforms = [network.transform for network in networks]
 
     def first_again() -> Any:
-        batches = images.batches(transforms, size, workers=0, skip_broken=skip_broken, short=short, share=share)
+        reading = {"workers": 0, "skip_broken": skip_broken, "short": short, "share": share}
+        batches = images.batches(transforms, size, counts=Counts(at_once=dict(at_once)), **reading)
         with contextlib.closing(batches):
             batch = next(batches, None)
             return None if batch is None else each(batch)
@@ -162,6 +173,7 @@ def over_batches(
     else:
         counts = Counts()
     if resume is None or not resume.done:
+        counts.at_once = {**at_once, **counts.at_once}
         reading = {"workers": workers, "skip_broken": skip_broken, "short": short, "share": share}
         if share is not None and share.rank and rehearse is not None and not counts.batches:
             rehearse(next(images.batches(transforms, size, workers=workers)))
@@ -172,7 +184,9 @@ def over_batches(
         for batch in batches:
             try:
                 gave = each(batch)
-            except torch.OutOfMemoryError as error:  # not in a forward pass, which would have said so itself
+            except (RuntimeError, MemoryError, OSError) as error:  # in a forward pass it would have said so itself
+                if isinstance(error, RepsimError) or not is_memory_error(error):
+                    raise
                 raise out_of_memory(
                     "what is computed of a batch", networks[0].device, batch, first_line(error)
                 ) from error
@@ -202,6 +216,32 @@ def _gpu(networks: Sequence[Network]) -> torch.device | None:
     return device if device.type == "cuda" and not others else None
 
 
+def planned(
+    images: ImageSet, networks: Sequence[Network], summing: Sequence[Summing], size: int, gradients: bool
+) -> dict[str, int]:
+    """How many images of a batch go through a network at once, where memory is too small for all of them.
+
+    Raises:
+        UsageError: it is too small in any case.
+    """
+    on_cpu = [network for network in networks if network.device.type == "cpu"]
+    runs = [
+        Runs(
+            network.name,
+            image=network.dtype.itemsize * math.prod(network.input_size),
+            peak=2 * Trace.of(network).made if gradients else Trace.of(network).peak,
+            whole=gradients,
+        )
+        for network in on_cpu
+    ]
+
+    def takes(size: int) -> Takes:
+        all_of_them = sum((of.takes(size, max(len(images) // size, 1)) for of in summing), Takes())
+        return all_of_them if on_cpu else replace(all_of_them, batch=0, waiting=0)
+
+    return plan(takes, runs, size).at_once
+
+
 def forward(network: Network, inputs: Tensor, batch: Batch) -> Any:
     """Run a network on a batch, mostly for what its hooks take; an error of its own names both.
 
@@ -215,13 +255,13 @@ def forward(network: Network, inputs: Tensor, batch: Batch) -> Any:
             with network.computing(), eagerly(network), passing(network):
                 run = network.module if inputs.requires_grad else network.runner
                 return run(inputs) if size == len(inputs) else in_pieces(run, inputs, size)
-        except torch.OutOfMemoryError as error:
-            reason = first_line(error)
         except RepsimError:
             raise
-        except (RuntimeError, ValueError, TypeError, IndexError, MemoryError, SystemExit) as error:
-            where = f"{network.name} failed on batch {batch.number}, {len(inputs)} images"
-            raise RepsimError(f"{where}: {first_line(error)}") from error
+        except (RuntimeError, ValueError, TypeError, IndexError, MemoryError, OSError, SystemExit) as error:
+            reason = first_line(error)
+            if not is_memory_error(error):
+                where = f"{network.name} failed on batch {batch.number}, {len(inputs)} images"
+                raise RepsimError(f"{where}: {reason}") from error
         if inputs.requires_grad:  # gradients keep all activations in any case
             break
         size, batch.at_once[network.name] = size // 2, max(size // 2, 1)

@@ -58,6 +58,11 @@ class Reading:
     """Why `spatial` and `pooled` cannot be had, if so."""
 
     @property
+    def numel(self) -> int:
+        """Numbers that an image has in it."""
+        return math.prod(self.shape)
+
+    @property
     def layout(self) -> Layout:
         """What it looks like: `tokens` (t, d), `channels_first` (d, h, w), `channels_last` (h, w, d), `vector` (d),
         `windows` (w, t, d) and the like; `other` where axes are not known."""

@@ -11,7 +11,7 @@ import itertools
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -142,6 +142,10 @@ class Trace:
     operations: list[Operation]
     """In the order in which they run."""
     provenance: Provenance
+    peak: int
+    """Bytes of the tensors that are alive at once in a forward pass, for each image, without the weights."""
+    made: int
+    """Bytes of all tensors that it makes, for each image, as a backward pass needs most of them."""
 
     @classmethod
     def of(cls, network: Network) -> Trace:
@@ -202,16 +206,16 @@ def _traced(network: Network) -> Trace:
     provenance = Provenance(images, named)
     looking = _Looking(provenance)
     looking.recorder.begin(images)
-    first = _run(network, images, looking)
+    first, alive = _run(network, images, looking), _Alive()
     for changed in () if images.is_meta else range(IMAGES):
         batch = images.clone()
         batch[changed] = others[changed]
-        again = _Comparing(looking, changed)
+        again = _Comparing(looking, changed, None if changed else alive)
         names = [call.name for call in _run(network, batch, again)]
         if names != [call.name for call in first]:
             raise RepsimError(f"{network.name} does other things to other images; repsim cannot follow it")
     looking.settle()
-    return Trace(None, first, looking.recorder.operations, provenance)
+    return Trace(None, first, looking.recorder.operations, provenance, alive.peak // IMAGES, alive.made // IMAGES)
 
 
 def _run(network: Network, images: Tensor, watching: _Looking | _Comparing) -> list[Call]:
@@ -332,12 +336,12 @@ class _Looking:
 class _Comparing:
     """A pass in which one image was changed."""
 
-    def __init__(self, looking: _Looking, changed: int) -> None:
-        self.looking, self.changed = looking, changed
+    def __init__(self, looking: _Looking, changed: int, alive: _Alive | None) -> None:
+        self.looking, self.changed, self.alive = looking, changed, alive
         self.running: list[Call] = []
 
     def recording(self) -> Any:
-        return ExitStack()
+        return self.alive or ExitStack()
 
     def enter(self, call: Call, arguments: Any) -> None:
         self._compare((call.path, call.number, "input"), first_tensor(arguments))
@@ -376,6 +380,38 @@ def sums(parts: Tensor) -> Tensor:
     rows = parts.detach().flatten(1)
     rows = rows.abs() if rows.is_complex() else rows
     return torch.stack([rows.sum(1, dtype=torch.float64), rows.abs().sum(1, dtype=torch.float64)], 1)
+
+
+class _Alive(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations make, until they are gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = self.made = 0
+        self._known: weakref.WeakSet = weakref.WeakSet()
+
+    def __torch_dispatch__(self, operation: Any, types: Any, arguments: tuple = (), keywords: Any = None) -> Any:
+        for storage in _storages((arguments, keywords)):  # weights and images, and views of them, are not made here
+            self._known.add(storage)
+        result = operation(*arguments, **(keywords or {}))
+        for storage in _storages(result):
+            if storage not in self._known:
+                size = storage.nbytes()
+                self._known.add(storage)
+                weakref.finalize(storage, self._gone, size)
+                self.now, self.made = self.now + size, self.made + size
+                self.peak = max(self.peak, self.now)
+        return result
+
+    def _gone(self, size: int) -> None:
+        self.now -= size
+
+
+def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
+    for value in tree_iter(values):
+        if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized:
+            with suppress(NotImplementedError, RuntimeError):  # a tensor without memory of its own
+                yield value.untyped_storage()
 
 
 # Whose pass it is

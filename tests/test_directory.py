@@ -154,7 +154,7 @@ def test_what_is_apart_lies_apart_and_is_found_again(kind, somewhere):
 
 
 def test_a_stopped_run_goes_on_in_its_own_directory(somewhere, monkeypatch):
-    def stop(self, batch, summing, counts):
+    def stop(self, batch, summing, counts, gave):
         self._save(summing, counts, done=False)
         raise Stopped("stopped")
 

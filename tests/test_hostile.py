@@ -224,7 +224,7 @@ def test_a_network_is_refused_while_it_grows(monkeypatch):
 
 
 def test_a_network_larger_than_memory_is_refused(monkeypatch):
-    monkeypatch.setattr(os, "sysconf", lambda name: 1024 if name == "SC_PHYS_PAGES" else 1024)  # 1 MiB
+    monkeypatch.setattr("repsim.models.physical", lambda: 2**20)
     with pytest.raises(rs.UsageError, match="too large: it has more than the 0 GiB of this machine"):
         rs.load_model("vit_mini", weights="random")
 

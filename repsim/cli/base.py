@@ -207,6 +207,7 @@ class Job:
     device: str | None
     precision: str | None
     compiled: bool
+    memory: str | None
     out: Path | None
     redraw: Path | None
     checkpoint_every: float
@@ -241,11 +242,15 @@ class Job:
         from repsim import processes
         from repsim.cli.directory import before, digest, own_directory
         from repsim.images import ImageSet
+        from repsim.memory import give_back_blocks, limited
         from repsim.models import check_name, told_apart
         from repsim.resume import FOLDER, Resume
         from repsim.tables import prepare, recording
 
         started = time.perf_counter()
+        context = click.get_current_context()
+        give_back_blocks()
+        context.with_resource(limited(self.memory, lambda text: say(text, self.quiet)))
         for of in asked:
             check_name(of.model)
         data = self.data or default_data([of.model for of in asked])
@@ -264,7 +269,6 @@ class Job:
             old.update(before(out, settings, writes, known, self.overwrite))
             prepare(out)
 
-        context = click.get_current_context()
         resume = Resume(
             out / FOLDER,
             {**apart, **bound("images", chosen), **(bound("training images", train) if train is not None else {})},
@@ -413,6 +417,11 @@ def job_options(command: str, images: int, batch_size: int, of: str) -> Callable
             help="Of the networks; tf32 on CUDA only.  [default: tf32 on CUDA, else fp32]",
         ),
         click.option("--compile", "compiled", is_flag=True, help="Have torch.compile run the networks."),
+        click.option(
+            "--memory",
+            metavar="SIZE",
+            help="Main memory that may be taken, such as 8G or 50%.  [default: three quarters of what is free]",
+        ),
         click.option(
             "--out",
             type=Place(),
@@ -578,7 +587,7 @@ def about(job: Job, networks: list[Any], images: Any, train: Any = None) -> dict
     from repsim.images import Counts
     from repsim.models import NO_HASH
 
-    means = {"out", "redraw", "workers", "checkpoint_every", "fresh", "overwrite", "quiet", "as_json"}
+    means = {"out", "redraw", "workers", "memory", "checkpoint_every", "fresh", "overwrite", "quiet", "as_json"}
     given = click.get_current_context().params
 
     def seen(images: Any) -> dict[str, Any]:

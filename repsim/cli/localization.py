@@ -15,6 +15,14 @@ from repsim.errors import UsageError, one_of
 @main.command()
 @model_options("", " Repeatable.", ("vit_mini", "vit_mini_gap", "resnet_mini"), several=True)
 @LAYERS
+@click.option(
+    "--grid",
+    "finest",
+    type=int,
+    default=32,
+    show_default=True,
+    help="Rows and columns of positions to look at, at most; finer maps are looked at in as many places.",
+)
 @click.option("--show", metavar="ROW,COLUMN", multiple=True, help="Token to draw; repeatable.  [default: the paper's]")
 @click.option("--show-layer", metavar="LAYER", help="Layer to draw.  [default: the last of each network]")
 @job_options("localize", images=2560, batch_size=256, of="minibatch of CKA")
@@ -25,13 +33,15 @@ def localize(
     weights_key: tuple[str, ...],
     arg: tuple[str, ...],
     layers: str,
+    finest: int,
     show: tuple[str, ...],
     show_layer: str | None,
 ) -> Path:
     """Which input patches single tokens resemble (paper, Figures 9, 10, D.1 to D.3).
 
     Writes localization.csv (every token and patch of every layer), localization_summary.csv, run.json, and the
-    pictures of both.
+    pictures of both. Where that would be over a million rows, localization.csv has the tokens of --show, and
+    localization.npz has all.
     """
     tokens = parse_tokens(show)
     if job.redraw is not None:
@@ -43,18 +53,22 @@ def localize(
     run.notice_a_single_batch()
 
     from repsim.studies.localization import located, patch_grid, token_localization
-    from repsim.tables import save_table
+    from repsim.tables import save_arrays, save_table
 
     if tokens or show_layer is not None:  # what cannot be drawn is said before anything runs
         placed = [(network, located(network, layers)[0]) for network in run.networks]
         names = dict.fromkeys(layer.name for _, of in placed for layer in of)
         if show_layer is not None and show_layer not in names:
             raise one_of("layer of --show-layer", show_layer, names)
-        rows, columns = (min(sides) for sides in zip(*(patch_grid(network, of) for network, of in placed)))
+        rows, columns = (min(sides) for sides in zip(*(patch_grid(network, of, finest) for network, of in placed)))
         for row, column in tokens or ():
             if not (0 <= row < rows and 0 <= column < columns):
                 raise UsageError(f"--show {row},{column}: the grid of tokens is {rows} x {columns}")
-    found = token_localization(run.networks, run.images, layers=layers, batch_size=job.batch_size, **run.how())
+    asked = {"layers": layers, "finest": finest, "tokens": tokens, "batch_size": job.batch_size}
+    found = token_localization(run.networks, run.images, **asked, **run.how())
+    if found.arrays:
+        save_arrays(found.arrays, run.out / "localization.npz")
+        run.notice("localization.csv lists chosen tokens only; localization.npz has all tokens of all layers")
     for reason in found.undefined:
         say(reason, job.quiet)
     save_table(found.table, run.out / "localization.csv")
@@ -66,12 +80,15 @@ def localize(
 
 def draw_localization(directory: Path, tokens: list[tuple[int, int]] | None, layer: str | None, quiet: bool) -> None:
     from repsim.plots import localization, localization_summary
-    from repsim.tables import LOCALIZATION, LOCALIZATION_SUMMARY, load_table
+    from repsim.tables import LOCALIZATION, LOCALIZATION_SUMMARY, load_arrays, load_table
+    from repsim.token_tables import all_tokens
 
     summary = load_table(directory / "localization_summary.csv", LOCALIZATION_SUMMARY)
     models = list(summary["model"].unique())
     finish(directory, "localization_summary", localization_summary(summary), models, True)
     table = load_table(directory / "localization.csv", LOCALIZATION)
+    if (directory / "localization.npz").exists():
+        table = all_tokens(load_arrays(directory / "localization.npz"), table, layer)
     finish(directory, "localization", localization(table, tokens=tokens, layer=layer), models, quiet)
 
 

@@ -32,7 +32,7 @@ from repsim.errors import UsageError
 @click.option("--train-data", type=Source(), metavar="DATA", help="Where training images are.  [default: in DATA]")
 @click.option("--train-split", metavar="SPLIT", help="Which split or folder they are.  [default: train]")
 @click.option("--train-images", type=int, metavar="N", help="Draw so many of them first.  [default: all]")
-@job_options("probe", images=5000, batch_size=128, of="forward pass")
+@job_options("probe", images=5000, batch_size=32, of="forward pass")
 def probe(
     job: Job,
     model: tuple[str, ...],

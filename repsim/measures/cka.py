@@ -103,16 +103,17 @@ def _block_width(p: int) -> int:
 
 
 def centred_gram(
-    x: Tensor, scratch: Tensor | None = None, *, given: torch.dtype | None = None
+    x: Tensor, scratch: Tensor | None = None, *, exact: bool = False, given: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
     """Gram matrix of features centred over the batch, X_c X_c^T.
 
-    The products are taken in float32 (float64 for float64 input) on blocks of features centred
+    The products are taken in float32 (float64 for float64 input, or if `exact`) on blocks of features centred
     just before, and summed in float64. Only a block is ever copied.
 
     Args:
         x: (n, p) one row per example.
         scratch: 1-D float32 memory to centre in, used again by the next call; see `scratch_for`.
+        exact: take the products in float64 whatever x is.
         given: the type in which the features came, if it is not that of x.
 
     Returns:
@@ -121,7 +122,7 @@ def centred_gram(
     """
     x = tensor(x, "x", "(n, p)")
     n, p = x.shape
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = torch.float64 if exact or x.dtype == torch.float64 else torch.float32
     at_a_time = SCRATCH if x.device.type == "cpu" else SCRATCH_ELSEWHERE
     width = max(BLOCK, at_a_time // n // BLOCK * BLOCK)
     if scratch is None or scratch.dtype != dtype or scratch.device != x.device or len(scratch) < n * min(width, p):
@@ -275,7 +276,7 @@ def gram_row(x: Tensor, scratch: Tensor | None = None, *, centre: bool = False) 
     centred, off_by = centred_gram(x, scratch)
     row = _row(centred, centred=True, eps=bounds.eps_of(x.dtype))
     if on_cpu and not (bounds.fits_float32(centred.trace()) and off_by < ROUNDING * row.norm):
-        exact = centred_gram(x.double(), given=x.dtype)[0]
+        exact = centred_gram(x, exact=True)[0]
         row = _row(exact, centred=True, eps=bounds.eps_of(torch.float64))
     return row
 

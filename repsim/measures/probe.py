@@ -118,6 +118,18 @@ class ProbeSums:
         merged.totals, merged.squares = self.totals + other.totals, self.squares + other.squares
         return merged
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """m probes of d features."""
+        return tuple(self.origin.shape)
+
+    def part(self, probes: slice) -> ProbeSums:
+        """The sums of some of the m probes: views."""
+        part = ProbeSums(len(self.counts))
+        part.counts, part.eps = self.counts, self.eps
+        part.origin, part.totals, part.squares = self.origin[probes], self.totals[probes], self.squares[probes]
+        return part
+
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and variance of each feature, (m, d)."""
         n = self.counts.sum()
@@ -188,6 +200,18 @@ class ProbeRows:
         merged._features, merged._labels = self._features + other._features, self._labels + other._labels
         return merged
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """m probes of d features."""
+        return tuple(self._features[0].shape[::2])
+
+    def part(self, probes: slice) -> ProbeRows:
+        """The features of some of the m probes: views."""
+        part = ProbeRows(len(self.counts))
+        part.counts, part.eps, part._labels = self.counts, self.eps, self._labels
+        part._features = [features[probes] for features in self._features]
+        return part
+
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and variance of each feature, (m, d)."""
         x = self.features.double()
@@ -239,6 +263,11 @@ class Probe:
 
     def to(self, dtype: torch.dtype) -> Probe:
         return Probe(self.mean.to(dtype), self.weight.to(dtype), self.bias.to(dtype), self.l2)
+
+
+def side_by_side(parts: Sequence[Probe]) -> Probe:
+    """Probes of different features as one: all of their m."""
+    return Probe(*(torch.cat([getattr(part, each) for part in parts]) for each in ("mean", "weight", "bias", "l2")))
 
 
 def stacked(probes: Sequence[Probe]) -> Probe:

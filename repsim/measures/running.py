@@ -11,6 +11,9 @@ from torch import Tensor
 from repsim.errors import RepsimError, UsageError
 from repsim.measures.inputs import tensor
 
+GROUPS = 32
+"""Of the jackknife, at most."""
+
 
 class GroupedSums:
     """Sums of one tensor per batch, kept in a fixed number of groups for the jackknife.
@@ -23,7 +26,7 @@ class GroupedSums:
         counts: (groups,) number of batches in each group.
     """
 
-    def __init__(self, groups: int = 32) -> None:
+    def __init__(self, groups: int = GROUPS) -> None:
         self.counts = torch.zeros(groups, dtype=torch.int64)
         self.sums: Tensor | None = None
 
@@ -46,6 +49,12 @@ class GroupedSums:
         self.sums[group] += value
         self.counts[group] += 1
         return self
+
+    def part(self, index: int) -> GroupedSums:
+        """The sums of one part along the first axis of the values: a view."""
+        part = GroupedSums(len(self.counts))
+        part.counts, part.sums = self.counts, self.sums[:, index]
+        return part
 
     def merge(self, other: GroupedSums) -> GroupedSums:
         """The sums over the batches of both; number the batches of each apart from the other's."""
@@ -275,10 +284,15 @@ def jackknife(sums: GroupedSums, statistic: Callable[[Tensor], Tensor]) -> tuple
     Reference: Busing, Meijer & van der Leeden (1999), "Delete-m jackknife for unequal m", eq. 5-9.
     """
     theta = statistic(sums.mean())
-    without = [(statistic(rest), sums.batches / size) for rest, size in sums.leave_one_out() if sums.batches > size]
-    if len(without) < 2:
+
+    def without() -> Iterator[tuple[Tensor, float]]:  # twice, rather than keep as many tables as there are groups
+        for rest, size in sums.leave_one_out():
+            if sums.batches > size:
+                yield statistic(rest), sums.batches / size
+
+    groups = sum(0 < size < sums.batches for size in sums.counts.tolist())
+    if groups < 2:
         return theta, torch.full_like(theta, torch.nan)
-    groups = len(without)
-    estimate = groups * theta - sum((1 - 1 / h) * rest for rest, h in without)
-    variance = sum((h * theta - (h - 1) * rest - estimate) ** 2 / (h - 1) for rest, h in without) / groups
+    estimate = groups * theta - sum((1 - 1 / h) * rest for rest, h in without())
+    variance = sum((h * theta - (h - 1) * rest - estimate) ** 2 / (h - 1) for rest, h in without()) / groups
     return theta, variance.sqrt()

@@ -469,8 +469,7 @@ class Places(Exhibit):
             tables, parts = [], []
             for study in studies:
                 (part,) = study.parts
-                table = part.table()
-                tables.append(table[table["layer"] == part.layers[self.layer].name])
+                tables.append(part.table(part.layers[self.layer]))
                 parts.append(study.summary())
             summary = pd.concat(parts, ignore_index=True)
             rows: list[Number] = []

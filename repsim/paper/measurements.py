@@ -13,6 +13,7 @@ from repsim.errors import RepsimError, UsageError
 from repsim.images import Batch, Counts, ImageSet
 from repsim.layers import Layer, find_layers
 from repsim.measures.running import Total
+from repsim.memory import Takes
 from repsim.models import Network
 from repsim.studies.attention import AttentionDistance
 from repsim.studies.heads import HeadSimilarity, head_layer
@@ -165,7 +166,7 @@ class Measurements:
                 probing = Probing(networks, self.train, self.images, tokens=tokens, neighbours=0)
                 passes = Passes(networks)
                 how = self._how("training images")
-                studies.append(probing.fitted(batch_size=self.batch_size, beside=[passes], **how))
+                studies.append(probing.fitted(batch_size=self.batch_size, beside=passes.among, **how))
                 self._count(passes, "train")
                 fitted.append((names, probing))
             except UsageError as error:  # too few images of a class, or too little memory
@@ -191,6 +192,11 @@ class Passes:
         self.networks = networks
         self.sums: dict[str, Total] = {}
 
+    def among(self, networks: Sequence[Network]) -> Passes:
+        """The same, of a pass of some of them."""
+        self.networks = networks
+        return self
+
     @contextmanager
     def watch(self, index: int, network: Network) -> Iterator[dict[str, Any]]:
         def count(module: Any, arguments: tuple, output: Any) -> None:
@@ -202,6 +208,9 @@ class Passes:
             yield {}
         finally:
             hook.remove()
+
+    def takes(self, size: int, batches: int) -> Takes:
+        return Takes()
 
     def update(self, seen: Sequence[dict[str, Any]], batch: Batch) -> None:
         """Nothing more: it was counted when the images went in."""

@@ -14,18 +14,13 @@ from matplotlib.patheffects import withStroke
 
 from repsim.errors import UsageError, one_of
 from repsim.plots.style import UNDEFINED, Figure, entitle, label, look, named
+from repsim.token_tables import paper_tokens
 
 PANEL = 1.5
 """Inches of a panel's width and height, about."""
 MAP_CMAP = "inferno"
 TOKEN_CMAP = "viridis"
 """Lighter at its low end than the others: most of a token's CKA with patches are far below its highest."""
-PAPER_TOKENS = {
-    7: [(0, 0), (2, 1), (4, 2), (4, 4)],
-    14: [(0, 0), (2, 3), (2, 7), (4, 5)],
-    16: [(0, 0), (2, 5), (5, 10), (5, 11)],
-}
-"""Side of the grid -> row and column of the tokens that the paper shows (Figures 9, 10, D.1 to D.3)."""
 
 
 def attention_maps(images: np.ndarray, cls: np.ndarray, rollout: np.ndarray, *, title: str = "") -> Figure:
@@ -159,13 +154,6 @@ def token_map(ax: Axes, of: TokenMap, *, low: float, high: float) -> None:
     rim = [withStroke(linewidth=2, foreground="black")]  # white alone is lost on the brightest cells
     ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, path_effects=rim, **outline))
     label(ax, title=f"token {of.token}: {of.values[of.own]:.2f}", size=7, inches=PANEL)
-
-
-def paper_tokens(rows: int, columns: int) -> list[tuple[int, int]]:
-    """The tokens that the paper shows of such a grid; of others, those nearest to its choice for 7 x 7."""
-    if rows == columns and rows in PAPER_TOKENS:
-        return PAPER_TOKENS[rows]
-    return list(dict.fromkeys(((2 * r + 1) * rows // 14, (2 * c + 1) * columns // 14) for r, c in PAPER_TOKENS[7]))
 
 
 def _drawn_layers(table: pd.DataFrame, layer: str | None) -> list[pd.DataFrame]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -24,12 +25,16 @@ from repsim.errors import UsageError
 from repsim.images import FEWEST, Batch, ImageSet, as_image_set
 from repsim.measures.attention import HeadStatistics, windowed_head_statistics
 from repsim.measures.running import Moments
+from repsim.memory import Takes
 from repsim.models import Network, as_network, evaluating
 from repsim.pieces import add_piece, piece
 from repsim.resume import Resume
 from repsim.sweep import Progress, require_finite, sweep
 from repsim.tables import ATTENTION
-from repsim.tracing import eagerly, is_own
+from repsim.tracing import IMAGES, eagerly, is_own
+
+COPIES = 6
+"""Of the weights of a map: of what they are computed from, and of products with distances and logarithms."""
 
 
 class AttentionDistance:
@@ -85,6 +90,11 @@ class AttentionDistance:
             own=where.own,
             renormalize=self.renormalize,
         )
+
+    def takes(self, size: int, batches: int) -> Takes:
+        weights = max(math.prod(each.shape) // IMAGES for layer in self.attentions.layers for each in layer.maps)
+        kept = sum(len(layer.order) for layer in self.attentions.layers) * len(HeadStatistics._fields)
+        return Takes(sums=24 * kept, batch=size * (COPIES * 4 * weights + 8 * kept), tables=24 * kept)
 
     def update(self, seen: Sequence[dict[str, dict[int, HeadStatistics]]], batch: Batch) -> None:
         for layer in self.attentions.layers:

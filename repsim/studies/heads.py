@@ -19,10 +19,12 @@ from repsim.hooks import capture
 from repsim.images import Batch, Counts, ImageSet, as_image_set
 from repsim.layers import Layer, find_layers
 from repsim.measures.cka import GramRow, MinibatchCKA, flatten, gram_row, normalise, scratch_for
-from repsim.measures.running import GroupedSums, jackknife
+from repsim.measures.running import GROUPS, GroupedSums, jackknife
+from repsim.memory import Takes
 from repsim.models import Network, as_network
 from repsim.resume import Resume
 from repsim.studies.attention import AttentionDistance
+from repsim.studies.similarity import grams_of
 from repsim.sweep import Progress, require_finite, sweep
 from repsim.tables import HEAD_CORRELATION, HEADS
 
@@ -51,6 +53,16 @@ class HeadSimilarity:
             return [gram_row(flatten(activation), self._scratch)]
         each = activation.unflatten(-1, (self.head_count, -1))
         return [gram_row(flatten(each[..., head, :]), self._scratch) for head in range(self.head_count)]
+
+    def takes(self, size: int, batches: int) -> Takes:
+        layers = [*[self.heads] * self.head_count, *self.layers]
+        pairs = 8 * len(layers) ** 2
+        return Takes(
+            sums=min(GROUPS, batches) * pairs,
+            batch=grams_of(layers, size),
+            tables=8 * pairs,
+            waiting=4 * size * sum(layer.numel for layer in (self.heads, *self.layers)),
+        )
 
     def update(self, seen: Sequence[dict[str, list[GramRow]]], batch: Batch) -> None:
         rows = [row for mapping in seen for taken in mapping.values() for row in taken]

@@ -20,9 +20,11 @@ from repsim.hooks import capture
 from repsim.images import Batch, Counts, ImageSet, as_image_set
 from repsim.layers import Layer, find_layers
 from repsim.measures.cka import GramRow, flatten, gram_row, matched_hsic, normalise_matched, scratch_for
-from repsim.measures.running import GroupedSums, Known, Moments, jackknife
+from repsim.measures.running import GROUPS, GroupedSums, Known, Moments, jackknife
+from repsim.memory import Takes
 from repsim.models import Network, as_network, evaluating
 from repsim.resume import Resume
+from repsim.studies.similarity import grams_of
 from repsim.sums import ResidualSum, blocks_without, find_sums, watch_sums
 from repsim.sweep import Progress, check_batch_size, forward, over_batches, require_finite
 from repsim.tables import LESION
@@ -90,9 +92,19 @@ class _Sums(NamedTuple):
 class _Trying:
     """What a pass adds to: the sums of every lesion."""
 
-    def __init__(self, lesions: int) -> None:
+    def __init__(self, lesions: int, layers: Sequence[Layer]) -> None:
         self.sums = [_Sums(Moments(), Known(), GroupedSums()) for _ in range(lesions)]
         self.kinds = [_Sums]
+        self.layers = layers
+
+    def takes(self, size: int, batches: int) -> Takes:
+        values = len(self.sums) * 3 * len(self.layers)
+        return Takes(
+            sums=min(GROUPS, batches) * 8 * values,
+            batch=2 * grams_of(self.layers, size),
+            tables=100 * values,
+            waiting=4 * size * sum(layer.numel for layer in self.layers),
+        )
 
 
 @torch.inference_mode(mode=False)
@@ -143,7 +155,7 @@ def lesions(
     check_batch_size(batch_size)
     how = {"progress": progress, "workers": workers, "skip_broken": skip_broken, "resume": resume}
     surgery = _Surgery(network, compared)
-    trying = _Trying(len(tried))
+    trying = _Trying(len(tried), compared)
     with evaluating(network.module):
         logits = first_tensor(
             network.module(torch.zeros(1, *network.input_size, device=network.device, dtype=network.dtype))

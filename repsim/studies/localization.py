@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from repsim.errors import UsageError
 from repsim.hooks import capture
-from repsim.images import Batch, Counts, ImageSet, as_image_set
+from repsim.images import FEWEST, Batch, Counts, ImageSet, as_image_set
 from repsim.layers import PRESETS, Layer, find_layers, grid_of
 from repsim.measures.localization import (
+    BUDGET,
     PLACES,
     Patches,
     TokenPatchCKA,
@@ -28,17 +29,22 @@ from repsim.measures.localization import (
     patch_grams,
     places,
 )
-from repsim.measures.running import GroupedSums
+from repsim.measures.running import GROUPS, GroupedSums
+from repsim.memory import Takes
 from repsim.models import Network, as_networks
 from repsim.pieces import piece
 from repsim.resume import Resume
 from repsim.sweep import Progress, require_finite, sweep
 from repsim.tables import LOCALIZATION, LOCALIZATION_SUMMARY
+from repsim.token_tables import Grid, paper_tokens, token_rows
 from repsim.tracing import is_own, unobserved
 
-Grid = tuple[int, int]
-BYTES_OF_PAIR = 256
-"""Of the sums for each pair of token and patch."""
+FINEST = 32
+"""Rows and columns of positions that are looked at, at most, unless more are asked for."""
+ROWS = 2**20
+"""Of the table of all tokens; of more, chosen tokens are listed, and all are kept as arrays."""
+BYTES_OF_ROW = 200
+"""Of the table, while it is put together and written."""
 LISTED = 6
 """Positions that a sentence names before it counts the rest."""
 
@@ -46,9 +52,16 @@ LISTED = 6
 class Localization:
     """The study: CKA of single tokens with all input patches, at layers with positions of one or more networks."""
 
-    def __init__(self, networks: Sequence[Network], layers: Sequence[Sequence[Layer]]) -> None:
+    def __init__(
+        self,
+        networks: Sequence[Network],
+        layers: Sequence[Sequence[Layer]],
+        *,
+        finest: int = FINEST,
+        groups: int = GROUPS,
+    ) -> None:
         self.networks = networks
-        self.parts = [_Part(network, of) for network, of in zip(networks, layers)]
+        self.parts = [_Part(network, of, finest, groups) for network, of in zip(networks, layers)]
 
     @property
     def sums(self) -> list[GroupedSums]:
@@ -74,9 +87,29 @@ class Localization:
         for part, hsics in zip(self.parts, seen):
             part.update(hsics, batch)
 
-    def table(self) -> pd.DataFrame:
-        """One row per network, layer, token and patch."""
-        return pd.concat([part.table() for part in self.parts], ignore_index=True)
+    def takes(self, size: int, batches: int) -> Takes:
+        return sum((part.takes(size, batches) for part in self.parts), Takes())
+
+    @property
+    def listed(self) -> bool:
+        """Whether the table lists all tokens."""
+        return sum(part.rows for part in self.parts) <= ROWS
+
+    def table(self, tokens: Sequence[Grid] | None = None) -> pd.DataFrame:
+        """One row per network, layer, token and patch: of all tokens, or of those at some places in the grid."""
+        tables = [part.table(layer, tokens) for part in self.parts for layer in part.layers]
+        return pd.concat(tables, ignore_index=True)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Of every network and layer: `MODEL/LAYER/cka` and `se`, (t, j) float32, and `tokens`, (t, 2)."""
+        found = {}
+        for part in self.parts:
+            for layer in part.layers:
+                cka, se = part.of_layer(layer)
+                name = f"{part.network.name}/{layer.name}"
+                found[f"{name}/cka"], found[f"{name}/se"] = cka.float().numpy(), se.float().numpy()
+                found[f"{name}/tokens"] = np.array(part.positions[layer.name])
+        return found
 
     def summary(self) -> pd.DataFrame:
         """One row per network, layer and those of interior, edge and corner that its grid of patches has."""
@@ -90,16 +123,36 @@ class Localization:
 class _Part:
     """What the study does for one of its networks."""
 
-    def __init__(self, network: Network, layers: Sequence[Layer]) -> None:
+    def __init__(self, network: Network, layers: Sequence[Layer], finest: int, groups: int) -> None:
         self.network, self.layers = network, layers
-        self.grid = patch_grid(network, layers)
+        self.grid = patch_grid(network, layers, finest)
         self.positions = {layer.name: nearest(grid_of(layer, network), self.grid) for layer in layers}
-        self.sums = GroupedSums()
+        self.sums = GroupedSums(groups)
         self._patches: Patches | None = None
 
     @property
     def cka(self) -> TokenPatchCKA:
         return TokenPatchCKA(self.sums)
+
+    @property
+    def rows(self) -> int:
+        """Of the table of all tokens."""
+        return len(self.layers) * (self.grid[0] * self.grid[1]) ** 2
+
+    def takes(self, size: int, batches: int) -> Takes:
+        positions, images = self.grid[0] * self.grid[1], math.prod(self.network.input_size)
+        hsics = 8 * len(self.layers) * (positions + 1) ** 2
+        groups = min(len(self.sums.counts), batches)
+        widest = max(4 * layer.numel for layer in self.layers)
+        patches = 4 * (positions * size**2 + size * images)
+        arrays = 0 if self.rows <= ROWS else self.rows * 8
+        return Takes(
+            sums=groups * hsics,
+            batch=2 * hsics + patches + 2 * size * widest + 8 * BUDGET,
+            tables=8 * hsics // len(self.layers) + arrays + min(self.rows, ROWS) * BYTES_OF_ROW,
+            waiting=4 * size * sum(layer.numel for layer in self.layers),
+            less="a coarser grid of positions (--grid, finest) or fewer --layers",
+        )
 
     def start(self, images: Tensor) -> None:
         """Before a forward pass: the patches of its images, which all layers share."""
@@ -122,21 +175,18 @@ class _Part:
         require_finite(list(hsics), [(self.network.name, layer.name) for layer in self.layers], batch)
         self.cka.update(hsics, batch.number)
 
-    def table(self) -> pd.DataFrame:
-        cka, se = (values.flatten().numpy() for values in self.cka.compute())
-        count = self.grid[0] * self.grid[1]
-        layer = np.repeat(np.arange(len(self.layers)), count**2)
-        token = np.repeat([place for at in self.positions.values() for place in at], count, axis=0)
-        patch = np.tile([self._patch(j) for j in range(count)], (len(self.layers) * count, 1))
-        columns = {
-            "model": self.network.name,
-            "layer": np.array([layer.name for layer in self.layers], dtype=object)[layer],
-            "depth": np.array([layer.depth for layer in self.layers])[layer],
-            **{"token_row": token[:, 0], "token_col": token[:, 1]},
-            **{"patch_row": patch[:, 0], "patch_col": patch[:, 1]},
-            **{"cka": cka, "se": se},
-        }
-        return pd.DataFrame(columns)[LOCALIZATION]
+    def of_layer(self, layer: Layer) -> tuple[Tensor, Tensor]:
+        """CKA and its standard error of a layer, (t, j) each."""
+        return TokenPatchCKA(self.sums.part(self.layers.index(layer))).compute()
+
+    def table(self, layer: Layer, tokens: Sequence[Grid] | None = None) -> pd.DataFrame:
+        """The rows of a layer: of all tokens, or of those at some places in the grid."""
+        cka, se = self.of_layer(layer)
+        rows, columns = self.grid
+        chosen = range(rows * columns) if tokens is None else [row * columns + column for row, column in tokens]
+        positions = [self.positions[layer.name][token] for token in chosen]
+        table = token_rows(self.network.name, layer.name, positions, self.grid, cka[list(chosen)], se[list(chosen)])
+        return table.assign(depth=layer.depth)[LOCALIZATION]
 
     def summary(self) -> Iterator[tuple]:
         where = np.array(places(self.grid))
@@ -145,11 +195,11 @@ class _Part:
 
         def by_place(cka: Tensor) -> Tensor:
             each = own_minus_rest(cka)
-            return torch.stack([each[:, chosen].nanmean(-1) for chosen in among], dim=-1)
+            return torch.stack([each[..., chosen].nanmean(-1) for chosen in among], dim=-1)
 
-        values, errors = self.cka.jackknife(by_place)
-        for layer, of_layer, se in zip(self.layers, values.tolist(), errors.tolist()):
-            for row in zip(present, of_layer, se):
+        for number, layer in enumerate(self.layers):
+            values, errors = TokenPatchCKA(self.sums.part(number)).jackknife(by_place)
+            for row in zip(present, values.tolist(), errors.tolist()):
                 yield self.network.name, layer.name, layer.depth, *row
 
     def undefined(self) -> Iterator[str]:
@@ -166,6 +216,16 @@ class _Part:
         return divmod(number, self.grid[1])
 
 
+def _chosen(study: Localization, tokens: Sequence[Grid] | None) -> pd.DataFrame:
+    """The table of the tokens that were asked for, or of those of each grid that the paper shows."""
+    tables = [
+        part.table(layer, paper_tokens(*part.grid) if tokens is None else tokens)
+        for part in study.parts
+        for layer in part.layers
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
 def _where(mask: Tensor) -> list[int]:
     return mask.nonzero()[:, 0].tolist()
 
@@ -175,28 +235,37 @@ def _listed(positions: Sequence[Grid]) -> str:
     return named if len(positions) <= LISTED else f"{named} and {len(positions) - LISTED} more"
 
 
-def patch_grid(network: Network, layers: Sequence[Layer]) -> Grid:
-    """Rows and columns of patches that a network's images are cut into: the smallest of its layers' grids.
+def patch_grid(network: Network, layers: Sequence[Layer], finest: int = FINEST) -> Grid:
+    """Rows and columns of patches that a network's images are cut into.
+
+    They are those of the coarsest of its layers' grids; of one with more rows or columns than `finest`, as many as
+    divide both the grid and the image, or the image alone.
 
     Raises:
-        UsageError: the image cannot be cut so without a rest, or into so many that no memory holds all pairs.
+        UsageError: the image cannot be cut so without a rest.
     """
+    if finest < 2:
+        raise UsageError(f"the finest grid of positions must be at least 2, got {finest}")
     rows, columns = min((grid_of(layer, network) for layer in layers), key=lambda grid: grid[0] * grid[1])
     _, height, width = network.input_size
+    rows, columns = _coarser(rows, height, finest), _coarser(columns, width, finest)
     if height % rows or width % columns:
         raise UsageError(
             f"images of {height} x {width} cannot be cut into {rows} x {columns} patches, the smallest grid among "
             f"the layers of {network.name}; choose layers whose grid divides the image, or another image size"
         )
-    needed = BYTES_OF_PAIR * (rows * columns) ** 2 * len(layers)
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > there:
-        raise UsageError(
-            f"the smallest grid among the layers of {network.name} is {rows} x {columns}: CKA of each token with each "
-            f"patch takes {needed / 2**30:,.0f} GiB of memory, {there / 2**30:,.0f} are there; choose layers with a "
-            "coarser one"
-        )
     return rows, columns
+
+
+def _coarser(side: int, pixels: int, finest: int) -> int:
+    """The side of a grid, or of a coarser one that divides it: half as fine as allowed at least, else of the image."""
+    if side <= finest:
+        return side
+    for divided, least in ((math.gcd(side, pixels), finest // 2), (pixels, 1)):
+        found = max(n for n in range(1, finest + 1) if divided % n == 0)
+        if found >= least:
+            break
+    return found
 
 
 def located(network: Network, layers: str | Sequence[str]) -> tuple[list[Layer], list[str]]:
@@ -232,6 +301,8 @@ class TokenLocalization:
     """model, layer, depth, where, own_minus_rest, se: one row per layer and interior, edge or corner."""
     undefined: list[str]
     """Why some values are NaN, one sentence per network or layer."""
+    arrays: dict[str, np.ndarray]
+    """Empty, unless the table lists chosen tokens only: then all of it, as `Localization.arrays` has it."""
     counts: Counts
     """What became of the images."""
     protocol: dict[str, Any]
@@ -243,6 +314,8 @@ def token_localization(
     images: ImageSet | Tensor | np.ndarray | None = None,
     *,
     layers: str | Sequence[str] = "blocks",
+    finest: int = FINEST,
+    tokens: Sequence[Grid] | None = None,
     batch_size: int = 256,
     progress: Progress | None = None,
     workers: int | None = None,
@@ -252,7 +325,8 @@ def token_localization(
     """CKA of every single token, or position of a map, with every input patch, in one pass over the images.
 
     Images, as they go into the network (normalised pixels), are cut into g x g patches that do not overlap, g x g
-    being the smallest grid among the layers: a ViT's own patches, or cells of a ResNet's last map. A token is
+    being the coarsest grid among the layers, or a coarser one where that has more than `finest` rows or columns: a
+    ViT's own patches, or cells of a ResNet's last map. A token is
     what an image has at one position, (n, d); minibatch CKA (see `layer_cka`) of it with each patch is a g x g map. CLS
     and other tokens before the grid have no place in the image and are left out. Of a map finer than the
     patches, the position nearest to each patch's centre is taken: row floor((i + 0.5) h / g) for patch row i.
@@ -265,8 +339,12 @@ def token_localization(
         images: see `layer_cka`.
         layers: what `find_layers` takes, for all networks. What has no positions (pooled vectors, windows) is an
             error if named; of a preset it is left out, and the protocol says so.
+        finest: rows and columns of positions, at most. Memory grows with their fourth power: 8 bytes for each layer,
+            pair of token and patch, and batch (up to 32 batches).
+        tokens: (row, column) of those that the table lists where all would be over a million rows; None: those that
+            the paper shows.
         batch_size: images per minibatch, at least 4; the last short one is dropped. Memory grows with its square:
-            4 bytes for each pair of images and each patch; the sums take 256 for each pair of token and patch.
+            4 bytes for each pair of images and each patch.
         progress, workers, skip_broken, resume: see `layer_cka`.
 
     Returns:
@@ -285,11 +363,13 @@ def token_localization(
     images = as_image_set(images)
     networks = [network.sized(images.tensor_size) for network in as_networks(networks)]
     found = [located(network, layers) for network in networks]
-    study = Localization(networks, [kept for kept, _ in found])
+    groups = min(GROUPS, max(len(images) // min(batch_size, len(images)), 1)) if batch_size >= FEWEST else GROUPS
+    study = Localization(networks, [kept for kept, _ in found], finest=finest, groups=groups)
     how = {"progress": progress, "workers": workers, "skip_broken": skip_broken, "resume": resume}
     counts = sweep(images, [study], batch_size=batch_size, **how)
     return TokenLocalization(
-        table=study.table(),
+        table=study.table() if study.listed else _chosen(study, tokens),
+        arrays={} if study.listed else study.arrays(),
         summary=study.summary(),
         undefined=study.undefined(),
         counts=counts,

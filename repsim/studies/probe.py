@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,13 +19,20 @@ from repsim.hooks import capture
 from repsim.images import Batch, Counts, ImageSet
 from repsim.layers import Layer, find_layers, grid_of
 from repsim.measures.neighbours import nearest_neighbours, soft_nearest_neighbour, squared_distances
-from repsim.measures.probe import Probe, ProbeRows, ProbeSums, Ridge, refit, stacked, training_data
+from repsim.measures.probe import Probe, ProbeRows, ProbeSums, Ridge, refit, side_by_side, stacked, training_data
 from repsim.measures.running import Joined, Total
+from repsim.memory import Takes
 from repsim.models import Network, as_networks, told_apart
 from repsim.resume import Resume
 from repsim.sweep import Progress, Study, require_finite, sweep
 from repsim.tables import NEIGHBOURS, PROBE, PROBE_SUMMARY
 
+BUDGET = 2**26
+"""Bytes of the data of probes that are fitted at one time, roughly."""
+SUMS = 2**29
+"""Bytes of the data of probes that one pass over the training images collects, where more passes cost little."""
+SOLVING = 16
+"""Times these bytes that fitting takes beside them."""
 HELD_OUT = 0.1
 """Largest share of a class's training images on which the strength of the ridge is chosen."""
 
@@ -159,6 +165,14 @@ class _Watching:
         layers = [each.layer for each in self.features[index]]
         return capture(network, layers, lambda at, x: by_layer[at.name](x), image_by_image=True, passed=True)
 
+    def bytes_of_features(self, size: int) -> list[int]:
+        """What the features of a batch take, layer by layer."""
+        return [
+            4 * size * sum(probes * width for probes, width in each.sizes.values())
+            for of in self.features
+            for each in of
+        ]
+
     def each(self, seen: Sequence[dict[str, dict[str, Tensor]]], batch: Batch) -> Iterator[tuple[Place, Tensor]]:
         """The features of a batch, checked: (n, probes, features) of every place."""
         for index, (network, mapping) in enumerate(zip(self.networks, seen)):
@@ -173,9 +187,16 @@ class Fitting(_Watching):
     """The study of the training images: what probes are fitted on, for every place and draw."""
 
     def __init__(
-        self, networks: Sequence[Network], features: Sequence[Sequence[Features]], labels: np.ndarray, split: Split
+        self,
+        networks: Sequence[Network],
+        features: Sequence[Sequence[Features]],
+        labels: np.ndarray,
+        split: Split,
+        numbers: Sequence[int] | None = None,
     ) -> None:
         super().__init__(networks, features, labels[split.used])
+        self.numbers = range(len(networks)) if numbers is None else numbers
+        """Of the networks in a `Place`."""
         self.classes = int(labels.max()) + 1
         self.used: dict[Draw | None, int] = {}
         """How many images each draw was fitted on, which broken ones may have thinned; None: held out."""
@@ -188,6 +209,7 @@ class Fitting(_Watching):
     def update(self, seen: Sequence[dict[str, dict[str, Tensor]]], batch: Batch) -> None:
         labels = self.labels[batch.positions]
         for place, x in self.each(seen, batch):
+            place = place._replace(network=self.numbers[place.network])
             of_place = self.sums.setdefault(place, {})
             for name, members in self.members.items():
                 chosen = members[batch.positions]
@@ -196,9 +218,22 @@ class Fitting(_Watching):
                         of_place[name] = training_data(int(members.sum()), x.shape[2], self.classes)
                     of_place[name].update(x[chosen.to(x.device)], labels[chosen])
 
-    def fit(self) -> dict[Place, dict[Draw, Probe]]:
+    def takes(self, size: int, batches: int) -> Takes:
+        features = self.bytes_of_features(size)
+        found = [each for of in self.features for each in of]
+        widest = max(width for each in found for _, width in each.sizes.values())
+        images = [int(members.sum()) for members in self.members.values()]
+        largest = max(bytes_of(1, widest, members, self.classes) for members in images)
+        weights = sum(probes * width for each in found for probes, width in each.sizes.values())
+        return Takes(
+            sums=sum(bytes_of_layer(each, images, self.classes) for each in found),
+            batch=sum(features) + 4 * max(features),
+            tables=4 * weights * self.classes * (len(images) - 1) + SOLVING * max(BUDGET, largest),
+            less="probes of no single tokens (--no-tokens, tokens=False), fewer --layers, or one network at a time",
+        )
+
+    def fit(self) -> Iterator[tuple[Place, dict[Draw, Probe]]]:
         """Choose each probe's ridge on the held-out images; fit those of all images again on these as well."""
-        probes: dict[Place, dict[Draw, Probe]] = {}
         for place in list(self.sums):
             data = self.sums.pop(place)  # lets go of what has been used
             self.used = {draw: int(images.counts.sum()) for draw, images in data.items()}
@@ -206,12 +241,32 @@ class Fitting(_Watching):
                 what = f"{lacking[0].shots} per class, seed {lacking[0].seed}" if lacking[0] else "the held-out images"
                 raise RepsimError(f"broken images left none of some class in {what}; take more shots, or mend them")
             held_out = data.pop(None)
-            probes[place] = {}
-            for draw, images in ((draw, data[draw]) for draw in self.members if draw):
-                ridge = Ridge(images)
-                l2 = ridge.best(held_out)
-                probes[place][draw] = ridge.fit(l2) if draw.shots is not None else refit(images.merge(held_out), l2)
-        return probes
+            yield place, {draw: _fitted(draw, data.pop(draw), held_out) for draw in self.members if draw}
+
+
+def _fitted(draw: Draw, images: ProbeSums | ProbeRows, held_out: ProbeSums | ProbeRows) -> Probe:
+    """The probes of a place and draw, some at a time: fitting takes many times the memory of what is fitted on."""
+    (probes, features), rows = images.shape, int(images.counts.sum())
+    at_once = max(1, BUDGET // bytes_of(1, features, rows, len(images.counts)))
+    parts = []
+    for start in range(0, probes, at_once):
+        some = slice(start, start + at_once)
+        part, rest = images.part(some), held_out.part(some)
+        ridge = Ridge(part)
+        l2 = ridge.best(rest)
+        parts.append(ridge.fit(l2) if draw.shots is not None else refit(part.merge(rest), l2))
+    return side_by_side(parts)
+
+
+def bytes_of(probes: int, features: int, images: int, classes: int) -> int:
+    """What the data of probes take, of whichever kind `training_data` chooses."""
+    return probes * (4 * images * features if images <= features else 8 * features * (features + classes))
+
+
+def bytes_of_layer(features: Features, images: Iterable[int], classes: int) -> int:
+    """What the data of all probes of a layer take, with so many images of each draw."""
+    images = list(images)
+    return sum(bytes_of(*size, members, classes) for size in features.sizes.values() for members in images)
 
 
 class Testing(_Watching):
@@ -222,14 +277,16 @@ class Testing(_Watching):
         networks: Sequence[Network],
         features: Sequence[Sequence[Features]],
         labels: np.ndarray,
-        probes: dict[Place, dict[Draw, Probe]],
+        probes: Iterable[tuple[Place, dict[Draw, Probe]]],
         sample: np.ndarray,
     ) -> None:
         super().__init__(networks, features, labels)
-        self.strengths = {
-            (place, draw): probe.l2.tolist() for place, of in probes.items() for draw, probe in of.items()
-        }
-        self.probes = {place: (list(of), stacked(list(of.values())).to(torch.float32)) for place, of in probes.items()}
+        self.strengths: dict[tuple[Place, Draw], list[float]] = {}
+        self.probes: dict[Place, tuple[list[Draw], Probe]] = {}
+        """Those of all draws side by side."""
+        for place, of in probes:
+            self.strengths |= {(place, draw): probe.l2.tolist() for draw, probe in of.items()}
+            self.probes[place] = list(of), stacked(list(of.values())).to(torch.float32)
         self.sums: dict[str, Any] = {"tested": Total(), "right": {}, "kept": {}, "labels": Joined()}
         """Images, of them right for each place and draw, and the features of each place and labels of the sample."""
         self.kinds = [Place, Draw]
@@ -248,6 +305,20 @@ class Testing(_Watching):
                 self.sums["right"].setdefault((place, draw), Total()).update(of_draw)
             if place.aggregation != "token":
                 self.sums["kept"].setdefault(place, Joined()).update(kept, x[sampled.to(x.device), 0])
+
+    def takes(self, size: int, batches: int) -> Takes:
+        features = self.bytes_of_features(size)
+        weights = sum(each.numel() * 4 for _, probe in self.probes.values() for each in (probe.weight, probe.mean))
+        most = max(size * probe.bias.numel() * 4 for _, probe in self.probes.values())
+        places = [place for place in self.probes if place.aggregation != "token"]
+        kept = 4 * int(self.sampled.sum()) * sum(self.probes[place][1].mean.shape[1] for place in places)
+        pairs = 8 * int(self.sampled.sum()) ** 2
+        return Takes(
+            sums=kept,
+            batch=sum(features) + 2 * max(features) + 2 * most,
+            tables=4 * pairs + weights // 8,
+            less="fewer neighbours (--neighbours), fewer --layers, or one network at a time",
+        )
 
     def table(self) -> pd.DataFrame:
         """One row per place (of `token`: position) and draw."""
@@ -307,7 +378,7 @@ def linear_probes(
     tokens: bool = True,
     neighbours: int = 1000,
     k: int = 10,
-    batch_size: int = 128,
+    batch_size: int = 32,
     progress: Progress | None = None,
     workers: int | None = None,
     skip_broken: bool = False,
@@ -386,17 +457,56 @@ class Probing:
         self.features = [Features.of(network, find_layers(network, layers), single=tokens) for network in self.networks]
         self.asked = {"layers": layers, "shots": shots, "seeds": seeds, "single_tokens": tokens}
 
-    def fitted(self, *, batch_size: int, beside: Sequence[Study] = (), **how: Any) -> Testing:
-        """Pass the training images, for other studies too, and fit; what is left is a study of the test images."""
-        fitting = Fitting(self.networks, self.features, self.labels, self.split)
-        needed = sum_bytes(self.features, self.split, fitting.classes)
-        check_memory(needed, self.networks[0].device, self.asked["single_tokens"])
-        used = self.train.only(self.split.used)
-        self.train_counts = sweep(used, [fitting, *beside], batch_size=batch_size, short=True, **how)
+    def fitted(
+        self, *, batch_size: int, beside: Callable[[Sequence[Network]], Study] | None = None, **how: Any
+    ) -> Testing:
+        """Pass the training images and fit; what is left is a study of the test images.
+
+        Args:
+            batch_size: images per forward pass.
+            beside: another study that sees every pass of these networks.
+            how: see `sweep`.
+        """
+
+        def probes() -> Iterator[tuple[Place, dict[Draw, Probe]]]:
+            used = self.train.only(self.split.used)
+            for chosen in self.parts():
+                numbers = [number for number, of in enumerate(chosen) if of]
+                networks, features = ([of[number] for number in numbers] for of in (self.networks, chosen))
+                fitting = Fitting(networks, features, self.labels, self.split, numbers)
+                check_memory(fitting.takes(batch_size, 1), networks[0].device)
+                studies = [fitting] if beside is None else [fitting, beside(networks)]
+                self.train_counts = sweep(used, studies, batch_size=batch_size, short=True, **how)
+                yield from fitting.fit()
+                self.used = fitting.used
+
         self.sample = class_sample(self.test_labels, self.neighbours)
-        self.testing = Testing(self.networks, self.features, self.test_labels, fitting.fit(), self.sample)
-        self.used = fitting.used
+        self.testing = Testing(self.networks, self.features, self.test_labels, probes(), self.sample)
         return self.testing
+
+    def parts(self) -> list[list[list[Features]]]:
+        """The layers of each network, in as many parts as there are to be passes over the training images.
+
+        What the probes of single tokens are fitted on can take gigabytes. A few images are rather passed again: as
+        often as keeps a pass below `SUMS` bytes, and all passes together near one over the test images.
+        """
+        images = [len(of) for of in (self.split.held_out, *self.split.draws.values())]
+        classes = int(self.labels.max()) + 1
+        takes = [
+            (number, each, bytes_of_layer(each, images, classes))
+            for number, of in enumerate(self.features)
+            for each in of
+        ]
+        most = max(SUMS, math.ceil(sum(size for *_, size in takes) / max(len(self.test) // len(self.split.used), 1)))
+        parts: list[list[list[Features]]] = []
+        room = 0
+        for number, each, size in takes:
+            if not parts or size > room:
+                parts.append([[] for _ in self.networks])
+                room = most
+            parts[-1][number].append(each)
+            room -= size
+        return parts
 
     def found(self, counts: Counts) -> Probes:
         """After the test images: everything, with the record of it."""
@@ -471,30 +581,15 @@ def class_sample(labels: np.ndarray, most: int) -> np.ndarray:
     return np.concatenate([np.empty(0, np.int64), *chosen])
 
 
-def sum_bytes(features: Sequence[Sequence[Features]], split: Split, classes: int) -> int:
-    """What the data of all probes, and their weights, take in memory."""
-    total = 0
-    for probes, width in (size for of in features for each in of for size in each.sizes.values()):
-        for images in (split.held_out, *split.draws.values()):
-            total += probes * (4 * len(images) * width if len(images) <= width else 8 * width * (width + classes))
-        total += len(split.draws) * probes * 8 * width * classes
-    return total
-
-
-def check_memory(needed: int, device: torch.device, tokens: bool) -> None:
-    """Raise before anything runs if there cannot be room."""
+def check_memory(takes: Takes, device: torch.device) -> None:
+    """Raise before anything runs if a GPU has no room for what probes of its activations are fitted on."""
     if device.type == "cuda":
-        there = torch.cuda.mem_get_info(device)[0]
-    elif hasattr(os, "sysconf"):
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    else:
-        return
-    if needed > there:
-        without = "without single tokens (--no-tokens, tokens=False), " if tokens else ""
-        raise UsageError(
-            f"the sums of these probes take {needed / 2**30:.0f} GiB, more than the {there / 2**30:.0f} GiB there are; "
-            f"probe {without}fewer layers or one network at a time"
-        )
+        there, needed = torch.cuda.mem_get_info(device)[0], takes.sums + takes.tables
+        if needed > there:
+            raise UsageError(
+                f"the sums of these probes take {needed / 2**30:.0f} GiB, more than the {there / 2**30:.0f} GiB that "
+                f"are free on {device}; take {takes.less}"
+            )
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:

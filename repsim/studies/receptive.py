@@ -20,6 +20,7 @@ from repsim.images import FEWEST, Batch, Counts, ImageSet, as_image_set
 from repsim.layers import Layer, find_layers, grid_of, residual_layers
 from repsim.measures.receptive import centre_gradients, field_statistics
 from repsim.measures.running import Moments
+from repsim.memory import Takes
 from repsim.models import Network, as_network, evaluating
 from repsim.resume import Resume
 from repsim.sweep import forward, over_batches
@@ -88,7 +89,8 @@ def receptive_fields(
 
     batch_size = _divisor(len(images), batch_size)
     at_once = max(1, BUDGET // (4 * 4 * largest * batch_size))
-    fields = _Fields()
+    colours, height, width = network.input_size
+    fields = _Fields(found, height * width, colours * height * width)
 
     def reduce(layer: Layer, x: Tensor) -> Tensor:
         return centre(layer, x, grids[layer.name])
@@ -112,7 +114,7 @@ def receptive_fields(
             seen.clear()
             return gave
 
-        counts = over_batches(images, [network], each, [fields], batch_size=batch_size, **how)
+        counts = over_batches(images, [network], each, [fields], batch_size=batch_size, gradients=True, **how)
     maps = {name: moments.mean() for name, moments in fields.sums.items()}
     rows = [
         (network.name, layer.name, layer.index, layer.depth, *field_statistics(maps[layer.name], grids[layer.name]))
@@ -130,8 +132,18 @@ def receptive_fields(
 class _Fields:
     """What a pass adds to: layer -> |gradients| of every image, (h, w)."""
 
-    def __init__(self) -> None:
+    def __init__(self, layers: Sequence[Layer], pixels: int, image: int) -> None:
         self.sums: dict[str, Moments] = {}
+        self.layers, self.pixels, self.image = layers, pixels, image
+        """Layers, pixels of a map, and numbers of an image."""
+
+    def takes(self, size: int, batches: int) -> Takes:
+        channels = max(layer.width for layer in self.layers)
+        return Takes(
+            sums=2 * 8 * self.pixels * len(self.layers),
+            batch=2 * BUDGET + 4 * size * (2 * channels * self.image + self.pixels * len(self.layers)),
+            tables=4 * self.pixels * len(self.layers),
+        )
 
 
 def centre(layer: Layer, activation: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from repsim.errors import UsageError
 from repsim.images import Batch, Counts, ImageSet, as_image_set
 from repsim.measures.residual import SkipStatistics, skip_statistics
 from repsim.measures.running import Moments, Quantiles
+from repsim.memory import Takes
 from repsim.models import Network, as_networks
 from repsim.pieces import add_piece
 from repsim.resume import Resume
@@ -55,6 +57,18 @@ class ResidualNorms:
 
         with watch_sums(network, self.found[index], take, passed=True):
             yield seen
+
+    def takes(self, size: int, batches: int) -> Takes:
+        found = [each for sums in self.found for each in sums]
+        tokens = sum(math.prod(each.reading.shape[axis] for axis in each.reading.positions) for each in found)
+        fields, bins = len(SkipStatistics._fields), 2 * Quantiles.OCTAVES * Quantiles.PER_OCTAVE + 2
+        widest = max(each.reading.numel for each in found)
+        return Takes(
+            sums=tokens * (4 * bins + 16 * (fields + 2)),
+            batch=size * (4 * fields * tokens + 4 * 4 * widest),
+            tables=tokens * (400 + 4 * 8 * bins // max(len(found), 1)),
+            less="fewer networks at a time",
+        )
 
     def update(self, seen: Sequence[dict[str, SkipStatistics]], batch: Batch) -> None:
         for index, (network, mapping) in enumerate(zip(self.networks, seen)):

@@ -19,12 +19,16 @@ from repsim.hooks import capture
 from repsim.images import Batch, ImageSet, as_image_set
 from repsim.layers import Layer, find_layers
 from repsim.measures.cka import GramRow, MinibatchCKA, flatten, gram_row, matched_hsic, normalise_matched, scratch_for
-from repsim.measures.running import GroupedSums, Known, jackknife
+from repsim.measures.running import GROUPS, GroupedSums, Known, jackknife
+from repsim.memory import Takes
 from repsim.models import Network, as_network, as_networks, told_apart
 from repsim.resume import Resume
 from repsim.sweep import Progress, require_finite, sweep
 from repsim.tables import MATCHED, SIMILARITY
 from repsim.tokens import Tokens
+
+BYTES_OF_ROW = 400
+"""Of a table, while it is put together and written."""
 
 
 class LayerSimilarity:
@@ -57,6 +61,17 @@ class LayerSimilarity:
 
     def update(self, seen: Sequence[dict[str, GramRow]], batch: Batch) -> None:
         self.cka.update(self._rows(seen, batch), len(batch.positions), batch.number)
+
+    def takes(self, size: int, batches: int) -> Takes:
+        layers = [layer for of in self.layers for layer in of]
+        pairs = 8 * len(layers) ** 2
+        return Takes(
+            sums=min(GROUPS, batches) * pairs,
+            batch=grams_of(layers, size),
+            tables=8 * pairs + BYTES_OF_ROW * len(layers) ** 2,
+            waiting=4 * size * sum(layer.numel for layer in layers),
+            less="fewer --layers",
+        )
 
     def rehearsed(self) -> None:
         """The first batch has shown which layers are to be centred before their Gram."""
@@ -103,6 +118,16 @@ class LayerSimilarity:
         return [(name, layer.name) for (name, layer), hsic in zip(self._named(), own.tolist()) if not hsic > 0]
 
 
+def grams_of(layers: Sequence[Layer], size: int) -> int:
+    """Bytes that the Grams of layers take until a batch of so many images is summed, and what making them takes.
+
+    A Gram keeps half of its entries in float32, and they are stacked once; layers are read as rows of images, a copy
+    where their axes lie otherwise.
+    """
+    widest = max(layer.numel for layer in layers)
+    return len(layers) * (4 * size**2 + 2**21) + 6 * 8 * size**2 + 4 * (size * widest + 2 * max(2**20, 2048 * size))
+
+
 class MatchedSimilarity(LayerSimilarity):
     """The study: CKA of each layer of the first network with the same layer of each other one."""
 
@@ -116,6 +141,12 @@ class MatchedSimilarity(LayerSimilarity):
                     f"{network.name} and {networks[0].name} do not have the same layers, and only the same layer "
                     "of both is compared; compare all with all, or choose layers by name that both have"
                 )
+
+    def takes(self, size: int, batches: int) -> Takes:
+        values = 8 * sum(map(len, self.layers)) * 2
+        return dataclasses.replace(
+            super().takes(size, batches), sums=min(GROUPS, batches) * values, tables=values * BYTES_OF_ROW // 8
+        )
 
     def update(self, seen: Sequence[dict[str, GramRow]], batch: Batch) -> None:
         rows, count = self._rows(seen, batch), len(self.layers[0])

@@ -6,15 +6,19 @@ import pytest
 import torch
 from conftest import FAMILIES, noise
 from measures.test_localization import one_by_one
+from pandas.testing import assert_frame_equal
 from torch import nn
 
 import repsim as rs
 from repsim.layers import grid_of
 from repsim.measures.localization import cut
+from repsim.memory import limited
+from repsim.studies import localization as study
 from repsim.studies.localization import Localization
 from repsim.studies.similarity import LayerSimilarity
 from repsim.sweep import sweep
 from repsim.tables import LOCALIZATION, LOCALIZATION_SUMMARY
+from repsim.token_tables import all_tokens
 
 
 def chosen(images):
@@ -246,9 +250,56 @@ def test_tokens_that_are_not_in_the_order_of_the_image():
         assert torch.equal(layer.tokens(seen[layer.name]), in_order.flatten(1, 2))
 
 
-def test_more_pairs_than_memory_holds_are_refused():
+def fine(side):
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.ReLU())
-    network = rs.Network(module, "fine", transform=rs.EvalTransform(input_size=(3, 224, 224)))
-    with pytest.raises(rs.UsageError, match="smallest grid among the layers of fine is 224 x 224: .* GiB of memory"):
-        rs.token_localization(network, torch.zeros(4, 3, 224, 224), layers=["0"], batch_size=4)
+    return rs.Network(module, "fine", transform=rs.EvalTransform(input_size=(3, side, side)))
+
+
+def test_more_pairs_than_memory_holds_are_refused():
+    images = torch.zeros(4, 3, 224, 224)
+    with limited("4G"), pytest.raises(rs.UsageError, match=r"takes .* GiB of memory .* a coarser grid of .*--grid"):
+        rs.token_localization(fine(224), images, layers=["0"], batch_size=4, finest=224)
+
+
+@pytest.mark.parametrize(
+    ("side", "pixels", "finest", "expected"),
+    [
+        (14, 224, 32, 14),  # as fine as it is
+        (37, 518, 32, 14),  # DINOv2 at 518 px: 37 is prime, and of 518 = 2 * 7 * 37 there is 14
+        (56, 224, 32, 28),
+        (64, 512, 32, 32),
+        (56, 224, 8, 8),
+        (113, 226, 32, 2),
+    ],
+)
+def test_the_grid_of_a_fine_map_is_a_coarser_one(side, pixels, finest, expected):
+    assert study._coarser(side, pixels, finest) == expected
+
+
+def test_tokens_of_a_coarser_grid_are_those_of_a_finer_map_at_the_patches_centres():
+    network, images = fine(32), torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    found = rs.token_localization(network, images, layers=["0"], batch_size=32, finest=8)
+    assert found.protocol["patch_grids"] == {"fine": (8, 8)} and not found.arrays
+    row = found.table.query("token_row == 6 and token_col == 10 and patch_row == 0 and patch_col == 5")
+    with torch.no_grad():
+        tokens = network.module[0](chosen(images))[:, :, 6, 10]
+    patches = chosen(images)[:, :, 0:4, 20:24].flatten(1)
+    assert row["cka"].item() == pytest.approx(one_by_one(tokens[:, None], patches[:, None], 32).item(), abs=1e-6)
+
+
+def test_of_more_tokens_than_a_table_holds_those_shown_are_listed_and_all_are_kept(monkeypatch):
+    network = FAMILIES["vit"].load()
+    images = noise(network, 16)
+    how = {"layers": "blocks", "batch_size": 8}
+    whole = rs.token_localization(network, images, **how)
+    monkeypatch.setattr(study, "ROWS", 100)
+    some = rs.token_localization(network, images, **how, tokens=[(1, 2), (3, 3)])
+    at = whole.table[["token_row", "token_col"]].apply(tuple, axis=1)
+    assert_frame_equal(some.table, whole.table[at.isin([(1, 2), (3, 3)])].reset_index(drop=True))
+    assert_frame_equal(some.summary, whole.summary)
+    layers = list(whole.table.layer.unique())
+    for layer in (None, layers[0]):
+        again = all_tokens(some.arrays, some.table, layer)
+        of_layer = whole.table[whole.table.layer == (layer or layers[-1])].reset_index(drop=True)
+        assert_frame_equal(again, of_layer, check_exact=False, atol=1e-6, check_dtype=False)

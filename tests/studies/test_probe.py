@@ -12,8 +12,10 @@ from sklearn.preprocessing import StandardScaler
 import repsim as rs
 from repsim.errors import RepsimError
 from repsim.measures.neighbours import soft_nearest_neighbour, squared_distances
+from repsim.memory import limited
 from repsim.studies import probe as study
 from repsim.studies.probe import Draw, Features, Split, class_sample, linear_probes
+from repsim.sweep import sweep
 from repsim.tables import NEIGHBOURS, PROBE, PROBE_SUMMARY
 
 
@@ -172,9 +174,25 @@ def test_what_is_refused_before_anything_runs(vit, train, test_images, tmp_path,
     for wrong in ({"shots": 0}, {"shots": []}, {"seeds": 0}, {"neighbours": 3}, {"k": 0}, {"neighbours": 30, "k": 30}):
         with pytest.raises(rs.UsageError, match=f"{list(wrong)[-1]} must be"):
             linear_probes(vit, train, test_images, **wrong)
-    monkeypatch.setattr(study.os, "sysconf", lambda name: 1000)
-    with pytest.raises(rs.UsageError, match="probe without single tokens"):
+    monkeypatch.undo()
+    with limited("100M"), pytest.raises(rs.UsageError, match="may be taken.*probes of no single tokens"):
         linear_probes(vit, train, test_images)
+
+
+def test_probes_of_many_layers_are_fitted_in_several_passes_over_few_images(vit, train, monkeypatch):
+    networks = [vit, rs.load_model("vit_mini", weights="random")]
+    asked = {"layers": ["blocks.3", "blocks.11"], "shots": 1, "seeds": 2, "neighbours": 0}
+    many = rs.ImageSet("sample", split="test", images=1000)
+    expected = linear_probes(networks, train, many, **asked)
+    passes = []
+    monkeypatch.setattr(study, "SUMS", 1)
+    monkeypatch.setattr(study, "sweep", lambda *args, **how: passes.append(args[1]) or sweep(*args, **how))
+    found = linear_probes(networks, train, many, **asked)
+    assert [len(studies[0].networks) for studies in passes] == [1, 1, 1, 1, 2]
+    assert found.table.equals(expected.table)
+    passes.clear()
+    linear_probes(networks, train, many.only(np.arange(110)), **asked)
+    assert len(passes) == 2  # a pass over as many images as there are to test is not made twice
 
 
 def test_broken_activations_are_named(train, test_images):
