@@ -47,31 +47,42 @@ COMMANDS = {
     "lesion": f"lesion {MICRO} --images 300 --batch-size 25 --remove block",
     "figures": "figures 1 3 7 --images 150 --batch-size 15",
 }
-FOREIGN = ["resume/cv.pdf", ".film.part.mp4", "notes.txt", "pass-0-of-1-0.pt", "figure-99/run.json", ".git/HEAD"]
+FOREIGN = "resume/cv.pdf .film.part.mp4 notes.txt pass-0-of-1-0.pt figure-99/run.json .git/HEAD".split()
 """Files that lie in every folder of results, and are nobody's business."""
-IN_THE_WAY = ["cka.csv", "run.json", "figure-1/mine", "residual.png", ".repsim-resume", ".repsim-resume/mine"]
-IN_THE_WAY += ["attention.csv/mine", "probe_summary.csv", "heads.pdf", ".repsim-resume.lock", "lesion.csv"]
-ENVIRONMENTS = ["MPLBACKEND=nope", "RANK=1", "RANK=", "WORLD_SIZE=x", "WORLD_SIZE=2", "HOME=/proc/nowhere", "COLUMNS=0"]
-ENVIRONMENTS += ["TMPDIR=/nowhere", "LC_ALL=C", "PYTHONHASHSEED=7", "PYTHONOPTIMIZE=2", "MPLCONFIGDIR=/proc/nowhere"]
-ENVIRONMENTS += ["REPSIM_IMAGENET=/nowhere", "PYTHONUTF8=0", "LOCAL_RANK=x", "MASTER_PORT=x", "PYTHONUNBUFFERED=1"]
+IN_THE_WAY = """
+cka.csv attention.csv/mine heads.pdf residual.png figure-1/mine lesion.csv probe_summary.csv run.json .repsim-resume
+.repsim-resume/mine .repsim-resume.lock""".split()
+ENVIRONMENTS = """
+MPLBACKEND=nope RANK=1 RANK= WORLD_SIZE=x WORLD_SIZE=2 LOCAL_RANK=x MASTER_PORT=x HOME=/proc/nowhere TMPDIR=/nowhere
+MPLCONFIGDIR=/proc/nowhere REPSIM_IMAGENET=/nowhere LC_ALL=C PYTHONUTF8=0 PYTHONHASHSEED=7 PYTHONOPTIMIZE=2 COLUMNS=0
+""".split()
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT]
 LONGEST = 30
 """Times as long as undisturbed, and no run may take longer; machines on which these run have other things to do."""
+SUMS = ".repsim-resume/pass-*.pt"
+OTHER = [b"", b"[]", b"null", b"{", b"\0" * 999, b"my notes"]
+DAMAGE = {
+    "flipped": lambda content, rng: flip(content, rng.randrange(8 * len(content))),
+    "overwritten": lambda content, rng: rng.choice([*OTHER, content[: rng.randrange(len(content))]]),
+}
+"""What becomes of a saved file."""
+AROUND = {
+    "environment": lambda rng: {"environment": rng.choice(ENVIRONMENTS)},
+    "little memory": lambda rng: {"limit": (resource.RLIMIT_AS, rng.randrange(1_000, 8_000) * 2**20)},
+    "small files": lambda rng: {"limit": (resource.RLIMIT_FSIZE, rng.choice([0, 1_000, 30_000, 100_000]))},
+}
+"""Where a run is started: with a variable, or a limit of the system."""
+FAULTS = [*DAMAGE, *AROUND, "foreign", "worker_killed", "signalled"]
 
 
 class Wrong(Exception):
     """A run did not end as it must."""
 
 
-def tree(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def results(folder: Path) -> dict[str, bytes]:
-    """All that is not there before, but for records, which tell the time."""
-    return {
-        name: content for name, content in tree(folder).items() if name not in FOREIGN and not name.endswith("run.json")
-    }
+def files(folder: Path) -> dict[str, bytes]:
+    """All but records, which tell the time."""
+    found = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return {name: content for name, content in found.items() if not name.endswith("run.json") or name in FOREIGN}
 
 
 @dataclass
@@ -91,8 +102,8 @@ class Soak:
         began = time.monotonic()
         if code := self.ends(self.start()):
             raise Wrong(f"undisturbed, its exit code is {code}: {self.last()}")
-        self.seconds, self.whole = time.monotonic() - began, results(self.out)
-        print(f"{self.command}: undisturbed {self.seconds:.0f} s, {len(self.whole)} results", flush=True)
+        self.seconds, self.whole = time.monotonic() - began, files(self.out)
+        print(f"{self.command}: undisturbed {self.seconds:.0f} s, {len(self.whole) - len(FOREIGN)} results", flush=True)
 
     def empty(self) -> None:
         """Begin anew, in a folder where only other people's files are."""
@@ -103,7 +114,7 @@ class Soak:
 
     def start(self, more: str = "", environment: str = "", limit: tuple[int, int] | None = None) -> psutil.Popen:
         self.counts["starts"] += 1
-        self.counts["starts from saved sums"] += any(self.out.glob(".repsim-resume/pass-*.pt"))
+        self.counts["starts from saved sums"] += any(self.out.glob(SUMS))
         torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(self.processes), "-m"]
         call = [sys.executable, "-m", *(torchrun if self.processes > 1 else []), "repsim"]
         call += [*COMMANDS[self.command].format(images=self.work.parent / "images").split(), *more.split()]
@@ -131,11 +142,9 @@ class Soak:
 
     def same(self) -> None:
         """All is as after an undisturbed run, and other people's files are theirs."""
-        if any((self.out / name).read_text() != f"somebody's {name}" for name in FOREIGN):
-            raise Wrong("somebody's file was changed")
-        now = results(self.out)
+        now = files(self.out)
         if other := sorted(name for name in {**now, **self.whole} if now.get(name) != self.whole.get(name)):
-            raise Wrong(f"other results: {other}")
+            raise Wrong(f"other files: {other}")
 
     def one_line(self, code: int) -> None:
         """It says what is wrong, or that it was stopped, and nothing else of its own."""
@@ -146,13 +155,8 @@ class Soak:
         if code >= 0 and len(own) != (code > 0) and self.processes == 1 or code > 0 and not own:
             raise Wrong(f"exit code {code}, and {len(own)} lines that say why: {self.last()}")
 
-    def until_saved(self, process: psutil.Popen) -> None:
-        """Wait until it has saved sums, or ended."""
-        while process.poll() is None and not any(self.out.glob(".repsim-resume/pass-*.pt")):
-            time.sleep(0.02)
-
     def draws(self, since: float) -> bool:
-        """Whether all but the pictures was written after a time."""
+        """Whether a run that began then has written its record, which is written before pictures are drawn."""
         record = self.out / "run.json"
         return record.exists() and record.stat().st_mtime > since
 
@@ -179,24 +183,17 @@ class Soak:
 
     # Faults: each gives the exit code of a disturbed run
 
-    def flipped(self) -> int:
-        return self.damaged(lambda content: flip(content, self.rng.randrange(8 * len(content))))
-
-    def overwritten(self) -> int:
-        other = [b"", b"[]", b"null", b"{", b"\0" * 999, b"my notes"]
-        return self.damaged(lambda content: self.rng.choice([*other, content[: self.rng.randrange(len(content))]]))
-
-    def damaged(self, damage: Callable[[bytes], bytes]) -> int:
-        """Damage a file of a run that was killed. What it says, `--fresh` among it, is followed."""
+    def damaged(self, damage: Callable[[bytes, random.Random], bytes]) -> int:
+        """Damage a file of a run that was killed, and start it again."""
         process = self.start()
-        self.until_saved(process)
+        while process.poll() is None and not any(self.out.glob(SUMS)):
+            time.sleep(0.02)
         time.sleep(self.rng.uniform(0, self.seconds / 3))
         kill(process)
-        files = [file for file in sorted(self.out.glob(".repsim-resume/*")) if file.stat().st_size]
-        if not files:  # it went through before it could be killed
+        if not any(self.out.glob(SUMS)):  # it went through before it could be killed
             return 0
-        file = self.rng.choice(files)
-        file.write_bytes(damage(file.read_bytes()))
+        file = self.rng.choice([each for each in sorted(self.out.glob(".repsim-resume/*")) if each.stat().st_size])
+        file.write_bytes(damage(file.read_bytes(), self.rng))
         if (code := self.ends(self.start())) and "--fresh" not in self.last():
             raise Wrong(f"--fresh is not named: {self.last()}")
         return code
@@ -210,19 +207,9 @@ class Soak:
         if mine.read_text() != "mine":
             raise Wrong(f"somebody's file was changed: {mine}")
         mine.unlink()
-        if mine.parent != self.out:
+        with suppress(OSError):
             mine.parent.rmdir()
         return code
-
-    def environment(self) -> int:
-        return self.ends(self.start(environment=self.rng.choice(ENVIRONMENTS)))
-
-    def little_memory(self) -> int:
-        """From too little to begin with to more than enough."""
-        return self.ends(self.start(limit=(resource.RLIMIT_AS, self.rng.randrange(1_000, 8_000) * 2**20)))
-
-    def small_files(self) -> int:
-        return self.ends(self.start(limit=(resource.RLIMIT_FSIZE, self.rng.choice([0, 1_000, 30_000, 100_000]))))
 
     def worker_killed(self) -> int:
         """One of the processes that it started is killed, as the kernel does where memory runs out."""
@@ -234,37 +221,34 @@ class Soak:
         return self.ends(process)
 
     def signalled(self) -> int:
-        """A signal, to it alone, to its group, or to both as `timeout` sends it."""
-        process, number, to = self.start(), self.rng.choice(SIGNALS), self.rng.randrange(3)
+        """A signal to it alone, or to its group as `timeout` and terminals send it."""
+        process, number, send = self.start(), self.rng.choice(SIGNALS), self.rng.choice([os.kill, os.killpg])
         time.sleep(self.rng.uniform(0.3, 1) * self.seconds)
-        for send, when in ((os.kill, to != 1), (os.killpg, to != 0)):
-            if when and process.poll() is None:
-                send(process.pid, number)
-        code = self.ends(process)
-        if code not in (0, 130, -number):
+        if process.poll() is None:
+            send(process.pid, number)
+        if (code := self.ends(process)) not in (0, 130, -number):
             raise Wrong(f"exit code {code} after {number.name}: {self.last()}")
         return code
 
     def faulty(self, fault: str) -> None:
         """One fault, what came of it, and the run without it."""
         self.empty()
-        code = getattr(self, fault)()
+        if fault in DAMAGE:
+            code = self.damaged(DAMAGE[fault])
+        elif fault in AROUND:
+            code = self.ends(self.start(**AROUND[fault](self.rng)))
+        else:
+            code = getattr(self, fault)()
         outcome = "the same results" if code == 0 else "one line" if code > 0 else "ended by a signal"
         self.counts[f"{fault}: {outcome}"] += 1
         self.one_line(code)
-        if code and self.ends(self.start("--fresh" if fault in ("flipped", "overwritten") else "")):
+        if code and self.ends(self.start("--fresh" if fault in DAMAGE else "")):
             raise Wrong(f"without the fault: {self.last()}")
         self.same()
 
 
-FAULTS = ["flipped", "overwritten", "foreign", "environment", "little_memory", "small_files"]
-FAULTS += ["worker_killed", "signalled"]
-
-
 def flip(content: bytes, bit: int) -> bytes:
-    changed = bytearray(content)
-    changed[bit // 8] ^= 1 << bit % 8
-    return bytes(changed)
+    return content[: bit // 8] + bytes([content[bit // 8] ^ 1 << bit % 8]) + content[bit // 8 + 1 :]
 
 
 def kill(process: psutil.Popen, one: bool = False) -> None:
