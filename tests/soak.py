@@ -290,10 +290,11 @@ def main() -> int:
             rounds += 1
             try:
                 soak.faulty(fault) if fault else soak.killed()
-                print(f"{rounds}. {soak.command} {fault}: the same", flush=True)
+                print(f"{rounds}. {soak.command} {fault}: the same", end=" ")
             except Wrong as error:
                 wrong.append(f"{soak.command} {fault}: {error}")
-                print(f"{rounds}. WRONG {wrong[-1]}", flush=True)
+                print(f"{rounds}. WRONG {wrong[-1]}", end=" ")
+            print(f"({sum(each['kills'] for each in counts.values())} kills so far)", flush=True)
     print(json.dumps({"all": sum(counts.values(), Counter()), **counts}, indent=1))
     print(f"{len(wrong)} of {rounds} differed", *wrong, sep="\n")
     return 1 if wrong else 0
