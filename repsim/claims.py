@@ -20,6 +20,8 @@ COVERED = (
 )
 """What intervals say, and what they do not."""
 CLAIMS_COLUMNS = ["claim", "source", "measured", "low", "high", "direction", "verdict"]
+HEAD = "| the paper claims | measured | 95 % interval | the paper finds | |"
+"""The first line of `claims.md`, by which repsim knows it as its own."""
 Verdict = Literal["agrees", "disagrees", "undecided"]
 
 
@@ -188,7 +190,7 @@ def literal(text: str) -> str:
 
 def markdown(table: pd.DataFrame) -> str:
     """The table of `check` as Markdown."""
-    lines = ["| the paper claims | measured | 95 % interval | the paper finds | |", "|---|---|---|---|---|"]
+    lines = [HEAD, "|---|---|---|---|---|"]
     for row in table.itertuples():
         where = literal(f"{row.claim} ({row.source})")
         interval = f"{row.low:.3f} to {row.high:.3f}"

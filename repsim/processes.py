@@ -102,10 +102,7 @@ def reduced(value: Any, join: Callable[[Any, Any], Any], device: torch.device) -
             with _together():
                 dist.recv_object_list(other, src=rank, device=cpu)
             value = join(value, _unpacked(other[0], device))
-    whole = [None if dist.get_rank() else _packed(value)]
-    with _together():
-        dist.broadcast_object_list(whole, src=0, device=cpu)
-    return _unpacked(whole[0], device)
+    return told(value, 0, device)
 
 
 def _packed(value: Any) -> bytes:
@@ -119,6 +116,14 @@ def _unpacked(packed: bytes, device: torch.device) -> Any:
         return storage.to(device=device) if location.startswith("cuda") else storage
 
     return torch.load(io.BytesIO(packed), map_location=place, weights_only=False)
+
+
+def told(value: Any, source: int, device: torch.device) -> Any:
+    """The value of one process, on all of them; what was on a GPU is on this device there."""
+    said = [_packed(value) if dist.get_rank() == source else None]
+    with _together():
+        dist.broadcast_object_list(said, src=source, device=torch.device("cpu"))
+    return _unpacked(said[0], device)
 
 
 def wait() -> None:

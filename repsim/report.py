@@ -23,10 +23,12 @@ from repsim.paper.figures import FIGURES
 from repsim.paper.files import load_figure, picture_file
 from repsim.plots.matrices import colour_range
 from repsim.plots.style import SIMILARITY_CMAP
-from repsim.tables import RECORD, load_record, save_text
+from repsim.tables import RECORD, check_own, load_record, save_text
 
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 BUTTONS = [["toImage", "zoom2d", "pan2d", "resetScale2d"]]
+BEGINS = '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="generator" content="repsim">'
+"""The first line of every page, by which repsim knows it as its own."""
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 0 auto; padding: 1rem; color: #222; }
 h1, h2 { line-height: 1.2; }
@@ -53,12 +55,13 @@ def write_report(directory: Path, file: Path | None = None) -> Path:
         file: the page; None: `report.html` in it.
 
     Raises:
-        UsageError: there are no figures in it, or plotly is not installed.
+        UsageError: there are no figures in it, plotly is not installed, or another file than such a page is there.
     """
     file = file or directory / "report.html"
     found = [(exhibit, made) for exhibit in FIGURES.values() if (made := load_figure(exhibit, directory)) is not None]
     if not found:
         raise UsageError(f"there are no figures in {directory}; make some with `repsim figures --out {directory}`")
+    check_own(file, BEGINS)
     save_text("\n".join(_page(directory, found)), file)
     return file
 
@@ -66,7 +69,7 @@ def write_report(directory: Path, file: Path | None = None) -> Path:
 def _page(directory: Path, found: list[tuple[Exhibit, Made]]) -> Iterator[str]:
     script = _plotly().offline.get_plotlyjs()
     record = load_record(directory / RECORD)
-    yield '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+    yield BEGINS
     yield f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
     yield f"<title>repsim: {escape(directory.resolve().name)}</title><style>{STYLE}</style>"

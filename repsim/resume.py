@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import threading
 import time
@@ -280,14 +279,12 @@ class Resume:
             self._complain(error, 0)
 
     def _complain(self, error: Exception, needed: int) -> None:
-        """Say once what keeps the sums from being saved; PyTorch's writer does not say it of a full disk."""
+        """Say once what keeps the sums from being saved."""
         if self._complained:
             return
         self._complained = True
-        reason = first_line(error)
-        if isinstance(error, OSError):
-            reason = error.strerror or reason
-        if getattr(error, "errno", None) in FULL or (isinstance(error, RuntimeError) and _no_room(self.folder, needed)):
+        reason = (error.strerror if isinstance(error, OSError) else "") or first_line(error)
+        if getattr(error, "errno", None) in FULL:
             reason = full(self.folder, needed)
         self.say(
             f"the sums cannot be saved in {self.folder}: {reason}; those saved before, if any, are as they were; "
@@ -389,12 +386,6 @@ def read_about(folder: Path) -> dict[str, Any]:
 def _safe(summing: Sequence[Any]) -> list[type]:
     """The classes that a file of sums may hold; studies name those of their own."""
     return [*KINDS, *(kind for of in summing for kind in getattr(of, "kinds", ()))]
-
-
-def _no_room(folder: Path, needed: int) -> bool:
-    with suppress(OSError):
-        return shutil.disk_usage(folder).free < needed
-    return False
 
 
 def lock_of(folder: Path) -> Path:

@@ -22,7 +22,11 @@ CHUNK = 2**20
 
 def save(value: Any, file: Path, mark: dict[str, Any]) -> None:
     """Save a value, with what it is (`mark`) and a checksum of both."""
-    torch.save(value, file)
+    try:
+        with file.open("wb") as opened:
+            torch.save(value, opened)
+    except RuntimeError as error:  # of PyTorch's archive writer, which does not say what the system said
+        raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
     line = json.dumps({**mark, "sha256": _checksum(file, file.stat().st_size)}, sort_keys=True).encode()
     with file.open("ab") as end:
         end.write(line + len(line).to_bytes(8, "big") + MAGIC)

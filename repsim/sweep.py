@@ -170,6 +170,8 @@ def over_batches(
 
     if resume is not None:
         counts = resume.begin(summing, first_again, max(map(_rounding, networks)))
+        if share is not None:
+            counts = _as_who_finished(resume, summing, counts, networks[0].device)
     else:
         counts = Counts()
     if resume is None or not resume.done:
@@ -201,6 +203,17 @@ def over_batches(
                 raise RepsimError(f"at least {FEWEST} images are needed; {len(images)} can be read")
         if resume is not None:
             resume.end(summing, counts)
+    return counts
+
+
+def _as_who_finished(resume: Resume, summing: Sequence[Summing], counts: Counts, device: torch.device) -> Counts:
+    """All processes take the sums of a pass that one of them has saved whole; they may be killed before others have."""
+    finished = processes.gathered(resume.done)
+    if any(finished) and not all(finished):
+        *sums, counts = processes.told([*(of.sums for of in summing), counts], finished.index(True), device)
+        for of, whole in zip(summing, sums, strict=True):
+            of.sums = whole
+        resume.done = True
     return counts
 
 

@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -159,22 +159,30 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 _WRITTEN: ContextVar[set[Path] | None] = ContextVar("written", default=None)
+_ALLOW: ContextVar[Callable[[Path], None] | None] = ContextVar("allow", default=None)
 
 
 @contextmanager
-def recording() -> Iterator[set[Path]]:
-    """Within it, every result that is written is added to a set."""
+def recording(allow: Callable[[Path], None] | None = None) -> Iterator[set[Path]]:
+    """Within it, every result that is written is added to a set.
+
+    Args:
+        allow: called with each before it is written; raises where it must not be.
+    """
     files: set[Path] = set()
-    before = _WRITTEN.set(files)
+    before, allowed = _WRITTEN.set(files), _ALLOW.set(allow)
     try:
         yield files
     finally:
         _WRITTEN.reset(before)
+        _ALLOW.reset(allowed)
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """`replacing`, for results: an error says what a user can do about it."""
+    if (allow := _ALLOW.get()) is not None:
+        allow(path)
     try:
         with replacing(path) as part:
             yield part
@@ -264,6 +272,23 @@ def save_text(text: str, path: Path) -> None:
     """Write text in UTF-8 with its line breaks as they are; what UTF-8 has no letters for is written as `\\udcff`."""
     with whole(path) as part:
         part.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
+
+
+def check_own(path: Path, begins: str) -> None:
+    """Nothing is at a path, or a file that begins as repsim's does.
+
+    Raises:
+        UsageError: it begins with something else, so it is somebody's own.
+    """
+    if not os.path.lexists(path):
+        return
+    try:
+        with regular(path).open("rb") as file:
+            own = file.read(len(begins.encode())) == begins.encode()
+    except OSError as error:
+        raise RepsimError(f"cannot read {path}: {error.strerror}") from None
+    if not own:
+        raise UsageError(f"{path} is not known as repsim's own; move it away")
 
 
 def load_table(path: str | os.PathLike[str], columns: Sequence[str] = ()) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """Several processes, as torchrun starts them, find what one finds."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,7 +24,7 @@ COMMANDS = {
 }
 
 
-def run(server, count: int, arguments: list[str]) -> list[int]:
+def run(server, count: int, arguments: list[str], before: str = "") -> list[int]:
     """A command in so many processes, each in the environment that torchrun would give it; their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -32,11 +33,13 @@ def run(server, count: int, arguments: list[str]) -> list[int]:
     started = []
     for rank in range(count):
         environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        code = f"import os; os.environ.update({environment}); from repsim.cli import main; main({arguments})"
+        code = f"import os; os.environ.update({environment}); {before}\nfrom repsim.cli import main; main({arguments})"
         started.append(server.Process(target=exec, args=(code,)))
     for process in started:
         process.start()
     for process in started:
+        process.join(120)
+        process.kill()  # one that waits for ever
         process.join()
     return [process.exitcode for process in started]
 
@@ -62,6 +65,19 @@ def test_three_processes_find_what_one_finds(server, tmp_path, images):
         out = ["--images", images, "--batch-size", "8", "--out", str(tmp_path / str(count)), "--quiet"]
         assert run(server, count, ["cka", "--model-a", "vit_mini", *out]) == [0] * count
     same_tables(tmp_path / "1", tmp_path / "3")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_pass_that_only_one_process_has_saved_whole(rank, server, tmp_path):
+    """They were killed in between; the other takes its sums, or they would wait for each other for ever."""
+    arguments = ["cka", "--model-a", "vit_micro", *FEW, "--repeats", "2", "--quiet"]
+    keep = "from repsim.resume import Resume; Resume._forget = lambda self: None"
+    assert run(server, 2, [*arguments, "--out", str(tmp_path / "1")], keep) == [0, 0]
+    shutil.copytree(tmp_path / "1", tmp_path / "2")
+    (tmp_path / "2" / ".repsim-resume" / f"pass-1-of-2-{rank}.pt").unlink()
+    assert run(server, 2, [*arguments, "--out", str(tmp_path / "2")]) == [0, 0]
+    same_tables(tmp_path / "1", tmp_path / "2")
+    assert not (tmp_path / "2" / ".repsim-resume").exists()
 
 
 def test_broken_images_are_the_same_for_all(server, tmp_path):

@@ -454,7 +454,13 @@ def job_options(command: str, images: int, batch_size: int, of: str) -> Callable
             job = Job(command, **{name: given.pop(name) for name in shared})
             if not is_first():
                 job = replace(job, quiet=True, as_json=False)
-            out = function(job, **given)
+            if job.redraw is None:
+                out = function(job, **given)
+            else:
+                from repsim.cli.pictures import redrawing
+
+                with redrawing(job.redraw):
+                    out = function(job, **given)
             if RUN in click.get_current_context().meta:
                 click.get_current_context().meta[RUN].finish()
             if job.as_json:

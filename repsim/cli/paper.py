@@ -138,10 +138,12 @@ def claims(directory: Path, quiet: bool, as_json: bool) -> None:
     A claim is the side of a boundary on which the paper finds a number. It agrees or disagrees if the number's 95 %
     interval lies on one side of it, and is undecided otherwise. Also writes claims.csv and claims.md.
     """
-    from repsim.claims import check, markdown
-    from repsim.tables import prepare, save_table, save_text
+    from repsim.claims import CLAIMS_COLUMNS, HEAD, check, markdown
+    from repsim.tables import check_own, prepare, save_table, save_text
 
     table = check(directory)
+    check_own(directory / "claims.csv", ",".join(CLAIMS_COLUMNS))
+    check_own(directory / "claims.md", HEAD)
     save_table(table, prepare(directory) / "claims.csv")
     save_text(markdown(table), directory / "claims.md")
     if as_json:

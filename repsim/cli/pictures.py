@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from repsim.cli.base import is_first
 from repsim.cli.words import say
+from repsim.errors import UsageError
 
 PICTURES = {
     "cka": ("SIMILARITY", "heatmap"),
@@ -24,6 +28,34 @@ SUFFIXES = (".png", ".pdf")
 def pictures(*names: str) -> list[str]:
     """The files of pictures of these names, of trained and of untrained networks."""
     return [f"{name}{of}{suffix}" for name in names for of in ("", "-random") for suffix in SUFFIXES]
+
+
+@contextmanager
+def redrawing(directory: Path) -> Iterator[None]:
+    """Within it the pictures of a finished run are drawn anew, over no file that its record does not know.
+
+    Raises:
+        UsageError: such a file lies where a picture would.
+    """
+    from repsim.tables import RECORD, load_record, recording, save_record
+
+    file = directory / RECORD
+    record = load_record(file) if file.exists() else {}
+    listed = record.get("files")
+    older = listed is None and "repsim-vision" in record.get("versions", {})  # older versions kept no list
+
+    def allow(path: Path) -> None:
+        name = path.relative_to(directory).as_posix()
+        if not older and name not in (listed or ()) and os.path.lexists(path):
+            raise UsageError(f"{directory} holds {name}, which repsim does not know as its own; move it away")
+
+    with recording(allow) as written:
+        try:
+            yield
+        finally:
+            names = {path.relative_to(directory).as_posix() for path in written}
+            if listed is not None and not names <= {*listed}:
+                save_record({**record, "files": sorted({*listed, *names})}, file)
 
 
 def draw(directory: Path, name: str, quiet: bool) -> None:
