@@ -32,7 +32,7 @@ from tqdm import tqdm
 import repsim as rs
 from repsim.measures.cka import normalise_matched
 from repsim.measures.running import jackknife
-from repsim.minis import bundled
+from repsim.networks.minis import bundled
 from repsim.paper.exhibits import third
 from repsim.paper.measurements import Measurements
 from repsim.plots.curves import over_depth

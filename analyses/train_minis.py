@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from repsim.images import read_fashion_mnist
-from repsim.minis import ARCHITECTURES, CLASSES, DATA_CONFIG, WEIGHTS
+from repsim.images.image_set import read_fashion_mnist
+from repsim.networks.minis import ARCHITECTURES, CLASSES, DATA_CONFIG, WEIGHTS
 from repsim.tables import load_table
 
 ROOT = Path(__file__).parent.parent

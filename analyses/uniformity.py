@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 import repsim as rs
 from repsim.paper.exhibits import jackknifed, rows_of, uniformity
+from repsim.passes.sweep import sweep
 from repsim.studies.similarity import LayerSimilarity
-from repsim.sweep import sweep
 
 FIGURES = Path(__file__).parent.parent / "figures"
 

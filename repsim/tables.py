@@ -13,6 +13,7 @@ import functools
 import json
 import os
 import shutil
+import stat
 import tempfile
 import zipfile
 import zlib
@@ -28,7 +29,6 @@ import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from repsim.errors import RepsimError, UsageError, first_line
-from repsim.files import regular
 
 SIMILARITY = [
     *("model_a", "layer_a", "kind_a", "index_a", "depth_a"),
@@ -326,3 +326,34 @@ def load_table(path: str | os.PathLike[str], columns: Sequence[str] = ()) -> pd.
         if len(table) and (not is_numeric_dtype(table[column]) or is_bool_dtype(table[column])):
             raise RepsimError(f"cannot read {path}: in its column {column} stand words, where numbers must be")
     return table
+
+
+# Files, before they are opened: to open a pipe is to wait, and a device may have no end.
+
+KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFDIR: "a directory",
+}
+"""What else than a regular file may be where one is looked for."""
+
+
+def kind(path: str | os.PathLike[str]) -> str | None:
+    """What is there instead of a regular file; None if one is there, or nothing."""
+    try:
+        return KINDS.get(stat.S_IFMT(os.stat(path).st_mode))
+    except (OSError, ValueError):
+        return None
+
+
+def regular(path: Path) -> Path:
+    """The path, unless something else than a regular file is there; whoever opens it finds out that nothing is.
+
+    Raises:
+        RepsimError: it is a pipe, a device or a directory.
+    """
+    if instead := kind(path):
+        raise RepsimError(f"cannot read {path}: it must be a regular file, and it is {instead}")
+    return path

@@ -88,7 +88,13 @@ def family(request: pytest.FixtureRequest) -> Family:
 def server():
     """Starts processes that have torch, timm and what draws imported."""
     context = multiprocessing.get_context("forkserver")
-    needed = ["repsim.cli", "repsim.models", "repsim.minis", "repsim.studies.similarity", "repsim.plots"]
+    needed = [
+        "repsim.cli",
+        "repsim.networks.models",
+        "repsim.networks.minis",
+        "repsim.studies.similarity",
+        "repsim.plots",
+    ]
     context.set_forkserver_preload([*needed, "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf"])
     return context
 

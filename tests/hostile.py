@@ -345,7 +345,7 @@ KILLED = '''
 import os, signal, sys
 
 if __name__ == "__main__":
-    from repsim import images
+    from repsim.images import image_set as images
     from repsim.cli import main
 
     load, me = images._Files.load, os.getpid()

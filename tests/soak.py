@@ -276,7 +276,9 @@ def main() -> int:
     rng, counts = random.Random(options.seed), {name: Counter() for name in options.command}
     ends, wrong, rounds = time.monotonic() + 60 * options.minutes, [], 0
     with TemporaryDirectory() as folder:
-        pictures = "from repsim.images import ImageSet; import sys; s = ImageSet('sample', images=500).source\n"
+        pictures = (
+            "from repsim.images.image_set import ImageSet; import sys; s = ImageSet('sample', images=500).source\n"
+        )
         pictures += "[s.load(i).save(f'{sys.argv[1]}/{i}.png') for i in range(500)]"
         (Path(folder) / "images").mkdir()
         subprocess.run([sys.executable, "-c", pictures, f"{folder}/images"], check=True, cwd=ROOT)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import repsim as rs
-from repsim.images import Counts, ImageSet
+from repsim.images.image_set import Counts, ImageSet
 
 RED = (250, 10, 20)
 
@@ -71,7 +71,7 @@ def to_tensor(image):
 @pytest.fixture
 def forbidden(monkeypatch):
     """Even for those who may read everything."""
-    from repsim import images
+    from repsim.images import image_set as images
 
     def open_(file):
         if str(file).endswith("forbidden.jpg"):
@@ -104,7 +104,7 @@ def test_kinds_that_are_read(name, tmp_path):
 @pytest.mark.parametrize("name", BROKEN)
 def test_kinds_that_are_named(name, tmp_path, forbidden):
     images = filled(tmp_path, name, BROKEN[name])
-    with pytest.raises(rs.images.BrokenImage, match=f"cannot read image .*{name}: .+--skip-broken"):
+    with pytest.raises(rs.images.image_set.BrokenImage, match=f"cannot read image .*{name}: .+--skip-broken"):
         list(images.batches([to_tensor], 4, workers=0))
     counts = Counts()
     (batch,) = images.batches([to_tensor], 4, workers=0, skip_broken=True, counts=counts)

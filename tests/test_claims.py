@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import repsim as rs
-from repsim.claims import CLAIMS_COLUMNS, Claim, check, markdown, matches
+from repsim.paper.claims import CLAIMS_COLUMNS, Claim, check, markdown, matches
 
 
 def plant(directory, figure, *rows):

@@ -8,9 +8,9 @@ import torch
 from every_study import COARSE, STUDIES
 
 import repsim as rs
-from repsim.layers import find_layers
+from repsim.networks.layers import find_layers
+from repsim.passes.sweep import sweep
 from repsim.studies.similarity import LayerSimilarity
-from repsim.sweep import sweep
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 IMAGES = rs.ImageSet("sample", images=64)

@@ -19,7 +19,7 @@ import repsim as rs
 from repsim.cli import main
 from repsim.cli.directory import LONGEST, SETTINGS, digest, holder, own_directory
 from repsim.errors import Stopped
-from repsim.resume import FOLDER, Resume
+from repsim.passes.resume import FOLDER, Resume
 from repsim.tables import RECORD
 
 A, B = digest({"seed": 0}), digest({"seed": 1})

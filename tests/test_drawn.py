@@ -7,7 +7,7 @@ from drawn import Drawn, Run, drawn
 from measures.test_cka import hsic_from_definition
 
 import repsim as rs
-from repsim.layers import find_layers
+from repsim.networks.layers import find_layers
 
 DRAWS, AT_ONCE, IMAGES = 320, 20, 6
 NAMES = {"cls_token": "cls", "class_embedding": "cls", "dist_token": "distillation"}

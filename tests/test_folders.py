@@ -23,8 +23,8 @@ from timm.data.readers.reader_image_folder import find_images_and_targets
 import repsim as rs
 from repsim.cli import main
 from repsim.cli.base import about
-from repsim.folders import KINDS, list_images, natural, said
-from repsim.images import ImageSet
+from repsim.images.folders import KINDS, list_images, natural, said
+from repsim.images.image_set import ImageSet
 from repsim.studies.probe import linear_probes
 
 SUFFIXES = {".png", ".jpg"}
@@ -206,7 +206,7 @@ def test_what_is_left_out_is_counted(kind, tmp_path, monkeypatch):
     make(tmp_path / name)
     found = ImageSet(tmp_path)
     assert len(found) == 4 + (not left_out) and found.left_out == left_out
-    assert found.record(rs.images.Counts()).get("left_out", {}) == left_out
+    assert found.record(rs.images.image_set.Counts()).get("left_out", {}) == left_out
     if left_out:
         assert said(tmp_path, left_out) == found.left_out_in_words
     for i in range(len(found)):
@@ -234,7 +234,7 @@ def test_what_has_become_a_pipe_is_not_opened(tmp_path, monkeypatch):
     found = ImageSet(tmp_path)
     (tmp_path / "2.png").unlink()
     os.mkfifo(tmp_path / "2.png")
-    monkeypatch.setattr(rs.images, "read", lambda path: None if not path.endswith("2.png") else pytest.fail("opened"))
+    monkeypatch.setattr(rs.images.image_set, "read", lambda path: None if not path.endswith("2.png") else pytest.fail("opened"))
     with pytest.raises(OSError, match="no longer a regular file"):
         [found.source.load(i) for i in range(4)]
 

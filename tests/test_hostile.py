@@ -16,14 +16,13 @@ from click.testing import CliRunner
 from torch import nn
 
 import repsim as rs
-from repsim import images as of_images
-from repsim import models
-from repsim.checkpoints import no_file
 from repsim.cli import main
 from repsim.cli.words import say
-from repsim.files import regular
-from repsim.models import EvalTransform
-from repsim.tables import MATCHED, NUMBERS, load_arrays, load_record, load_table, save_record, save_table
+from repsim.images import image_set as of_images
+from repsim.networks import models
+from repsim.networks.checkpoints import no_file
+from repsim.networks.models import EvalTransform
+from repsim.tables import MATCHED, NUMBERS, load_arrays, load_record, load_table, regular, save_record, save_table
 
 SMALL = EvalTransform((3, 8, 8))
 
@@ -156,14 +155,14 @@ def test_what_the_system_lacks_is_no_broken_image(workers, lack, monkeypatch, wa
     monkeypatch.setattr(of_images._Noise, "load", load)
     with pytest.raises(rs.RepsimError, match=os.strerror(lack)) as found:
         batches(workers, skip_broken=True)
-    assert not isinstance(found.value, rs.images.BrokenImage)
+    assert not isinstance(found.value, rs.images.image_set.BrokenImage)
 
 
 FEW_FILES = """
 import multiprocessing, os, resource
 multiprocessing.set_start_method("fork", force=True)  # as in a process that a user starts
 import repsim as rs
-from repsim.models import EvalTransform
+from repsim.networks.models import EvalTransform
 files = open({out!r}, "w")
 os.dup2(files.fileno(), 2)
 images = rs.ImageSet("noise", images=640)
@@ -224,7 +223,7 @@ def test_a_network_is_refused_while_it_grows(monkeypatch):
 
 
 def test_a_network_larger_than_memory_is_refused(monkeypatch):
-    monkeypatch.setattr("repsim.models.physical", lambda: 2**20)
+    monkeypatch.setattr("repsim.networks.models.physical", lambda: 2**20)
     with pytest.raises(rs.UsageError, match="too large: it has more than the 0 GiB of this machine"):
         rs.load_model("vit_mini", weights="random")
 
@@ -372,7 +371,7 @@ def test_torchrun_finds_the_line(arguments, code, words, rank, tmp_path, monkeyp
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
     for name, value in {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("repsim.processes.join", lambda: None)
+    monkeypatch.setattr("repsim.passes.processes.join", lambda: None)
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == code and (words in result.stderr) == (rank == "0")
     message = json.loads((tmp_path / "error.json").read_text())["message"]
@@ -382,7 +381,7 @@ def test_torchrun_finds_the_line(arguments, code, words, rank, tmp_path, monkeyp
 WAITS = """
 import os
 os.environ.update({environment})
-from repsim import processes
+from repsim.passes import processes
 from repsim.errors import RepsimError
 processes.join()
 if {rank}:

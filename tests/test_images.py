@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 import repsim as rs
-from repsim.images import BrokenImage, Counts, ImageSet
+from repsim.images.image_set import BrokenImage, Counts, ImageSet
 
 GREY = rs.EvalTransform(input_size=(1, 28, 28), mean=(0.0,), std=(1.0,), crop_pct=1.0)
 COLOUR = rs.EvalTransform(input_size=(3, 32, 32))

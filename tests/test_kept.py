@@ -17,10 +17,10 @@ from PIL import Image
 from test_resume import STUDIES, Interrupting
 
 import repsim as rs
-from repsim import sealed
 from repsim.cli import main, words
 from repsim.errors import Stopped
-from repsim.resume import FOLDER, Resume
+from repsim.passes import sealed
+from repsim.passes.resume import FOLDER, Resume
 from repsim.tables import MATCHED, NUMBERS, load_record, save_record, save_table
 
 PASS = f"{FOLDER}/pass-0-of-1-0.pt"

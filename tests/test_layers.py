@@ -9,7 +9,7 @@ from conftest import Family, noise
 from torch import nn
 
 import repsim as rs
-from repsim.layers import find_layers
+from repsim.networks.layers import find_layers
 
 
 def test_presets_of_every_family(family: Family):

@@ -12,12 +12,12 @@ from conftest import FAMILIES
 from every_study import COARSE, STUDIES
 
 import repsim as rs
-from repsim import memory
 from repsim.cli import main
-from repsim.memory import Runs, Takes, limited, plan
+from repsim.networks import memory
+from repsim.networks.memory import Runs, Takes, limited, plan
+from repsim.networks.tracing import Trace, _Alive
+from repsim.passes.sweep import sweep
 from repsim.studies.similarity import LayerSimilarity
-from repsim.sweep import sweep
-from repsim.tracing import Trace, _Alive
 
 MIB = 2**20
 
@@ -81,7 +81,7 @@ def test_a_container_may_take_less_than_the_machine_has(version, where, tmp_path
 
 def test_a_process_may_have_a_limit_of_its_own():
     program = (
-        "import resource; from repsim import memory; import psutil\n"
+        "import resource; from repsim.networks import memory; import psutil\n"
         "had = psutil.Process().memory_info().vms\n"
         "resource.setrlimit(resource.RLIMIT_AS, (had + 50 * 2**20, resource.RLIM_INFINITY))\n"
         "print(memory.free() / 2**20)"

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import repsim as rs
-from repsim import minis
-from repsim.aliases import ALIASES, BUNDLED
-from repsim.models import as_network, as_networks, evaluating, parse_model_args
+from repsim.networks import minis
+from repsim.networks.aliases import ALIASES, BUNDLED
+from repsim.networks.models import as_network, as_networks, evaluating, parse_model_args
 
 
 def factory(width: int = 4) -> nn.Module:

@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import repsim as rs
-from repsim.layers import notices_of
+from repsim.networks.layers import notices_of
 
 IMAGES = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 TRANSFORM = rs.EvalTransform(input_size=(3, 32, 32))

@@ -9,10 +9,10 @@ import torch
 from every_study import COARSE, STUDIES
 
 import repsim as rs
-from repsim.images import Counts
-from repsim.pieces import Piece, add_piece, in_pieces, under_way
+from repsim.images.image_set import Counts
+from repsim.networks.pieces import Piece, add_piece, in_pieces, under_way
+from repsim.passes.sweep import sweep
 from repsim.studies.similarity import LayerSimilarity
-from repsim.sweep import sweep
 
 IMAGES = rs.ImageSet("sample", images=64)
 

@@ -6,7 +6,7 @@ import torch
 from every_study import STUDIES
 
 import repsim as rs
-from repsim.precision import computing
+from repsim.networks.precision import computing
 
 IMAGES = rs.ImageSet("sample", images=32)
 CUDA = torch.device("cuda")

@@ -71,7 +71,7 @@ def test_three_processes_find_what_one_finds(server, tmp_path, images):
 def test_a_pass_that_only_one_process_has_saved_whole(rank, server, tmp_path):
     """They were killed in between; the other takes its sums, or they would wait for each other for ever."""
     arguments = ["cka", "--model-a", "vit_micro", *FEW, "--repeats", "2", "--quiet"]
-    keep = "from repsim.resume import Resume; Resume._forget = lambda self: None"
+    keep = "from repsim.passes.resume import Resume; Resume._forget = lambda self: None"
     assert run(server, 2, [*arguments, "--out", str(tmp_path / "1")], keep) == [0, 0]
     shutil.copytree(tmp_path / "1", tmp_path / "2")
     (tmp_path / "2" / ".repsim-resume" / f"pass-1-of-2-{rank}.pt").unlink()

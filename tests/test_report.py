@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from repsim.cli import main
-from repsim.report import INHERITED, category
+from repsim.paper.report import INHERITED, category
 from repsim.tables import SIMILARITY, save_table
 
 HOSTILE = "<img src=x onerror=alert(1)></script><script>alert(2)</script>"

@@ -15,11 +15,11 @@ from click.testing import CliRunner
 from torch import nn
 
 import repsim as rs
-from repsim import resume as resuming
-from repsim import sealed
 from repsim.cli import main
-from repsim.images import Batch, ImageSet
-from repsim.resume import FOLDER, Resume, Stopped
+from repsim.images.image_set import Batch, ImageSet
+from repsim.passes import resume as resuming
+from repsim.passes import sealed
+from repsim.passes.resume import FOLDER, Resume, Stopped
 from repsim.studies.probe import linear_probes
 
 CKA = ["cka", "--model-a", "vit_mini", "--images", "96", "--batch-size", "8", "--quiet", "--checkpoint-every", "0"]

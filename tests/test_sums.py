@@ -9,8 +9,8 @@ from test_hooks import hooks_on
 from torch import nn
 
 import repsim as rs
-from repsim.models import Network
-from repsim.sums import find_sums, watch_sums
+from repsim.networks.models import Network
+from repsim.networks.residual_sums import find_sums, watch_sums
 
 TRANSFORMER = {"attention": 1, "mlp": 1}
 SUBLAYERS = {

@@ -6,14 +6,14 @@ import pandas as pd
 import pytest
 import torch
 
-from repsim.images import ImageSet
-from repsim.layers import find_layers
+from repsim.images.image_set import ImageSet
+from repsim.networks.layers import find_layers
+from repsim.passes.sweep import sweep
 from repsim.studies.attention import AttentionDistance
 from repsim.studies.heads import HeadSimilarity, head_layer, lower_layers
 from repsim.studies.localization import Localization, located
 from repsim.studies.residual import ResidualNorms
 from repsim.studies.similarity import LayerSimilarity
-from repsim.sweep import sweep
 
 IMAGES = ImageSet("sample", images=128)
 

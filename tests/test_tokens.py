@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import repsim as rs
-from repsim.tokens import Reading, one_of_tokens
+from repsim.networks.tokens import Reading, one_of_tokens
 
 X = torch.arange(2 * 5 * 3.0).view(2, 5, 3)
 VIT = Reading(shape=(5, 3), batch_axis=0, channels=(1,), positions=(0,), prefix=1, names=("cls",), grid=(2, 2))

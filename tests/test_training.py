@@ -6,8 +6,8 @@ from safetensors.torch import save_file
 from train_minis import TABLE, batch_indices, build, nested_subset, turn
 
 import repsim as rs
-from repsim import minis
-from repsim.minis import bundled
+from repsim.networks import minis
+from repsim.networks.minis import bundled
 
 
 def test_subsets_nest_and_are_balanced():

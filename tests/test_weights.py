@@ -11,7 +11,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 import repsim as rs
 from repsim.cli import main
-from repsim.models import as_network
+from repsim.networks.models import as_network
 
 SIZE = (3, 8, 8)
 IMAGES = torch.rand(8, *SIZE, generator=torch.Generator().manual_seed(0))

@@ -41,8 +41,8 @@ def attention(
     writes = ["attention.csv", "attention_maps.npz", *pictures("attention", "attention_maps")]
     run = job.start([Asked(model, weights, arg, weights_key)], writes)
 
+    from repsim.passes.sweep import sweep
     from repsim.studies.attention import AttentionDistance, attention_maps
-    from repsim.sweep import sweep
     from repsim.tables import save_arrays, save_table
 
     (network,) = run.networks

@@ -34,7 +34,7 @@ from repsim.cli.words import (
     without,
 )
 from repsim.errors import RepsimError, Stopped, UsageError
-from repsim.ranks import rank, world_size
+from repsim.passes.ranks import rank, world_size
 
 
 class Asked(NamedTuple):
@@ -156,7 +156,7 @@ class Seconds(click.FloatRange):
 def main() -> None:
     """Compare what vision networks compute, layer by layer (Raghu et al., NeurIPS 2021)."""
     if world_size() > 1:
-        from repsim import processes
+        from repsim.passes import processes
 
         processes.join()
 
@@ -239,12 +239,12 @@ class Job:
         if self.workers is not None:
             check_range("--workers", self.workers, 0, PROCESSES)
 
-        from repsim import processes
         from repsim.cli.directory import before, digest, own_directory
-        from repsim.images import ImageSet
-        from repsim.memory import give_back_blocks, limited
-        from repsim.models import check_name, told_apart
-        from repsim.resume import FOLDER, Resume
+        from repsim.images.image_set import ImageSet
+        from repsim.networks.memory import give_back_blocks, limited
+        from repsim.networks.models import check_name, told_apart
+        from repsim.passes import processes
+        from repsim.passes.resume import FOLDER, Resume
         from repsim.tables import prepare, recording
 
         started = time.perf_counter()
@@ -320,8 +320,8 @@ class Run:
 
     def finish(self) -> None:
         """Everything is written."""
-        from repsim import processes
         from repsim.cli.directory import settle
+        from repsim.passes import processes
 
         if is_first():
             settle(self.out, self.old, self.written)
@@ -348,7 +348,7 @@ class Run:
 
     def _notice_layers(self) -> None:
         """Say what the layers that were taken leave out."""
-        from repsim.layers import notices_of
+        from repsim.networks.layers import notices_of
 
         given = click.get_current_context().params
         layers = "all" if self.job.command in ("attention", "heads") else given.get("layers") or "blocks"
@@ -481,7 +481,7 @@ def said_of(out: Path) -> dict[str, Any]:
 
 def known_models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Names of networks, for the completion of shells."""
-    from repsim.aliases import ALIASES, BUNDLED
+    from repsim.networks.aliases import ALIASES, BUNDLED
 
     return [name for name in (*BUNDLED, *ALIASES) if name.startswith(incomplete)]
 
@@ -568,8 +568,8 @@ MODEL = "Alias, timm name, hf-hub:..., local-dir:... or package.module:factory."
 
 def load(asked: list[Asked], device: str | None, seed: int, **how: Any) -> list[Any]:
     """The networks of a command, each loaded once."""
-    from repsim import processes
-    from repsim.models import load_model, parse_model_args, with_values
+    from repsim.networks.models import load_model, parse_model_args, with_values
+    from repsim.passes import processes
 
     device = processes.own_device() if device is None else device
     return [
@@ -590,8 +590,8 @@ def load(asked: list[Asked], device: str | None, seed: int, **how: Any) -> list[
 
 def about(job: Job, networks: list[Any], images: Any, train: Any = None) -> dict[str, Any]:
     """What the sums of a run belong to, and what tells it apart: another of any of these would make other sums."""
-    from repsim.images import Counts
-    from repsim.models import NO_HASH
+    from repsim.images.image_set import Counts
+    from repsim.networks.models import NO_HASH
 
     means = {"out", "redraw", "workers", "memory", "checkpoint_every", "fresh", "overwrite", "quiet", "as_json"}
     given = click.get_current_context().params
@@ -623,7 +623,7 @@ def bound(what: str, images: Any) -> dict[str, str]:
 
 def default_data(networks: list[str]) -> str:
     """The bundled sample for the bundled networks, else ImageNet where it is."""
-    from repsim.minis import ARCHITECTURES, bundled
+    from repsim.networks.minis import ARCHITECTURES, bundled
 
     if all(name in ARCHITECTURES or name in bundled() for name in networks):
         return "sample"

@@ -18,7 +18,7 @@ from typing import Any
 from filelock import Timeout
 
 from repsim.errors import RepsimError, UsageError
-from repsim.resume import FOLDER, SUMS, lock_of, locked, read_about
+from repsim.passes.resume import FOLDER, SUMS, lock_of, locked, read_about
 from repsim.tables import RECORD, load_record, save_record
 
 SETTINGS = "settings_sha256"

@@ -80,8 +80,8 @@ def localize(
 
 def draw_localization(directory: Path, tokens: list[tuple[int, int]] | None, layer: str | None, quiet: bool) -> None:
     from repsim.plots import localization, localization_summary
+    from repsim.studies.token_tables import all_tokens
     from repsim.tables import LOCALIZATION, LOCALIZATION_SUMMARY, load_arrays, load_table
-    from repsim.token_tables import all_tokens
 
     summary = load_table(directory / "localization_summary.csv", LOCALIZATION_SUMMARY)
     models = list(summary["model"].unique())

@@ -12,8 +12,8 @@ from repsim.cli.words import print_columns, print_rows_as_json
 @AS_JSON
 def models(as_json: bool) -> None:
     """Networks by the paper's names: what each stands for, and which public weights are used."""
-    from repsim.aliases import ALIASES, BUNDLED
-    from repsim.minis import bundled
+    from repsim.networks.aliases import ALIASES, BUNDLED
+    from repsim.networks.minis import bundled
 
     rows = [("alias", "in the paper", "timm name", "weights")]
     rows += [(name, alias.stands_for, alias.timm_name, alias.weights) for name, alias in ALIASES.items()]
@@ -32,8 +32,8 @@ def models(as_json: bool) -> None:
 @AS_JSON
 def layers(model: str, layers: str, arg: tuple[str, ...], as_json: bool) -> None:
     """What can be compared in MODEL: name, kind, index, relative depth, shape for one image."""
-    from repsim.layers import find_layers
-    from repsim.models import load_model, parse_model_args, with_values
+    from repsim.networks.layers import find_layers
+    from repsim.networks.models import load_model, parse_model_args, with_values
 
     network = with_values(load_model(model, weights="random", **parse_model_args(arg)))
     rows = [("index", "depth", "kind", "layer", "shape")]

@@ -65,8 +65,8 @@ def figures(
     if job.batch_size is None:
         job = replace(job, batch_size=250 if preset == "mini" else 1024)
 
-    from repsim.images import ImageSet, train_and_test
-    from repsim.minis import bundled
+    from repsim.images.image_set import ImageSet, train_and_test
+    from repsim.networks.minis import bundled
     from repsim.paper.files import save_figure
     from repsim.paper.run import Plan
 
@@ -138,7 +138,7 @@ def claims(directory: Path, quiet: bool, as_json: bool) -> None:
     A claim is the side of a boundary on which the paper finds a number. It agrees or disagrees if the number's 95 %
     interval lies on one side of it, and is undecided otherwise. Also writes claims.csv and claims.md.
     """
-    from repsim.claims import CLAIMS_COLUMNS, HEAD, check, markdown
+    from repsim.paper.claims import CLAIMS_COLUMNS, HEAD, check, markdown
     from repsim.tables import check_own, prepare, save_table, save_text
 
     table = check(directory)
@@ -162,7 +162,7 @@ def report(directory: Path, out: Path | None, quiet: bool, as_json: bool) -> Non
 
     Heatmaps can be hovered over and zoomed into.
     """
-    from repsim.report import write_report
+    from repsim.paper.report import write_report
 
     page = write_report(directory, out)
     if as_json:

@@ -64,7 +64,7 @@ def probe(
         check_range("--train-images", train_images, 4)
     asked = each_model(model, weights, weights_key, arg)
 
-    from repsim.images import ImageSet, train_and_test
+    from repsim.images.image_set import ImageSet, train_and_test
 
     data = job.data or default_data([of.model for of in asked])
     (train_data, train_split), (data, split) = train_and_test(data, job.split, train_data, train_split)

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from repsim.errors import RepsimError, UsageError
-from repsim.images import Batch, Counts, ImageSet
-from repsim.layers import Layer, find_layers
+from repsim.images.image_set import Batch, Counts, ImageSet
 from repsim.measures.running import Total
-from repsim.memory import Takes
-from repsim.models import Network
+from repsim.networks.layers import Layer, find_layers
+from repsim.networks.memory import Takes
+from repsim.networks.models import Network
+from repsim.networks.tracing import is_own
+from repsim.passes.sweep import Study, networks_of, sweep
 from repsim.studies.attention import AttentionDistance
 from repsim.studies.heads import HeadSimilarity, head_layer
 from repsim.studies.localization import Localization, located
@@ -22,8 +24,6 @@ from repsim.studies.probe import Probes, Probing
 from repsim.studies.receptive import ReceptiveFields, receptive_fields
 from repsim.studies.residual import ResidualNorms
 from repsim.studies.similarity import LayerSimilarity, MatchedSimilarity
-from repsim.sweep import Study, networks_of, sweep
-from repsim.tracing import is_own
 
 
 class Measurements:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from repsim.errors import RepsimError, UsageError
-from repsim.images import Counts, ImageSet
-from repsim.models import Network
+from repsim.images.image_set import Counts, ImageSet
+from repsim.networks.models import Network
 from repsim.paper.exhibits import Exhibit, Made, Probed
 from repsim.paper.measurements import Measurements
 

@@ -14,7 +14,7 @@ from matplotlib.patheffects import withStroke
 
 from repsim.errors import UsageError, one_of
 from repsim.plots.style import UNDEFINED, Figure, entitle, label, look, named
-from repsim.token_tables import paper_tokens
+from repsim.studies.token_tables import paper_tokens
 
 PANEL = 1.5
 """Inches of a panel's width and height, about."""

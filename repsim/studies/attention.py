@@ -12,7 +12,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from repsim.attention import (
+from repsim.errors import UsageError
+from repsim.images.image_set import FEWEST, Batch, ImageSet, as_image_set
+from repsim.measures.attention import HeadStatistics, windowed_head_statistics
+from repsim.measures.running import Moments
+from repsim.networks.attention_weights import (
     AttentionLayer,
     Geometry,
     all_attention,
@@ -21,17 +25,13 @@ from repsim.attention import (
     grid_of_places,
     watch_attention,
 )
-from repsim.errors import UsageError
-from repsim.images import FEWEST, Batch, ImageSet, as_image_set
-from repsim.measures.attention import HeadStatistics, windowed_head_statistics
-from repsim.measures.running import Moments
-from repsim.memory import Takes
-from repsim.models import Network, as_network, evaluating
-from repsim.pieces import add_piece, piece
-from repsim.resume import Resume
-from repsim.sweep import Progress, require_finite, sweep
+from repsim.networks.memory import Takes
+from repsim.networks.models import Network, as_network, evaluating
+from repsim.networks.pieces import add_piece, piece
+from repsim.networks.tracing import IMAGES, eagerly, is_own
+from repsim.passes.resume import Resume
+from repsim.passes.sweep import Progress, require_finite, sweep
 from repsim.tables import ATTENTION
-from repsim.tracing import IMAGES, eagerly, is_own
 
 COPIES = 6
 """Of the weights of a map: of what they are computed from, and of products with distances and logarithms."""

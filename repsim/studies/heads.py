@@ -13,19 +13,19 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from repsim.attention import find_attention
 from repsim.errors import UsageError
-from repsim.hooks import capture
-from repsim.images import Batch, Counts, ImageSet, as_image_set
-from repsim.layers import Layer, find_layers
+from repsim.images.image_set import Batch, Counts, ImageSet, as_image_set
 from repsim.measures.cka import GramRow, MinibatchCKA, flatten, gram_row, normalise, scratch_for
 from repsim.measures.running import GROUPS, GroupedSums, jackknife
-from repsim.memory import Takes
-from repsim.models import Network, as_network
-from repsim.resume import Resume
+from repsim.networks.attention_weights import find_attention
+from repsim.networks.hooks import capture
+from repsim.networks.layers import Layer, find_layers
+from repsim.networks.memory import Takes
+from repsim.networks.models import Network, as_network
+from repsim.passes.resume import Resume
+from repsim.passes.sweep import Progress, require_finite, sweep
 from repsim.studies.attention import AttentionDistance
 from repsim.studies.similarity import grams_of
-from repsim.sweep import Progress, require_finite, sweep
 from repsim.tables import HEAD_CORRELATION, HEADS
 
 LOWER_UNITS = 5  # block1 unit1-3 and block2 unit1-2 in the paper

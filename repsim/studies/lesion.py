@@ -16,19 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from repsim.errors import UsageError, one_of
-from repsim.hooks import capture
-from repsim.images import Batch, Counts, ImageSet, as_image_set
-from repsim.layers import Layer, find_layers
+from repsim.images.image_set import Batch, Counts, ImageSet, as_image_set
 from repsim.measures.cka import GramRow, flatten, gram_row, matched_hsic, normalise_matched, scratch_for
 from repsim.measures.running import GROUPS, GroupedSums, Known, Moments, jackknife
-from repsim.memory import Takes
-from repsim.models import Network, as_network, evaluating
-from repsim.resume import Resume
+from repsim.networks.hooks import capture
+from repsim.networks.layers import Layer, find_layers
+from repsim.networks.memory import Takes
+from repsim.networks.models import Network, as_network, evaluating
+from repsim.networks.residual_sums import ResidualSum, blocks_without, find_sums, watch_sums
+from repsim.networks.tokens import first_tensor
+from repsim.passes.resume import Resume
+from repsim.passes.sweep import Progress, check_batch_size, forward, over_batches, require_finite
 from repsim.studies.similarity import grams_of
-from repsim.sums import ResidualSum, blocks_without, find_sums, watch_sums
-from repsim.sweep import Progress, check_batch_size, forward, over_batches, require_finite
 from repsim.tables import LESION
-from repsim.tokens import first_tensor
 
 QUANTITY = "removed at inference from the trained network (the paper trains networks without them)"
 REMOVE = ("skip", "branch", "skips", "block")

@@ -14,9 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from repsim.errors import UsageError
-from repsim.hooks import capture
-from repsim.images import FEWEST, Batch, Counts, ImageSet, as_image_set
-from repsim.layers import PRESETS, Layer, find_layers, grid_of
+from repsim.images.image_set import FEWEST, Batch, Counts, ImageSet, as_image_set
 from repsim.measures.localization import (
     BUDGET,
     PLACES,
@@ -30,14 +28,16 @@ from repsim.measures.localization import (
     places,
 )
 from repsim.measures.running import GROUPS, GroupedSums
-from repsim.memory import Takes
-from repsim.models import Network, as_networks
-from repsim.pieces import piece
-from repsim.resume import Resume
-from repsim.sweep import Progress, require_finite, sweep
+from repsim.networks.hooks import capture
+from repsim.networks.layers import PRESETS, Layer, find_layers, grid_of
+from repsim.networks.memory import Takes
+from repsim.networks.models import Network, as_networks
+from repsim.networks.pieces import piece
+from repsim.networks.tracing import is_own, unobserved
+from repsim.passes.resume import Resume
+from repsim.passes.sweep import Progress, require_finite, sweep
+from repsim.studies.token_tables import Grid, paper_tokens, token_rows
 from repsim.tables import LOCALIZATION, LOCALIZATION_SUMMARY
-from repsim.token_tables import Grid, paper_tokens, token_rows
-from repsim.tracing import is_own, unobserved
 
 FINEST = 32
 """Rows and columns of positions that are looked at, at most, unless more are asked for."""

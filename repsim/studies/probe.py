@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from repsim.errors import RepsimError, UsageError
-from repsim.hooks import capture
-from repsim.images import Batch, Counts, ImageSet
-from repsim.layers import Layer, find_layers, grid_of
+from repsim.images.image_set import Batch, Counts, ImageSet
 from repsim.measures.neighbours import nearest_neighbours, soft_nearest_neighbour, squared_distances
 from repsim.measures.probe import Probe, ProbeRows, ProbeSums, Ridge, refit, side_by_side, stacked, training_data
 from repsim.measures.running import Joined, Total
-from repsim.memory import Takes
-from repsim.models import Network, as_networks, told_apart
-from repsim.resume import Resume
-from repsim.sweep import Progress, Study, require_finite, sweep
+from repsim.networks.hooks import capture
+from repsim.networks.layers import Layer, find_layers, grid_of
+from repsim.networks.memory import Takes
+from repsim.networks.models import Network, as_networks, told_apart
+from repsim.passes.resume import Resume
+from repsim.passes.sweep import Progress, Study, require_finite, sweep
 from repsim.tables import NEIGHBOURS, PROBE, PROBE_SUMMARY
 
 BUDGET = 2**26

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from repsim.errors import UsageError
-from repsim.hooks import capture
-from repsim.images import FEWEST, Batch, Counts, ImageSet, as_image_set
-from repsim.layers import Layer, find_layers, grid_of, residual_layers
+from repsim.images.image_set import FEWEST, Batch, Counts, ImageSet, as_image_set
 from repsim.measures.receptive import centre_gradients, field_statistics
 from repsim.measures.running import Moments
-from repsim.memory import Takes
-from repsim.models import Network, as_network, evaluating
-from repsim.resume import Resume
-from repsim.sweep import forward, over_batches
+from repsim.networks.hooks import capture
+from repsim.networks.layers import Layer, find_layers, grid_of, residual_layers
+from repsim.networks.memory import Takes
+from repsim.networks.models import Network, as_network, evaluating
+from repsim.passes.resume import Resume
+from repsim.passes.sweep import forward, over_batches
 from repsim.tables import RECEPTIVE
 
 BUDGET = 2**28

@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from repsim.errors import UsageError
-from repsim.hooks import capture
-from repsim.images import Batch, ImageSet, as_image_set
-from repsim.layers import Layer, find_layers
+from repsim.images.image_set import Batch, ImageSet, as_image_set
 from repsim.measures.cka import GramRow, MinibatchCKA, flatten, gram_row, matched_hsic, normalise_matched, scratch_for
 from repsim.measures.running import GROUPS, GroupedSums, Known, jackknife
-from repsim.memory import Takes
-from repsim.models import Network, as_network, as_networks, told_apart
-from repsim.resume import Resume
-from repsim.sweep import Progress, require_finite, sweep
+from repsim.networks.hooks import capture
+from repsim.networks.layers import Layer, find_layers
+from repsim.networks.memory import Takes
+from repsim.networks.models import Network, as_network, as_networks, told_apart
+from repsim.networks.tokens import Tokens
+from repsim.passes.resume import Resume
+from repsim.passes.sweep import Progress, require_finite, sweep
 from repsim.tables import MATCHED, SIMILARITY
-from repsim.tokens import Tokens
 
 BYTES_OF_ROW = 400
 """Of a table, while it is put together and written."""

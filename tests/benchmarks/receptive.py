@@ -15,7 +15,7 @@ import time
 import torch
 
 import repsim as rs
-from repsim.layers import residual_layers
+from repsim.networks.layers import residual_layers
 from repsim.studies.receptive import ReceptiveFields, centre, frozen, grid_of
 
 IMAGES, CHANNELS, ROUNDS = 8, 16, 3  # one batch of the default command

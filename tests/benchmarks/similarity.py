@@ -26,8 +26,8 @@ from pathlib import Path
 import torch
 
 import repsim as rs
-from repsim.models import Network
-from repsim.precision import PRECISIONS, as_given
+from repsim.networks.models import Network
+from repsim.networks.precision import PRECISIONS, as_given
 
 SIZES = {
     "small": ("vit_tiny_patch16_224", "resnet18", 32, ("blocks", "all")),

@@ -10,10 +10,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 import repsim as rs
-from repsim.aliases import ALIASES
-from repsim.claims import CLAIMS, matches
 from repsim.cli import main
-from repsim.minis import ARCHITECTURES, bundled
+from repsim.networks.aliases import ALIASES
+from repsim.networks.minis import ARCHITECTURES, bundled
+from repsim.paper.claims import CLAIMS, matches
 from repsim.paper.exhibits import NUMBERS, Receptive, difference, numbers, ratio
 from repsim.paper.figures import FIGURES, PRESETS
 from repsim.paper.files import load_figure

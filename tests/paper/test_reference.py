@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from repsim.claims import CLAIMS_COLUMNS, check
 from repsim.cli import main
+from repsim.paper.claims import CLAIMS_COLUMNS, check
 from repsim.paper.figures import FIGURES
 
 ROOT = Path(__file__).parents[2]

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 import repsim as rs
+from repsim.studies.token_tables import PAPER_TOKENS, paper_tokens
 from repsim.tables import LOCALIZATION, LOCALIZATION_SUMMARY
-from repsim.token_tables import PAPER_TOKENS, paper_tokens
 
 
 def made_up(models: dict[str, int], side: int) -> pd.DataFrame:

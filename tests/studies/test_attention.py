@@ -8,7 +8,7 @@ from conftest import FAMILIES, noise
 from test_hooks import hooks_on
 
 import repsim as rs
-from repsim.attention import attention_modules, watch_attention
+from repsim.networks.attention_weights import attention_modules, watch_attention
 from repsim.tables import ATTENTION
 
 READABLE = ["vit", "vit_gap", "vit_registers", "deit_distilled", "vit_hybrid", "convit", "pit", "pvt_v2", "swin"]

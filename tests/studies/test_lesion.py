@@ -9,7 +9,7 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 import repsim as rs
-from repsim.minis import BlockWithoutSkips
+from repsim.networks.minis import BlockWithoutSkips
 from repsim.tables import LESION
 
 SAMPLE = {"images": 64}

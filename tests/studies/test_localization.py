@@ -10,15 +10,15 @@ from pandas.testing import assert_frame_equal
 from torch import nn
 
 import repsim as rs
-from repsim.layers import grid_of
 from repsim.measures.localization import cut
-from repsim.memory import limited
+from repsim.networks.layers import grid_of
+from repsim.networks.memory import limited
+from repsim.passes.sweep import sweep
 from repsim.studies import localization as study
 from repsim.studies.localization import Localization
 from repsim.studies.similarity import LayerSimilarity
-from repsim.sweep import sweep
+from repsim.studies.token_tables import all_tokens
 from repsim.tables import LOCALIZATION, LOCALIZATION_SUMMARY
-from repsim.token_tables import all_tokens
 
 
 def chosen(images):

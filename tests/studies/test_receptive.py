@@ -6,7 +6,7 @@ from conftest import FAMILIES, noise
 from torch import nn
 
 import repsim as rs
-from repsim.layers import residual_layers
+from repsim.networks.layers import residual_layers
 from repsim.tables import RECEPTIVE
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from repsim.tracing import Call, Spot, Trace, adds_what_it_came_from
+from repsim.networks.tracing import Call, Spot, Trace, adds_what_it_came_from
 
 
 def has_parts(module: nn.Module) -> bool:

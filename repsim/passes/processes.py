@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 
 from repsim.errors import RepsimError, UsageError, first_line
-from repsim.images import Share
-from repsim.ranks import local_rank, rank, world_size
+from repsim.images.image_set import Share
+from repsim.passes.ranks import local_rank, rank, world_size
 
 LONGEST_WAIT = timedelta(hours=24)
 """For the slowest process; a dead one ends the others through torchrun, not through this."""

@@ -20,7 +20,8 @@ from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX as EXTRA_STATE
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
-from repsim.checkpoints import (
+from repsim.errors import RepsimError, UsageError, first_line
+from repsim.networks.checkpoints import (
     WRAPPERS,
     few,
     holds,
@@ -32,7 +33,6 @@ from repsim.checkpoints import (
     what_it_is,
     without_wrappers,
 )
-from repsim.errors import RepsimError, UsageError, first_line
 
 USUAL = ("state_dict_ema", "model_ema", "state_dict", "model")
 """timm's keys for sets of weights, in timm's order: averaged weights come first."""

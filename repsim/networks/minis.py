@@ -18,7 +18,7 @@ from timm.models.resnet import Bottleneck, ResNet
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-WEIGHTS = Path(__file__).parent / "weights"
+WEIGHTS = Path(__file__).parents[1] / "weights"
 
 # Pixel statistics of the 60,000 Fashion-MNIST training images, in [0, 1] units.
 DATA_CONFIG = {

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from repsim.checkpoints import without_wrappers
+from repsim.networks.checkpoints import without_wrappers
 
 
 class NoStableForm(Exception):

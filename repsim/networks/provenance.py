@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from repsim.places import BITS, HIDDEN, NOWHERE, REGION, SCATTERED, Places
+from repsim.networks.places import BITS, HIDDEN, NOWHERE, REGION, SCATTERED, Places
 
 MASK = 2**BITS - 1
 SEVERAL = 15

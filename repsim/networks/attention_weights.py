@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from repsim.axes import grid_and_order, images_axis
 from repsim.errors import RepsimError, UsageError
-from repsim.models import Network
-from repsim.places import NOWHERE, REGION, SCATTERED, TOKEN, Places
-from repsim.provenance import Weights, features_in, images_in, places_in, varies
-from repsim.structure import is_attention
-from repsim.tokens import images_first, known_by_name
-from repsim.tracing import (
+from repsim.networks.axes import grid_and_order, images_axis
+from repsim.networks.models import Network
+from repsim.networks.places import NOWHERE, REGION, SCATTERED, TOKEN, Places
+from repsim.networks.provenance import Weights, features_in, images_in, places_in, varies
+from repsim.networks.structure import is_attention
+from repsim.networks.tokens import images_first, known_by_name
+from repsim.networks.tracing import (
     FUSED,
     SDPA,
     Call,

@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repsim import processes
 from repsim.errors import RepsimError, UsageError, first_line, not_finite
-from repsim.images import FEWEST, Batch, Counts, ImageSet
+from repsim.images.image_set import FEWEST, Batch, Counts, ImageSet
 from repsim.measures.running import Sums, merged
-from repsim.memory import Runs, Takes, is_memory_error, plan
-from repsim.models import Network, evaluating
-from repsim.pieces import in_pieces
-from repsim.precision import Precision
-from repsim.resume import Resume
-from repsim.tracing import Trace, eagerly, passing
+from repsim.networks.memory import Runs, Takes, is_memory_error, plan
+from repsim.networks.models import Network, evaluating
+from repsim.networks.pieces import in_pieces
+from repsim.networks.precision import Precision
+from repsim.networks.tracing import Trace, eagerly, passing
+from repsim.passes import processes
+from repsim.passes.resume import Resume
 
 Progress = Callable[..., Iterable[Batch]]
 ROUNDING: dict[Precision, float] = {"fp32": 1e-4, "tf32": 2e-3, "bf16": 1e-2}
@@ -145,7 +145,7 @@ def over_batches(
         How many images were used, dropped and broken.
 
     Raises:
-        UsageError: it does not fit into memory; see `repsim.memory`.
+        UsageError: it does not fit into memory; see `repsim.networks.memory`.
     """
     share, broken = processes.share(), []
     if share is not None and skip_broken:  # which images make a batch depends on those before it

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repsim.places import HIDDEN, NOWHERE, REGION, SCATTERED, Places
-from repsim.provenance import SEVERAL, Label, features_in, images_in, places_in, varies
-from repsim.tokens import Reading, images_first, known_by_name
+from repsim.networks.places import HIDDEN, NOWHERE, REGION, SCATTERED, Places
+from repsim.networks.provenance import SEVERAL, Label, features_in, images_in, places_in, varies
+from repsim.networks.tokens import Reading, images_first, known_by_name
 
 IMAGES_BITS = ~((1 << 48) - 1)
 

@@ -31,9 +31,9 @@ from torch.utils.data._utils.signal_handling import _remove_worker_pids
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from repsim.errors import RepsimError, UsageError, first_line, one_of
-from repsim.folders import list_images, said
+from repsim.images.folders import list_images, said
 
-SAMPLE = Path(__file__).parent / "sample" / "fashion_mnist.npz"
+SAMPLE = Path(__file__).parents[1] / "sample" / "fashion_mnist.npz"
 SPLITS = ("train", "test")
 FASHION_MNIST_PLACES = (Path("data/fashion-mnist"), Path("/usr/share/datasets/fashion-mnist"))
 TIMM_SCHEMES = ("torch/", "hfds/", "hfids/", "wds/", "tfds/")
@@ -181,7 +181,7 @@ class ImageSet:
 
     @property
     def left_out(self) -> dict[str, int]:
-        """Count what a folder holds beside its images, by `repsim.folders.KINDS`; it is empty if there is nothing."""
+        """Count what a folder holds beside its images, by `folders.KINDS`; it is empty if there is nothing."""
         return self.source.left_out if isinstance(self.source, _Files) else {}
 
     @property

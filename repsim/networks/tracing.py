@@ -24,12 +24,12 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_iter
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from repsim.axes import Activation, activation_of, depends_on_several, measured_images_axis, reading_of
 from repsim.errors import RepsimError, first_line
-from repsim.models import Network, evaluating
-from repsim.precision import as_given
-from repsim.provenance import Label, Provenance
-from repsim.tokens import Reading, first_tensor
+from repsim.networks.axes import Activation, activation_of, depends_on_several, measured_images_axis, reading_of
+from repsim.networks.models import Network, evaluating
+from repsim.networks.precision import as_given
+from repsim.networks.provenance import Label, Provenance
+from repsim.networks.tokens import Reading, first_tensor
 
 IMAGES = 3
 """Of a traced pass."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from repsim.tokens import first_tensor
+from repsim.networks.tokens import first_tensor
 
 
 class Piece(NamedTuple):

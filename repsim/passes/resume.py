@@ -24,10 +24,10 @@ from uuid import uuid4
 import torch
 from filelock import FileLock, Timeout
 
-from repsim import processes, sealed
 from repsim.errors import RepsimError, Stopped, UsageError, first_line
-from repsim.images import Batch, Counts
+from repsim.images.image_set import Batch, Counts
 from repsim.measures import probe, running
+from repsim.passes import processes, sealed
 from repsim.tables import FULL, full, replacing, writer
 
 FOLDER = ".repsim-resume"

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repsim.layers import Layer, find_layers
-from repsim.models import Network, as_network
-from repsim.pieces import add_piece, piece
-from repsim.tracing import is_own, unobserved
+from repsim.networks.layers import Layer, find_layers
+from repsim.networks.models import Network, as_network
+from repsim.networks.pieces import add_piece, piece
+from repsim.networks.tracing import is_own, unobserved
 
 Reduce = Callable[[Layer, Tensor], Any]
 
@@ -38,7 +38,7 @@ def capture(
             first axis; what it returns is kept instead of the activation. It must not keep or change the
             tensor it gets: later modules may write into it in place. Without it, a copy is kept.
         image_by_image: what `reduce` returns has a row for each image, which depends on that image alone. It matters
-            where a batch goes through the network in pieces (see `repsim.pieces`): these are then joined afterwards.
+            where a batch goes through the network in pieces (see `repsim.networks.pieces`), which are joined afterwards.
         passed: whether only forward passes that a sweep makes of this very network count, and not those of others that
             share its modules, or of whoever else calls them meanwhile.
 
@@ -48,7 +48,7 @@ def capture(
     Raises:
         UsageError: a layer is not there, before the network runs.
 
-    >>> from repsim.models import load_model
+    >>> from repsim.networks.models import load_model
     >>> import torch
     >>> vit = load_model("vit_mini")
     >>> with capture(vit, ["blocks.0", "blocks.11"]) as seen:

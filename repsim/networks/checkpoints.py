@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from repsim.errors import RepsimError, first_line
-from repsim.files import kind
+from repsim.tables import kind
 
 INDEX = ".index.json"
 """How the name of a file ends that says in which of several files each tensor is."""

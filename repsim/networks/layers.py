@@ -14,10 +14,20 @@ from typing import Literal
 from torch import nn
 
 from repsim.errors import UsageError, near
-from repsim.models import Network, as_network
-from repsim.structure import find_blocks, has_parts, is_norm, kind_of, left_out, listed, paper_spots, parts_of, stem_of
-from repsim.tokens import Reading, Tokens, one_of_tokens
-from repsim.tracing import Spot, Trace
+from repsim.networks.models import Network, as_network
+from repsim.networks.structure import (
+    find_blocks,
+    has_parts,
+    is_norm,
+    kind_of,
+    left_out,
+    listed,
+    paper_spots,
+    parts_of,
+    stem_of,
+)
+from repsim.networks.tokens import Reading, Tokens, one_of_tokens
+from repsim.networks.tracing import Spot, Trace
 
 PRESETS = ("blocks", "paper", "all")
 

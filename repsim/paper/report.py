@@ -15,15 +15,14 @@ from typing import Any
 
 import pandas as pd
 
-from repsim.claims import COVERED, check
 from repsim.errors import UsageError
-from repsim.files import regular
+from repsim.paper.claims import COVERED, check
 from repsim.paper.exhibits import Exhibit, Made
 from repsim.paper.figures import FIGURES
 from repsim.paper.files import load_figure, picture_file
 from repsim.plots.matrices import colour_range
 from repsim.plots.style import SIMILARITY_CMAP
-from repsim.tables import RECORD, check_own, load_record, save_text
+from repsim.tables import RECORD, check_own, load_record, regular, save_text
 
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 BUTTONS = [["toImage", "zoom2d", "pan2d", "resetScale2d"]]

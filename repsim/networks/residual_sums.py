@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from repsim.errors import RepsimError, UsageError
-from repsim.layers import find_layers
-from repsim.models import Network, as_network
-from repsim.structure import entry_of, find_blocks, is_attention, is_mlp
-from repsim.tokens import Reading
-from repsim.tracing import (
+from repsim.networks.layers import find_layers
+from repsim.networks.models import Network, as_network
+from repsim.networks.structure import entry_of, find_blocks, is_attention, is_mlp
+from repsim.networks.tokens import Reading
+from repsim.networks.tracing import (
     ADDITION,
     Call,
     Operation,

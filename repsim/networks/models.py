@@ -26,15 +26,15 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import is_lazy
 
-from repsim import minis
-from repsim.aliases import ALIASES
-from repsim.checkpoints import few, no_file
 from repsim.errors import RepsimError, UsageError, first_line, one_of
-from repsim.files import regular
-from repsim.hashing import NoStableForm, state_sha256
-from repsim.memory import physical
-from repsim.precision import Precision, check_precision, computing, usual_precision
-from repsim.weights import Taken, load_file, packed
+from repsim.networks import minis
+from repsim.networks.aliases import ALIASES
+from repsim.networks.checkpoints import few, no_file
+from repsim.networks.hashing import NoStableForm, state_sha256
+from repsim.networks.memory import physical
+from repsim.networks.precision import Precision, check_precision, computing, usual_precision
+from repsim.networks.weights import Taken, load_file, packed
+from repsim.tables import regular
 
 WAYS_OUT = (
     "give weights as a file (safetensors or a state dict), ask for `random` ones, "
@@ -127,7 +127,7 @@ class Network:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Within it, operations have its precision; see `repsim.precision`."""
+        """Within it, operations have its precision; see `repsim.networks.precision`."""
         with computing(self.computes_in, self.device):
             yield
 
@@ -144,7 +144,7 @@ class Network:
 
     @cached_property
     def weights_sha256(self) -> str:
-        """Hash of all that its state holds (see `repsim.hashing`), or `cannot be hashed: ` and why not."""
+        """Hash of all that its state holds (see `repsim.networks.hashing`), or `cannot be hashed: ` and why not."""
         try:
             return state_sha256(with_values(self).module)
         except NoStableForm as reason:
@@ -296,7 +296,7 @@ def load_model(
             None: the only ones that fit; of several those that timm takes, or the averaged ones (`notices` says so).
         device: where the network goes; None leaves it on the CPU.
         seed: of untrained weights.
-        precision: `fp32`, `tf32` (CUDA only) or `bf16`; None: tf32 on CUDA, else fp32. See `repsim.precision`.
+        precision: `fp32`, `tf32` (CUDA only) or `bf16`; None: tf32 on CUDA, else fp32. See `repsim.networks.precision`.
         compiled: have `torch.compile` run the network where a study allows it; the first batch takes longer.
         **model_args: passed to the constructor, for instance `img_size=384`.
 
@@ -436,7 +436,9 @@ def _from_minis(name: str, weights: str, model_args: dict[str, Any]) -> Network:
                 f"{name} is not shipped trained; train it with `python analyses/train_minis.py {name}`; or {WAYS_OUT}"
             )
         load_file(module, file, name)
-    return Network(module, name, f"repsim.minis:{name}", weights, _transform_of(module, model_args, minis.DATA_CONFIG))
+    return Network(
+        module, name, f"repsim.networks.minis:{name}", weights, _transform_of(module, model_args, minis.DATA_CONFIG)
+    )
 
 
 def _from_timm(name: str, weights: str, model_args: dict[str, Any]) -> Network:

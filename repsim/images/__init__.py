@@ -1,0 +1,1 @@
+"""Images: which, from where, and how they are read."""

@@ -1,0 +1,1 @@
+"""Passes of images through networks: swept, resumed, shared among processes, within memory."""
