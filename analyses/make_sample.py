@@ -8,7 +8,7 @@ with a fixed seed; images and labels are as published, uint8. Needs Fashion-MNIS
 
 import numpy as np
 
-from repsim.images.image_set import SAMPLE, read_fashion_mnist
+from repsim.images.sources import SAMPLE, read_fashion_mnist
 
 rng = np.random.default_rng(0)
 test_images, test_labels = read_fashion_mnist("test")

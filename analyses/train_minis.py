@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from repsim.images.image_set import read_fashion_mnist
+from repsim.images.sources import read_fashion_mnist
 from repsim.networks.minis import ARCHITECTURES, CLASSES, DATA_CONFIG, WEIGHTS
 from repsim.tables import load_table
 

@@ -345,10 +345,10 @@ KILLED = '''
 import os, signal, sys
 
 if __name__ == "__main__":
-    from repsim.images import image_set as images
+    from repsim.images import sources
     from repsim.cli import main
 
-    load, me = images._Files.load, os.getpid()
+    load, me = sources.Files.load, os.getpid()
 
     def killed(self, index):
         if os.getpid() != me:
@@ -360,7 +360,7 @@ if __name__ == "__main__":
                 os.kill(os.getpid(), signal.SIGKILL)
         return load(self, index)
 
-    images._Files.load = killed
+    sources.Files.load = killed
     main(sys.argv[2:])
 '''
 

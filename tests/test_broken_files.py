@@ -71,14 +71,14 @@ def to_tensor(image):
 @pytest.fixture
 def forbidden(monkeypatch):
     """Even for those who may read everything."""
-    from repsim.images import image_set as images
+    from repsim.images import sources
 
     def open_(file):
         if str(file).endswith("forbidden.jpg"):
             raise PermissionError(13, "Permission denied", str(file))
         return Image.open(file)
 
-    monkeypatch.setattr(images, "Image", SimpleNamespace(**{**vars(Image), "open": open_}))
+    monkeypatch.setattr(sources, "Image", SimpleNamespace(**{**vars(Image), "open": open_}))
 
 
 def filled(folder, name, make):

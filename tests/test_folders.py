@@ -23,6 +23,7 @@ from timm.data.readers.reader_image_folder import find_images_and_targets
 import repsim as rs
 from repsim.cli import main
 from repsim.cli.base import about
+from repsim.images import sources
 from repsim.images.folders import KINDS, list_images, natural, said
 from repsim.images.image_set import ImageSet
 from repsim.studies.probe import linear_probes
@@ -234,7 +235,7 @@ def test_what_has_become_a_pipe_is_not_opened(tmp_path, monkeypatch):
     found = ImageSet(tmp_path)
     (tmp_path / "2.png").unlink()
     os.mkfifo(tmp_path / "2.png")
-    monkeypatch.setattr(rs.images.image_set, "read", lambda path: None if not path.endswith("2.png") else pytest.fail("opened"))
+    monkeypatch.setattr(sources, "read", lambda path: None if not path.endswith("2.png") else pytest.fail("opened"))
     with pytest.raises(OSError, match="no longer a regular file"):
         [found.source.load(i) for i in range(4)]
 

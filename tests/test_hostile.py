@@ -18,7 +18,7 @@ from torch import nn
 import repsim as rs
 from repsim.cli import main
 from repsim.cli.words import say
-from repsim.images import image_set as of_images
+from repsim.images import loading, sources
 from repsim.networks import models
 from repsim.networks.checkpoints import no_file
 from repsim.networks.models import EvalTransform
@@ -99,8 +99,8 @@ def test_a_number_without_measure_is_refused_with_its_bound(arguments, tmp_path)
 @pytest.fixture
 def watchful(monkeypatch):
     """torch looks every 5 seconds whether a process is still there."""
-    often = partialmethod(of_images._Processes._try_get_data, 0.2)
-    monkeypatch.setattr(of_images._Processes, "_try_get_data", often)
+    often = partialmethod(loading._Processes._try_get_data, 0.2)
+    monkeypatch.setattr(loading._Processes, "_try_get_data", often)
 
 
 def batches(workers, **how):
@@ -110,7 +110,7 @@ def batches(workers, **how):
 
 def dying(tmp_path, times, at=50):
     """`load` of an image, which ends so many of the processes that come to it."""
-    load, here = of_images._Noise.load, os.getpid()
+    load, here = sources.Noise.load, os.getpid()
 
     def killed(self, index):
         number = len(os.listdir(tmp_path))
@@ -124,7 +124,7 @@ def dying(tmp_path, times, at=50):
 
 def test_a_decoding_process_that_is_killed_once_changes_nothing(tmp_path, monkeypatch, watchful):
     whole, state = batches(0), torch.get_rng_state()
-    monkeypatch.setattr(of_images._Noise, "load", dying(tmp_path, 1))
+    monkeypatch.setattr(sources.Noise, "load", dying(tmp_path, 1))
     again = batches(2)
     assert len(os.listdir(tmp_path)) == 1 and len(again) == len(whole) == 3
     assert all(torch.equal(a, b) for one, other in zip(whole, again) for a, b in zip(one, other))
@@ -132,7 +132,7 @@ def test_a_decoding_process_that_is_killed_once_changes_nothing(tmp_path, monkey
 
 
 def test_a_decoding_process_that_is_killed_again_is_an_error(tmp_path, monkeypatch, watchful):
-    monkeypatch.setattr(of_images._Noise, "load", dying(tmp_path, 9))
+    monkeypatch.setattr(sources.Noise, "load", dying(tmp_path, 9))
     with pytest.raises(rs.RepsimError, match="^a process that decodes images was killed, .*--workers 0$"):
         batches(2)
     assert len(os.listdir(tmp_path)) == 2
@@ -152,7 +152,7 @@ def test_what_the_system_lacks_is_no_broken_image(workers, lack, monkeypatch, wa
     def load(self, index):
         raise OSError(lack, os.strerror(lack))
 
-    monkeypatch.setattr(of_images._Noise, "load", load)
+    monkeypatch.setattr(sources.Noise, "load", load)
     with pytest.raises(rs.RepsimError, match=os.strerror(lack)) as found:
         batches(workers, skip_broken=True)
     assert not isinstance(found.value, rs.images.image_set.BrokenImage)

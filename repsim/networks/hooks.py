@@ -38,7 +38,7 @@ def capture(
             first axis; what it returns is kept instead of the activation. It must not keep or change the
             tensor it gets: later modules may write into it in place. Without it, a copy is kept.
         image_by_image: what `reduce` returns has a row for each image, which depends on that image alone. It matters
-            where a batch goes through the network in pieces (see `repsim.networks.pieces`), which are joined afterwards.
+            where a batch goes through the network in pieces (see `repsim.networks.pieces`), which are joined then.
         passed: whether only forward passes that a sweep makes of this very network count, and not those of others that
             share its modules, or of whoever else calls them meanwhile.
 

@@ -1,0 +1,285 @@
+"""How images are read: in processes or a thread, ahead of what computes, and joined into batches."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing import queues
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data._utils.signal_handling import _remove_worker_pids
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+from repsim.errors import RepsimError, first_line
+from repsim.images.sources import Source
+
+PIECE = 32
+"""Images that are loaded together; several pieces, each waiting in shared memory, make a batch."""
+Transform = Callable[[Image.Image], Tensor]
+Loaded = tuple[Tensor, list[Tensor], list[tuple[int, str]]]
+"""Positions, their images after each transform, and what is wrong with those that cannot be read."""
+
+
+def decoded(
+    source: Source, chosen: np.ndarray, transforms: Sequence[Transform], wanted: list[int], size: int, workers: int
+) -> Iterator[Loaded]:
+    """Images at these positions, in order and so many at a time: by processes, or ahead in a thread.
+
+    Args:
+        source: where they are read.
+        chosen: (n,) which of its images each position is.
+        transforms: what is done to each.
+        wanted: positions in `chosen`.
+        size: images at a time, at most `PIECE`.
+        workers: processes; 0: a thread.
+    """
+    decoding, size = _Decoding(source, chosen, transforms), min(size, PIECE)
+    if workers:
+        return _undying(lambda done: _Processes(_loader(decoding, wanted[done * size :], size, workers)))
+    return ahead(_loader(decoding, wanted, size))
+
+
+def _loader(decoding: _Decoding, wanted: list[int], size: int, workers: int = 0) -> DataLoader:
+    """Pieces of the images at these positions, in order."""
+    return DataLoader(
+        decoding,
+        batch_size=size,
+        sampler=wanted,
+        num_workers=workers,
+        collate_fn=_stacked,
+        worker_init_fn=_undisturbed,
+        generator=torch.Generator(),  # it draws a seed that nothing uses, and torch's own generator is the caller's
+    )
+
+
+def _undying(begin: Callable[[int], Any]) -> Iterator[Loaded]:
+    """The pieces that processes decode. Where one of these dies, others begin anew with the piece it owes, once.
+
+    Args:
+        begin: what has processes begin, after so many pieces.
+
+    Raises:
+        RepsimError: one died again, or the system does not give what they need.
+    """
+    first = begin(0)  # now, and not in the thread that may ask for the pieces
+
+    def pieces(at_work: Any) -> Iterator[Loaded]:
+        done, anew = 0, False
+        while True:
+            try:
+                piece = next(at_work)
+            except StopIteration:
+                return
+            except Exception as error:
+                code = _ended(at_work, wait=isinstance(error, (OSError, EOFError)))
+                if code is None:
+                    raise _no_room(error) or error from None
+                if anew:
+                    raise RepsimError(
+                        f"a process that decodes images {_how(code)}, and one that began in its place did so too; "
+                        "take fewer --workers, or --workers 0"
+                    ) from None
+                at_work, anew = begin(done), True
+                continue
+            yield piece
+            done += 1
+
+    return pieces(first)
+
+
+class _Processes(_MultiProcessingDataLoaderIter):
+    """The pieces of a loader. One that asks for a piece learns that a process died; torch raises wherever it is."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        self._shutdown, self._workers_status = True, [False] * loader.num_workers  # torch reads them if not all begin
+        try:
+            super().__init__(loader)
+        except (OSError, RuntimeError) as error:
+            for worker in getattr(self, "_workers", ()):  # those that did begin; asked to end, they would wait for work
+                worker.kill()
+                worker.join()
+            raise _no_room(error) or error from None
+        _remove_worker_pids(id(self))
+        self._worker_pids_set = False
+
+
+def _ended(at_work: Any, *, wait: bool) -> int | None:
+    """The exit code of a process that died, if one did; a connection to it may break a moment earlier."""
+    until = time.monotonic() + wait
+    while True:
+        codes = [worker.exitcode for worker in at_work._workers if worker.exitcode]
+        if codes or time.monotonic() >= until:
+            return codes[0] if codes else None
+        time.sleep(0.01)
+
+
+def _how(code: int) -> str:
+    """How a process ended, by its exit code."""
+    if code == -signal.SIGKILL:
+        return "was killed, as the system does where memory runs out"
+    if code < 0:
+        return f"was ended by {signal.Signals(-code).name}"
+    return f"could not go on ({os.strerror(code)})" if code in LACKS else f"ended with exit code {code}"
+
+
+GRACE = 60
+"""Seconds for which a process that decodes goes on after it was asked to end: it ends with the one it works for."""
+LACKS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC}
+"""Errors that say nothing of an image: the system has no more files, memory, processes or room in /dev/shm."""
+SAID = {"ancillary data": errno.EMFILE, os.strerror(errno.EMFILE): errno.EMFILE, "start new thread": errno.EAGAIN}
+"""What errors of Python and torch that have no number say of these."""
+
+
+def _lack(error: BaseException) -> int | None:
+    """Which of `LACKS` an error comes from."""
+    number = getattr(error, "errno", None) or next((n for words, n in SAID.items() if words in str(error)), None)
+    return number if number in LACKS else None
+
+
+def _no_room(error: BaseException) -> RepsimError | None:
+    """The error for what the system does not give to processes that decode; None of any other error."""
+    lack = _lack(error)
+    return lack and RepsimError(
+        f"processes that decode images cannot work here: {os.strerror(lack)}; take fewer --workers, --workers 0 or a "
+        "smaller --batch-size, or raise the limits of the shell (ulimit -n, ulimit -u)"
+    )
+
+
+def _undisturbed(worker: int) -> None:
+    """Leave signals to the process that waits for this one, which must not wait for what cannot be handed to it.
+
+    Schedulers, terminals and `timeout` send them to the whole group, and the batch that is under way is still needed.
+    """
+    for name in ("SIGINT", "SIGHUP", "SIGQUIT"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
+    queues.Queue._on_queue_feeder_error = staticmethod(_give_up)
+    sys.excepthook = lambda kind, error, trace: _give_up(error)  # of the thread that hands out open files
+
+
+def _give_up(error: BaseException, piece: Any = None) -> None:
+    """End this process, which the one that waits for it notices; Python itself would lose the piece and go on."""
+    os._exit(_lack(error) or 1)
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def formed(items: Iterable[Loaded], batch_size: int) -> Iterator[Loaded]:
+    """Whole batches of what is loaded, what is broken as soon as it is known, and at the end the rest."""
+    waiting: list[tuple[Tensor, list[Tensor]]] = []
+    for positions, tensors, broken in items:
+        if broken:
+            yield torch.empty(0, dtype=torch.int64), [], broken
+        waiting.append((positions, tensors))
+        while sum(len(p) for p, _ in waiting) >= batch_size:
+            positions, tensors = _joined(waiting)
+            waiting = [(positions[batch_size:], [t[batch_size:] for t in tensors])]
+            yield positions[:batch_size], [t[:batch_size] for t in tensors], []
+    yield *_joined(waiting), []
+
+
+def copied(formed: Iterable[Loaded], device: torch.device, computing: torch.cuda.Stream) -> Iterator[Loaded]:
+    """The same on a CUDA device, copied beside what is computed there. For a thread of its own: it waits."""
+    stream = torch.cuda.Stream(device)
+    for positions, tensors, broken in formed:
+        with contextlib.suppress(torch.OutOfMemoryError):  # then it is copied when it is its turn
+            with torch.cuda.stream(stream):
+                there = [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
+            stream.synchronize()
+            for tensor in there:  # which the copying stream must not take back before they were used
+                tensor.record_stream(computing)
+            tensors = there
+        yield positions, tensors, broken
+
+
+def _joined(waiting: list[tuple[Tensor, list[Tensor]]]) -> tuple[Tensor, list[Tensor]]:
+    """Join what was loaded; nothing is copied where there is only one piece with images in it."""
+    filled = [piece for piece in waiting if len(piece[0])]
+    if not filled:
+        return torch.empty(0, dtype=torch.int64), []
+    if len(filled) == 1:
+        return filled[0]
+    return torch.cat([p for p, _ in filled]), [torch.cat(pieces) for pieces in zip(*(t for _, t in filled))]
+
+
+class _Decoding(Dataset):
+    """Position -> the image after each transform, or what is wrong with it."""
+
+    def __init__(self, source: Source, chosen: np.ndarray, transforms: Sequence[Transform]) -> None:
+        self.source, self.chosen, self.transforms = source, chosen, transforms
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, position: int) -> tuple[int, list[Tensor] | str]:
+        index = int(self.chosen[position])
+        try:
+            image = self.source.load(index)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            if getattr(error, "errno", None) in LACKS:  # nothing is wrong with the image
+                if get_worker_info() is not None:
+                    _give_up(error)
+                raise RepsimError(f"cannot read image {self.source.name(index)} now: {first_line(error)}") from None
+            return position, f"cannot read image {self.source.name(index)}: {first_line(error)}"
+        return position, [transform(image) for transform in self.transforms]
+
+
+def _stacked(items: list[tuple[int, list[Tensor] | str]]) -> Loaded:
+    good = [(position, tensors) for position, tensors in items if not isinstance(tensors, str)]
+    broken = [(position, message) for position, message in items if isinstance(message, str)]
+    if not good:
+        return torch.empty(0, dtype=torch.int64), [], broken
+    return torch.tensor([p for p, _ in good]), [torch.stack(each) for each in zip(*(t for _, t in good))], broken
+
+
+def ahead(items: Iterable[Any]) -> Iterator[Any]:
+    """Iterate in a thread, one item ahead of the caller."""
+    ready: queue.Queue = queue.Queue(maxsize=1)
+    stop = threading.Event()
+
+    def put(item: Any) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                put((item, None))
+                if stop.is_set():
+                    return
+            put((None, StopIteration()))
+        except BaseException as error:  # noqa: BLE001  handed to the caller
+            put((None, error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        stop.set()
+        thread.join()
