@@ -14,8 +14,9 @@ from every_study import COARSE, STUDIES
 import repsim as rs
 from repsim.cli import main
 from repsim.networks import memory
-from repsim.networks.memory import Runs, Takes, limited, plan
 from repsim.networks.tracing import Trace, _Alive
+from repsim.passes import plan as planning
+from repsim.passes.plan import Runs, Takes, limited, plan
 from repsim.passes.sweep import sweep
 from repsim.studies.similarity import LayerSimilarity
 
@@ -34,6 +35,7 @@ def test_sizes(text, size):
 
 def test_a_share_is_of_what_is_free(monkeypatch):
     monkeypatch.setattr(memory, "free", lambda: 1000)
+    monkeypatch.setattr(planning, "free", lambda: 1000)
     assert memory.parse("50%") == 500
     with limited() as budget:
         assert budget == 750
@@ -97,7 +99,7 @@ VIT = Runs("vit", image=1, peak=10)
 
 
 def total(sums=100, batch=200, waiting=0, images=8, at_once=8, peak=10):
-    return sums + batch + waiting + memory.AHEAD * images + int(memory.BESIDE * peak * at_once)
+    return sums + batch + waiting + planning.AHEAD * images + int(planning.BESIDE * peak * at_once)
 
 
 def test_a_batch_goes_through_whole_where_it_fits_and_in_pieces_where_not():
@@ -147,13 +149,13 @@ IMAGES = rs.ImageSet("sample", images=64)
 @pytest.fixture
 def plans(monkeypatch):
     """Each pass that is planned: what was asked, and how it fits."""
-    made, fitting = [], memory._fitting
+    made, fitting = [], planning._fitting
 
     def planned(*asked):
         made.append((asked, fitting(*asked)))
         return made[-1][1]
 
-    monkeypatch.setattr(memory, "_fitting", planned)
+    monkeypatch.setattr(planning, "_fitting", planned)
     return made
 
 
@@ -165,7 +167,7 @@ def test_every_study_says_what_it_takes_and_takes_pieces_or_is_refused(name, vit
     assert said and all(line.startswith("memory: ") and " for sums, " in line for line in said)
     tightest = []
     for (takes, networks, size, _), whole_batches in list(plans):
-        pieces = memory._planned(takes(size), networks, size, size // 2)
+        pieces = planning._planned(takes(size), networks, size, size // 2)
         tightest.append(min(pieces.total, whole_batches.total))
         assert 0 < whole_batches.takes.batch < whole_batches.batch
     if name != "receptive":  # gradients need the whole batch
@@ -188,7 +190,7 @@ def test_pieces_are_said_and_recorded(vit, plans):
         assert "forward_batch_sizes" not in counts()
     takes, networks, size, _ = plans[0][0]
     said = []
-    with limited(memory._planned(takes(size), networks, size, 8).total, said.append):
+    with limited(planning._planned(takes(size), networks, size, 8).total, said.append):
         assert counts()["forward_batch_sizes"] == {"vit_mini": 8}
     assert ", 8 images at a time, " in said[0]
 

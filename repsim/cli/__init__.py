@@ -2,6 +2,8 @@
 
 from repsim.cli import (  # noqa: F401  each adds its commands to main
     attention,
+    heads,
+    lesion,
     localization,
     look,
     paper,

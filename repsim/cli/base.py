@@ -241,9 +241,10 @@ class Job:
 
         from repsim.cli.directory import before, digest, own_directory
         from repsim.images.image_set import ImageSet
-        from repsim.networks.memory import give_back_blocks, limited
+        from repsim.networks.memory import give_back_blocks
         from repsim.networks.models import check_name, told_apart
         from repsim.passes import processes
+        from repsim.passes.plan import limited
         from repsim.passes.resume import FOLDER, Resume
         from repsim.tables import prepare, recording
 

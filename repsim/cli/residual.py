@@ -1,4 +1,4 @@
-"""`repsim residual` and `repsim lesion`."""
+"""`repsim residual`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from repsim.cli.attention import parse_blocks
-from repsim.cli.base import Asked, Job, each_model, job_options, main, model_options
+from repsim.cli.base import Job, each_model, job_options, main, model_options
 from repsim.cli.pictures import draw, pictures
 from repsim.errors import UsageError
 
@@ -49,53 +48,4 @@ def residual(
     protocol = {"outlier": outlier, "outlier_tokens": len(found.outliers), "batch_size": found.counts.batch_size}
     run.save(run.images.record(found.counts), protocol)
     draw(run.out, "residual", job.quiet)
-    return run.out
-
-
-@main.command()
-@model_options(default="vit_mini")
-@click.option(
-    "--remove",
-    type=click.Choice(["skip", "branch", "skips", "block"]),
-    multiple=True,
-    help="One skip or branch, all skips of a block, or the block; repeatable.  [default: each of them]",
-)
-@click.option("--blocks", help="Numbers of the blocks to try, such as 0,5,11.  [default: all]")
-@click.option(
-    "--layers", default="blocks", show_default=True, help="Where to compare: `blocks`, `paper`, `all`, or a pattern."
-)
-@job_options("lesion", images=512, batch_size=64, of="minibatch of CKA")
-def lesion(
-    job: Job,
-    model: str,
-    weights: str,
-    weights_key: str | None,
-    arg: tuple[str, ...],
-    remove: tuple[str, ...],
-    blocks: str | None,
-    layers: str,
-) -> Path:
-    """What a network loses with one skip, branch or block, removed at inference.
-
-    Not the paper's Figure 8, which trains networks without the skips of a block. Writes lesion.csv, run.json,
-    lesion.png and lesion.pdf.
-    """
-    if job.redraw is not None:
-        draw(job.redraw, "lesion", job.quiet)
-        return job.redraw
-    chosen = parse_blocks(blocks)
-    run = job.start([Asked(model, weights, arg, weights_key)], ["lesion.csv", *pictures("lesion")])
-    run.notice_a_single_batch()
-
-    from repsim.studies.lesion import QUANTITY, REMOVE, lesions
-    from repsim.tables import save_table
-
-    options = {"remove": remove or REMOVE, "blocks": None if chosen == "all" else chosen, "layers": layers}
-    found = lesions(*run.networks, run.images, **options, batch_size=job.batch_size, **run.how())
-    for notice in found.notices:
-        run.notice(notice)
-    save_table(found.table, run.out / "lesion.csv")
-    protocol = {"quantity": QUANTITY, **options, "batch_size": found.counts.batch_size}
-    run.save(run.images.record(found.counts), protocol)
-    draw(run.out, "lesion", job.quiet)
     return run.out

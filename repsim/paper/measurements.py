@@ -13,9 +13,9 @@ from repsim.errors import RepsimError, UsageError
 from repsim.images.image_set import Batch, Counts, ImageSet
 from repsim.measures.running import Total
 from repsim.networks.layers import Layer, find_layers
-from repsim.networks.memory import Takes
 from repsim.networks.models import Network
 from repsim.networks.tracing import is_own
+from repsim.passes.plan import Takes
 from repsim.passes.sweep import Study, networks_of, sweep
 from repsim.studies.attention import AttentionDistance
 from repsim.studies.heads import HeadSimilarity, head_layer

@@ -16,12 +16,13 @@ from torch import Tensor
 from repsim.errors import RepsimError, UsageError, first_line, not_finite
 from repsim.images.image_set import FEWEST, Batch, Counts, ImageSet
 from repsim.measures.running import Sums, merged
-from repsim.networks.memory import Runs, Takes, is_memory_error, plan
+from repsim.networks.memory import is_memory_error
 from repsim.networks.models import Network, evaluating
 from repsim.networks.pieces import in_pieces
 from repsim.networks.precision import Precision
 from repsim.networks.tracing import Trace, eagerly, passing
 from repsim.passes import processes
+from repsim.passes.plan import Runs, Takes, plan
 from repsim.passes.resume import Resume
 
 Progress = Callable[..., Iterable[Batch]]
@@ -145,7 +146,7 @@ def over_batches(
         How many images were used, dropped and broken.
 
     Raises:
-        UsageError: it does not fit into memory; see `repsim.networks.memory`.
+        UsageError: it does not fit into memory; see `repsim.passes.plan`.
     """
     share, broken = processes.share(), []
     if share is not None and skip_broken:  # which images make a batch depends on those before it

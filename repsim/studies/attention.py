@@ -25,10 +25,10 @@ from repsim.networks.attention_weights import (
     grid_of_places,
     watch_attention,
 )
-from repsim.networks.memory import Takes
 from repsim.networks.models import Network, as_network, evaluating
 from repsim.networks.pieces import add_piece, piece
 from repsim.networks.tracing import IMAGES, eagerly, is_own
+from repsim.passes.plan import Takes
 from repsim.passes.resume import Resume
 from repsim.passes.sweep import Progress, require_finite, sweep
 from repsim.tables import ATTENTION

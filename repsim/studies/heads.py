@@ -20,8 +20,8 @@ from repsim.measures.running import GROUPS, GroupedSums, jackknife
 from repsim.networks.attention_weights import find_attention
 from repsim.networks.hooks import capture
 from repsim.networks.layers import Layer, find_layers
-from repsim.networks.memory import Takes
 from repsim.networks.models import Network, as_network
+from repsim.passes.plan import Takes
 from repsim.passes.resume import Resume
 from repsim.passes.sweep import Progress, require_finite, sweep
 from repsim.studies.attention import AttentionDistance

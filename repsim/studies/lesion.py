@@ -21,10 +21,10 @@ from repsim.measures.cka import GramRow, flatten, gram_row, matched_hsic, normal
 from repsim.measures.running import GROUPS, GroupedSums, Known, Moments, jackknife
 from repsim.networks.hooks import capture
 from repsim.networks.layers import Layer, find_layers
-from repsim.networks.memory import Takes
 from repsim.networks.models import Network, as_network, evaluating
 from repsim.networks.residual_sums import ResidualSum, blocks_without, find_sums, watch_sums
 from repsim.networks.tokens import first_tensor
+from repsim.passes.plan import Takes
 from repsim.passes.resume import Resume
 from repsim.passes.sweep import Progress, check_batch_size, forward, over_batches, require_finite
 from repsim.studies.similarity import grams_of

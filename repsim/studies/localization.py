@@ -30,10 +30,10 @@ from repsim.measures.localization import (
 from repsim.measures.running import GROUPS, GroupedSums
 from repsim.networks.hooks import capture
 from repsim.networks.layers import PRESETS, Layer, find_layers, grid_of
-from repsim.networks.memory import Takes
 from repsim.networks.models import Network, as_networks
 from repsim.networks.pieces import piece
 from repsim.networks.tracing import is_own, unobserved
+from repsim.passes.plan import Takes
 from repsim.passes.resume import Resume
 from repsim.passes.sweep import Progress, require_finite, sweep
 from repsim.studies.token_tables import Grid, paper_tokens, token_rows

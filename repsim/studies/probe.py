@@ -21,8 +21,8 @@ from repsim.measures.probe import Probe, ProbeRows, ProbeSums, Ridge, refit, sid
 from repsim.measures.running import Joined, Total
 from repsim.networks.hooks import capture
 from repsim.networks.layers import Layer, find_layers, grid_of
-from repsim.networks.memory import Takes
 from repsim.networks.models import Network, as_networks, told_apart
+from repsim.passes.plan import Takes
 from repsim.passes.resume import Resume
 from repsim.passes.sweep import Progress, Study, require_finite, sweep
 from repsim.tables import NEIGHBOURS, PROBE, PROBE_SUMMARY

@@ -20,8 +20,8 @@ from repsim.measures.receptive import centre_gradients, field_statistics
 from repsim.measures.running import Moments
 from repsim.networks.hooks import capture
 from repsim.networks.layers import Layer, find_layers, grid_of, residual_layers
-from repsim.networks.memory import Takes
 from repsim.networks.models import Network, as_network, evaluating
+from repsim.passes.plan import Takes
 from repsim.passes.resume import Resume
 from repsim.passes.sweep import forward, over_batches
 from repsim.tables import RECEPTIVE

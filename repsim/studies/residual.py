@@ -17,10 +17,10 @@ from repsim.errors import UsageError
 from repsim.images.image_set import Batch, Counts, ImageSet, as_image_set
 from repsim.measures.residual import SkipStatistics, skip_statistics
 from repsim.measures.running import Moments, Quantiles
-from repsim.networks.memory import Takes
 from repsim.networks.models import Network, as_networks
 from repsim.networks.pieces import add_piece
 from repsim.networks.residual_sums import ResidualSum, blocks_without, find_sums, watch_sums
+from repsim.passes.plan import Takes
 from repsim.passes.resume import Resume
 from repsim.passes.sweep import Progress, require_finite, sweep
 from repsim.tables import OUTLIERS, RESIDUAL

@@ -20,9 +20,9 @@ from repsim.measures.cka import GramRow, MinibatchCKA, flatten, gram_row, matche
 from repsim.measures.running import GROUPS, GroupedSums, Known, jackknife
 from repsim.networks.hooks import capture
 from repsim.networks.layers import Layer, find_layers
-from repsim.networks.memory import Takes
 from repsim.networks.models import Network, as_network, as_networks, told_apart
 from repsim.networks.tokens import Tokens
+from repsim.passes.plan import Takes
 from repsim.passes.resume import Resume
 from repsim.passes.sweep import Progress, require_finite, sweep
 from repsim.tables import MATCHED, SIMILARITY

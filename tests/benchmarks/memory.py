@@ -1,15 +1,15 @@
 """What each command takes of memory at its defaults, over a bare forward pass of the same batch.
 
-    python tests/benchmarks/memory.py                          # two hours on 2 cores
+    python tests/benchmarks/memory.py                          # an hour on 2 cores
     python tests/benchmarks/memory.py resnet50 cka residual    # of some networks and commands
 
 Peaks are the largest resident set that the system has seen of the process, and what its decoding processes, if any,
 have beside what they share, looked at ten times a second. (a) is a process that imports PyTorch and repsim, builds the
 network and runs it under `inference_mode` on one batch of the command's default size, noise; (b) is the command at its
-defaults with the same network (untrained, at 224 px, the bundled images enlarged), but for two batches of images: a
-batch takes what the one before it took. What is summed apart for the jackknife, up to 32 batches, does grow;
-`localize` keeps the most of it, and passes ten. What the command says of memory stands beside. README.md in this folder
-keeps the results.
+defaults with the same network (untrained, at 224 px, the bundled images enlarged), but for one batch of images (two of
+attention and residual norms), and one block of lesions: a batch takes what the one before it took, and a lesion what
+the one before it took. What is summed apart for the jackknife, up to 32 batches, does grow: the command's own line says
+by how much. README.md in this folder keeps the results.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ COMMANDS = {
     "probe": 32,
 }
 """Command -> its default batch size."""
-BATCHES = {"localize": 10}
+BATCHES = {"attention": 2, "residual": 2}
+MORE = {"lesion": ["--blocks", "0"]}
 ONLY = {"attention": ATTENTION, "heads": NETWORKS[:1]}
 BARE = """
 import sys, torch, repsim as rs

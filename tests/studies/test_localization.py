@@ -12,7 +12,7 @@ from torch import nn
 import repsim as rs
 from repsim.measures.localization import cut
 from repsim.networks.layers import grid_of
-from repsim.networks.memory import limited
+from repsim.passes.plan import limited
 from repsim.passes.sweep import sweep
 from repsim.studies import localization as study
 from repsim.studies.localization import Localization

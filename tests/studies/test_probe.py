@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 import repsim as rs
 from repsim.errors import RepsimError
 from repsim.measures.neighbours import soft_nearest_neighbour, squared_distances
-from repsim.networks.memory import limited
+from repsim.passes.plan import limited
 from repsim.passes.sweep import sweep
 from repsim.studies import probe as study
 from repsim.studies.probe import Draw, Features, Split, class_sample, linear_probes

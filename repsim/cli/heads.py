@@ -1,0 +1,53 @@
+"""`repsim heads`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from repsim.cli.base import Asked, Job, job_options, main, model_options
+from repsim.cli.pictures import draw, pictures
+
+
+@main.command()
+@model_options("a", " A transformer.", "vit_mini")
+@model_options("b", default="resnet_mini")
+@click.option("--layers", help="Of model B: a preset or a regular expression.  [default: its first five blocks]")
+@click.option("--window", type=int, help="Heads per window.  [default: a quarter of them]")
+@job_options("heads", images=2560, batch_size=256, of="minibatch of CKA")
+def heads(
+    job: Job,
+    model_a: str,
+    weights_a: str,
+    weights_key_a: str | None,
+    arg_a: tuple[str, ...],
+    model_b: str,
+    weights_b: str,
+    weights_key_b: str | None,
+    arg_b: tuple[str, ...],
+    layers: str | None,
+    window: int | None,
+) -> Path:
+    """Local and global heads of A's first block against lower layers of B (paper, Figure 5).
+
+    Writes heads.csv, heads_correlation.csv (Spearman's, with an interval), run.json, heads.png and heads.pdf.
+    """
+    if job.redraw is not None:
+        draw(job.redraw, "heads", job.quiet)
+        return job.redraw
+    asked = [Asked(model_a, weights_a, arg_a, weights_key_a), Asked(model_b, weights_b, arg_b, weights_key_b)]
+    run = job.start(asked, ["heads.csv", "heads_correlation.csv", *pictures("heads")])
+    run.notice_a_single_batch()
+
+    from repsim.studies.heads import head_similarity
+    from repsim.tables import save_table
+
+    options = {"layers": layers, "window": window, "batch_size": job.batch_size, "seed": job.seed}
+    found = head_similarity(*run.networks, run.images, **options, **run.how())
+    save_table(found.table, run.out / "heads.csv")
+    save_table(found.correlation, run.out / "heads_correlation.csv")
+    protocol = {"window": window or "a quarter of the heads", "batch_size": found.counts.batch_size}
+    run.save(run.images.record(found.counts), protocol)
+    draw(run.out, "heads", job.quiet)
+    return run.out

@@ -1,0 +1,169 @@
+"""How much memory a pass over images takes, and how it fits into what there is.
+
+A pass is planned before it begins: what its sums take, what its largest batch takes (images, what the networks keep of
+them while they run, what the studies keep of them until the batch is summed), and what its tables take. Where that is
+more than the budget, networks get a batch in pieces; where that is not enough either, the pass is refused, with what
+would fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from repsim.errors import UsageError
+from repsim.networks.memory import free, parse
+
+SHARE = 0.75
+"""Of the memory that is free: the budget where none is given."""
+
+
+class _Limit(NamedTuple):
+    budget: int
+    say: Callable[[str], None] | None
+
+
+_limit: ContextVar[_Limit | None] = ContextVar("limit", default=None)
+
+
+@contextmanager
+def limited(budget: int | str | None = None, say: Callable[[str], None] | None = None) -> Iterator[int]:
+    """Within it, no pass over images is planned to take more than this.
+
+    Args:
+        budget: bytes, or what `parse` takes; None: three quarters of what is free now.
+        say: told before each pass what it takes.
+    """
+    if budget is None:
+        budget = int(SHARE * free())
+    token = _limit.set(_Limit(budget if isinstance(budget, int) else parse(budget), say))
+    try:
+        yield _limit.get().budget
+    finally:
+        _limit.reset(token)
+
+
+@dataclass(frozen=True)
+class Takes:
+    """Bytes that a study takes of main memory."""
+
+    sums: int = 0
+    """All through the pass."""
+    batch: int = 0
+    """For what is computed of a batch, until it is summed."""
+    tables: int = 0
+    """When its tables are made, beside the sums."""
+    waiting: int = 0
+    """Beside `batch`, where a network gets the batch in pieces: activations that wait for those of other pieces."""
+    less: str = ""
+    """What its user can do to have it take less."""
+
+    def __add__(self, other: Takes) -> Takes:
+        less = dict.fromkeys(each for each in (self.less, other.less) if each)
+        return Takes(
+            self.sums + other.sums,
+            self.batch + other.batch,
+            self.tables + other.tables,
+            self.waiting + other.waiting,
+            ", ".join(less),
+        )
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What a network takes of main memory for each image of a batch."""
+
+    name: str
+    image: int
+    """Bytes of an image as it goes in."""
+    peak: int
+    """Bytes that are alive at once while it runs."""
+    whole: bool = False
+    """Whether a batch must go through at once, for its gradients."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a pass fits into memory."""
+
+    takes: Takes
+    batch: int
+    """Bytes of the largest batch: images, networks and studies."""
+    at_once: dict[str, int]
+    """Network -> images at a time, where that is fewer than a batch."""
+
+    @property
+    def total(self) -> int:
+        return self.takes.sums + max(self.batch, self.takes.tables)
+
+
+BESIDE = 1.25
+"""What operations take for themselves while they run, as a share of the tensors that are alive."""
+AHEAD = 3
+"""Batches of images in memory: the one computed, the one loaded ahead, and the one that its pieces are joined into."""
+
+
+def plan(takes: Callable[[int], Takes], networks: Sequence[Runs], batch_size: int) -> Plan:
+    """How a pass fits into the budget: with whole batches, or with networks that get them in pieces.
+
+    Args:
+        takes: what the studies take with batches of so many images.
+        networks: each of those that compute in main memory.
+
+    Raises:
+        UsageError: it does not fit; the message says what would.
+    """
+    limit = _limit.get() or _Limit(int(SHARE * free()), None)
+    found = _fitting(takes, networks, batch_size, limit.budget)
+    if found is None:
+        raise UsageError(_too_much(takes, networks, batch_size, limit.budget))
+    if limit.say is not None:
+        limit.say(f"memory: {_words(found)}; {_size(limit.budget)} may be taken")
+    return found
+
+
+def _fitting(takes: Callable[[int], Takes], networks: Sequence[Runs], batch_size: int, budget: int) -> Plan | None:
+    size = batch_size
+    while size:
+        made = _planned(takes(batch_size), networks, batch_size, size)
+        if made.total <= budget:
+            return made
+        size = 0 if any(network.whole for network in networks) else size // 2
+    return None
+
+
+def _planned(takes: Takes, networks: Sequence[Runs], batch_size: int, size: int) -> Plan:
+    images = AHEAD * batch_size * sum(network.image for network in networks)
+    running = max((int(BESIDE * size * network.peak) for network in networks), default=0)
+    waiting = takes.waiting if size < batch_size else 0
+    at_once = {network.name: size for network in networks} if size < batch_size else {}
+    return Plan(takes, images + running + waiting + takes.batch, at_once)
+
+
+def _too_much(takes: Callable[[int], Takes], networks: Sequence[Runs], batch_size: int, budget: int) -> str:
+    smallest = 1 if batch_size and not any(network.whole for network in networks) else batch_size
+    needed = _planned(takes(batch_size), networks, batch_size, smallest)
+    smaller = batch_size // 2
+    while smaller >= 4 and _fitting(takes, networks, smaller, budget) is None:
+        smaller //= 2
+    fits = [f"--batch-size {smaller} fits"] if smaller >= 4 else []
+    fits += [needed.takes.less] if needed.takes.less else []
+    return (
+        f"this takes {_size(needed.total)} of memory ({_words(needed)}), and {_size(budget)} may be taken, "
+        f"{SHARE:.0%} of what is free unless --memory says otherwise; {', or '.join(fits) or 'take fewer layers'}"
+    )
+
+
+def _words(made: Plan) -> str:
+    pieces = f", {min(made.at_once.values())} images at a time" if made.at_once else ""
+    return (
+        f"{_size(made.takes.sums)} for sums, {_size(made.batch)} for the largest batch{pieces}, "
+        f"{_size(made.takes.tables)} for tables"
+    )
+
+
+def _size(number: int) -> str:
+    return f"{number / 2**30:,.1f} GiB" if number >= 2**30 else f"{number / 2**20:,.0f} MiB"
