@@ -71,7 +71,7 @@ DAMAGE = {
 AROUND = {
     "environment": lambda rng: {"environment": rng.choice(ENVIRONMENTS)},
     "little memory": lambda rng: {"limit": (resource.RLIMIT_AS, rng.randrange(1_000, 8_000) * 2**20)},
-    "small files": lambda rng: {"limit": (resource.RLIMIT_FSIZE, rng.choice([0, 1_000, 30_000, 100_000]))},
+    "small files": lambda rng: {"limit": (resource.RLIMIT_FSIZE, rng.choice([4_000, 30_000, 100_000]))},
 }
 """Where a run is started: with a variable, or a limit of the system."""
 FAULTS = [*DAMAGE, *AROUND, "foreign", "worker_killed", "signalled"]
