@@ -426,6 +426,17 @@ def test_a_disk_that_is_full_at_the_end_is_named(tmp_path, monkeypatch):
     repsim(*CKA, "--out", tmp_path)
 
 
+def test_a_full_disk_that_has_no_room_for_temporary_files(monkeypatch, tmp_path):
+    """Without them torch cannot be imported."""
+
+    def full():
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr("tempfile.gettempdir", full)
+    repsim(*CKA, "--out", tmp_path / "o", code=1, says="found in ['/tmp']: the disk is full, or none of these can be")
+    assert not (tmp_path / "o").exists()
+
+
 # Silent ends
 
 

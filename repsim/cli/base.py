@@ -8,13 +8,13 @@ import math
 import os
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -155,6 +155,12 @@ class Seconds(click.FloatRange):
 @click.version_option(package_name="repsim-vision", prog_name="repsim")
 def main() -> None:
     """Compare what vision networks compute, layer by layer (Raghu et al., NeurIPS 2021)."""
+    try:
+        tempfile.gettempdir()  # which torch does when it is imported
+    except FileNotFoundError as error:
+        raise RepsimError(
+            f"{error.strerror}: the disk is full, or none of these can be written to; name another in TMPDIR"
+        ) from None
     if world_size() > 1:
         from repsim.passes import processes
 
@@ -284,7 +290,7 @@ class Job:
         context.with_resource(resume.stoppable())
         written = context.with_resource(recording())
         if not is_first():  # what the first process writes, the others compute too, and throw away
-            out = Path(context.with_resource(TemporaryDirectory()))
+            out = Path(context.with_resource(tempfile.TemporaryDirectory()))
         run = Run(self, networks, chosen, out, started, resume, settings, old, written)
         context.meta[RUN] = run
         for notice in dict.fromkeys(notice for network in networks for notice in network.notices):
