@@ -3,8 +3,8 @@
 The notebook names; each is imported when first used, so that `import repsim` costs nothing.
 
     import repsim as rs
-    table = rs.layer_cka("vit_mini", "resnet_mini", rs.ImageSet("sample", images=512))
-    rs.plots.heatmap(table)
+    found = rs.layer_cka(["vit_mini", "resnet_mini"], rs.ImageSet("sample", images=512))
+    found.table, found.plot()
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ _HOME = {
     "layer_cka": "repsim.studies.similarity",
     "matched_cka": "repsim.studies.similarity",
     "attention_distance": "repsim.studies.attention",
+    "attention_maps": "repsim.studies.attention",
     "head_similarity": "repsim.studies.heads",
     "receptive_fields": "repsim.studies.receptive",
     "token_localization": "repsim.studies.localization",
     "residual_norms": "repsim.studies.residual",
     "lesions": "repsim.studies.lesion",
     "linear_probes": "repsim.studies.probe",
+    "Result": "repsim.studies.results",
+    "Notice": "repsim.errors",
     "RepsimError": "repsim.errors",
     "UsageError": "repsim.errors",
 }

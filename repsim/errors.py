@@ -14,6 +14,10 @@ class UsageError(RepsimError):
     """The call itself is wrong: an unknown name, a number out of range, options that clash."""
 
 
+class Notice(UserWarning):
+    """What must be known of a result: what it leaves out, and why values are NaN."""
+
+
 class Stopped(Exception):
     """A run was asked to stop, and its sums are saved. Not an error: nothing is to be made of what there is."""
 

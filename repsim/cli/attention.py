@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from repsim.cli.base import Asked, Job, job_options, main, model_options
-from repsim.cli.pictures import finish, pictures
+from repsim.cli.pictures import draw, pictures
 from repsim.cli.words import check_range
 from repsim.errors import UsageError
 
@@ -35,44 +35,17 @@ def attention(
     """
     drawn = parse_blocks(blocks)
     if job.redraw is not None:
-        draw_attention(job.redraw, drawn, job.quiet)
+        draw(job.redraw, "attention", job.quiet, blocks=drawn)
         return job.redraw
     check_range("--maps", maps, 0, 100)  # a picture holds no more rows
     writes = ["attention.csv", "attention_maps.npz", *pictures("attention", "attention_maps")]
     run = job.start([Asked(model, weights, arg, weights_key)], writes)
 
-    from repsim.passes.sweep import sweep
-    from repsim.studies.attention import AttentionDistance, attention_maps
-    from repsim.tables import save_arrays, save_table
+    from repsim.studies.attention import attention_distance
 
-    (network,) = run.networks
-    if maps:
-        picked = attention_maps(network, run.images, maps, skip_broken=job.skip_broken)
-        save_arrays(picked._asdict(), run.out / "attention_maps.npz")
-    study = AttentionDistance(network, renormalize=renormalize)
-    for text in study.notices:
-        run.notice(text)
-    counts = sweep(run.images, [study], batch_size=job.batch_size, **run.how())
-    save_table(study.table(), run.out / "attention.csv")
-    protocol = {"renormalize": renormalize, "batch_size": counts.batch_size, "maps": maps}
-    run.save(run.images.record(counts), protocol)
-    draw_attention(run.out, drawn, job.quiet)
+    options = {"renormalize": renormalize, "maps": maps, "batch_size": job.batch_size}
+    run.save(attention_distance(*run.networks, run.images, **options, **run.how()), blocks=drawn)
     return run.out
-
-
-def draw_attention(directory: Path, blocks: list[int] | str | None, quiet: bool) -> None:
-    from repsim.plots import attention_distance, attention_maps
-    from repsim.tables import ATTENTION, load_arrays, load_table
-
-    table = load_table(directory / "attention.csv", ATTENTION)
-    models = list(table["model"])
-    chosen = sorted(table["block"].unique()) if blocks == "all" else blocks
-    maps = directory / "attention_maps.npz"
-    if maps.exists():
-        title = f"{models[0]}: attention rollout, and heads of the last block from CLS"
-        figure = attention_maps(**load_arrays(maps), title=title)
-        finish(directory, "attention_maps", figure, models, True)
-    finish(directory, "attention", attention_distance(table, blocks=chosen).figure, models, quiet)
 
 
 def parse_blocks(blocks: str | None) -> list[int] | str | None:

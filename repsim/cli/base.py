@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,13 +24,11 @@ from repsim.cli.words import (
     PROCESSES,
     check_range,
     command_line,
-    device_name,
     of_echo,
     print_json,
     progress_bar,
     say,
     streams,
-    versions,
     without,
 )
 from repsim.errors import RepsimError, Stopped, UsageError
@@ -252,6 +250,7 @@ class Job:
         from repsim.passes import processes
         from repsim.passes.plan import limited
         from repsim.passes.resume import FOLDER, Resume
+        from repsim.studies.results import hearing
         from repsim.tables import prepare, recording
 
         started = time.perf_counter()
@@ -293,11 +292,14 @@ class Job:
             out = Path(context.with_resource(tempfile.TemporaryDirectory()))
         run = Run(self, networks, chosen, out, started, resume, settings, old, written)
         context.meta[RUN] = run
-        for notice in dict.fromkeys(notice for network in networks for notice in network.notices):
-            run.notice(notice)
-        if len(chosen) < self.images:
-            run.notice(f"{self.images} images were asked for, there are {len(chosen)}; all are used")
-        run.notice_what_is_left_out(chosen)
+        heard: set[str] = set()
+
+        def hear(notice: str) -> None:
+            if notice not in heard:
+                heard.add(notice)
+                say(notice, self.quiet)
+
+        context.with_resource(hearing(hear))
         return run
 
 
@@ -317,7 +319,6 @@ class Run:
     """The record of the run whose results are replaced."""
     written: set[Path]
     """The results that this run has written."""
-    notices: list[str] = field(default_factory=list)
 
     def how(self, repeats: int = 1) -> dict[str, Any]:
         """How images are passed over: what every study takes by these names."""
@@ -335,57 +336,28 @@ class Run:
         self.resume.finish()
         processes.leave()
 
-    def notice(self, text: str) -> None:
-        """Something about the run that its user must know: said now, and kept in the record."""
-        self.notices.append(text)
-        say(text, self.job.quiet)
+    def save(self, result: Any, **options: Any) -> None:
+        """Write tables, `run.json`, and pictures, and say where they are.
 
-    def notice_what_is_left_out(self, images: Any) -> None:
-        """Say what was left out of the folder that images come from."""
-        if images.left_out:
-            self.notice(images.left_out_in_words)
+        Args:
+            result: what a study found.
+            options: what is drawn, see `draw`.
+        """
+        from repsim.cli.pictures import draw
 
-    def notice_a_single_batch(self) -> None:
-        """Of studies whose standard errors are over minibatches."""
-        size, count = self.job.batch_size, len(self.images)
-        if count < size:
-            self.notice(f"fewer images than --batch-size {size}: one batch of {count}, so no standard errors")
-        elif count < 2 * size:
-            self.notice(f"{count} images make one batch of {size}, so no standard errors")
+        result.save_tables(self.out)
+        self.record(result.record)
+        draw(self.out, result.name, self.job.quiet, **options)
 
-    def _notice_layers(self) -> None:
-        """Say what the layers that were taken leave out."""
-        from repsim.networks.layers import notices_of
-
-        given = click.get_current_context().params
-        layers = "all" if self.job.command in ("attention", "heads") else given.get("layers") or "blocks"
-        for network in self.networks:
-            for text in notices_of(network.sized(self.images.tensor_size), layers):
-                self.notice(text)
-
-    def save(self, images: dict[str, Any], protocol: dict[str, Any], **more: Any) -> dict[str, Any]:
+    def record(self, found: dict[str, Any]) -> dict[str, Any]:
         """Write `run.json`, and return it: everything needed to know what was computed, and to do it again."""
         from repsim.cli.directory import SETTINGS, drop_tables
         from repsim.tables import RECORD, save_record
 
-        losses = [("dropped_in_short_batch", "left out, a short last batch"), ("broken_count", "could not be read")]
-        for key, what in losses:
-            if images[key]:
-                self.notice(f"{images['used']} images used; {images[key]} {what}")
-        for name, size in images.get("forward_batch_sizes", {}).items():
-            self.notice(f"memory was too small: {name} took {size} images at a time")
-        self._notice_layers()
         record = {
             "command": command_line(),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "networks": [network.record() for network in self.networks],
-            "images": images,
-            "protocol": {**protocol, "seed": self.job.seed},
-            "random": any(network.weights == "random" for network in self.networks),
-            **more,
-            "notices": self.notices,
-            "versions": versions(self.networks),
-            "device": device_name(self.networks[0].device),
+            **found,
             SETTINGS: self.settings,
             "seconds": round(time.perf_counter() - self.started, 2),
         }
@@ -599,6 +571,7 @@ def about(job: Job, networks: list[Any], images: Any, train: Any = None) -> dict
     """What the sums of a run belong to, and what tells it apart: another of any of these would make other sums."""
     from repsim.images.image_set import Counts
     from repsim.networks.models import NO_HASH
+    from repsim.studies.results import device_name, versions
 
     means = {"out", "redraw", "workers", "memory", "checkpoint_every", "fresh", "overwrite", "quiet", "as_json"}
     given = click.get_current_context().params

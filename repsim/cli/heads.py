@@ -38,16 +38,9 @@ def heads(
         return job.redraw
     asked = [Asked(model_a, weights_a, arg_a, weights_key_a), Asked(model_b, weights_b, arg_b, weights_key_b)]
     run = job.start(asked, ["heads.csv", "heads_correlation.csv", *pictures("heads")])
-    run.notice_a_single_batch()
 
     from repsim.studies.heads import head_similarity
-    from repsim.tables import save_table
 
     options = {"layers": layers, "window": window, "batch_size": job.batch_size, "seed": job.seed}
-    found = head_similarity(*run.networks, run.images, **options, **run.how())
-    save_table(found.table, run.out / "heads.csv")
-    save_table(found.correlation, run.out / "heads_correlation.csv")
-    protocol = {"window": window or "a quarter of the heads", "batch_size": found.counts.batch_size}
-    run.save(run.images.record(found.counts), protocol)
-    draw(run.out, "heads", job.quiet)
+    run.save(head_similarity(run.networks, run.images, **options, **run.how()))
     return run.out

@@ -44,17 +44,9 @@ def lesion(
         return job.redraw
     chosen = parse_blocks(blocks)
     run = job.start([Asked(model, weights, arg, weights_key)], ["lesion.csv", *pictures("lesion")])
-    run.notice_a_single_batch()
 
-    from repsim.studies.lesion import QUANTITY, REMOVE, lesions
-    from repsim.tables import save_table
+    from repsim.studies.lesion import REMOVE, lesions
 
     options = {"remove": remove or REMOVE, "blocks": None if chosen == "all" else chosen, "layers": layers}
-    found = lesions(*run.networks, run.images, **options, batch_size=job.batch_size, **run.how())
-    for notice in found.notices:
-        run.notice(notice)
-    save_table(found.table, run.out / "lesion.csv")
-    protocol = {"quantity": QUANTITY, **options, "batch_size": found.counts.batch_size}
-    run.save(run.images.record(found.counts), protocol)
-    draw(run.out, "lesion", job.quiet)
+    run.save(lesions(*run.networks, run.images, **options, batch_size=job.batch_size, **run.how()))
     return run.out

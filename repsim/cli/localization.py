@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 
 from repsim.cli.base import LAYERS, Job, each_model, job_options, main, model_options
-from repsim.cli.pictures import finish, pictures
-from repsim.cli.words import say
+from repsim.cli.pictures import draw, pictures
 from repsim.errors import UsageError, one_of
 
 
@@ -45,15 +44,13 @@ def localize(
     """
     tokens = parse_tokens(show)
     if job.redraw is not None:
-        draw_localization(job.redraw, tokens, show_layer, job.quiet)
+        draw(job.redraw, "localization", job.quiet, tokens=tokens, layer=show_layer)
         return job.redraw
     tables = ["localization.csv", "localization_summary.csv"]
     writes = [*tables, "localization.npz", *pictures("localization", "localization_summary")]
     run = job.start(each_model(model, weights, weights_key, arg), writes)
-    run.notice_a_single_batch()
 
     from repsim.studies.localization import located, patch_grid, token_localization
-    from repsim.tables import save_arrays, save_table
 
     if tokens or show_layer is not None:  # what cannot be drawn is said before anything runs
         placed = [(network, located(network, layers)[0]) for network in run.networks]
@@ -65,31 +62,8 @@ def localize(
             if not (0 <= row < rows and 0 <= column < columns):
                 raise UsageError(f"--show {row},{column}: the grid of tokens is {rows} x {columns}")
     asked = {"layers": layers, "finest": finest, "tokens": tokens, "batch_size": job.batch_size}
-    found = token_localization(run.networks, run.images, **asked, **run.how())
-    if found.arrays:
-        save_arrays(found.arrays, run.out / "localization.npz")
-        run.notice("localization.csv lists chosen tokens only; localization.npz has all tokens of all layers")
-    for reason in found.undefined:
-        say(reason, job.quiet)
-    save_table(found.table, run.out / "localization.csv")
-    save_table(found.summary, run.out / "localization_summary.csv")
-    run.save(run.images.record(found.counts), found.protocol, undefined=found.undefined)
-    draw_localization(run.out, tokens, show_layer, job.quiet)
+    run.save(token_localization(run.networks, run.images, **asked, **run.how()), tokens=tokens, layer=show_layer)
     return run.out
-
-
-def draw_localization(directory: Path, tokens: list[tuple[int, int]] | None, layer: str | None, quiet: bool) -> None:
-    from repsim.plots import localization, localization_summary
-    from repsim.studies.token_tables import all_tokens
-    from repsim.tables import LOCALIZATION, LOCALIZATION_SUMMARY, load_arrays, load_table
-
-    summary = load_table(directory / "localization_summary.csv", LOCALIZATION_SUMMARY)
-    models = list(summary["model"].unique())
-    finish(directory, "localization_summary", localization_summary(summary), models, True)
-    table = load_table(directory / "localization.csv", LOCALIZATION)
-    if (directory / "localization.npz").exists():
-        table = all_tokens(load_arrays(directory / "localization.npz"), table, layer)
-    finish(directory, "localization", localization(table, tokens=tokens, layer=layer), models, quiet)
 
 
 def parse_tokens(show: tuple[str, ...]) -> list[tuple[int, int]] | None:

@@ -84,23 +84,24 @@ def figures(
     writes = [f"figure-{exhibit.number}" for exhibit in plan.exhibits]
     asked = [Asked(name, weights) for name in plan.names]
     run = job.start(asked, writes, train=train, called=name, beside=["numbers"])
-    run.notice_a_single_batch()
-    if train is not None:
-        run.notice_what_is_left_out(train)
-    if without and plan.probes:
-        run.notice(f"no training images: {without}")
-    for number, reason in plan.left_out.items():
-        run.notice(f"figure {number} is left out: {reason}")
     layers = layers or ("blocks" if preset == "mini" else "paper")
+
+    from repsim.studies.results import begin
+
+    begun = begin(run.networks, run.images, layers=layers, minibatch=job.batch_size)
+    if train is not None and train.left_out:
+        begun.notices.say(train.left_out_in_words)
+    if without and plan.probes:
+        begun.notices.say(f"no training images: {without}")
+    begun.notices.say(*(f"figure {number} is left out: {reason}" for number, reason in plan.left_out.items()))
     options = {"layers": layers, "batch_size": job.batch_size, "channels": channels}
     images = run.images
     if data == "noise" and plan.probes:
-        run.notice("probes of noise: two classes are made up, to try them out")
+        begun.notices.say("probes of noise: two classes are made up, to try them out")
         train, images = (of.labelled([i % 2 for i in range(len(of))]) for of in (train, images))
     made = plan.make(dict(zip(plan.names, run.networks)), images, train, **options, **run.how())
-    for reason in made.left_out:
-        run.notice(reason)
-    record = run.save(run.images.record(made.counts), {"preset": preset, **options, **made.protocol})
+    begun.notices.say(*made.left_out)
+    record = run.record(begun.record(made.counts, {"preset": preset, **options, **made.protocol}))
     shared = {key: record[key] for key in ("command", "date", "images", "random")}
     for exhibit, of in made.figures:
         save_figure(exhibit, of, run.out, preset, shared)

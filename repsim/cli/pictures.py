@@ -12,16 +12,6 @@ from repsim.cli.base import is_first
 from repsim.cli.words import say
 from repsim.errors import UsageError
 
-PICTURES = {
-    "cka": ("SIMILARITY", "heatmap"),
-    "matched": ("MATCHED", "matched"),
-    "heads": ("HEADS", "head_similarity"),
-    "residual": ("RESIDUAL", "residual"),
-    "lesion": ("LESION", "lesion"),
-}
-"""Name of a table -> its columns in `tables`, and what draws it in `plots`."""
-
-
 SUFFIXES = (".png", ".pdf")
 
 
@@ -58,16 +48,24 @@ def redrawing(directory: Path) -> Iterator[None]:
                 save_record({**record, "files": sorted({*listed, *names})}, file)
 
 
-def draw(directory: Path, name: str, quiet: bool) -> None:
-    """Draw a run's picture from its table and say where everything is."""
-    from repsim import plots, tables
+def draw(directory: Path, name: str, quiet: bool, **options: Any) -> None:
+    """Draw a run's pictures from its tables and say where everything is.
 
-    columns, plot = PICTURES[name]
-    table = tables.load_table(directory / f"{name}.csv", getattr(tables, columns))
-    models = [
-        model for column in ("model", "model_a", "model_b") if column in table for model in table[column].unique()
-    ]
-    finish(directory, name, getattr(plots, plot)(table).figure, models, quiet)
+    Args:
+        name: of the study, see `repsim.plots.pictures`.
+        options: likewise.
+    """
+    from repsim.plots.pictures import ARRAYS, DRAWN, pictures
+    from repsim.tables import load_arrays, load_table
+
+    tables = {file: load_table(directory / f"{file}.csv", columns) for file, columns in DRAWN[name].items()}
+    there = [file for file in ARRAYS.get(name, ()) if (directory / f"{file}.npz").exists()]
+    arrays = {file: load_arrays(directory / f"{file}.npz") for file in there}
+    columns = ("model", "model_a", "model_b")
+    models = [model for table in tables.values() for each in columns if each in table for model in table[each].unique()]
+    figures = pictures(name, tables, arrays, **options)
+    for file, figure in figures.items():
+        finish(directory, file, figure, models, quiet or file != name)
 
 
 def untrained(directory: Path, models: list[str]) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from repsim.cli.base import LAYERS, Job, Source, default_data, each_model, job_options, main, model_options
-from repsim.cli.pictures import finish, pictures
+from repsim.cli.pictures import draw, pictures
 from repsim.cli.words import PASSES, check_range
 from repsim.errors import UsageError
 
@@ -55,7 +55,7 @@ def probe(
     over seeds), neighbours.csv, run.json, and the pictures of all three.
     """
     if job.redraw is not None:
-        draw_probe(job.redraw, job.quiet)
+        draw(job.redraw, "probe", job.quiet)
         return job.redraw
     counts = [None if each == "all" else parse_shots(each) for each in shots]
     check_range("--seeds", seeds, 1, PASSES)
@@ -71,18 +71,11 @@ def probe(
     train = ImageSet(train_data, split=train_split, root=job.data_dir, images=train_images, seed=job.seed)
     writes = ["probe.csv", "probe_summary.csv", "neighbours.csv", *pictures("probe", "probe_tokens", "neighbours")]
     run = replace(job, data=data, split=split).start(asked, writes, train=train)
-    run.notice_what_is_left_out(train)
 
     from repsim.studies.probe import linear_probes
-    from repsim.tables import save_table
 
     options = {"layers": layers, "shots": counts, "seeds": seeds, "tokens": tokens, "neighbours": neighbours, "k": k}
-    found = linear_probes(run.networks, train, run.images, **options, batch_size=job.batch_size, **run.how())
-    save_table(found.table, run.out / "probe.csv")
-    save_table(found.summary, run.out / "probe_summary.csv")
-    save_table(found.neighbours, run.out / "neighbours.csv")
-    run.save(run.images.record(found.counts), found.protocol)
-    draw_probe(run.out, job.quiet)
+    run.save(linear_probes(run.networks, run.images, train=train, **options, batch_size=job.batch_size, **run.how()))
     return run.out
 
 
@@ -93,18 +86,3 @@ def parse_shots(text: str) -> int:
         raise UsageError(f"--shots takes a number or `all`, got {text!r}") from None
     check_range("--shots", shots, 1)
     return shots
-
-
-def draw_probe(directory: Path, quiet: bool) -> None:
-    from repsim import plots
-    from repsim.tables import NEIGHBOURS, PROBE, PROBE_SUMMARY, load_table
-
-    summary = load_table(directory / "probe_summary.csv", PROBE_SUMMARY)
-    table = load_table(directory / "probe.csv", PROBE)
-    near = load_table(directory / "neighbours.csv", NEIGHBOURS)
-    models = list(summary["model"].unique())
-    if len(near):
-        finish(directory, "neighbours", plots.neighbours(near), models, True)
-    if (table["aggregation"] == "token").any():
-        finish(directory, "probe_tokens", plots.probe_tokens(table), models, True)
-    finish(directory, "probe", plots.probes(summary), models, quiet)

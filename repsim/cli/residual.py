@@ -38,14 +38,6 @@ def residual(
     run = job.start(each_model(model, weights, weights_key, arg), writes)
 
     from repsim.studies.residual import residual_norms
-    from repsim.tables import save_table
 
-    found = residual_norms(run.networks, run.images, outlier=outlier, batch_size=job.batch_size, **run.how())
-    for notice in found.notices:
-        run.notice(notice)
-    save_table(found.table, run.out / "residual.csv")
-    save_table(found.outliers, run.out / "residual_outliers.csv")
-    protocol = {"outlier": outlier, "outlier_tokens": len(found.outliers), "batch_size": found.counts.batch_size}
-    run.save(run.images.record(found.counts), protocol)
-    draw(run.out, "residual", job.quiet)
+    run.save(residual_norms(run.networks, run.images, outlier=outlier, batch_size=job.batch_size, **run.how()))
     return run.out

@@ -8,7 +8,7 @@ import click
 
 from repsim.cli.base import LAYERS, Asked, Job, each_model, job_options, main, model_options
 from repsim.cli.pictures import draw, pictures
-from repsim.cli.words import PASSES, check_range, say
+from repsim.cli.words import PASSES, check_range
 from repsim.errors import UsageError
 
 
@@ -65,18 +65,9 @@ def cka(
     asked = [a, *each_model(model_b, weights_b, weights_key_b, arg_b, "-b")]
     run = job.start(asked, [f"{name}.csv", *pictures(name)])
 
-    from repsim.studies.similarity import LayerSimilarity, MatchedSimilarity, compare
-    from repsim.tables import save_table
+    from repsim.studies.similarity import layer_cka, matched_cka
 
-    run.notice_a_single_batch()
-    protocol = {"layers": layers, "tokens": tokens, "batch_size": job.batch_size, "repeats": repeats}
-    study = MatchedSimilarity if matched else LayerSimilarity
-    comparison = compare(run.networks, run.images, study=study, **protocol, **run.how(repeats))
-    for reason in comparison.undefined:
-        say(reason, job.quiet)
-    if repeats > 1 and len(run.images) == comparison.images["available"]:
-        run.notice("every repeat saw the same images, newly batched: sd_repeats says nothing of other images")
-    save_table(comparison.table, run.out / f"{name}.csv")
-    run.save(comparison.images, comparison.protocol, undefined=comparison.undefined)
-    draw(run.out, name, job.quiet)
+    compare = matched_cka if matched else layer_cka
+    options = {"layers": layers, "tokens": tokens, "batch_size": job.batch_size, "repeats": repeats}
+    run.save(compare(run.networks, run.images, **options, **run.how(repeats)))
     return run.out

@@ -6,34 +6,14 @@ import contextlib
 import io
 import json
 import os
-import platform
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import click
 
 from repsim.errors import UsageError
-
-PACKAGES = (
-    "torch",
-    "timm",
-    "torchvision",
-    "numpy",
-    "pandas",
-    "matplotlib",
-    "seaborn",
-    "scipy",
-    "pillow",
-    "safetensors",
-)
-
-
-DISTRIBUTIONS = {"open_clip": "open_clip_torch", "vit_pytorch": "vit-pytorch", "PIL": "pillow"}
-"""Libraries of networks that are called otherwise where they are imported than where they are installed."""
 
 
 def say(text: str, quiet: bool) -> None:
@@ -133,22 +113,3 @@ def print_rows_as_json(rows: list[tuple[str, ...]]) -> None:
 
 def command_line() -> str:
     return shlex.join(["repsim", *sys.argv[1:]])
-
-
-def versions(networks: Iterable[Any]) -> dict[str, str]:
-    """Of Python, of repsim and what it decodes and computes with, and of the libraries that networks are made of."""
-    found = {name: version(name) for name in ("repsim-vision", *PACKAGES)}
-    roots = {type(module).__module__.partition(".")[0] for network in networks for module in network.module.modules()}
-    for root in sorted(roots - {"repsim", "builtins", "__main__"} - set(PACKAGES)):
-        with suppress(PackageNotFoundError):
-            name = DISTRIBUTIONS.get(root, root)
-            found[name] = version(name)
-    return {"python": platform.python_version(), **found}
-
-
-def device_name(device: Any) -> str:
-    import torch
-
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)

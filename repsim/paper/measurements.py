@@ -21,8 +21,9 @@ from repsim.studies.attention import AttentionDistance
 from repsim.studies.heads import HeadSimilarity, head_layer
 from repsim.studies.localization import Localization, located
 from repsim.studies.probe import Probes, Probing
-from repsim.studies.receptive import ReceptiveFields, receptive_fields
+from repsim.studies.receptive import receptive_fields
 from repsim.studies.residual import ResidualNorms
+from repsim.studies.results import Result
 from repsim.studies.similarity import LayerSimilarity, MatchedSimilarity
 
 
@@ -58,7 +59,7 @@ class Measurements:
         self._load = load
         self._networks: dict[str, Network] = {}
         self._studies: dict[Hashable, Study] = {}
-        self._fields: dict[Hashable, list[ReceptiveFields]] = {}
+        self._fields: dict[Hashable, list[Result]] = {}
         self._probed: dict[str, bool] = {}
         """Name of a network -> whether single tokens are probed too."""
         self._probes: dict[str, Probes | RepsimError] = {}
@@ -136,10 +137,10 @@ class Measurements:
         found = {id(of): of.protocol for of in self._probes.values() if not isinstance(of, RepsimError)}
         return list(found.values())
 
-    def receptive(self, name: str, *, branch: bool = False) -> list[ReceptiveFields]:
+    def receptive(self, name: str, *, branch: bool = False) -> list[Result]:
         """Receptive fields of groups of four of the first 32 images, by gradients: passes of their own."""
 
-        def make() -> list[ReceptiveFields]:
+        def make() -> list[Result]:
             groups = np.arange(min(32, len(self.images)) // 4 * 4).reshape(-1, 4)
             how = self._how(f"receptive fields of {name}, groups of images")
             progress = how.pop("progress") or (lambda groups, total: groups)

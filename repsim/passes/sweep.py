@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 import torch
@@ -26,6 +26,21 @@ from repsim.passes.plan import Runs, Takes, plan
 from repsim.passes.resume import Resume
 
 Progress = Callable[..., Iterable[Batch]]
+
+
+class Passing(TypedDict, total=False):
+    """How images are passed through networks; every study takes these."""
+
+    progress: Progress | None
+    """Wraps the iterator of batches, as `tqdm` does; called with `total`."""
+    workers: int | None
+    """Processes that decode images; None: one per core up to 8 for files, none for images in memory."""
+    skip_broken: bool
+    """Go on without images that cannot be read, and count them."""
+    resume: Resume | None
+    """Saves the sums every so often, and has those of the run that this one goes on from."""
+
+
 ROUNDING: dict[Precision, float] = {"fp32": 1e-4, "tf32": 2e-3, "bf16": 1e-2}
 """Share by which two computations of one batch may differ for another order of additions alone, in each precision."""
 
@@ -63,6 +78,7 @@ def networks_of(studies: Sequence[Study]) -> list[Network]:
     return list({id(network): network for study in studies for network in study.networks}.values())
 
 
+@torch.inference_mode(mode=False)  # in a caller's inference mode no sum could be added to
 def sweep(
     images: ImageSet,
     studies: Sequence[Study],
@@ -77,7 +93,7 @@ def sweep(
         images: the same images, in the same order, for all networks.
         studies: what is computed; two that share a network share its forward passes.
         batch_size: images per batch; a last short batch is dropped, unless `short`.
-        how: `progress`, `workers`, `skip_broken`, `resume` of `over_batches`.
+        how: see `Passing`.
 
     Returns:
         How many images were used, dropped and broken.
@@ -113,6 +129,7 @@ def sweep(
         return over_batches(images, networks, each, studies, rehearse, batch_size=batch_size, short=short, **how)
 
 
+@torch.inference_mode(mode=False)
 def over_batches(
     images: ImageSet,
     networks: Sequence[Network],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from repsim.errors import UsageError
-from repsim.images.image_set import FEWEST, Batch, ImageSet, as_image_set
+from repsim.images.image_set import FEWEST, Batch, Counts, ImageSet
 from repsim.measures.attention import HeadStatistics, windowed_head_statistics
 from repsim.measures.running import Moments
 from repsim.networks.attention_weights import (
@@ -25,14 +25,16 @@ from repsim.networks.attention_weights import (
     grid_of_places,
     watch_attention,
 )
-from repsim.networks.models import Network, as_network, evaluating
+from repsim.networks.models import Network, evaluating
 from repsim.networks.pieces import add_piece, piece
 from repsim.networks.tracing import IMAGES, eagerly, is_own
 from repsim.passes.plan import Takes
-from repsim.passes.resume import Resume
-from repsim.passes.sweep import Progress, require_finite, sweep
+from repsim.passes.sweep import Passing, require_finite, sweep
+from repsim.studies.results import AnyImages, AnyNetwork, Result, begin
 from repsim.tables import ATTENTION
 
+MOST = 5000
+"""Images of the bundled sample, where none are given."""
 COPIES = 6
 """Of the weights of a map: of what they are computed from, and of products with distances and logarithms."""
 
@@ -135,49 +137,41 @@ def geometry(network: Network, path: str, windows: int, queries: int, keys: int)
 
 
 def attention_distance(
-    network: Network | nn.Module | str,
-    images: ImageSet | Tensor | np.ndarray | None = None,
+    network: AnyNetwork,
+    images: AnyImages = None,
     *,
     renormalize: bool = False,
+    maps: int = 0,
     batch_size: int = 50,
-    progress: Progress | None = None,
-    workers: int | None = None,
-    skip_broken: bool = False,
-    resume: Resume | None = None,
-) -> pd.DataFrame:
+    **how: Unpack[Passing],
+) -> Result:
     """Mean attention distance of every head, with entropy and shares, averaged over images.
 
     Args:
         network: a network, module or name.
-        images: see `layer_cka`; None: the bundled sample. The paper takes 5,000.
+        images: see `layer_cka`; None: 5,000 of the bundled sample, as many as the paper takes.
         renormalize: divide attention rows by their sum once CLS and the like are taken out.
+        maps: of how many images `attention_maps` are taken too.
         batch_size: images per forward pass; a last short one is dropped.
-        progress, workers, skip_broken, resume: see `layer_cka`.
+        how: see `repsim.passes.sweep.Passing`.
 
     Returns:
-        One row per block and head: model, layer, block, head, distance_px (from 0, all attention on the own
+        `table`: one row per block and head: model, layer, block, head, distance_px (from 0, all attention on the own
         patch, to about half the image's width, uniform), distance_se (standard error over images), entropy (nats),
-        cls_share, self_share (0 to 1, NaN where there is no such token).
+        cls_share, self_share (0 to 1, NaN where there is no such token). With `maps` its arrays hold `attention_maps`.
 
     Reference: paper section 4, Figures 3, 4, C.5 and C.6.
     """
-    network = as_network(network)
-    images = as_image_set(images)
-    study = AttentionDistance(network.sized(images.tensor_size), renormalize=renormalize)
-    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken, "resume": resume}
-    sweep(images, [study], batch_size=batch_size, **how)
-    return study.table()
-
-
-class AttentionMaps(NamedTuple):
-    """Attention of n images drawn over them."""
-
-    images: np.ndarray
-    """(n, height, width, channels), each scaled to 0..1."""
-    cls: np.ndarray
-    """(n, h, rows, columns): attention of CLS on the grid in the last block, per head; empty without CLS."""
-    rollout: np.ndarray
-    """(n, rows, columns): attention rollout from the CLS token, or the mean over the grid's tokens without one."""
+    begun = begin(network, images, most=MOST, layers="all")
+    (network,) = begun.networks
+    arrays = {}
+    if maps:
+        arrays["attention_maps"] = _maps(network, begun.images, maps, how.get("skip_broken", False))
+    study = AttentionDistance(network, renormalize=renormalize)
+    begun.notices.say(*study.notices)
+    counts = sweep(begun.images, [study], batch_size=batch_size, **how)
+    protocol = {"renormalize": renormalize, "batch_size": counts.batch_size, "maps": maps}
+    return begun.result("attention", study.table(), counts, protocol, arrays=arrays)
 
 
 def rollout(attentions: Sequence[Tensor]) -> Tensor:
@@ -199,17 +193,38 @@ def rollout(attentions: Sequence[Tensor]) -> Tensor:
     return joint
 
 
-@torch.no_grad()
 def attention_maps(
-    network: Network | nn.Module | str, images: ImageSet, count: int, *, skip_broken: bool = False
-) -> AttentionMaps:
-    """CLS attention of the last block and attention rollout of the first `count` images.
+    network: AnyNetwork, images: AnyImages = None, *, count: int = 8, skip_broken: bool = False
+) -> Result:
+    """CLS attention of the last block and attention rollout of the first images.
+
+    Args:
+        network: a network, module or name.
+        images: see `layer_cka`; None: the bundled sample.
+        count: how many images.
+        skip_broken: go on without images that cannot be read.
+
+    Returns:
+        `arrays["attention_maps"]`: images (n, height, width, channels), each scaled to 0..1; cls (n, h, rows,
+        columns), attention of CLS on the grid in the last block, per head, empty without CLS; and rollout (n, rows,
+        columns), from CLS, or the mean over the grid's tokens without one. `table`: one row per image: model, image.
 
     Raises:
         UsageError: tokens are pooled or windowed on the way, so that blocks do not share them.
+
+    Reference: Abnar & Zuidema (2020); Dosovitskiy et al. (2021), appendix D.8.
     """
-    network = as_network(network)
-    network = network.sized(images.tensor_size)
+    begun = begin(network, images, most=MOST)
+    (network,) = begun.networks
+    maps = _maps(network, begun.images, count, skip_broken)
+    table = pd.DataFrame({"model": network.name, "image": range(count)})
+    counts = Counts(used=count)
+    return begun.result("attention_maps", table, counts, {"count": count}, arrays={"attention_maps": maps})
+
+
+@torch.no_grad()
+def _maps(network: Network, images: ImageSet, count: int, skip_broken: bool) -> dict[str, np.ndarray]:
+    """The arrays of `attention_maps`."""
     if count > len(images):
         raise UsageError(f"maps of {count} images were asked for, there are {len(images)}")
     batch = next(images.batches([network.transform], max(count, FEWEST), skip_broken=skip_broken))
@@ -242,8 +257,8 @@ def attention_maps(
         from_cls, rolled = last[:, :, where.cls][..., order], whole[:, where.cls][..., order]
     pixels = inputs.cpu().movedim(1, -1)
     low, high = pixels.amin((1, 2, 3), keepdim=True), pixels.amax((1, 2, 3), keepdim=True)
-    return AttentionMaps(
-        images=((pixels - low) / (high - low).clamp(min=1e-12)).numpy(),  # an image of one colour stays black
-        cls=from_cls.unflatten(-1, (rows, columns)).numpy(),
-        rollout=rolled.unflatten(-1, (rows, columns)).numpy(),
-    )
+    return {
+        "images": ((pixels - low) / (high - low).clamp(min=1e-12)).numpy(),  # an image of one colour stays black
+        "cls": from_cls.unflatten(-1, (rows, columns)).numpy(),
+        "rollout": rolled.unflatten(-1, (rows, columns)).numpy(),
+    }

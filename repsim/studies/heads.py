@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -14,20 +14,22 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from repsim.errors import UsageError
-from repsim.images.image_set import Batch, Counts, ImageSet, as_image_set
+from repsim.images.image_set import Batch
 from repsim.measures.cka import GramRow, MinibatchCKA, flatten, gram_row, normalise, scratch_for
 from repsim.measures.running import GROUPS, GroupedSums, jackknife
 from repsim.networks.attention_weights import find_attention
 from repsim.networks.hooks import capture
 from repsim.networks.layers import Layer, find_layers
-from repsim.networks.models import Network, as_network
+from repsim.networks.models import Network
 from repsim.passes.plan import Takes
-from repsim.passes.resume import Resume
-from repsim.passes.sweep import Progress, require_finite, sweep
+from repsim.passes.sweep import Passing, require_finite, sweep
 from repsim.studies.attention import AttentionDistance
+from repsim.studies.results import AnyImages, AnyNetwork, Result, begin
 from repsim.studies.similarity import grams_of
 from repsim.tables import HEAD_CORRELATION, HEADS
 
+MOST = 2560
+"""Images of the bundled sample, where none are given."""
 LOWER_UNITS = 5  # block1 unit1-3 and block2 unit1-2 in the paper
 
 
@@ -101,61 +103,57 @@ def head_layer(network: Network) -> tuple[str, Layer, int]:
     return path, dataclasses.replace(projection, side="input", name=f"{path}.heads", shape=shape), count
 
 
-@dataclasses.dataclass(frozen=True)
-class HeadComparison:
-    table: pd.DataFrame
-    """model_a, heads, distance_px, model_b, layer_b, cka, se: one row per window of heads and layer."""
-    correlation: pd.DataFrame
-    """model_a, model_b, layer_b, spearman, low, high: of distance and CKA, 95 % bootstrap over windows."""
-    counts: Counts
-
-
 def head_similarity(
-    a: Network | nn.Module | str,
-    b: Network | nn.Module | str,
-    images: ImageSet | Tensor | np.ndarray | None = None,
+    networks: Sequence[AnyNetwork],
+    images: AnyImages = None,
     *,
     layers: str | Sequence[str] | None = None,
     window: int | None = None,
     batch_size: int = 256,
     seed: int = 0,
-    progress: Progress | None = None,
-    workers: int | None = None,
-    skip_broken: bool = False,
-    resume: Resume | None = None,
-) -> HeadComparison:
-    """CKA of local and global heads of a's first block with lower layers of b, in one pass.
+    **how: Unpack[Passing],
+) -> Result:
+    """CKA of local and global heads of a transformer's first block with lower layers of another network, in one pass.
 
     Heads are sorted by mean attention distance; contiguous windows of them slide with stride 1; a window's
     representation is its heads' concatenated outputs before the projection, all tokens. The paper
     leaves subsets and place open; these are this project's readings.
 
     Args:
-        a: a transformer. b: the network it is compared with.
-        images, batch_size, progress, workers, skip_broken, resume: see `layer_cka`.
-        layers: of b, see `find_layers`; None: its first five blocks or units.
+        networks: the transformer, and the network that it is compared with.
+        images: see `layer_cka`; None: 2,560 of the bundled sample.
+        layers: of the other network, see `find_layers`; None: its first five blocks or units.
         window: heads per window; None: a quarter of them.
+        batch_size, how: see `layer_cka`.
         seed: of the bootstrap.
+
+    Returns:
+        `table`: model_a, heads, distance_px, model_b, layer_b, cka, se: one row per window of heads and layer.
+        `correlation`: model_a, model_b, layer_b, spearman, low, high: of distance and CKA, 95 % bootstrap over windows.
 
     Reference: paper section 4, Figure 5.
     """
-    images = as_image_set(images)
-    networks = [as_network(n).sized(images.tensor_size) for n in (a, b)]
+    begun = begin(networks, images, most=MOST, layers="all", minibatch=batch_size)
+    networks = begun.networks
+    if len(networks) != 2:
+        raise UsageError(f"heads are compared between two networks, got {len(networks)}")
     _, heads, count = head_layer(networks[0])
     found = lower_layers(networks[1]) if layers is None else find_layers(networks[1], layers)
     if window is not None and not 1 <= window <= count:
         raise UsageError(f"a window holds 1 to {count} heads of {networks[0].name}, got {window}")
     study = HeadSimilarity(networks, heads, count, found)
     distance = AttentionDistance(networks[0])
-    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken, "resume": resume}
-    counts = sweep(images, [study, distance], batch_size=batch_size, **how)
+    begun.notices.say(*distance.notices)
+    counts = sweep(begun.images, [study, distance], batch_size=batch_size, **how)
     table = windows(study, distance, window)
     names = [network.name for network in networks]
     correlations = [
         (*names, layer, *spearman(part["distance_px"].to_numpy(), part["cka"].to_numpy(), seed=seed))
         for layer, part in table.groupby("layer_b", sort=False)
     ]
-    return HeadComparison(table, pd.DataFrame(correlations, columns=HEAD_CORRELATION), counts)
+    tables = {"heads_correlation": pd.DataFrame(correlations, columns=HEAD_CORRELATION)}
+    protocol = {"window": window or "a quarter of the heads", "batch_size": counts.batch_size, "bootstrap_seed": seed}
+    return begun.result("heads", table, counts, protocol, tables=tables)
 
 
 def lower_layers(network: Network) -> list[Layer]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Unpack
 
 import numpy as np
 import pandas as pd
@@ -16,20 +16,22 @@ import torch
 from torch import Tensor, nn
 
 from repsim.errors import UsageError, one_of
-from repsim.images.image_set import Batch, Counts, ImageSet, as_image_set
+from repsim.images.image_set import Batch, ImageSet
 from repsim.measures.cka import GramRow, flatten, gram_row, matched_hsic, normalise_matched, scratch_for
 from repsim.measures.running import GROUPS, GroupedSums, Known, Moments, jackknife
 from repsim.networks.hooks import capture
 from repsim.networks.layers import Layer, find_layers
-from repsim.networks.models import Network, as_network, evaluating
+from repsim.networks.models import Network, evaluating
 from repsim.networks.residual_sums import ResidualSum, blocks_without, find_sums, watch_sums
 from repsim.networks.tokens import first_tensor
 from repsim.passes.plan import Takes
-from repsim.passes.resume import Resume
-from repsim.passes.sweep import Progress, check_batch_size, forward, over_batches, require_finite
+from repsim.passes.sweep import Passing, check_batch_size, forward, over_batches, require_finite
+from repsim.studies.results import AnyImages, AnyNetwork, Result, begin
 from repsim.studies.similarity import grams_of
 from repsim.tables import LESION
 
+MOST = 512
+"""Images of the bundled sample, where none are given."""
 QUANTITY = "removed at inference from the trained network (the paper trains networks without them)"
 REMOVE = ("skip", "branch", "skips", "block")
 NOTHING = "nothing"
@@ -70,16 +72,6 @@ def find_lesions(sums: Sequence[ResidualSum], remove: Sequence[str], blocks: Seq
     return lesions
 
 
-@dataclass(frozen=True)
-class Lesions:
-    table: pd.DataFrame
-    """model, removed, block, agreement, kl, accuracy, layer, cka, se."""
-    notices: list[str]
-    """Why a column is empty, if one is, and which blocks have no residual sum."""
-    counts: Counts
-    """What became of the images."""
-
-
 class _Sums(NamedTuple):
     outputs: Moments
     """Agreement, KL divergence and accuracy of each image."""
@@ -107,21 +99,17 @@ class _Trying:
         )
 
 
-@torch.inference_mode(mode=False)
 @torch.no_grad()
 def lesions(
-    network: Network | nn.Module | str,
-    images: ImageSet | Tensor | np.ndarray | None = None,
+    network: AnyNetwork,
+    images: AnyImages = None,
     *,
     remove: Sequence[str] = REMOVE,
     blocks: Sequence[int] | None = None,
     layers: str | Sequence[str] = "blocks",
     batch_size: int = 64,
-    progress: Progress | None = None,
-    workers: int | None = None,
-    skip_broken: bool = False,
-    resume: Resume | None = None,
-) -> Lesions:
+    **how: Unpack[Passing],
+) -> Result:
     """Remove skip connections, branches and blocks one at a time, and see what becomes of outputs and layers.
 
     Without its skip a sum is the branch alone, without its branch the skip alone; without a block, only its skip
@@ -135,10 +123,10 @@ def lesions(
         blocks: numbers of the blocks to try; None: all.
         layers: what `find_layers` takes: where the network is compared with the untouched one.
         batch_size: images per minibatch of CKA; a last short one is dropped.
-        progress, workers, skip_broken, resume: see `layer_cka`.
+        how: see `repsim.passes.sweep.Passing`.
 
     Returns:
-        One row per lesion and layer that runs after it: agreement (share of images whose prediction stays), kl
+        `table`: one row per lesion and layer that runs after it: agreement (share of images whose prediction stays), kl
         (nats, of the untouched network's probabilities from the other's, mean over images), accuracy, and the layer's
         CKA with itself in the untouched network, with its jackknife standard error over minibatches.
 
@@ -146,14 +134,12 @@ def lesions(
         UsageError: no residual sums, no such block or kind, no layer that runs after a lesion.
         RepsimError: a lesion makes activations or outputs NaN or infinite.
     """
-    network = as_network(network)
-    images = as_image_set(images, 512)
-    network = network.sized(images.tensor_size)
+    begun = begin(network, images, most=MOST, layers=layers, minibatch=batch_size)
+    (network,), images = begun.networks, begun.images
     found = find_sums(network)
     tried = find_lesions(found, remove, blocks)
     compared = find_layers(network, layers)
     check_batch_size(batch_size)
-    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken, "resume": resume}
     surgery = _Surgery(network, compared)
     trying = _Trying(len(tried), compared)
     with evaluating(network.module):
@@ -161,7 +147,7 @@ def lesions(
             network.module(torch.zeros(1, *network.input_size, device=network.device, dtype=network.dtype))
         )
     scores, reason = _scores(network, logits), _without_accuracy(network, images, logits)
-    notices = [*blocks_without(network, found), *([reason] if reason else [])]
+    begun.notices.say(*blocks_without(network, found), *([reason] if reason else []))
     with (
         evaluating(network.module),
         watch_sums(network, found, surgery.cut, passed=True),
@@ -186,7 +172,9 @@ def lesions(
             return gave
 
         counts = over_batches(images, [network], each, [trying], batch_size=batch_size, **how)
-    return Lesions(_table(network, tried, trying.sums), notices, counts)
+    asked = {"remove": list(remove), "blocks": None if blocks is None else list(blocks), "layers": layers}
+    protocol = {"quantity": QUANTITY, **asked, "batch_size": counts.batch_size}
+    return begun.result("lesion", _table(network, tried, trying.sums), counts, protocol)
 
 
 class _Surgery:

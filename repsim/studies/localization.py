@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from repsim.errors import UsageError
-from repsim.images.image_set import FEWEST, Batch, Counts, ImageSet, as_image_set
+from repsim.images.image_set import FEWEST, Batch
 from repsim.measures.localization import (
     BUDGET,
     PLACES,
@@ -30,15 +29,17 @@ from repsim.measures.localization import (
 from repsim.measures.running import GROUPS, GroupedSums
 from repsim.networks.hooks import capture
 from repsim.networks.layers import PRESETS, Layer, find_layers, grid_of
-from repsim.networks.models import Network, as_networks
+from repsim.networks.models import Network
 from repsim.networks.pieces import piece
 from repsim.networks.tracing import is_own, unobserved
 from repsim.passes.plan import Takes
-from repsim.passes.resume import Resume
-from repsim.passes.sweep import Progress, require_finite, sweep
+from repsim.passes.sweep import Passing, require_finite, sweep
+from repsim.studies.results import AnyImages, AnyNetwork, Result, begin
 from repsim.studies.token_tables import Grid, paper_tokens, token_rows
 from repsim.tables import LOCALIZATION, LOCALIZATION_SUMMARY
 
+MOST = 2560
+"""Images of the bundled sample, where none are given."""
 FINEST = 32
 """Rows and columns of positions that are looked at, at most, unless more are asked for."""
 ROWS = 2**20
@@ -293,35 +294,16 @@ def _has_positions(layer: Layer, network: Network) -> bool:
     return rows * columns > 1
 
 
-@dataclass(frozen=True)
-class TokenLocalization:
-    table: pd.DataFrame
-    """model, layer, depth, token_row, token_col, patch_row, patch_col, cka, se: one row per token and patch."""
-    summary: pd.DataFrame
-    """model, layer, depth, where, own_minus_rest, se: one row per layer and interior, edge or corner."""
-    undefined: list[str]
-    """Why some values are NaN, one sentence per network or layer."""
-    arrays: dict[str, np.ndarray]
-    """Empty, unless the table lists chosen tokens only: then all of it, as `Localization.arrays` has it."""
-    counts: Counts
-    """What became of the images."""
-    protocol: dict[str, Any]
-
-
-@torch.inference_mode(mode=False)  # in a caller's inference mode no sum could be added to
 def token_localization(
-    networks: Network | nn.Module | str | Sequence[Network | nn.Module | str],
-    images: ImageSet | Tensor | np.ndarray | None = None,
+    networks: AnyNetwork | Sequence[AnyNetwork],
+    images: AnyImages = None,
     *,
     layers: str | Sequence[str] = "blocks",
     finest: int = FINEST,
     tokens: Sequence[Grid] | None = None,
     batch_size: int = 256,
-    progress: Progress | None = None,
-    workers: int | None = None,
-    skip_broken: bool = False,
-    resume: Resume | None = None,
-) -> TokenLocalization:
+    **how: Unpack[Passing],
+) -> Result:
     """CKA of every single token, or position of a map, with every input patch, in one pass over the images.
 
     Images, as they go into the network (normalised pixels), are cut into g x g patches that do not overlap, g x g
@@ -336,7 +318,7 @@ def token_localization(
 
     Args:
         networks: one or more networks, modules or names; all see the same images.
-        images: see `layer_cka`.
+        images: see `layer_cka`; None: 2,560 of the bundled sample.
         layers: what `find_layers` takes, for all networks. What has no positions (pooled vectors, windows) is an
             error if named; of a preset it is left out, and the protocol says so.
         finest: rows and columns of positions, at most. Memory grows with their fourth power: 8 bytes for each layer,
@@ -345,7 +327,7 @@ def token_localization(
             the paper shows.
         batch_size: images per minibatch, at least 4; the last short one is dropped. Memory grows with its square:
             4 bytes for each pair of images and each patch.
-        progress, workers, skip_broken, resume: see `layer_cka`.
+        how: see `repsim.passes.sweep.Passing`.
 
     Returns:
         `table`: for each model, layer and depth, token_row and token_col on the layer's own grid, patch_row and
@@ -353,27 +335,28 @@ def token_localization(
         `summary`: own_minus_rest, CKA of a token with the patch at its place minus the mean over all other patches,
         averaged over interior, edge (without corners) and corner tokens: 1 would be perfect localization, 0 is
         none; and se, likewise. NaN where a patch or a token is the same in all images; the rest's
-        mean is over patches that are defined, and `undefined` lists those that are not.
+        mean is over patches that are defined, and `notices` list those that are not. Where all tokens would be over a
+        million rows, the table lists some, and `arrays["localization"]` has all, see `Localization.arrays`.
 
     Raises:
         UsageError: a layer has no positions, or the image cannot be cut into such patches.
 
     Reference: paper section 5, Figures 9, 10 and D.1 to D.3.
     """
-    images = as_image_set(images)
-    networks = [network.sized(images.tensor_size) for network in as_networks(networks)]
+    begun = begin(networks, images, most=MOST, layers=layers, minibatch=batch_size)
+    networks, count = begun.networks, len(begun.images)
     found = [located(network, layers) for network in networks]
-    groups = min(GROUPS, max(len(images) // min(batch_size, len(images)), 1)) if batch_size >= FEWEST else GROUPS
+    groups = min(GROUPS, max(count // min(batch_size, count), 1)) if batch_size >= FEWEST else GROUPS
     study = Localization(networks, [kept for kept, _ in found], finest=finest, groups=groups)
-    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken, "resume": resume}
-    counts = sweep(images, [study], batch_size=batch_size, **how)
-    return TokenLocalization(
-        table=study.table() if study.listed else _chosen(study, tokens),
-        arrays={} if study.listed else study.arrays(),
-        summary=study.summary(),
-        undefined=study.undefined(),
-        counts=counts,
-        protocol={
+    counts = sweep(begun.images, [study], batch_size=batch_size, **how)
+    begun.notices.say(*study.undefined())
+    if not study.listed:
+        begun.notices.say("the table lists chosen tokens only; localization.npz has all tokens of all layers")
+    return begun.result(
+        "localization",
+        study.table() if study.listed else _chosen(study, tokens),
+        counts,
+        {
             "layers": layers,
             "estimator": "minibatch CKA, unbiased HSIC_1 averaged over batches",
             "batch_size": counts.batch_size,
@@ -381,4 +364,6 @@ def token_localization(
             "patch_grids": {part.network.name: part.grid for part in study.parts},
             "layers_without_positions": {n.name: names for n, (_, names) in zip(networks, found) if names},
         },
+        tables={"localization_summary": study.summary()},
+        arrays={} if study.listed else {"localization": study.arrays()},
     )

@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from repsim.errors import RepsimError, UsageError
@@ -21,12 +21,14 @@ from repsim.measures.probe import Probe, ProbeRows, ProbeSums, Ridge, refit, sid
 from repsim.measures.running import Joined, Total
 from repsim.networks.hooks import capture
 from repsim.networks.layers import Layer, find_layers, grid_of
-from repsim.networks.models import Network, as_networks, told_apart
+from repsim.networks.models import Network, told_apart
 from repsim.passes.plan import Takes
-from repsim.passes.resume import Resume
-from repsim.passes.sweep import Progress, Study, require_finite, sweep
+from repsim.passes.sweep import Passing, Study, require_finite, sweep
+from repsim.studies.results import AnyNetwork, Result, begin
 from repsim.tables import NEIGHBOURS, PROBE, PROBE_SUMMARY
 
+MOST = 5000
+"""Images of the bundled sample, where none are given."""
 BUDGET = 2**26
 """Bytes of the data of probes that are fitted at one time, roughly."""
 SUMS = 2**29
@@ -352,26 +354,23 @@ class Testing(_Watching):
         return pd.DataFrame(rows, columns=NEIGHBOURS)
 
 
-@dataclass(frozen=True)
-class Probes:
+class Probes(NamedTuple):
+    """What was found by probes."""
+
     table: pd.DataFrame
     """model, layer, index, depth, aggregation, token_row, token_col, shots, seed, l2, accuracy."""
     summary: pd.DataFrame
     """The same without seed and l2, with seeds: how many; accuracy is the mean over them, se its standard error."""
     neighbours: pd.DataFrame
     """model, layer, index, depth, aggregation, images, k, knn_accuracy, knn_se, soft_loss, soft_se, temperature."""
-    train_counts: Counts
-    counts: Counts
-    """What became of the test images."""
     protocol: dict[str, Any]
 
 
-@torch.inference_mode(mode=False)
 def linear_probes(
-    networks: Network | nn.Module | str | Sequence[Network | nn.Module | str],
-    train: ImageSet | None = None,
-    test: ImageSet | None = None,
+    networks: AnyNetwork | Sequence[AnyNetwork],
+    images: ImageSet | None = None,
     *,
+    train: ImageSet | None = None,
     layers: str | Sequence[str] = "blocks",
     shots: int | None | Sequence[int | None] = 10,
     seeds: int = 3,
@@ -379,11 +378,8 @@ def linear_probes(
     neighbours: int = 1000,
     k: int = 10,
     batch_size: int = 32,
-    progress: Progress | None = None,
-    workers: int | None = None,
-    skip_broken: bool = False,
-    resume: Resume | None = None,
-) -> Probes:
+    **how: Unpack[Passing],
+) -> Result:
     """Accuracy of linear probes on every layer, from one pass over training and one over test images.
 
     Regularised least squares to +-1 targets on standardised features (see `measures/probe.py`). The strength of the
@@ -398,7 +394,8 @@ def linear_probes(
 
     Args:
         networks: one, or several that see the same images.
-        train, test: with labels; None: 3,000 training and 5,000 test images of the bundled sample.
+        images: test images with labels; None: 5,000 of the bundled sample.
+        train: training images with labels; None: 3,000 of the bundled sample.
         layers: what `find_layers` takes; maps or grids of tokens.
         shots: training images per class to fit on; None: all; or several of these.
         seeds: draws of so many.
@@ -407,12 +404,12 @@ def linear_probes(
             many of each class; with too many classes for ten of each, of some classes. 0: do without.
         k: nearest neighbours that vote.
         batch_size: images per forward pass.
-        progress, workers, skip_broken, resume: see `layer_cka`.
+        how: see `repsim.passes.sweep.Passing`.
 
     Returns:
-        Accuracies from 0 to 1, per draw and summarised over draws; leave-one-out accuracy of nearest neighbours and
-        soft nearest neighbour loss of the aggregated features as they are, not standardised. The standard error of
-        the summary is that over draws, and covers neither the test images nor the network's training; NaN of one draw.
+        `table`: accuracies from 0 to 1, per draw; `summary`: over draws, with a standard error that is over draws, and
+        covers neither the test images nor the network's training; NaN of one draw. `neighbours`: leave-one-out accuracy
+        of nearest neighbours and soft nearest neighbour loss of the aggregated features as they are, not standardised.
 
     Raises:
         UsageError: no labels, too few images of a class, classes that one set lacks, more memory needed than there is.
@@ -421,13 +418,16 @@ def linear_probes(
     penalises the bias, which is not done here.
     """
     train = ImageSet("sample", split="train") if train is None else train
-    test = ImageSet("sample", split="test") if test is None else test
+    begun = begin(networks, images, most=MOST, layers=layers)
+    if train.left_out:
+        begun.notices.say(train.left_out_in_words)
     shots = [shots] if shots is None or isinstance(shots, int) else shots
     options = {"layers": layers, "shots": shots, "seeds": seeds, "tokens": tokens, "neighbours": neighbours, "k": k}
-    probing = Probing(as_networks(networks), train, test, **options)
-    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken, "resume": resume}
+    probing = Probing(begun.networks, train, begun.images, **options)
     testing = probing.fitted(batch_size=batch_size, **how)
-    return probing.found(sweep(test, [testing], batch_size=batch_size, short=True, **how))
+    counts = sweep(begun.images, [testing], batch_size=batch_size, short=True, **how)
+    table, summary, near, protocol = probing.found(counts)
+    return begun.result("probe", table, counts, protocol, tables={"probe_summary": summary, "neighbours": near})
 
 
 class Probing:
@@ -516,8 +516,6 @@ class Probing:
             table=table,
             summary=summarise(table),
             neighbours=self.testing.neighbours(self.k) if self.neighbours else pd.DataFrame(columns=NEIGHBOURS),
-            train_counts=self.train_counts,
-            counts=counts,
             protocol={
                 **self.asked,
                 "shots": shots,

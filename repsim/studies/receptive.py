@@ -5,58 +5,43 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Unpack
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from repsim.errors import UsageError
-from repsim.images.image_set import FEWEST, Batch, Counts, ImageSet, as_image_set
+from repsim.images.image_set import FEWEST, Batch
 from repsim.measures.receptive import centre_gradients, field_statistics
 from repsim.measures.running import Moments
 from repsim.networks.hooks import capture
 from repsim.networks.layers import Layer, find_layers, grid_of, residual_layers
-from repsim.networks.models import Network, as_network, evaluating
+from repsim.networks.models import evaluating
 from repsim.passes.plan import Takes
-from repsim.passes.resume import Resume
-from repsim.passes.sweep import forward, over_batches
+from repsim.passes.sweep import Passing, forward, over_batches
+from repsim.studies.results import AnyImages, AnyNetwork, Result, begin
 from repsim.tables import RECEPTIVE
 
+MOST = 32
+"""Images of the bundled sample, where none are given."""
 BUDGET = 2**28
 """Bytes that gradients of channels batched together may take, roughly."""
 
 
-@dataclass(frozen=True)
-class ReceptiveFields:
-    table: pd.DataFrame
-    """model, layer, index, depth, radius50_px, radius95_px, centre_share: one row per layer."""
-    maps: dict[str, np.ndarray]
-    """Layer -> (h, w): the receptive field, a mean over images, channels and colours."""
-    channels: dict[str, list[int] | str]
-    """Layer -> which channels were taken, or `all`."""
-    counts: Counts
-    """What became of the images."""
-
-
 def receptive_fields(
-    network: Network | nn.Module | str,
-    images: ImageSet | Tensor | np.ndarray | None = None,
+    network: AnyNetwork,
+    images: AnyImages = None,
     *,
     layers: str | Sequence[str] | None = None,
     branch: bool = False,
     proxy: bool = False,
-    channels: int | None = None,
+    channels: int | None = 16,
     seed: int = 0,
     batch_size: int = 8,
-    progress: Any = None,
-    workers: int | None = None,
-    skip_broken: bool = False,
-    resume: Resume | None = None,
-) -> ReceptiveFields:
+    **how: Unpack[Passing],
+) -> Result:
     """Mean |d centre / d pixel| of each layer, over images and channels.
 
     Args:
@@ -65,21 +50,20 @@ def receptive_fields(
         layers: what `find_layers` takes; None: after every residual sum.
         branch: None of the above, but what enters each residual sum beside the skip (C.4).
         proxy: the gradient of the *sum* over channels instead: cheap, and not the paper's quantity.
-        channels: exact over all channels if None; else over so many, chosen with `seed`.
+        channels: so many of each layer, chosen with `seed`; None: all, which is exact.
+        seed: of the choice.
         batch_size: images per pass, lowered to a divisor of the number of images so that none is left over.
-        progress: wraps the iterator of batches, as `tqdm` does.
-        workers, skip_broken: see `ImageSet.batches`.
-        resume: see `layer_cka`.
+        how: see `repsim.passes.sweep.Passing`.
 
     Returns:
-        Table, maps, and which channels were taken.
+        `table`: model, layer, index, depth, radius50_px, radius95_px, centre_share: one row per layer.
+        `maps`: layer -> (h, w), the receptive field, a mean over images, channels and colours.
 
     Raises:
         UsageError: a layer is not a map or a grid of tokens.
     """
-    network = as_network(network)
-    images = as_image_set(images, 32)
-    network = network.sized(images.tensor_size)
+    begun = begin(network, images, most=MOST, layers="blocks" if layers is None else layers)
+    (network,), images = begun.networks, begun.images
     if layers is not None and branch:
         raise UsageError("give either layers or branch: branch chooses its own layers")
     found = residual_layers(network, branch=branch) if layers is None else find_layers(network, layers)
@@ -95,7 +79,6 @@ def receptive_fields(
     def reduce(layer: Layer, x: Tensor) -> Tensor:
         return centre(layer, x, grids[layer.name])
 
-    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken, "resume": resume}
     with frozen(network.module), capture(network, found, reduce, passed=True) as seen:
 
         def each(batch: Batch) -> dict[str, Tensor]:
@@ -121,12 +104,15 @@ def receptive_fields(
         for layer in found
     ]
     full = {layer.name: len(chosen[layer.name]) == layer.width for layer in found}
-    return ReceptiveFields(
-        table=pd.DataFrame(rows, columns=RECEPTIVE),
-        maps={name: field.float().numpy() for name, field in maps.items()},
-        channels={name: "all" if full[name] else which.tolist() for name, which in chosen.items()},
-        counts=counts,
-    )
+    protocol = {
+        "quantity": "gradient of the sum over channels (proxy)" if proxy else "mean over channels of |gradient|",
+        "branch": branch,
+        "channels": {name: "all" if full[name] else which.tolist() for name, which in chosen.items()},
+        "channels_seed": seed,
+    }
+    name = "receptive_proxy" if proxy else "receptive"
+    arrays = {name: {layer: field.float().numpy() for layer, field in maps.items()}}
+    return begun.result(name, pd.DataFrame(rows, columns=RECEPTIVE), counts, protocol, arrays=arrays)
 
 
 class _Fields:

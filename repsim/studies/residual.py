@@ -5,26 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from repsim.errors import UsageError
-from repsim.images.image_set import Batch, Counts, ImageSet, as_image_set
+from repsim.images.image_set import Batch
 from repsim.measures.residual import SkipStatistics, skip_statistics
 from repsim.measures.running import Moments, Quantiles
-from repsim.networks.models import Network, as_networks
+from repsim.networks.models import Network
 from repsim.networks.pieces import add_piece
 from repsim.networks.residual_sums import ResidualSum, blocks_without, find_sums, watch_sums
 from repsim.passes.plan import Takes
-from repsim.passes.resume import Resume
-from repsim.passes.sweep import Progress, require_finite, sweep
+from repsim.passes.sweep import Passing, require_finite, sweep
+from repsim.studies.results import AnyImages, AnyNetwork, Result, begin
 from repsim.tables import OUTLIERS, RESIDUAL
 
+MOST = 1000
+"""Images of the bundled sample, where none are given."""
 OUTLIER = 5.0
 """Times the image's median norm from which a token counts as an outlier."""
 
@@ -125,30 +126,14 @@ def token_names(network: Network, each: ResidualSum, count: int) -> np.ndarray:
     return np.array([*prefix, *map(str, range(count - len(prefix)))])
 
 
-@dataclass(frozen=True)
-class Residual:
-    table: pd.DataFrame
-    """model, layer, block, sublayer, token, ratio, ratio_se, ratio_median, cos_output, cos_branch, skip_norm,
-    branch_norm: one row per residual sum and token."""
-    outliers: pd.DataFrame
-    """model, layer, block, sublayer, token, share (of images), times_median: tokens of outlying norm."""
-    notices: list[str]
-    """Which blocks have no residual sum."""
-    counts: Counts
-    """What became of the images."""
-
-
 def residual_norms(
-    networks: Network | nn.Module | str | Sequence[Network | nn.Module | str],
-    images: ImageSet | Tensor | np.ndarray | None = None,
+    networks: AnyNetwork | Sequence[AnyNetwork],
+    images: AnyImages = None,
     *,
     outlier: float = OUTLIER,
     batch_size: int = 50,
-    progress: Progress | None = None,
-    workers: int | None = None,
-    skip_broken: bool = False,
-    resume: Resume | None = None,
-) -> Residual:
+    **how: Unpack[Passing],
+) -> Result:
     """Norm ratio and cosines of skip connection z and branch f(z) for every residual sum and token.
 
     Both are taken as the network adds them: z after its projection where it has one, f after LayerScale; a ResNet
@@ -156,25 +141,29 @@ def residual_norms(
 
     Args:
         networks: one, or several that see the same images.
-        images: see `layer_cka`; None: the bundled sample.
+        images: see `layer_cka`; None: 1,000 of the bundled sample.
         outlier: how many times the median norm (over the tokens of an image, on the skip connection) makes an outlier.
         batch_size: images per forward pass; a last short one is dropped.
-        progress, workers, skip_broken, resume: see `layer_cka`.
+        how: see `repsim.passes.sweep.Passing`.
 
     Returns:
-        Means over images of ratio (from 0; infinite where a branch adds nothing to some image), cosines (-1 to 1)
-        and norms, the ratio's standard error over images, and its median (to about 1 %, see `Quantiles`); and
-        the outliers.
+        `table`: model, layer, block, sublayer, token, ratio, ratio_se, ratio_median, cos_output, cos_branch, skip_norm,
+        branch_norm: means over images of ratio (from 0; infinite where a branch adds nothing to some image), cosines
+        (-1 to 1) and norms, the ratio's standard error over images, and its median (to about 1 %, see `Quantiles`).
+        `outliers`: model, layer, block, sublayer, token, share (of images), times_median: tokens of outlying norm.
 
     Raises:
         UsageError: a network has no residual sums that can be found.
 
     Reference: paper section 5, Figure 7; appendix E. Means of ratios, not ratios of means: the paper does not say.
     """
-    images = as_image_set(images)
-    networks = [network.sized(images.tensor_size) for network in as_networks(networks)]
-    study = ResidualNorms(networks, outlier=outlier)
-    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken, "resume": resume}
-    counts = sweep(images, [study], batch_size=batch_size, **how)
-    notices = [text for network, found in zip(networks, study.found) for text in blocks_without(network, found)]
-    return Residual(study.table(), study.outliers(), notices, counts)
+    if not outlier > 1:
+        raise UsageError(f"outlier must be more than 1, got {outlier}")
+    begun = begin(networks, images, most=MOST, layers="blocks")
+    study = ResidualNorms(begun.networks, outlier=outlier)
+    for network, found in zip(begun.networks, study.found):
+        begun.notices.say(*blocks_without(network, found))
+    counts = sweep(begun.images, [study], batch_size=batch_size, **how)
+    outliers = study.outliers()
+    protocol = {"outlier": outlier, "outlier_tokens": len(outliers), "batch_size": counts.batch_size}
+    return begun.result("residual", study.table(), counts, protocol, tables={"residual_outliers": outliers})

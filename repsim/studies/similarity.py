@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from repsim.errors import UsageError
-from repsim.images.image_set import Batch, ImageSet, as_image_set
+from repsim.images.image_set import Batch
 from repsim.measures.cka import GramRow, MinibatchCKA, flatten, gram_row, matched_hsic, normalise_matched, scratch_for
 from repsim.measures.running import GROUPS, GroupedSums, Known, jackknife
 from repsim.networks.hooks import capture
 from repsim.networks.layers import Layer, find_layers
-from repsim.networks.models import Network, as_network, as_networks, told_apart
+from repsim.networks.models import Network
 from repsim.networks.tokens import Tokens
 from repsim.passes.plan import Takes
-from repsim.passes.resume import Resume
-from repsim.passes.sweep import Progress, require_finite, sweep
+from repsim.passes.sweep import Passing, require_finite, sweep
+from repsim.studies.results import AnyImages, AnyNetwork, Result, begin
 from repsim.tables import MATCHED, SIMILARITY
 
+MOST = 2560
+"""Images of the bundled sample, where none are given."""
 BYTES_OF_ROW = 400
 """Of a table, while it is put together and written."""
 
 
 class LayerSimilarity:
-    """The study: CKA of every pair of layers of one or two networks, within and across."""
+    """The study: CKA of every pair of layers of networks, within each and across."""
 
     def __init__(self, networks: Sequence[Network], layers: Sequence[Sequence[Layer]], tokens: Tokens = "all") -> None:
         self.networks, self.layers, self.tokens = networks, layers, tokens
@@ -168,149 +169,115 @@ class MatchedSimilarity(LayerSimilarity):
 
 
 def layer_cka(
-    a: Network | nn.Module | str,
-    b: Network | nn.Module | str | None = None,
-    images: ImageSet | Tensor | np.ndarray | None = None,
+    networks: AnyNetwork | Sequence[AnyNetwork],
+    images: AnyImages = None,
     *,
     layers: str | Sequence[str] = "blocks",
     tokens: Tokens = "all",
     batch_size: int = 256,
     repeats: int = 1,
-    progress: Progress | None = None,
-    workers: int | None = None,
-    skip_broken: bool = False,
-    resume: Resume | None = None,
-) -> pd.DataFrame:
-    """CKA of every pair of layers within `a`, within `b` and across, from one pass over the images.
+    **how: Unpack[Passing],
+) -> Result:
+    """CKA of every pair of layers within each network and across, from one pass over the images.
 
     HSIC_1 is averaged over minibatches, then divided: 1 for the same representation (up to rotation
     and scale), about 0, also slightly below, for unrelated ones. The paper's protocol is 10,240
     images, `batch_size=1024, repeats=20`.
 
     Args:
-        a, b: networks, modules or names; without `b`, within `a` only.
+        networks: one or several: networks, modules or names.
         images: an `ImageSet`, a float tensor (n, c, h, w) that goes into the networks as it is, or a
-            uint8 array; None: the bundled sample.
-        layers: what `find_layers` takes, for both networks.
+            uint8 array; None: 2,560 of the bundled sample.
+        layers: what `find_layers` takes, for all networks.
         tokens: `all`, `cls`, `spatial` or `pooled`.
         batch_size: images per minibatch, at least 4; the last short one is dropped.
         repeats: passes, each over newly chosen images; the mean of their CKA is given.
-        progress: wraps the iterator of batches, for instance `tqdm.auto.tqdm`.
-        workers, skip_broken: see `ImageSet.batches`.
-        resume: saves the sums every so often, and has those of the run that this one goes on from.
+        how: see `repsim.passes.sweep.Passing`.
 
     Returns:
-        Long table, one row per ordered pair of layers: model_a, layer_a, kind_a, index_a, depth_a,
+        `table`: one row per ordered pair of layers: model_a, layer_a, kind_a, index_a, depth_a,
         the same of b, cka, and se, its jackknife standard error over minibatches (with repeats: of one
         repeat, root mean square, and sd_repeats, the spread over them). NaN where a layer is constant.
 
     Reference: paper section 3, Figures 1 and 2; Nguyen, Raghu & Kornblith (2021).
     """
-    networks = [as_network(a)] if b is None else [as_network(a), as_network(b)]
-    images = as_image_set(images)
-    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken, "resume": resume}
-    protocol = {"layers": layers, "tokens": tokens, "batch_size": batch_size, "repeats": repeats}
-    return _warned(compare(networks, images, **protocol, **how))
+    asked = {"layers": layers, "tokens": tokens, "batch_size": batch_size, "repeats": repeats}
+    return _compare("cka", LayerSimilarity, networks, images, **asked, **how)
 
 
 def matched_cka(
-    reference: Network | nn.Module | str,
-    others: Network | nn.Module | str | Sequence[Network | nn.Module | str],
-    images: ImageSet | Tensor | np.ndarray | None = None,
+    networks: Sequence[AnyNetwork],
+    images: AnyImages = None,
     *,
     layers: str | Sequence[str] = "blocks",
     tokens: Tokens = "all",
     batch_size: int = 256,
     repeats: int = 1,
-    progress: Progress | None = None,
-    workers: int | None = None,
-    skip_broken: bool = False,
-    resume: Resume | None = None,
-) -> pd.DataFrame:
+    **how: Unpack[Passing],
+) -> Result:
     """CKA of each layer of a network with the same layer of others of its architecture: checkpoints, seeds.
 
     The same values as on the diagonal of `layer_cka`, without the rest of the matrix.
 
     Args:
-        reference: what the others are compared with.
-        others: one or more networks with layers of the same names.
-        images, layers, tokens, batch_size, repeats, progress, workers, skip_broken, resume: see `layer_cka`.
+        networks: the reference, and one or more networks with layers of the same names.
+        images, layers, tokens, batch_size, repeats, how: see `layer_cka`.
 
     Returns:
-        One row per other network and layer: model_a (the reference), model_b, layer, index, depth, cka, se (and
-        sd_repeats), as `layer_cka` has them.
+        `table`: one row per other network and layer: model_a (the reference), model_b, layer, index, depth, cka, se
+        (and sd_repeats), as `layer_cka` has them.
 
     Raises:
         UsageError: the networks do not have the same layers.
 
     Reference: paper, Figures 12 and G.1.
     """
-    networks = [as_network(reference), *as_networks(others)]
-    images = as_image_set(images)
-    how = {"progress": progress, "workers": workers, "skip_broken": skip_broken, "resume": resume}
-    protocol = {"layers": layers, "tokens": tokens, "batch_size": batch_size, "repeats": repeats}
-    return _warned(compare(networks, images, study=MatchedSimilarity, **protocol, **how))
+    asked = {"layers": layers, "tokens": tokens, "batch_size": batch_size, "repeats": repeats}
+    return _compare("matched", MatchedSimilarity, networks, images, **asked, **how)
 
 
-def _warned(comparison: Comparison) -> pd.DataFrame:
-    """The table, with a warning at the caller's caller for what is undefined in it."""
-    for reason in comparison.undefined:
-        warnings.warn(reason, stacklevel=3)
-    return comparison.table
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """A table of `layer_cka`, and what the run record says of it."""
-
-    table: pd.DataFrame
-    undefined: list[str]
-    """Why some values are NaN, one sentence per layer."""
-    protocol: dict[str, Any]
-    images: dict[str, Any]
-
-
-@torch.inference_mode(mode=False)  # in a caller's inference mode no sum could be added to
-def compare(
-    networks: Sequence[Network],
-    images: ImageSet,
+def _compare(
+    name: str,
+    study: type[LayerSimilarity],
+    networks: AnyNetwork | Sequence[AnyNetwork],
+    images: AnyImages,
     *,
-    study: type[LayerSimilarity] = LayerSimilarity,
-    layers: str | Sequence[str] = "blocks",
-    tokens: Tokens = "all",
-    batch_size: int = 256,
-    repeats: int = 1,
-    **how: Any,
-) -> Comparison:
-    """What `layer_cka` does, or with `MatchedSimilarity` `matched_cka`, with the record of it; see there."""
+    layers: str | Sequence[str],
+    tokens: Tokens,
+    batch_size: int,
+    repeats: int,
+    **how: Unpack[Passing],
+) -> Result:
     if repeats < 1:
         raise UsageError(f"repeats must be at least 1, got {repeats}")
-    networks = told_apart([network.sized(images.tensor_size) for network in networks])
-    found = [find_layers(network, layers, tokens=tokens) for network in networks]
+    begun = begin(networks, images, most=MOST, layers=layers, minibatch=batch_size)
+    found = [find_layers(network, layers, tokens=tokens) for network in begun.networks]
     studies, counts = [], []
     for repeat in range(repeats):
-        chosen = images if repeat == 0 else images.redrawn(images.seed + repeat)
-        studies.append(study(networks, found, tokens))
+        chosen = begun.images if repeat == 0 else begun.images.redrawn(begun.images.seed + repeat)
+        studies.append(study(begun.networks, found, tokens))
         counts.append(sweep(chosen, studies[-1:], batch_size=batch_size, **how))
-    undefined = [
-        f"layer {layer!r} of {name} is constant over all images, or has no U-centred Gram (as where all of a batch but "
-        "one are alike), so its CKA is undefined"
-        for name, layer in studies[0].constant()
-    ]
-    broken = sorted({name for c in counts for name in c.broken})
-    return Comparison(
-        table=study.table(studies),
-        undefined=undefined,
-        protocol={
-            "layers": layers,
-            "tokens": tokens,
-            "estimator": "minibatch CKA, unbiased HSIC_1 averaged over batches",
-            "batch_size": counts[0].batch_size,
-            "batches": counts[0].batches,
-            "repeats": repeats,
-        },
-        images={**images.record(counts[0]), "broken": broken, "broken_count": len(broken)},
+    begun.notices.say(
+        *(
+            f"layer {layer!r} of {network} is constant over all images, or has no U-centred Gram (as where all of a "
+            "batch but one are alike), so its CKA is undefined"
+            for network, layer in studies[0].constant()
+        )
     )
+    seen = begun.images.record(counts[0])
+    if repeats > 1 and seen["available"] == len(begun.images):
+        begun.notices.say("every repeat saw the same images, newly batched: sd_repeats says nothing of other images")
+    broken = sorted({each for c in counts for each in c.broken})
+    protocol = {
+        "layers": layers,
+        "tokens": tokens,
+        "estimator": "minibatch CKA, unbiased HSIC_1 averaged over batches",
+        "batch_size": counts[0].batch_size,
+        "batches": counts[0].batches,
+        "repeats": repeats,
+    }
+    images_seen = {**seen, "broken": broken, "broken_count": len(broken)}
+    return begun.result(name, study.table(studies), images_seen, protocol)
 
 
 def _with_values(table: pd.DataFrame, results: Sequence[tuple[Tensor, Tensor]], columns: list[str]) -> pd.DataFrame:

@@ -1,0 +1,138 @@
+"""The pictures of a study, from its tables and arrays: for results in memory and for those that were saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from repsim import tables as columns
+from repsim.errors import RepsimError
+from repsim.plots.curves import attention_distance, head_similarity, localization_summary, matched
+from repsim.plots.lesion import lesion
+from repsim.plots.maps import attention_maps, localization, receptive_fields
+from repsim.plots.matrices import heatmap
+from repsim.plots.probe import neighbours, probe_tokens, probes
+from repsim.plots.residual import residual
+from repsim.plots.style import Figure
+from repsim.studies.token_tables import all_tokens
+
+Tables = Mapping[str, pd.DataFrame]
+Arrays = Mapping[str, Mapping[str, np.ndarray]]
+
+DRAWN: dict[str, dict[str, list[str]]] = {
+    "cka": {"cka": columns.SIMILARITY},
+    "matched": {"matched": columns.MATCHED},
+    "attention": {"attention": columns.ATTENTION},
+    "attention_maps": {},
+    "heads": {"heads": columns.HEADS},
+    "residual": {"residual": columns.RESIDUAL},
+    "receptive": {"receptive": columns.RECEPTIVE},
+    "receptive_proxy": {"receptive_proxy": columns.RECEPTIVE},
+    "localization": {
+        "localization_summary": columns.LOCALIZATION_SUMMARY,
+        "localization": columns.LOCALIZATION,
+    },
+    "probe": {
+        "probe_summary": columns.PROBE_SUMMARY,
+        "probe": columns.PROBE,
+        "neighbours": columns.NEIGHBOURS,
+    },
+    "lesion": {"lesion": columns.LESION},
+}
+"""Study -> the tables that its pictures are drawn from, and their columns."""
+ARRAYS = {
+    "attention": ["attention_maps"],
+    "attention_maps": ["attention_maps"],
+    "receptive": ["receptive"],
+    "receptive_proxy": ["receptive_proxy"],
+    "localization": ["localization"],
+}
+"""Study -> the arrays that they are drawn from, where there are some."""
+
+
+def pictures(name: str, tables: Tables, arrays: Arrays, **options: Any) -> dict[str, Figure]:
+    """All pictures of a study, by the names of their files; the last is that of its main table.
+
+    Args:
+        name: of the study, as in `DRAWN`.
+        tables: by the names of their files.
+        arrays: likewise.
+        options: `blocks` of attention, `tokens` and `layer` of localization.
+    """
+    return _DRAW[name](name, tables, arrays, **options)
+
+
+def _one(plot: Callable[[pd.DataFrame], Any]) -> Callable[..., dict[str, Figure]]:
+    """Of studies with one table and one picture."""
+
+    def draw(name: str, tables: Tables, arrays: Arrays) -> dict[str, Figure]:
+        drawn = plot(tables[name])
+        return {name: drawn if isinstance(drawn, Figure) else drawn.figure}
+
+    return draw
+
+
+def _attention(
+    name: str, tables: Tables, arrays: Arrays, *, blocks: list[int] | str | None = None
+) -> dict[str, Figure]:
+    table = tables[name]
+    chosen = sorted(table["block"].unique()) if blocks == "all" else blocks
+    maps = _attention_maps("attention_maps", {"attention_maps": table}, arrays) if arrays else {}
+    return {**maps, name: attention_distance(table, blocks=chosen).figure}
+
+
+def _attention_maps(name: str, tables: Tables, arrays: Arrays) -> dict[str, Figure]:
+    title = f"{tables[name]['model'].iloc[0]}: attention rollout, and heads of the last block from CLS"
+    return {name: attention_maps(**arrays[name], title=title)}
+
+
+def _receptive(name: str, tables: Tables, arrays: Arrays) -> dict[str, Figure]:
+    table, maps = tables[name], arrays[name]
+    if missing := [layer for layer in table["layer"] if layer not in maps]:
+        raise RepsimError(f"{name}.npz has no map of layer {missing[0]!r}, which the table has")
+    quantity = "|d sum of channels / d pixel| (proxy)" if name == "receptive_proxy" else "|d centre / d pixel|"
+    return {name: receptive_fields(table, maps, quantity=quantity)}
+
+
+def _localization(
+    name: str,
+    tables: Tables,
+    arrays: Arrays,
+    *,
+    tokens: list[tuple[int, int]] | None = None,
+    layer: str | None = None,
+) -> dict[str, Figure]:
+    table = tables[name]
+    if arrays:
+        table = all_tokens(arrays[name], table, layer)
+    return {
+        "localization_summary": localization_summary(tables["localization_summary"]),
+        name: localization(table, tokens=tokens, layer=layer),
+    }
+
+
+def _probe(name: str, tables: Tables, arrays: Arrays) -> dict[str, Figure]:
+    found = {}
+    if len(tables["neighbours"]):
+        found["neighbours"] = neighbours(tables["neighbours"])
+    if (tables["probe"]["aggregation"] == "token").any():
+        found["probe_tokens"] = probe_tokens(tables["probe"])
+    return {**found, name: probes(tables["probe_summary"])}
+
+
+_DRAW: dict[str, Callable[..., dict[str, Figure]]] = {
+    "cka": _one(heatmap),
+    "matched": _one(matched),
+    "heads": _one(head_similarity),
+    "residual": _one(residual),
+    "lesion": _one(lesion),
+    "attention": _attention,
+    "attention_maps": _attention_maps,
+    "receptive": _receptive,
+    "receptive_proxy": _receptive,
+    "localization": _localization,
+    "probe": _probe,
+}

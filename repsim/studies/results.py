@@ -1,0 +1,302 @@
+"""What the function of every study returns: tables, what must be known of them, the record of a run, and pictures."""
+
+from __future__ import annotations
+
+import io
+import platform
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from repsim.errors import Notice
+from repsim.images.image_set import Counts, ImageSet, as_image_set
+from repsim.networks.layers import notices_of
+from repsim.networks.models import Network, as_networks, told_apart
+from repsim.tables import RECORD, prepare, save_arrays, save_record, save_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+AnyNetwork = Network | nn.Module | str
+AnyImages = ImageSet | Tensor | np.ndarray | None
+INSIDE = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))
+"""Where code lies that no warning is about: repsim, and decorators of PyTorch between its functions."""
+
+
+# What must be known
+
+_hears: ContextVar[Callable[[str], None] | None] = ContextVar("hears", default=None)
+
+
+@contextmanager
+def hearing(hear: Callable[[str], None]) -> Iterator[None]:
+    """Within it notices are handed on, as to a command that says them, instead of becoming warnings."""
+    token = _hears.set(hear)
+    try:
+        yield
+    finally:
+        _hears.reset(token)
+
+
+class Notices(list[str]):
+    """Sentences on what a result leaves out, and why values are NaN; each is said as soon as it is known, and once."""
+
+    def say(self, *sentences: str) -> None:
+        """Add those that are new: each becomes a warning (`repsim.errors.Notice`) where the study was called."""
+        for sentence in sentences:
+            if sentence in self:
+                continue
+            self.append(sentence)
+            if (hear := _hears.get()) is not None:
+                hear(sentence)
+            else:
+                warnings.warn(sentence, Notice, stacklevel=_outside())
+
+
+def _outside() -> int:
+    """How far up the first frame is that is not repsim's, as `warnings.warn` counts it from its caller."""
+    level, frame = 1, sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(INSIDE):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+# The beginning and the end of a study
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The networks and images of a study."""
+
+    networks: list[Network]
+    """As large as their images, and with names that tell them apart."""
+    images: ImageSet
+    notices: Notices
+
+    def result(
+        self,
+        name: str,
+        table: pd.DataFrame,
+        counts: Counts | dict[str, Any],
+        protocol: Mapping[str, Any],
+        *,
+        tables: Mapping[str, pd.DataFrame] | None = None,
+        arrays: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+        **more: Any,
+    ) -> Result:
+        """What was found, with its record.
+
+        Args:
+            name: what its table is called.
+            table: the main one.
+            counts: what became of the images; or what the record is to say of them.
+            protocol: what the numbers depend on beside networks and images.
+            tables, arrays: more of them, by the names of their files.
+            more: what else the record says.
+        """
+        record = self.record(counts, protocol, **more)
+        return Result(name, table, record, dict(tables or {}), dict(arrays or {}))
+
+    def record(self, counts: Counts | dict[str, Any], protocol: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+        """What `run.json` says of a study; see `result`."""
+        images = self.images.record(counts) if isinstance(counts, Counts) else counts
+        losses = {"dropped_in_short_batch": "left out, a short last batch", "broken_count": "could not be read"}
+        for key, what in losses.items():
+            if images[key]:
+                self.notices.say(f"{images['used']} images used; {images[key]} {what}")
+        for network, size in images.get("forward_batch_sizes", {}).items():
+            self.notices.say(f"memory was too small: {network} took {size} images at a time")
+        return {
+            "networks": [network.record() for network in self.networks],
+            "images": images,
+            "protocol": {**protocol, "seed": self.images.seed},
+            "random": any(network.weights == "random" for network in self.networks),
+            **more,
+            "notices": list(self.notices),
+            "versions": versions(self.networks),
+            "device": device_name(self.networks[0].device),
+        }
+
+
+def begin(
+    networks: AnyNetwork | Sequence[AnyNetwork],
+    images: AnyImages,
+    *,
+    most: int | None = None,
+    layers: str | Sequence[str] | None = None,
+    minibatch: int | None = None,
+) -> Begun:
+    """The networks and images that a study was asked for, and what must be known of them.
+
+    Args:
+        networks: what stands for one network, or several.
+        images: what stands for an image set; None: `most` images of the bundled sample.
+        layers: what is asked of `find_layers`, of all networks; None: no layers by name.
+        minibatch: images in each, of studies whose standard errors are over minibatches.
+    """
+    images = as_image_set(images, most)
+    begun = Begun(told_apart([each.sized(images.tensor_size) for each in as_networks(networks)]), images, Notices())
+    say, count = begun.notices.say, len(images)
+    for network in begun.networks:
+        say(*network.notices)
+    if images.asked is not None and count < images.asked:
+        say(f"{images.asked} images were asked for, there are {count}; all are used")
+    if images.left_out:
+        say(images.left_out_in_words)
+    if minibatch is not None and count < minibatch:
+        say(f"fewer images than a batch of {minibatch}: one batch of {count}, so no standard errors")
+    elif minibatch is not None and count < 2 * minibatch:
+        say(f"{count} images make one batch of {minibatch}, so no standard errors")
+    if layers is not None:
+        for network in begun.networks:
+            say(*notices_of(network, layers))
+    return begun
+
+
+# What is found
+
+
+@dataclass(frozen=True, repr=False)
+class Result:
+    """What a study found. In a notebook it shows its picture."""
+
+    name: str
+    """What its files are called: `cka`, `attention`, `residual` ..."""
+    table: pd.DataFrame
+    """The main table; `repsim.tables` says what its columns are."""
+    record: dict[str, Any]
+    """Networks, images used, dropped and broken, protocol, notices, versions, device: what `run.json` says."""
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    """Further tables, by the names of their files; `result.outliers` is that of `residual_outliers.csv`."""
+    arrays: dict[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
+    """Arrays that go into `.npz` files, by the names of these."""
+
+    def __getattr__(self, name: str) -> pd.DataFrame:
+        if not name.startswith("_"):
+            for file in (f"{self.name}_{name}", name):
+                if file in self.tables:
+                    return self.tables[file]
+        known = ", ".join(("table", *(file.removeprefix(f"{self.name}_") for file in self.__dict__.get("tables", ()))))
+        raise AttributeError(f"a result of {self.__dict__.get('name')} has no {name!r}; its tables are {known}")
+
+    @property
+    def notices(self) -> list[str]:
+        """What the result leaves out, and why values are NaN."""
+        return self.record["notices"]
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What the numbers depend on beside networks and images."""
+        return self.record["protocol"]
+
+    @property
+    def maps(self) -> Mapping[str, np.ndarray]:
+        """The arrays of a result that has those of one file: receptive fields by layer, attention maps."""
+        (arrays,) = self.arrays.values()
+        return arrays
+
+    def figures(self, **options: Any) -> dict[str, Figure]:
+        """All pictures, by the names of their files; the last is that of the main table."""
+        from repsim.plots.pictures import pictures
+
+        return pictures(self.name, {self.name: self.table, **self.tables}, self.arrays, **options)
+
+    def plot(self, **options: Any) -> Figure:
+        """The picture of the main table.
+
+        Args:
+            options: what is drawn: `blocks` of attention, `tokens` and `layer` of localization.
+        """
+        return list(self.figures(**options).values())[-1]
+
+    def save(self, directory: str | Path, **options: Any) -> list[Path]:
+        """Write tables, arrays, `run.json` and pictures into a directory, over what is there under these names.
+
+        Args:
+            directory: made if it is not there.
+            options: see `plot`.
+
+        Returns:
+            The files.
+        """
+        from repsim.plots.style import save
+
+        directory = prepare(directory)
+        written = self.save_tables(directory)
+        save_record(self.record, directory / RECORD)
+        written.append(directory / RECORD)
+        for name, figure in self.figures(**options).items():
+            written += save(figure, directory / name)
+            if self.record["random"]:
+                written += save(figure, directory / f"{name}-random")
+        return written
+
+    def save_tables(self, directory: Path) -> list[Path]:
+        """Write tables and arrays."""
+        written = []
+        for name, arrays in self.arrays.items():
+            written.append(directory / f"{name}.npz")
+            save_arrays(arrays, written[-1])
+        for name, table in {self.name: self.table, **self.tables}.items():
+            written.append(directory / f"{name}.csv")
+            save_table(table, written[-1])
+        return written
+
+    def __repr__(self) -> str:
+        used = self.record["images"]["used"]
+        return f"Result of {self.name}: {len(self.table)} rows of {', '.join(self.table)}; {used} images"
+
+    def _repr_html_(self) -> str:
+        return self.table._repr_html_()
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.plot().savefig(file, format="png", bbox_inches="tight")
+        return file.getvalue()
+
+
+# What a record says of the machine
+
+PACKAGES = (
+    "torch",
+    "timm",
+    "torchvision",
+    "numpy",
+    "pandas",
+    "matplotlib",
+    "seaborn",
+    "scipy",
+    "pillow",
+    "safetensors",
+)
+DISTRIBUTIONS = {"open_clip": "open_clip_torch", "vit_pytorch": "vit-pytorch", "PIL": "pillow"}
+"""Libraries of networks that are called otherwise where they are imported than where they are installed."""
+
+
+def versions(networks: Iterable[Network]) -> dict[str, str]:
+    """Of Python, of repsim and what it decodes and computes with, and of the libraries that networks are made of."""
+    found = {name: version(name) for name in ("repsim-vision", *PACKAGES)}
+    roots = {type(module).__module__.partition(".")[0] for network in networks for module in network.module.modules()}
+    for root in sorted(roots - {"repsim", "builtins", "__main__"} - set(PACKAGES)):
+        with suppress(PackageNotFoundError):
+            name = DISTRIBUTIONS.get(root, root)
+            found[name] = version(name)
+    return {"python": platform.python_version(), **found}
+
+
+def device_name(device: torch.device) -> str:
+    """A device, and which GPU or how many threads it is."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
