@@ -179,7 +179,12 @@ def over_batches(
     at_once = planned(images, networks, summing, size, gradients)
     transforms = [network.transform for network in networks]
 
+    def settle_on_the_first() -> None:
+        if share is not None and share.rank and rehearse is not None:
+            rehearse(next(images.batches(transforms, size, workers=0)))
+
     def first_again() -> Any:
+        settle_on_the_first()
         reading = {"workers": 0, "skip_broken": skip_broken, "short": short, "share": share}
         batches = images.batches(transforms, size, counts=Counts(at_once=dict(at_once)), **reading)
         with contextlib.closing(batches):
@@ -195,8 +200,8 @@ def over_batches(
     if resume is None or not resume.done:
         counts.at_once = {**at_once, **counts.at_once}
         reading = {"workers": workers, "skip_broken": skip_broken, "short": short, "share": share}
-        if share is not None and share.rank and rehearse is not None and not counts.batches:
-            rehearse(next(images.batches(transforms, size, workers=workers)))
+        if not counts.batches:
+            settle_on_the_first()
         batches = images.batches(transforms, size, counts=counts, device=_gpu(networks), **reading)
         if progress is not None:
             total = math.ceil(len(images) / size) if short else len(images) // size
