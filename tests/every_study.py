@@ -18,16 +18,16 @@ def _columns(table, *names: str) -> Numbers:
 
 
 def cka(vit, resnet, images) -> Numbers:
-    return _columns(rs.layer_cka(vit, resnet, images, batch_size=32), "cka", "se")
+    return _columns(rs.layer_cka([vit, resnet], images, batch_size=32).table, "cka", "se")
 
 
 def attention(vit, resnet, images) -> Numbers:
-    table = rs.attention_distance(vit, images, batch_size=32)
+    table = rs.attention_distance(vit, images, batch_size=32).table
     return _columns(table, "distance_px", "distance_se", "entropy", "cls_share")
 
 
 def heads(vit, resnet, images) -> Numbers:
-    return _columns(rs.head_similarity(vit, resnet, images, batch_size=32).table, "cka", "se")
+    return _columns(rs.head_similarity([vit, resnet], images, batch_size=32).table, "cka", "se")
 
 
 def residual(vit, resnet, images) -> Numbers:
@@ -45,7 +45,7 @@ def localize(vit, resnet, images) -> Numbers:
 
 def probe(vit, resnet, images) -> Numbers:
     train = rs.ImageSet("sample", split="train", images=400)
-    found = rs.linear_probes([vit, resnet], train, images, shots=[3], seeds=1, tokens=False, batch_size=32)
+    found = rs.linear_probes([vit, resnet], images, train=train, shots=[3], seeds=1, tokens=False, batch_size=32)
     return _columns(found.summary, "accuracy") | _columns(found.neighbours, "soft_loss")
 
 

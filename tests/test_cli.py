@@ -59,7 +59,7 @@ def test_cka_writes_table_record_and_pictures(somewhere):
     assert [n["name"] for n in record["networks"]] == ["vit_mini", "resnet_mini"]
     assert all(len(n["weights_sha256"]) == 64 for n in record["networks"]) and not record["random"]
     assert {"versions", "device", "seconds", "command", "protocol"} <= set(record)
-    expected = rs.layer_cka("vit_mini", "resnet_mini", rs.ImageSet("sample", images=130), batch_size=32)
+    expected = rs.layer_cka(["vit_mini", "resnet_mini"], rs.ImageSet("sample", images=130), batch_size=32).table
     assert np.allclose(table.cka, expected.cka, atol=1e-9)
 
 

@@ -72,7 +72,7 @@ def check_similarity(of: Drawn, network: rs.Network, images: torch.Tensor, runs:
             find_layers(network, [runs[0].name], tokens="cls")
     for tokens, truth in truths.items():
         how = {"layers": [run.name for run in runs], "tokens": tokens, "batch_size": IMAGES}
-        table = rs.layer_cka(network, images=images, **how).set_index(["layer_a", "layer_b"]).cka
+        table = rs.layer_cka(network, images=images, **how).table.set_index(["layer_a", "layer_b"]).cka
         for a in runs:
             for b in runs:
                 expected = cka(truth(a), truth(b))
@@ -96,7 +96,7 @@ def check_distances(of: Drawn, network: rs.Network, images: torch.Tensor, runs: 
         with pytest.raises(rs.UsageError, match="no attention"):
             rs.attention_distance(network, images)
         return
-    table = rs.attention_distance(network, images, batch_size=IMAGES)
+    table = rs.attention_distance(network, images, batch_size=IMAGES).table
     for block, run in enumerate(attending):
         of_grid = run.weights
         expected = (of_grid[..., run.keys] * run.distances).sum(-1).mean((0, 2))

@@ -123,7 +123,7 @@ def test_images_beside_the_folders_of_classes_have_none(folders, known, tmp_path
     if known:
         assert sorted(found.labels) == [-1] * 4 + [0] * 4 + [1] * 4
         with pytest.raises(rs.UsageError, match="4 of the training images of .* have such; images that lie beside"):
-            linear_probes(vit, found, found, shots=1)
+            linear_probes(vit, found, train=found, shots=1)
 
 
 def test_a_folder_without_images_is_no_class(tmp_path, vit):
@@ -133,7 +133,7 @@ def test_a_folder_without_images_is_no_class(tmp_path, vit):
     val = ImageSet(tmp_path, split="val")
     assert val.classes == ["cat", "owl"] and val.left_out == {"hidden": 2, "folders_without_images": 2}
     with pytest.raises(rs.UsageError, match="'dog' is in one of them only"):
-        linear_probes(vit, ImageSet(tmp_path, split="train"), val, shots=1)
+        linear_probes(vit, val, train=ImageSet(tmp_path, split="train"), shots=1)
 
 
 # What is left out

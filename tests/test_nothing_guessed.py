@@ -45,14 +45,14 @@ class Behind(nn.Module):
 
 
 TOGETHER = {
-    "cka": lambda a, b: rs.layer_cka(a, b, IMAGES, batch_size=4, layers=r".*blocks\.\d"),
+    "cka": lambda a, b: rs.layer_cka([a, b], IMAGES, batch_size=4, layers=r".*blocks\.\d").table,
     "residual": lambda a, b: rs.residual_norms([a, b], IMAGES, batch_size=4).table,
     "localization": lambda a, b: rs.token_localization([a, b], IMAGES, batch_size=4).table,
     "probes": lambda a, b: (
         rs.linear_probes(
             [a, b],
-            rs.ImageSet("sample", split="train", images=200),
             rs.ImageSet("sample", images=20),
+            train=rs.ImageSet("sample", split="train", images=200),
             batch_size=20,
             shots=[2],
         ).table
@@ -73,9 +73,9 @@ def test_two_networks_that_share_a_module_are_as_two_copies(study):
 
 
 ALONE = {
-    "cka": lambda net, **how: rs.layer_cka(net, images=IMAGES, **how),
-    "attention": lambda net, **how: rs.attention_distance(net, IMAGES, **how),
-    "heads": lambda net, **how: rs.head_similarity(net, net, IMAGES, **how).table,
+    "cka": lambda net, **how: rs.layer_cka(net, images=IMAGES, **how).table,
+    "attention": lambda net, **how: rs.attention_distance(net, IMAGES, **how).table,
+    "heads": lambda net, **how: rs.head_similarity([net, net], IMAGES, **how).table,
     "residual": lambda net, **how: rs.residual_norms(net, IMAGES, **how).table,
     "localization": lambda net, **how: rs.token_localization(net, IMAGES, **how).table,
     "lesions": lambda net, **how: rs.lesions(net, IMAGES, blocks=[1], **how).table,
@@ -125,7 +125,7 @@ def test_a_block_that_runs_several_times_is_as_many_layers():
     assert found == ["stem", *names]
     paper = [layer.name for layer in rs.find_layers(network(module), "paper") if layer.kind == "block"]
     assert paper == names
-    table = rs.layer_cka(network(module), images=IMAGES, batch_size=8)
+    table = rs.layer_cka(network(module), images=IMAGES, batch_size=8).table
     with torch.no_grad():
         x = module.stem(IMAGES)
         outputs = {}
@@ -186,11 +186,11 @@ WRAPPED = {
 def test_a_resnet_has_its_blocks_however_it_is_kept(how):
     torch.manual_seed(0)
     module = torchvision.models.resnet18().eval()
-    expected = rs.layer_cka(network(module), images=IMAGES, batch_size=8)
+    expected = rs.layer_cka(network(module), images=IMAGES, batch_size=8).table
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         net = network(WRAPPED[how](copy.deepcopy(module)))
-    table = rs.layer_cka(net, images=IMAGES, batch_size=8)
+    table = rs.layer_cka(net, images=IMAGES, batch_size=8).table
     blocks = [f"layer{i}.{j}" for i in range(1, 5) for j in range(2)]
     assert [name.removeprefix("module.").removeprefix("0.") for name in table.layer_a.unique()] == ["stem", *blocks]
     np.testing.assert_allclose(table.cka, expected.cka, atol=1e-5)
@@ -250,7 +250,7 @@ def test_an_own_kernel_is_an_error_that_names_the_module(which):
     module = small_vit()
     module.blocks[which].attn = OwnKernel(module.blocks[which].attn)
     net = network(module)
-    for study in (rs.attention_distance, lambda *given: rs.head_similarity(net, *given)):
+    for study in (rs.attention_distance, lambda other, images: rs.head_similarity([net, other], images)):
         with pytest.raises(rs.UsageError, match=rf"cannot be read, or not all of it: in blocks\.{which}\.attn"):
             study(net, IMAGES)
 
@@ -337,7 +337,7 @@ def test_a_traced_block_is_read_or_named():
     for block in (*plain.blocks, *traced.blocks):
         block.attn.fused_attn = False
     traced.blocks[1] = torch.jit.trace(traced.blocks[1], tokens)
-    tables = [rs.attention_distance(network(each), IMAGES) for each in (plain, traced)]
+    tables = [rs.attention_distance(network(each), IMAGES).table for each in (plain, traced)]
     np.testing.assert_allclose(*(table.distance_px for table in tables), rtol=1e-6)
 
 
@@ -363,7 +363,7 @@ READ = {
 
 @pytest.mark.parametrize("how", READ)
 def test_attention_computed_otherwise_is_the_same(how):
-    tables = [rs.attention_distance(net, IMAGES) for net in (network(small_vit()), attending(READ[how], 1))]
+    tables = [rs.attention_distance(net, IMAGES).table for net in (network(small_vit()), attending(READ[how], 1))]
     np.testing.assert_allclose(*(table.distance_px for table in tables), rtol=1e-5)
 
 
@@ -373,7 +373,7 @@ def test_heads_are_the_same_fused_and_not():
     for fused in (True, False):
         for block in module.blocks:
             block.attn.fused_attn = fused
-        tables.append(rs.attention_distance(network(module), IMAGES, batch_size=8))
+        tables.append(rs.attention_distance(network(module), IMAGES, batch_size=8).table)
     pd.testing.assert_frame_equal(*tables, rtol=1e-4)
 
 
@@ -398,7 +398,7 @@ def encoder(batch_first: bool, norm_first: bool) -> nn.Module:
 @pytest.mark.parametrize("norm_first", [True, False])
 def test_torchs_own_encoder_with_and_without_its_fast_path(batch_first, norm_first):
     module = encoder(batch_first, norm_first)
-    table = rs.attention_distance(network(module), IMAGES, batch_size=8)
+    table = rs.attention_distance(network(module), IMAGES, batch_size=8).table
     at = torch.stack(torch.meshgrid(torch.arange(4.0), torch.arange(4.0), indexing="ij"), -1).flatten(0, 1) * 8
     apart = torch.cdist(at, at)
     x = module.patches(IMAGES).flatten(2).transpose(1, 2)
@@ -457,7 +457,7 @@ def test_what_nothing_names_can_be_declared():
     ):
         rs.layer_cka(network(module), images=IMAGES, layers=names, tokens="cls", batch_size=8)
     declared = network(module, prefix=("register", "cls"))
-    table = rs.layer_cka(declared, images=IMAGES, layers=names, tokens="cls", batch_size=8)
+    table = rs.layer_cka(declared, images=IMAGES, layers=names, tokens="cls", batch_size=8).table
     with torch.no_grad(), rs.capture(network(module), names) as seen:
         module(IMAGES)
     expected = rs.cka(seen["vit.blocks.0"][:, 1], seen["vit.blocks.2"][:, 1])
@@ -485,7 +485,7 @@ def test_two_views_in_a_batch_belong_to_their_image():
     module = Views().eval()
     (layer,) = rs.find_layers(network(module), ["blocks.1"])
     assert (layer.batch_axis, layer.before, layer.fold, layer.shape) == (0, 2, 1, (2, 8, 4, 4))
-    table = rs.layer_cka(network(module), images=IMAGES, layers=["blocks.0", "blocks.1"], batch_size=8)
+    table = rs.layer_cka(network(module), images=IMAGES, layers=["blocks.0", "blocks.1"], batch_size=8).table
     with torch.no_grad():
         a = module.blocks[0](module.conv(torch.cat([IMAGES, IMAGES.flip(-1)])))
         b = module.blocks[1](a)

@@ -76,7 +76,7 @@ def test_memory_that_runs_out_within_attention():
     settings = {"global_pool": "map", "class_token": False, "img_size": 64, "depth": 2}
     network = rs.load_model("vit_tiny_patch16_224", weights="random", **settings)
     images = torch.randn(16, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    whole = rs.attention_distance(network, images, batch_size=16)
+    whole = rs.attention_distance(network, images, batch_size=16).table
 
     def run_out(module, arguments):
         if len(arguments[0]) > 8:
@@ -84,7 +84,7 @@ def test_memory_that_runs_out_within_attention():
 
     hook = network.module.blocks[1].attn.proj.register_forward_pre_hook(run_out)
     try:
-        pd.testing.assert_frame_equal(rs.attention_distance(network, images, batch_size=16), whole, rtol=1e-5)
+        pd.testing.assert_frame_equal(rs.attention_distance(network, images, batch_size=16).table, whole, rtol=1e-5)
     finally:
         hook.remove()
 

@@ -136,10 +136,12 @@ def interrupted(tmp_path, function):
 IMAGES = ImageSet("sample", images=52)
 HOW = {"images": IMAGES, "batch_size": 8}
 STUDIES = {
-    "cka": lambda resume: rs.layer_cka("vit_mini", "resnet_mini", **HOW, resume=resume, repeats=2),
-    "matched": lambda resume: rs.matched_cka("vit_mini", "vit_mini_gap", **HOW, layers=["blocks.3"], resume=resume),
-    "attention": lambda resume: rs.attention_distance("vit_mini", **HOW, resume=resume),
-    "heads": lambda resume: rs.head_similarity("vit_mini", "resnet_mini", **HOW, resume=resume).table,
+    "cka": lambda resume: rs.layer_cka(["vit_mini", "resnet_mini"], **HOW, resume=resume, repeats=2).table,
+    "matched": lambda resume: (
+        rs.matched_cka(["vit_mini", "vit_mini_gap"], **HOW, layers=["blocks.3"], resume=resume).table
+    ),
+    "attention": lambda resume: rs.attention_distance("vit_mini", **HOW, resume=resume).table,
+    "heads": lambda resume: rs.head_similarity(["vit_mini", "resnet_mini"], **HOW, resume=resume).table,
     "residual": lambda resume: rs.residual_norms(["vit_mini", "resnet_mini"], **HOW, resume=resume).table,
     "localization": lambda resume: (
         rs.token_localization(["vit_mini"], **HOW, layers=["blocks.3"], resume=resume).summary
@@ -185,7 +187,7 @@ def test_a_small_layer_is_not_hidden_by_large_ones(tmp_path):
     images = torch.randn(32, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 
     def run(other, at):
-        return rs.layer_cka(network(other), images=images, layers=["1", "2"], batch_size=8, resume=at)
+        return rs.layer_cka(network(other), images=images, layers=["1", "2"], batch_size=8, resume=at).table
 
     at = Interrupting(tmp_path / FOLDER, {}, batches=2)
     with pytest.raises(Stopped):
@@ -202,7 +204,14 @@ def test_probes_go_on_where_they_were(tmp_path):
 
     def probes(resume):
         return linear_probes(
-            "vit_mini", train, IMAGES, shots=[2, None], batch_size=16, layers=["blocks.3"], neighbours=40, resume=resume
+            "vit_mini",
+            IMAGES,
+            train=train,
+            shots=[2, None],
+            batch_size=16,
+            layers=["blocks.3"],
+            neighbours=40,
+            resume=resume,
         )
 
     whole, again = probes(None), interrupted(tmp_path, probes)

@@ -303,7 +303,7 @@ def test_results_by_command_as_in_python(tmp_path, name, monkeypatch):
     result = repsim(name, tmp_path)
     assert result.exit_code == 0, result.output
     assert RESULTS[name] in result.stderr
-    assert len(rs.layer_cka(globals()[name](), images=IMAGES, layers="all", batch_size=8)) > 1
+    assert len(rs.layer_cka(globals()[name](), images=IMAGES, layers="all", batch_size=8).table) > 1
     hashed = json.loads((tmp_path / "run.json").read_text())["networks"][0]["weights_sha256"]
     assert hashed.startswith("cannot be hashed: ") if name == "unhashable" else len(hashed) == 64
 

@@ -78,7 +78,6 @@ def networks_of(studies: Sequence[Study]) -> list[Network]:
     return list({id(network): network for study in studies for network in study.networks}.values())
 
 
-@torch.inference_mode(mode=False)  # in a caller's inference mode no sum could be added to
 def sweep(
     images: ImageSet,
     studies: Sequence[Study],
@@ -129,7 +128,6 @@ def sweep(
         return over_batches(images, networks, each, studies, rehearse, batch_size=batch_size, short=short, **how)
 
 
-@torch.inference_mode(mode=False)
 def over_batches(
     images: ImageSet,
     networks: Sequence[Network],

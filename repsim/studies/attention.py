@@ -30,7 +30,7 @@ from repsim.networks.pieces import add_piece, piece
 from repsim.networks.tracing import IMAGES, eagerly, is_own
 from repsim.passes.plan import Takes
 from repsim.passes.sweep import Passing, require_finite, sweep
-from repsim.studies.results import AnyImages, AnyNetwork, Result, begin
+from repsim.studies.results import AnyImages, AnyNetwork, Result, begin, study
 from repsim.tables import ATTENTION
 
 MOST = 5000
@@ -136,6 +136,7 @@ def geometry(network: Network, path: str, windows: int, queries: int, keys: int)
     return found
 
 
+@study
 def attention_distance(
     network: AnyNetwork,
     images: AnyImages = None,
@@ -193,6 +194,7 @@ def rollout(attentions: Sequence[Tensor]) -> Tensor:
     return joint
 
 
+@study
 def attention_maps(
     network: AnyNetwork, images: AnyImages = None, *, count: int = 8, skip_broken: bool = False
 ) -> Result:

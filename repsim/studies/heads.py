@@ -24,7 +24,7 @@ from repsim.networks.models import Network
 from repsim.passes.plan import Takes
 from repsim.passes.sweep import Passing, require_finite, sweep
 from repsim.studies.attention import AttentionDistance
-from repsim.studies.results import AnyImages, AnyNetwork, Result, begin
+from repsim.studies.results import AnyImages, AnyNetwork, Result, begin, study
 from repsim.studies.similarity import grams_of
 from repsim.tables import HEAD_CORRELATION, HEADS
 
@@ -103,6 +103,7 @@ def head_layer(network: Network) -> tuple[str, Layer, int]:
     return path, dataclasses.replace(projection, side="input", name=f"{path}.heads", shape=shape), count
 
 
+@study
 def head_similarity(
     networks: Sequence[AnyNetwork],
     images: AnyImages = None,

@@ -26,7 +26,7 @@ from repsim.networks.residual_sums import ResidualSum, blocks_without, find_sums
 from repsim.networks.tokens import first_tensor
 from repsim.passes.plan import Takes
 from repsim.passes.sweep import Passing, check_batch_size, forward, over_batches, require_finite
-from repsim.studies.results import AnyImages, AnyNetwork, Result, begin
+from repsim.studies.results import AnyImages, AnyNetwork, Result, begin, study
 from repsim.studies.similarity import grams_of
 from repsim.tables import LESION
 
@@ -99,6 +99,7 @@ class _Trying:
         )
 
 
+@study
 @torch.no_grad()
 def lesions(
     network: AnyNetwork,

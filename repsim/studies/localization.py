@@ -34,7 +34,7 @@ from repsim.networks.pieces import piece
 from repsim.networks.tracing import is_own, unobserved
 from repsim.passes.plan import Takes
 from repsim.passes.sweep import Passing, require_finite, sweep
-from repsim.studies.results import AnyImages, AnyNetwork, Result, begin
+from repsim.studies.results import AnyImages, AnyNetwork, Result, begin, study
 from repsim.studies.token_tables import Grid, paper_tokens, token_rows
 from repsim.tables import LOCALIZATION, LOCALIZATION_SUMMARY
 
@@ -294,6 +294,7 @@ def _has_positions(layer: Layer, network: Network) -> bool:
     return rows * columns > 1
 
 
+@study
 def token_localization(
     networks: AnyNetwork | Sequence[AnyNetwork],
     images: AnyImages = None,

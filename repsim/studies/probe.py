@@ -24,7 +24,7 @@ from repsim.networks.layers import Layer, find_layers, grid_of
 from repsim.networks.models import Network, told_apart
 from repsim.passes.plan import Takes
 from repsim.passes.sweep import Passing, Study, require_finite, sweep
-from repsim.studies.results import AnyNetwork, Result, begin
+from repsim.studies.results import AnyNetwork, Result, begin, study
 from repsim.tables import NEIGHBOURS, PROBE, PROBE_SUMMARY
 
 MOST = 5000
@@ -366,6 +366,7 @@ class Probes(NamedTuple):
     protocol: dict[str, Any]
 
 
+@study
 def linear_probes(
     networks: AnyNetwork | Sequence[AnyNetwork],
     images: ImageSet | None = None,

@@ -21,7 +21,7 @@ from repsim.networks.layers import Layer, find_layers, grid_of, residual_layers
 from repsim.networks.models import evaluating
 from repsim.passes.plan import Takes
 from repsim.passes.sweep import Passing, forward, over_batches
-from repsim.studies.results import AnyImages, AnyNetwork, Result, begin
+from repsim.studies.results import AnyImages, AnyNetwork, Result, begin, study
 from repsim.tables import RECEPTIVE
 
 MOST = 32
@@ -30,6 +30,7 @@ BUDGET = 2**28
 """Bytes that gradients of channels batched together may take, roughly."""
 
 
+@study
 def receptive_fields(
     network: AnyNetwork,
     images: AnyImages = None,

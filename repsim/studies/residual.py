@@ -21,7 +21,7 @@ from repsim.networks.pieces import add_piece
 from repsim.networks.residual_sums import ResidualSum, blocks_without, find_sums, watch_sums
 from repsim.passes.plan import Takes
 from repsim.passes.sweep import Passing, require_finite, sweep
-from repsim.studies.results import AnyImages, AnyNetwork, Result, begin
+from repsim.studies.results import AnyImages, AnyNetwork, Result, begin, study
 from repsim.tables import OUTLIERS, RESIDUAL
 
 MOST = 1000
@@ -126,6 +126,7 @@ def token_names(network: Network, each: ResidualSum, count: int) -> np.ndarray:
     return np.array([*prefix, *map(str, range(count - len(prefix)))])
 
 
+@study
 def residual_norms(
     networks: AnyNetwork | Sequence[AnyNetwork],
     images: AnyImages = None,

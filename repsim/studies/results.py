@@ -74,6 +74,9 @@ def _outside() -> int:
 
 # The beginning and the end of a study
 
+study = torch.inference_mode(mode=False)
+"""Decorates the function of every study: in a caller's inference mode no sum could be added to."""
+
 
 @dataclass(frozen=True)
 class Begun:
@@ -257,10 +260,12 @@ class Result:
         used = self.record["images"]["used"]
         return f"Result of {self.name}: {len(self.table)} rows of {', '.join(self.table)}; {used} images"
 
-    def _repr_html_(self) -> str:
-        return self.table._repr_html_()
+    def _repr_html_(self) -> str | None:
+        return None if len(self.table) else self.table._repr_html_()  # notebooks prefer it to a picture
 
-    def _repr_png_(self) -> bytes:
+    def _repr_png_(self) -> bytes | None:
+        if not len(self.table):
+            return None
         file = io.BytesIO()
         self.plot().savefig(file, format="png", bbox_inches="tight")
         return file.getvalue()

@@ -23,7 +23,7 @@ from repsim.networks.models import Network
 from repsim.networks.tokens import Tokens
 from repsim.passes.plan import Takes
 from repsim.passes.sweep import Passing, require_finite, sweep
-from repsim.studies.results import AnyImages, AnyNetwork, Result, begin
+from repsim.studies.results import AnyImages, AnyNetwork, Result, begin, study
 from repsim.tables import MATCHED, SIMILARITY
 
 MOST = 2560
@@ -236,9 +236,10 @@ def matched_cka(
     return _compare("matched", MatchedSimilarity, networks, images, **asked, **how)
 
 
+@study
 def _compare(
     name: str,
-    study: type[LayerSimilarity],
+    kind: type[LayerSimilarity],
     networks: AnyNetwork | Sequence[AnyNetwork],
     images: AnyImages,
     *,
@@ -255,7 +256,7 @@ def _compare(
     studies, counts = [], []
     for repeat in range(repeats):
         chosen = begun.images if repeat == 0 else begun.images.redrawn(begun.images.seed + repeat)
-        studies.append(study(begun.networks, found, tokens))
+        studies.append(kind(begun.networks, found, tokens))
         counts.append(sweep(chosen, studies[-1:], batch_size=batch_size, **how))
     begun.notices.say(
         *(
@@ -277,7 +278,7 @@ def _compare(
         "repeats": repeats,
     }
     images_seen = {**seen, "broken": broken, "broken_count": len(broken)}
-    return begun.result(name, study.table(studies), images_seen, protocol)
+    return begun.result(name, kind.table(studies), images_seen, protocol)
 
 
 def _with_values(table: pd.DataFrame, results: Sequence[tuple[Tensor, Tensor]], columns: list[str]) -> pd.DataFrame:

@@ -86,10 +86,10 @@ def load(name: str) -> rs.Network:
 
 
 def studies(network: rs.Network, images: torch.Tensor) -> Iterator[tuple[str, Callable[[], Any]]]:
-    yield "layer_cka", lambda: rs.layer_cka(network, images=images, batch_size=IMAGES, layers="blocks")
-    yield "paper_cka", lambda: rs.layer_cka(network, images=images, batch_size=IMAGES, layers="paper")
+    yield "layer_cka", lambda: rs.layer_cka(network, images=images, batch_size=IMAGES, layers="blocks").table
+    yield "paper_cka", lambda: rs.layer_cka(network, images=images, batch_size=IMAGES, layers="paper").table
     yield "residual_norms", lambda: rs.residual_norms(network, images, batch_size=IMAGES)
-    yield "attention_distance", lambda: rs.attention_distance(network, images, batch_size=IMAGES)
+    yield "attention_distance", lambda: rs.attention_distance(network, images, batch_size=IMAGES).table
 
 
 def row_of(family: str) -> dict[str, Any] | None:

@@ -60,7 +60,7 @@ def job(kind: str, folder: str) -> float:
             pass
     else:
         began = time.perf_counter()
-        rs.layer_cka(*networks, images, batch_size=BATCH)
+        rs.layer_cka(networks, images, batch_size=BATCH)
     return time.perf_counter() - began
 
 

@@ -57,7 +57,7 @@ def table(images: Tensor, batch_size: int, device: str, precision: str, layers: 
         for network in networks:
             network.module.double()
     with ImitatedTf32() if precision == "imitated tf32" else nullcontext():
-        return rs.layer_cka(*networks, rs.ImageSet(images), batch_size=batch_size, layers=layers)
+        return rs.layer_cka(networks, rs.ImageSet(images), batch_size=batch_size, layers=layers).table
 
 
 def main() -> None:

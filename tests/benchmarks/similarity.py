@@ -110,8 +110,8 @@ def main() -> None:
     print(f"{name_a} and {name_b}, {options.images} images, batch {batch_size}, medians of {options.rounds}")
     jobs: dict[str, Callable[[], object]] = {"bare": lambda: bare(networks, images, batch_size)}
     for preset in options.layers or presets:
-        jobs[preset] = lambda preset=preset: rs.layer_cka(
-            *networks, rs.ImageSet(images), layers=preset, batch_size=batch_size
+        jobs[preset] = lambda preset=preset: (
+            rs.layer_cka(networks, rs.ImageSet(images), layers=preset, batch_size=batch_size).table
         )
     for work in jobs.values() if options.rounds > 1 else ():  # once to warm up
         work()

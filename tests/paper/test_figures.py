@@ -96,12 +96,12 @@ def test_claims_of_a_run(run):
 
 def test_a_figure_is_what_its_function_gives(run):
     images = rs.ImageSet("sample", images=IMAGES)
-    expected = rs.layer_cka("vit_mini", "resnet_mini", images, batch_size=8)
+    expected = rs.layer_cka(["vit_mini", "resnet_mini"], images, batch_size=8).table
     cka = load_figure(FIGURES["2"], run[0]).tables["cka"]
     across = expected[(expected.model_a == "vit_mini") & (expected.model_b == "resnet_mini")]
     np.testing.assert_allclose(cka["cka"], across["cka"], atol=1e-9)
     distances = load_figure(FIGURES["3"], run[0]).tables["attention"]
-    expected = rs.attention_distance("vit_mini", images, batch_size=8)
+    expected = rs.attention_distance("vit_mini", images, batch_size=8).table
     np.testing.assert_allclose(distances["distance_px"], expected["distance_px"], atol=1e-6)
 
 

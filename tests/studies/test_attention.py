@@ -15,7 +15,7 @@ READABLE = ["vit", "vit_gap", "vit_registers", "deit_distilled", "vit_hybrid", "
 
 
 def table_of(network, n=8):
-    return rs.attention_distance(network, noise(network, n), batch_size=n)
+    return rs.attention_distance(network, noise(network, n), batch_size=n).table
 
 
 @pytest.mark.parametrize("name", READABLE)
@@ -73,7 +73,7 @@ def test_a_real_network_with_zeroed_queries_attends_uniformly(model, distance, r
     assert table.cls_share.to_numpy() == pytest.approx(1 / tokens, rel=1e-4)
     assert table.self_share.to_numpy() == pytest.approx(1 / tokens, rel=1e-4)
     assert len(table) == attention.num_heads
-    again = rs.attention_distance(network, noise(network, 4), batch_size=4, renormalize=True)
+    again = rs.attention_distance(network, noise(network, 4), batch_size=4, renormalize=True).table
     assert again.distance_px.to_numpy() == pytest.approx(renormalized, abs=0.005)
 
 
@@ -100,7 +100,7 @@ def test_twins_at_its_own_size():
 
 def test_standard_errors_over_images(vit):
     images = rs.ImageSet("sample", images=64)
-    table = rs.attention_distance(vit, images, batch_size=16)
+    table = rs.attention_distance(vit, images, batch_size=16).table
     seen = []
 
     def take(layer, number, attention):

@@ -15,7 +15,7 @@ from repsim.tables import HEAD_CORRELATION, HEADS
 def test_windows_equal_cka_of_concatenated_outputs(name, window):
     a, b = FAMILIES[name].load(), FAMILIES["resnet18"].load()
     images = noise(a, 16)
-    found = rs.head_similarity(a, b, images, window=window, batch_size=16)
+    found = rs.head_similarity([a, b], images, window=window, batch_size=16)
     assert list(found.table.columns) == HEADS and list(found.correlation.columns) == HEAD_CORRELATION
     path, layer, count = head_layer(a)
     order = torch.from_numpy(rs.ImageSet(images).chosen)
@@ -35,9 +35,9 @@ def test_windows_equal_cka_of_concatenated_outputs(name, window):
 
 
 def test_the_bundled_networks(vit, resnet):
-    found = rs.head_similarity(vit, resnet, rs.ImageSet(images=256), batch_size=64)
+    found = rs.head_similarity([vit, resnet], rs.ImageSet(images=256), batch_size=64)
     assert set(found.table.layer_b) == {"layer1.0", "layer1.1", "layer1.2", "layer2.0", "layer2.1"}
-    distances = rs.attention_distance(vit, rs.ImageSet(images=256), batch_size=64)
+    distances = rs.attention_distance(vit, rs.ImageSet(images=256), batch_size=64).table
     first = distances[distances.block == 0].set_index("head").distance_px
     for row in found.table.itertuples():
         assert row.distance_px == pytest.approx(first[[int(h) for h in row.heads.split()]].mean())
@@ -56,6 +56,6 @@ def test_spearman_equals_scipys():
 
 def test_bad_calls(vit, resnet):
     with pytest.raises(rs.UsageError, match="resnet_mini has no attention heads"):
-        rs.head_similarity(resnet, vit, rs.ImageSet(images=8))
+        rs.head_similarity([resnet, vit], rs.ImageSet(images=8))
     with pytest.raises(rs.UsageError, match="a window holds 1 to 8 heads of vit_mini, got 9"):
-        rs.head_similarity(vit, resnet, rs.ImageSet(images=8), window=9)
+        rs.head_similarity([vit, resnet], rs.ImageSet(images=8), window=9)

@@ -143,7 +143,7 @@ def test_the_bundled_networks(vit, resnet):
     images = rs.ImageSet("sample", images=128)
     layers = r"stem|blocks\.11|layer4\.2"
     result = rs.token_localization([vit, "vit_mini_gap", resnet], images, layers=layers, batch_size=64)
-    assert result.undefined == [] and result.counts.used == 128 and result.table.cka.max() < 1
+    assert result.notices == [] and result.record["images"]["used"] == 128 and result.table.cka.max() < 1
     last = result.summary[(result.summary.depth == 1) & (result.summary["where"] == "interior")].set_index("model")
     values = last.own_minus_rest
     assert list(values.index) == ["vit_mini", "vit_mini_gap", "resnet_mini"]
@@ -178,11 +178,11 @@ def test_constant_patches_and_tokens_are_nan_with_a_reason():
     undefined = np.zeros((16, 16), dtype=bool)
     undefined[:2] = undefined[:, :2] = True
     assert np.array_equal(np.isnan(maps(result.table)), undefined)
-    assert [reason.split(" do not")[0] for reason in result.undefined] == [
+    assert [reason.split(" do not")[0] for reason in result.notices] == [
         "input patches (0, 0), (0, 1) of Cells",
         "tokens (0, 0), (0, 1) of Cells, layer 'tokens',",
     ]
-    assert "own_minus_rest leaves them out" in result.undefined[0]
+    assert "own_minus_rest leaves them out" in result.notices[0]
     cka = maps(result.table)
     corners = [cka[i, i] - np.nanmean(np.delete(cka[i], i)) for i in (3, 12, 15)]
     values = result.summary.set_index("where").own_minus_rest
@@ -192,8 +192,8 @@ def test_constant_patches_and_tokens_are_nan_with_a_reason():
 def test_many_undefined_patches_are_counted():
     images = textured(16, 16)
     images[:, :, :4] = 0
-    reasons = rs.token_localization(Cells((8, 8)), images, layers=["tokens"]).undefined
-    assert "(0, 5) and 10 more of Cells" in reasons[0]
+    reasons = rs.token_localization(Cells((8, 8)), images, layers=["tokens"]).notices
+    assert "(0, 5) and 10 more of Cells" in reasons[-1]
 
 
 def test_layers_without_positions():
@@ -300,6 +300,6 @@ def test_of_more_tokens_than_a_table_holds_those_shown_are_listed_and_all_are_ke
     assert_frame_equal(some.summary, whole.summary)
     layers = list(whole.table.layer.unique())
     for layer in (None, layers[0]):
-        again = all_tokens(some.arrays, some.table, layer)
+        again = all_tokens(some.arrays["localization"], some.table, layer)
         of_layer = whole.table[whole.table.layer == (layer or layers[-1])].reset_index(drop=True)
         assert_frame_equal(again, of_layer, check_exact=False, atol=1e-6, check_dtype=False)

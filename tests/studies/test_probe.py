@@ -52,7 +52,7 @@ def activations(network, images, layer):
 
 @pytest.mark.parametrize("shots", [5, None])
 def test_accuracies_are_those_of_scikit_learn_on_the_same_images(vit, train, test_images, shots):
-    found = linear_probes(vit, train, test_images, layers=["blocks.3"], shots=shots, seeds=2, neighbours=0)
+    found = linear_probes(vit, test_images, train=train, layers=["blocks.3"], shots=shots, seeds=2, neighbours=0)
     split = Split.of(train.labels, [shots], 2)
     reduced = {
         "cls": lambda x: x[:, 0],
@@ -77,7 +77,7 @@ def test_accuracies_are_those_of_scikit_learn_on_the_same_images(vit, train, tes
 
 def test_tables_have_a_row_per_probe_and_seed(vit, resnet, train, test_images):
     found = linear_probes(
-        [vit, resnet], train, test_images, layers=r"blocks\.[05]|layer[14]\.0", shots=[1, 5], neighbours=50
+        [vit, resnet], test_images, train=train, layers=r"blocks\.[05]|layer[14]\.0", shots=[1, 5], neighbours=50
     )
     assert list(found.table) == PROBE and list(found.summary) == PROBE_SUMMARY and list(found.neighbours) == NEIGHBOURS
     draws = 2 * 3
@@ -90,11 +90,16 @@ def test_tables_have_a_row_per_probe_and_seed(vit, resnet, train, test_images):
     np.testing.assert_allclose(summary["accuracy"], cls.mean())
     np.testing.assert_allclose(summary["se"], cls.std() / 3**0.5)
     assert set(found.summary["aggregation"]) == {"cls", "first", "spatial_mean", "mean", "token", "token_mean"}
-    assert (found.counts.used, found.train_counts.used) == (210, len(Split.of(train.labels, [1, 5], 3).used))
+    assert (found.record["images"]["used"], found.protocol["training_images"]["used"]) == (
+        210,
+        len(Split.of(train.labels, [1, 5], 3).used),
+    )
 
 
 def test_neighbours_are_of_the_sampled_test_images(vit, train, test_images):
-    found = linear_probes(vit, train, test_images, layers=["blocks.11"], shots=1, tokens=False, neighbours=100, k=3)
+    found = linear_probes(
+        vit, test_images, train=train, layers=["blocks.11"], shots=1, tokens=False, neighbours=100, k=3
+    )
     row = found.neighbours.set_index("aggregation").loc["cls"]
     sample = np.sort(class_sample(test_images.labels, 100))
     x = activations(vit, test_images, "blocks.11")[sample, 0]
@@ -108,7 +113,7 @@ def test_shuffled_labels_are_at_chance(vit, train, test_images):
     rng = np.random.default_rng(0)
     shuffled = rs.ImageSet("sample", split="train", images=400)
     shuffled.source.labels = rng.permutation(shuffled.source.labels)
-    found = linear_probes(vit, shuffled, test_images, layers=["blocks.11"], shots=10, tokens=False, neighbours=0)
+    found = linear_probes(vit, test_images, train=shuffled, layers=["blocks.11"], shots=10, tokens=False, neighbours=0)
     n = len(test_images)
     assert (found.summary["accuracy"] - 0.1).abs().max() < 4 * (0.1 * 0.9 / n) ** 0.5
 
@@ -148,7 +153,7 @@ def test_every_family(family, tmp_path):
     network = family.load()
     train = rs.ImageSet(folder(tmp_path / "train", {"dark": 6, "light": 6}))
     test = rs.ImageSet(folder(tmp_path / "test", {"dark": 3, "light": 3}, seed=1))
-    found = linear_probes(network, train, test, shots=2, seeds=1, neighbours=0, batch_size=12)
+    found = linear_probes(network, test, train=train, shots=2, seeds=1, neighbours=0, batch_size=12)
     assert (found.table.groupby("layer")["aggregation"].nunique() >= 3).all()
     assert found.table["accuracy"].notna().all() and len(found.table["layer"].unique()) == family.blocks + 1
 
@@ -157,41 +162,41 @@ def test_what_is_refused_before_anything_runs(vit, train, test_images, tmp_path,
     monkeypatch.setattr(study, "sweep", lambda *args, **kw: pytest.fail("ran"))
     noise = rs.ImageSet("noise", images=8)
     with pytest.raises(rs.UsageError, match="the training images of noise have none"):
-        linear_probes(vit, noise, test_images)
+        linear_probes(vit, test_images, train=noise)
     with pytest.raises(rs.UsageError, match="the test images of noise have none"):
-        linear_probes(vit, train, noise)
+        linear_probes(vit, noise, train=train)
     with pytest.raises(rs.UsageError, match="class 0 has 52 training images; needed are 50 to fit on and 5"):
-        linear_probes(vit, train, test_images, shots=50)
+        linear_probes(vit, test_images, train=train, shots=50)
     few = rs.ImageSet("sample", split="train", images=8)
     with pytest.raises(rs.UsageError, match="every class needs training images; there are none of class"):
-        linear_probes(vit, few, test_images)
+        linear_probes(vit, test_images, train=few)
     cats = rs.ImageSet(folder(tmp_path / "a", {"cat": 3, "dog": 3}, side=28))
     owls = rs.ImageSet(folder(tmp_path / "b", {"cat": 3, "owl": 3}, side=28))
     with pytest.raises(rs.UsageError, match="'dog' is in one of them only"):
-        linear_probes(vit, cats, owls)
+        linear_probes(vit, owls, train=cats)
     with pytest.raises(rs.UsageError, match="class 'cat' has 3 training images; needed are 3 to fit on and 1"):
-        linear_probes(vit, cats, cats, shots=3)
+        linear_probes(vit, cats, train=cats, shots=3)
     for wrong in ({"shots": 0}, {"shots": []}, {"seeds": 0}, {"neighbours": 3}, {"k": 0}, {"neighbours": 30, "k": 30}):
         with pytest.raises(rs.UsageError, match=f"{list(wrong)[-1]} must be"):
-            linear_probes(vit, train, test_images, **wrong)
+            linear_probes(vit, test_images, train=train, **wrong)
     monkeypatch.undo()
     with limited("100M"), pytest.raises(rs.UsageError, match="may be taken.*probes of no single tokens"):
-        linear_probes(vit, train, test_images)
+        linear_probes(vit, test_images, train=train)
 
 
 def test_probes_of_many_layers_are_fitted_in_several_passes_over_few_images(vit, train, monkeypatch):
     networks = [vit, rs.load_model("vit_mini", weights="random")]
     asked = {"layers": ["blocks.3", "blocks.11"], "shots": 1, "seeds": 2, "neighbours": 0}
     many = rs.ImageSet("sample", split="test", images=1000)
-    expected = linear_probes(networks, train, many, **asked)
+    expected = linear_probes(networks, many, train=train, **asked)
     passes = []
     monkeypatch.setattr(study, "SUMS", 1)
     monkeypatch.setattr(study, "sweep", lambda *args, **how: passes.append(args[1]) or sweep(*args, **how))
-    found = linear_probes(networks, train, many, **asked)
+    found = linear_probes(networks, many, train=train, **asked)
     assert [len(studies[0].networks) for studies in passes] == [1, 1, 1, 1, 2]
     assert found.table.equals(expected.table)
     passes.clear()
-    linear_probes(networks, train, many.only(np.arange(110)), **asked)
+    linear_probes(networks, many.only(np.arange(110)), train=train, **asked)
     assert len(passes) == 2  # a pass over as many images as there are to test is not made twice
 
 
@@ -199,27 +204,27 @@ def test_broken_activations_are_named(train, test_images):
     network = rs.load_model("vit_mini", weights="random")
     torch.nn.init.constant_(network.module.blocks[4].mlp.fc2.weight, float("nan"))
     with pytest.raises(RepsimError, match="layer 'blocks.4', are NaN or infinite in batch 0"):
-        linear_probes(network, train, test_images, shots=1)
+        linear_probes(network, test_images, train=train, shots=1)
 
 
 def test_classes_may_have_gaps_but_not_be_negative(vit, train, test_images):
-    expected = linear_probes(vit, train, test_images, layers=["blocks.11"], tokens=False, neighbours=0, seeds=1)
+    expected = linear_probes(vit, test_images, train=train, layers=["blocks.11"], tokens=False, neighbours=0, seeds=1)
     wide, new = rs.ImageSet("sample", split="train", images=400), rs.ImageSet("sample", split="test", images=210)
     wide.source.labels, new.source.labels = 7 * wide.source.labels + 3, 7 * new.source.labels + 3
-    found = linear_probes(vit, wide, new, layers=["blocks.11"], tokens=False, neighbours=0, seeds=1)
+    found = linear_probes(vit, new, train=wide, layers=["blocks.11"], tokens=False, neighbours=0, seeds=1)
     assert found.table.equals(expected.table)
     new.source.labels = new.source.labels - 10
     with pytest.raises(rs.UsageError, match="labels must not be negative"):
-        linear_probes(vit, wide, new)
+        linear_probes(vit, new, train=wide)
 
 
 def test_an_image_alone_in_its_class_has_no_neighbours(vit, train):
     labels = rs.ImageSet("sample", split="test").labels
     alone = np.concatenate([[np.flatnonzero(labels == 0)[0]], np.flatnonzero(labels == 1)[:20]])
     test = rs.ImageSet("sample", split="test").only(alone)
-    found = linear_probes(vit, train, test, layers=["blocks.11"], shots=1, tokens=False, neighbours=40)
+    found = linear_probes(vit, test, train=train, layers=["blocks.11"], shots=1, tokens=False, neighbours=40)
     assert (found.neighbours["images"] == 20).all()
-    nothing = linear_probes(vit, train, test.only(np.arange(2)), layers=["blocks.11"], shots=1, tokens=False)
+    nothing = linear_probes(vit, test.only(np.arange(2)), train=train, layers=["blocks.11"], shots=1, tokens=False)
     assert len(nothing.neighbours) == 0
 
 
@@ -232,8 +237,8 @@ def test_broken_images_that_empty_a_class_are_said(vit, tmp_path):
     test = rs.ImageSet(folder(tmp_path / "test", {"cat": 4, "dog": 4}, side=28))
     options = {"layers": ["blocks.11"], "seeds": 1, "neighbours": 0, "skip_broken": True, "workers": 0}
     with pytest.raises(RepsimError, match="left none of some class in 1 per class, seed 0; take more shots"):
-        linear_probes(vit, train, test, shots=1, **options)
-    found = linear_probes(vit, train, test, shots=3, **options)
+        linear_probes(vit, test, train=train, shots=1, **options)
+    found = linear_probes(vit, test, train=train, shots=3, **options)
     assert found.protocol["training_images"]["fitted_on"]["3"] in (5, 6)
 
 

@@ -66,7 +66,7 @@ def test_against_one_backward_pass_per_image_and_channel(name):
             z = z[1:].T.view(-1, 4, 4)
         elif name == "swin":
             z = z.movedim(-1, 0)
-        for channel in fields.channels[layer]:
+        for channel in fields.protocol["channels"][layer]:
             (gradient,) = torch.autograd.grad(z[channel, z.shape[1] // 2, z.shape[2] // 2], x, retain_graph=True)
             expected += gradient[0].abs().mean(0) / (5 * len(images))
     torch.testing.assert_close(torch.from_numpy(fields.maps[layer]), expected, rtol=1e-3, atol=1e-7)

@@ -47,7 +47,7 @@ def reference(networks, images, layers, batch_size, tokens="all"):
 def test_every_pair_equals_the_reference(a, b, layers, tokens):
     networks = [FAMILIES[a].load(), FAMILIES[b].load()]
     images = noise(networks[0], 16)
-    table = rs.layer_cka(*networks, images, layers=layers, tokens=tokens, batch_size=8)
+    table = rs.layer_cka(networks, images, layers=layers, tokens=tokens, batch_size=8).table
     assert list(table.columns) == SIMILARITY
     # Images are taken in a seeded order; the reference takes them in the same.
     order = torch.from_numpy(rs.ImageSet(images).chosen)
@@ -70,22 +70,22 @@ def test_hidden_units_of_a_layer_that_mixes_tokens_are_no_tokens():
 
 def test_the_bundled_networks(vit, resnet):
     images = rs.ImageSet("sample", images=192)
-    table = rs.layer_cka(vit, resnet, images, batch_size=64)
+    table = rs.layer_cka([vit, resnet], images, batch_size=64).table
     assert len(table) == (13 + 17) ** 2
     assert (table.se.dropna() < 0.1).all() and table.cka.between(-0.1, 1 + 1e-9).all()
     matrix = table.cka.to_numpy().reshape(30, 30)
     assert np.array_equal(matrix, matrix.T)
-    again = rs.layer_cka(vit, resnet, rs.ImageSet("sample", images=192), batch_size=64)
+    again = rs.layer_cka([vit, resnet], rs.ImageSet("sample", images=192), batch_size=64).table
     pd.testing.assert_frame_equal(table, again)
 
 
 def test_one_network_alone(vit):
-    table = rs.layer_cka(vit, images=rs.ImageSet(images=64), batch_size=16, layers=r"blocks\.\d")
+    table = rs.layer_cka(vit, images=rs.ImageSet(images=64), batch_size=16, layers=r"blocks\.\d").table
     assert set(table.model_b) == {"vit_mini"} and len(table) == 100
 
 
 def test_two_networks_of_one_name_are_told_apart(vit):
-    table = rs.layer_cka(vit, vit, rs.ImageSet(images=32), batch_size=16, layers="stem")
+    table = rs.layer_cka([vit, vit], rs.ImageSet(images=32), batch_size=16, layers="stem").table
     assert set(table.model_a) == {"vit_mini#1", "vit_mini#2"}
     assert table.cka.to_numpy() == pytest.approx(1, abs=1e-12)
 
@@ -93,8 +93,8 @@ def test_two_networks_of_one_name_are_told_apart(vit):
 def test_repeats_average_over_newly_chosen_images(vit):
     images = rs.ImageSet(images=64, seed=3)
     options = {"layers": ["stem", "blocks.11"], "batch_size": 16}
-    table = rs.layer_cka(vit, images=images, repeats=3, **options)
-    single = [rs.layer_cka(vit, images=images.redrawn(3 + r), **options).cka for r in range(3)]
+    table = rs.layer_cka(vit, images=images, repeats=3, **options).table
+    single = [rs.layer_cka(vit, images=images.redrawn(3 + r), **options).table.cka for r in range(3)]
     assert table.cka.to_numpy() == pytest.approx(np.mean(single, 0))
     assert table.sd_repeats.to_numpy() == pytest.approx(np.std(single, 0, ddof=1))
     assert table.sd_repeats[1] > 0
@@ -116,7 +116,7 @@ class Toy(nn.Module):
 
 def test_a_constant_layer_is_nan_with_a_reason():
     with pytest.warns(UserWarning, match="layer 'second' of Toy is constant"):
-        table = rs.layer_cka(Toy(constant=True), images=torch.randn(16, 3, 2, 2), batch_size=8)
+        table = rs.layer_cka(Toy(constant=True), images=torch.randn(16, 3, 2, 2), batch_size=8).table
     undefined = (table.layer_a == "second") | (table.layer_b == "second")
     assert table.cka.isna().equals(undefined)
 
@@ -132,7 +132,7 @@ def test_broken_activations_name_network_layer_and_batch():
 def test_identity_shares_a_gram_but_an_in_place_operation_does_not():
     module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Identity(), nn.ReLU(inplace=True), nn.Dropout(), nn.Flatten())
     images = torch.randn(16, 3, 4, 4)
-    table = rs.layer_cka(module, images=images, batch_size=16)
+    table = rs.layer_cka(module, images=images, batch_size=16).table
     cka = table.pivot(index="layer_a", columns="layer_b", values="cka")
     assert cka.loc["0", "1"] == pytest.approx(1, abs=1e-12) and cka.loc["2", "3"] == pytest.approx(1, abs=1e-12)
     x = module[0](images[torch.from_numpy(rs.ImageSet(images).chosen)])
@@ -148,8 +148,8 @@ def test_networks_keep_their_mode_and_their_hooks(vit):
 def test_it_runs_inside_inference_mode(vit):
     images = rs.ImageSet(images=16)
     with torch.inference_mode():
-        inside = rs.layer_cka(vit, images=images, batch_size=16)
-    pd.testing.assert_frame_equal(inside, rs.layer_cka(vit, images=images, batch_size=16))
+        inside = rs.layer_cka(vit, images=images, batch_size=16).table
+    pd.testing.assert_frame_equal(inside, rs.layer_cka(vit, images=images, batch_size=16).table)
 
 
 def test_bad_calls(vit):
@@ -165,22 +165,22 @@ def test_bad_calls(vit):
 def test_matched_is_the_diagonal_of_the_full_table(vit):
     images = rs.ImageSet("sample", images=96)
     others = [rs.load_model("vit_mini", weights="random", seed=seed) for seed in (0, 1)]
-    matched = rs.matched_cka(vit, others, images, batch_size=32)
+    matched = rs.matched_cka([vit, *others], images, batch_size=32).table
     assert list(matched.columns) == MATCHED and len(matched) == 2 * 13
     assert list(matched.model_b.unique()) == ["vit_mini-random#1", "vit_mini-random#2"]
     for other, (_, part) in zip(others, matched.groupby("model_b")):
-        full = rs.layer_cka(vit, other, images, batch_size=32)
+        full = rs.layer_cka([vit, other], images, batch_size=32).table
         full = full[(full.model_a == "vit_mini") & (full.model_b == other.name) & (full.layer_a == full.layer_b)]
         np.testing.assert_allclose(part.cka, full.cka, atol=1e-9)
         np.testing.assert_allclose(part.se, full.se, atol=1e-9)
 
 
 def test_a_network_matches_itself(vit):
-    matched = rs.matched_cka(vit, vit, rs.ImageSet("sample", images=32), batch_size=16, repeats=2)
+    matched = rs.matched_cka([vit, vit], rs.ImageSet("sample", images=32), batch_size=16, repeats=2).table
     np.testing.assert_allclose(matched.cka, 1, rtol=1e-7)
     assert list(matched.columns) == [*MATCHED, "sd_repeats"]
 
 
 def test_matched_needs_the_same_layers(vit, resnet):
     with pytest.raises(rs.UsageError, match="resnet_mini and vit_mini do not have the same layers"):
-        rs.matched_cka(vit, resnet, rs.ImageSet("sample", images=8), batch_size=4)
+        rs.matched_cka([vit, resnet], rs.ImageSet("sample", images=8), batch_size=4)

@@ -1,0 +1,149 @@
+"""What every study returns: the same tables as its command, what must be known of them, and pictures."""
+
+import inspect
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import repsim as rs
+from repsim.cli import main
+from repsim.studies.results import hearing
+
+FEW = {"images": 64, "seed": 1}
+CALLS = {
+    "cka": ("cka --model-b resnet_mini", lambda vit, resnet, images: rs.layer_cka([vit, resnet], images)),
+    "matched": (
+        "cka --model-a vit_mini --model-b vit_mini_gap --matched",
+        lambda vit, resnet, images: rs.matched_cka([vit, rs.load_model("vit_mini_gap")], images),
+    ),
+    "attention": ("attention --maps 2", lambda vit, resnet, images: rs.attention_distance(vit, images, maps=2)),
+    "heads": ("heads", lambda vit, resnet, images: rs.head_similarity([vit, resnet], images, seed=1)),
+    "residual": ("residual", lambda vit, resnet, images: rs.residual_norms([vit, resnet], images)),
+    "receptive": (
+        "receptive --layers blocks.[05] --channels 2",
+        lambda vit, resnet, images: rs.receptive_fields(vit, images, layers="blocks.[05]", channels=2, seed=1),
+    ),
+    "localization": (
+        "localize --model vit_mini --model resnet_mini",
+        lambda vit, resnet, images: rs.token_localization([vit, resnet], images),
+    ),
+    "lesion": ("lesion --blocks 3", lambda vit, resnet, images: rs.lesions(vit, images, blocks=[3])),
+    "probe": (
+        "probe --model vit_mini --train-images 400 --shots 3 --seeds 1 --no-tokens",
+        lambda vit, resnet, images: rs.linear_probes(
+            vit,
+            images,
+            train=rs.ImageSet("sample", split="train", images=400, seed=1),
+            shots=[3],
+            seeds=1,
+            tokens=False,
+        ),
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore::repsim.errors.Notice")
+@pytest.mark.parametrize("name", CALLS)
+def test_a_command_and_the_call_of_its_function_write_the_same(name, vit, resnet, tmp_path):
+    command, call = CALLS[name]
+    arguments = [*command.split(), *(f"--{option}={value}" for option, value in FEW.items())]
+    done = CliRunner().invoke(main, [*arguments, "--out", str(tmp_path / "command")])
+    assert done.exit_code == 0, done.output
+    found = call(vit, resnet, rs.ImageSet("sample", **FEW))
+    assert found.name == name and isinstance(found, rs.Result)
+    found.save(tmp_path / "call")
+    files = [path.name for path in (tmp_path / "call").iterdir()]
+    assert sorted(files) == sorted(path.name for path in (tmp_path / "command").iterdir())
+    for file in files:
+        one, other = ((tmp_path / place / file) for place in ("command", "call"))
+        if file.endswith(".csv"):
+            assert one.read_bytes() == other.read_bytes(), file
+        elif file.endswith(".npz"):
+            with np.load(one) as a, np.load(other) as b:
+                assert a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+    record = rs.tables.load_record(tmp_path / "command" / "run.json")
+    for key in ("networks", "images", "protocol", "notices", "random", "device"):
+        assert record[key] == rs.tables.load_record(tmp_path / "call" / "run.json")[key], key
+    assert all(notice in done.stderr for notice in found.notices)
+
+
+DEFAULTS = {
+    "cka": (rs.layer_cka, {}),
+    "attention": (rs.attention_distance, {}),
+    "heads": (rs.head_similarity, {}),
+    "residual": (rs.residual_norms, {}),
+    "receptive": (rs.receptive_fields, {}),
+    "localize": (rs.token_localization, {"grid": "finest"}),
+    "lesion": (rs.lesions, {}),
+    "probe": (rs.linear_probes, {}),
+}
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_a_command_has_the_defaults_of_its_function(name):
+    function, _ = DEFAULTS[name]
+    options = {each.name: each.default for each in main.commands[name].params}
+    asked = inspect.signature(function).parameters
+    for shared in (options.keys() & asked.keys()) - {"images"}:
+        default = options[shared] if type(options[shared]).__name__ != "Sentinel" else None
+        if name == "probe" and shared == "shots":
+            default = int(*default)
+        expected = asked[shared].default
+        if name == "lesion" and shared == "remove":  # all of them, where none is given
+            assert not default and expected == rs.lesions.__wrapped__.__globals__["REMOVE"]
+        else:
+            assert default == expected or (not default and not expected), shared
+    most = inspect.getmodule(inspect.unwrap(function)).MOST
+    assert options["images"] == most
+
+
+def test_any_number_of_networks_is_compared(vit, resnet):
+    other = rs.load_model("vit_micro")
+    images = rs.ImageSet("sample", images=64)
+    found = rs.layer_cka([vit, resnet, other], images, batch_size=32)
+    pair = rs.layer_cka([vit, resnet], images, batch_size=32).table
+    assert list(found.table.model_a.unique()) == ["vit_mini", "resnet_mini", "vit_micro"]
+    both = found.table[found.table.model_a.isin(pair.model_a) & found.table.model_b.isin(pair.model_b)]
+    np.testing.assert_allclose(both.cka.to_numpy(), pair.cka.to_numpy(), atol=1e-12)
+    assert found.plot().axes
+
+
+def test_each_notice_is_a_warning_at_the_call_once_or_is_heard(vit):
+    images = torch.randn(20, 1, 28, 28)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = rs.layer_cka(vit, images, layers=["blocks.0"], batch_size=16)
+    assert (
+        [str(each.message) for each in caught]
+        == found.notices
+        == [
+            "20 images make one batch of 16, so no standard errors",
+            "16 images used; 4 left out, a short last batch",
+        ]
+    )
+    assert {(each.category, each.filename) for each in caught} == {(rs.Notice, __file__)}
+    heard = []
+    with warnings.catch_warnings(), hearing(heard.append):
+        warnings.simplefilter("error")
+        rs.layer_cka(vit, images, layers=["blocks.0"], batch_size=16)
+    assert heard == found.notices
+
+
+def test_a_result_shows_its_picture_and_names_its_tables(vit, resnet):
+    found = rs.residual_norms([vit, resnet], rs.ImageSet("sample", images=64))
+    assert found._repr_png_().startswith(b"\x89PNG") and found._repr_html_() is None
+    assert found.outliers is found.tables["residual_outliers"]
+    assert "64 images" not in repr(found) and "50 images" in repr(found)
+    with pytest.raises(AttributeError, match="its tables are table, outliers"):
+        found.inliers  # noqa: B018
+
+
+@pytest.mark.filterwarnings("ignore::repsim.errors.Notice")
+def test_attention_maps_are_a_result(vit, tmp_path):
+    found = rs.attention_maps(vit, rs.ImageSet("sample", images=8), count=3)
+    assert len(found.table) == 3 and found.maps["rollout"].shape == (3, 7, 7)
+    found.save(tmp_path)
+    assert (tmp_path / "attention_maps.png").exists() and (tmp_path / "attention_maps.npz").exists()
