@@ -86,17 +86,10 @@ def main() -> None:
                 bare[network, size] = peak([sys.executable, "-c", BARE, network, str(size)])[0]
             with TemporaryDirectory() as out:
                 a = "-a" if command in ("cka", "heads") else ""
-                took, said = peak(
-                    [sys.executable, "-m", "repsim", command, f"--model{a}", network, f"--weights{a}", "random"]
-                    + [
-                        "--data",
-                        "sample",
-                        "--images",
-                        str(BATCHES.get(command, 2) * size),
-                        "--out",
-                        str(Path(out) / "out"),
-                    ]
-                )
+                images = str(BATCHES.get(command, 1) * size)
+                asked = [command, f"--model{a}", network, f"--weights{a}", "random", "--data", "sample"]
+                asked += ["--images", images, "--out", str(Path(out) / "out"), *MORE.get(command, [])]
+                took, said = peak([sys.executable, "-m", "repsim", *asked])
             line = "; ".join(line[8:] for line in said.splitlines() if line.startswith("memory: "))
             floor = bare[network, size]
             numbers = f"{size} | {floor:,.0f} | {took:,.0f} | {took - floor:+,.0f}"
