@@ -38,7 +38,7 @@ _HOME = {
     "UsageError": "repsim.errors",
 }
 __all__ = [*_HOME, "plots"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ case needs a network or a GPU; all need Linux.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -411,10 +412,8 @@ def end(session: int) -> int:
     """End what is left of a case; how many processes that were."""
     left = [int(p.name) for p in Path("/proc").glob("[0-9]*") if _session(p) == session]
     for each in left:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(each, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
     return len(left)
 
 

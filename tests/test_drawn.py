@@ -116,7 +116,7 @@ def check_distances(of: Drawn, network: rs.Network, images: torch.Tensor, runs: 
 
 def check_centres(of: Drawn, network: rs.Network, images: torch.Tensor, run: Run) -> None:
     fields = rs.receptive_fields(network, images[:4], layers=[run.name], channels=1, batch_size=4)
-    (channel,) = fields.channels[run.name]
+    (channel,) = fields.protocol["channels"][run.name]
     pixels = images[:4].double().requires_grad_()
     _, h, w, _ = run.grid.shape
     centre = of.truth(pixels)[-1].grid[:, h // 2, w // 2, channel]

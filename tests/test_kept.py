@@ -17,10 +17,11 @@ from PIL import Image
 from test_resume import STUDIES, Interrupting
 
 import repsim as rs
-from repsim.cli import main, words
+from repsim.cli import main
 from repsim.errors import Stopped
 from repsim.passes import sealed
 from repsim.passes.resume import FOLDER, Resume
+from repsim.studies import results
 from repsim.tables import MATCHED, NUMBERS, load_record, save_record, save_table
 
 PASS = f"{FOLDER}/pass-0-of-1-0.pt"
@@ -304,8 +305,8 @@ def test_the_code_of_a_factory_that_is_another_now(tmp_path, monkeypatch):
 def test_another_version_of_what_decodes_or_computes(library, tmp_path, monkeypatch):
     run = [*CKA, "--out", tmp_path]
     stopped(monkeypatch, *run)
-    version = words.version
-    monkeypatch.setattr(words, "version", lambda name: "0.0.1" if name == library else version(name))
+    version = results.version
+    monkeypatch.setattr(results, "version", lambda name: "0.0.1" if name == library else version(name))
     assert "--fresh" in repsim(*run, code=2, says="with other versions")
 
 

@@ -216,7 +216,7 @@ def test_probes_go_on_where_they_were(tmp_path):
 
     whole, again = probes(None), interrupted(tmp_path, probes)
     assert again.table.to_csv() == whole.table.to_csv() and again.neighbours.to_csv() == whole.neighbours.to_csv()
-    assert again.counts == whole.counts
+    assert again.record["images"] == whole.record["images"]
 
 
 @pytest.mark.parametrize("option", [["--seed", "1"], ["--batch-size", "16"], ["--images", "40"], ["--layers", "all"]])
@@ -278,3 +278,29 @@ def test_sums_that_cannot_be_read(tmp_path):
     with pytest.raises(rs.RepsimError, match="about.json"):
         Resume(tmp_path / FOLDER, {})
     at.finish()
+
+
+def test_results_are_known_by_the_sums_where_the_record_of_the_run_is_damaged(tmp_path):
+    """It was killed after its results were written, and before its sums were thrown away."""
+    asked = ["cka", "--model-a", "vit_micro", "--images", "32", "--batch-size", "16", "--quiet", "--out", str(tmp_path)]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Resume, "_forget", lambda self: None)
+        assert CliRunner().invoke(main, asked).exit_code == 0
+    (tmp_path / "run.json").unlink()
+    (tmp_path / ".repsim-resume" / "about.json").write_text("null")
+    (tmp_path / "mine.csv").write_text("1,2")
+    refused = CliRunner().invoke(main, asked)
+    assert refused.exit_code == 1 and "--fresh" in refused.stderr
+    done = CliRunner().invoke(main, [*asked, "--fresh"])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "mine.csv").read_text() == "1,2" and not (tmp_path / ".repsim-resume").exists()
+
+
+def test_a_name_that_changed_in_a_file_of_sums_is_not_taken_for_repsims(tmp_path):
+    file = tmp_path / "sums.pt"
+    sealed.save({"a": torch.ones(2)}, file, {"run": "1"}, ["cka.csv"])
+    assert sealed.beside(file) == ["cka.csv"] and torch.equal(sealed.load(file, {"run": "1"})["a"], torch.ones(2))
+    file.write_bytes(file.read_bytes().replace(b"cka.csv", b"cka.cst"))
+    assert sealed.beside(file) == []
+    with pytest.raises(ValueError, match="checksum is another"):
+        sealed.load(file, {"run": "1"})

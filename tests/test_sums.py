@@ -79,7 +79,7 @@ def test_skip_plus_branch_is_what_the_network_goes_on_with(name):
     if name == "coatnet":  # 7 convolutional units, 9 transformer blocks
         assert counts == {"unit": 7, "attention": 9, "mlp": 9}
     else:
-        assert counts == {sublayer: blocks for sublayer in SUBLAYERS[name]}
+        assert counts == dict.fromkeys(SUBLAYERS[name], blocks)
     assert len(found) >= blocks
     for key, (skip, branch) in found.items():
         expected = next_input(network, key, given, made)
@@ -215,9 +215,9 @@ def test_a_network_that_adds_other_things_than_before():
     network = Network(nn.Sequential(nn.Flatten(), nn.Sequential(Moody(), Moody())), "moody").sized((1, 2, 3))
     sums = find_sums(network)
     Moody.skip = False
-    with pytest.raises(rs.RepsimError, match="moody does not add '1.0 unit' as when"), torch.no_grad():
-        with watch_sums(network, sums, lambda *_: None):
-            network.module(torch.randn(4, 1, 2, 3))
+    wrong = pytest.raises(rs.RepsimError, match="moody does not add '1.0 unit' as when")
+    with wrong, torch.no_grad(), watch_sums(network, sums, lambda *_: None):
+        network.module(torch.randn(4, 1, 2, 3))
 
 
 def test_a_skip_that_is_the_same_for_all_images_is_a_skip():

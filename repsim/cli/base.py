@@ -31,7 +31,7 @@ from repsim.cli.words import (
     streams,
     without,
 )
-from repsim.errors import RepsimError, Stopped, UsageError
+from repsim.errors import RepsimError, Stopped, UsageError, first_line
 from repsim.passes.ranks import rank, world_size
 
 
@@ -71,6 +71,11 @@ class Commands(click.Group):
             if _speaks(error):
                 say(f"Error: {error}", False)
             ctx.exit(2 if isinstance(error, UsageError) else 1)
+        except ImportError as error:
+            line = f"Error: {error.name or 'a library'} cannot be loaded: {first_line(error)}"
+            for_torchrun(line)
+            say(line, False)
+            ctx.exit(1)
         except Stopped as stopped:
             say(str(stopped), False)
             ctx.exit(130)

@@ -20,7 +20,8 @@ def models(as_json: bool) -> None:
     for name in bundled():
         rows.append((name, BUNDLED.get(name, "trained here by analyses/train_minis.py"), "bundled", "Fashion-MNIST"))
     if as_json:
-        return print_rows_as_json(rows)
+        print_rows_as_json(rows)
+        return
     print_columns(rows)
     click.echo("\nAlso: every timm name, hf-hub:owner/name, local-dir:path, package.module:factory.")
 

@@ -256,9 +256,10 @@ def ahead(items: Iterable[Any]) -> Iterator[Any]:
     def put(item: Any) -> None:
         while not stop.is_set():
             try:
-                return ready.put(item, timeout=0.1)
+                ready.put(item, timeout=0.1)
             except queue.Full:
                 continue
+            return
 
     def work() -> None:
         try:

@@ -180,9 +180,8 @@ def _of_array(array: np.ndarray, what: str) -> Tensor:
         array = shortened
     # Torch reads no other byte order and no steps backwards, and warns of memory that must not be written.
     array = np.asarray(array, array.dtype.newbyteorder("="))
-    if not array.flags.writeable or any(step < 0 for step in array.strides) or not array.flags.aligned:
-        array = array.copy()
-    elif any(step % array.itemsize for step in array.strides):  # a field of records
+    steps_apart = any(step < 0 or step % array.itemsize for step in array.strides)  # backwards, or a field of records
+    if steps_apart or not (array.flags.writeable and array.flags.aligned):
         array = array.copy()
     return torch.from_numpy(array)
 

@@ -123,9 +123,10 @@ def axes_of(each: Tensor, places: Places) -> Axes:
 def _is_map(place: Tensor, positions: Sequence[int], places: Places) -> bool:
     """Whether rows change along one axis only, and columns along another."""
     numbers = place.numpy()
-    along = []
-    for of in (places.row[numbers], places.column[numbers]):
-        along.append([axis for axis in positions if np.abs(np.diff(of, axis=axis)).max(initial=0) > 1e-6])
+    along = [
+        [axis for axis in positions if np.abs(np.diff(of, axis=axis)).max(initial=0) > 1e-6]
+        for of in (places.row[numbers], places.column[numbers])
+    ]
     return all(len(axes) <= 1 for axes in along)
 
 

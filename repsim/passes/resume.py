@@ -161,8 +161,9 @@ class Resume:
         try:
             before = read_about(self.folder)
         except RepsimError:
-            if fresh:
-                return unknown
+            if fresh:  # what it was to write, its sums say too
+                files = {name for each in names if SUMS.fullmatch(each) for name in sealed.beside(self.folder / each)}
+                return unknown | {"files": sorted(files)}
             raise
         known = {name: before[name] for name in ("writers", "files")}
         if fresh or not sums:  # nothing was saved of an earlier run, if there was one
@@ -263,7 +264,7 @@ class Resume:
             if self._about is not None and not (self.folder / ABOUT).exists():
                 self._write_about(again=True)
             with replacing(self._file) as part:
-                sealed.save(saved, part, self._mark)
+                sealed.save(saved, part, self._mark, (self._about or {}).get("files", ()))
         except (OSError, RuntimeError) as error:
             self._complain(error, sealed.size(sums))
             return False

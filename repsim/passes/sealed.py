@@ -20,14 +20,15 @@ CHUNK = 2**20
 # line in eight bytes, and MAGIC. PyTorch's reader finds its archive's end before such a tail.
 
 
-def save(value: Any, file: Path, mark: dict[str, Any]) -> None:
-    """Save a value, with what it is (`mark`) and a checksum of both."""
+def save(value: Any, file: Path, mark: dict[str, Any], beside: Sequence[str] = ()) -> None:
+    """Save a value, with what it is (`mark`), the names of files that lie beside it, and a checksum of all."""
     try:
         with file.open("wb") as opened:
             torch.save(value, opened)
     except RuntimeError as error:  # of PyTorch's archive writer, which does not say what the system said
         raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
-    line = json.dumps({**mark, "sha256": _checksum(file, file.stat().st_size)}, sort_keys=True).encode()
+    said = {**mark, "beside": list(beside)}
+    line = json.dumps({**said, "sha256": _checksum(file, file.stat().st_size, said)}, sort_keys=True).encode()
     with file.open("ab") as end:
         end.write(line + len(line).to_bytes(8, "big") + MAGIC)
 
@@ -38,6 +39,22 @@ def load(file: Path, mark: dict[str, Any]) -> Any:
     Raises:
         ValueError: what is wrong, in words.
     """
+    said = _said(file)
+    if said != {**mark, "beside": said["beside"]}:
+        raise ValueError("its sums are those of another run, pass or process")
+    return torch.load(file, weights_only=True)
+
+
+def beside(file: Path) -> list[str]:
+    """The files that lie beside a value, as it says itself; none if it is damaged."""
+    try:
+        return [name for name in _said(file)["beside"] if isinstance(name, str)]
+    except (OSError, ValueError):
+        return []
+
+
+def _said(file: Path) -> dict[str, Any]:
+    """What a file says of itself, if not a bit of it has changed."""
     size, fixed = file.stat().st_size, 8 + len(MAGIC)
     if not size:
         raise ValueError("it is empty")
@@ -52,18 +69,17 @@ def load(file: Path, mark: dict[str, Any]) -> Any:
     try:
         said = json.loads(line)
         checksum = said.pop("sha256")
-    except (ValueError, KeyError, AttributeError):
+        said["beside"] = list(said["beside"])
+    except (ValueError, KeyError, AttributeError, TypeError):
         raise ValueError("it is damaged: its last line is not as it was written") from None
-    if checksum != _checksum(file, size - fixed - length):
+    if checksum != _checksum(file, size - fixed - length, said):
         raise ValueError("it is damaged: its checksum is another than when it was written")
-    if said != mark:
-        raise ValueError("its sums are those of another run, pass or process")
-    return torch.load(file, weights_only=True)
+    return said
 
 
-def _checksum(file: Path, size: int) -> str:
-    """SHA-256 of the first bytes of a file."""
-    digest = hashlib.sha256()
+def _checksum(file: Path, size: int, said: dict[str, Any]) -> str:
+    """SHA-256 of the first bytes of a file, and of what it says of itself."""
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     with file.open("rb") as opened:
         while size > 0 and (piece := opened.read(min(CHUNK, size))):
             digest.update(piece)

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from repsim.errors import Notice
+from repsim.errors import Notice, UsageError
 from repsim.images.image_set import Counts, ImageSet, as_image_set
 from repsim.networks.layers import notices_of
 from repsim.networks.models import Network, as_networks, told_apart
@@ -163,7 +163,8 @@ def begin(
         say(f"{count} images make one batch of {minibatch}, so no standard errors")
     if layers is not None:
         for network in begun.networks:
-            say(*notices_of(network, layers))
+            with suppress(UsageError):  # the study says it where it looks for its layers
+                say(*notices_of(network, layers))
     return begun
 
 

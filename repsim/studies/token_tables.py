@@ -36,9 +36,12 @@ def token_rows(
         {
             "model": model,
             "layer": layer,
-            **{"token_row": token[:, 0], "token_col": token[:, 1]},
-            **{"patch_row": patch[:, 0], "patch_col": patch[:, 1]},
-            **{"cka": np.asarray(cka).flatten(), "se": np.asarray(se).flatten()},
+            "token_row": token[:, 0],
+            "token_col": token[:, 1],
+            "patch_row": patch[:, 0],
+            "patch_col": patch[:, 1],
+            "cka": np.asarray(cka).flatten(),
+            "se": np.asarray(se).flatten(),
         }
     )
 
