@@ -304,3 +304,19 @@ def test_a_name_that_changed_in_a_file_of_sums_is_not_taken_for_repsims(tmp_path
     assert sealed.beside(file) == []
     with pytest.raises(ValueError, match="checksum is another"):
         sealed.load(file, {"run": "1"})
+
+
+def test_results_that_no_record_could_be_written_of_are_not_left_behind(tmp_path):
+    """On a disk with room for a small table and for nothing else; the next run would not know it for repsim's."""
+
+    def full(*given):
+        raise rs.RepsimError("the disk is full")
+
+    (tmp_path / "mine.csv").write_text("1,2")
+    asked = ["cka", "--model-a", "vit_micro", "--images", "32", "--batch-size", "16", "--quiet", "--out", str(tmp_path)]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Resume, "_write_about", lambda self, again=False: None)
+        patched.setattr("repsim.tables.save_record", full)
+        assert CliRunner().invoke(main, asked).exit_code == 1
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["mine.csv"]
+    assert CliRunner().invoke(main, [*asked, "--fresh"]).exit_code == 0

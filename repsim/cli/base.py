@@ -297,6 +297,7 @@ class Job:
             out = Path(context.with_resource(tempfile.TemporaryDirectory()))
         run = Run(self, networks, chosen, out, started, resume, settings, old, written)
         context.meta[RUN] = run
+        context.call_on_close(run.let_go_of_what_nobody_would_know)
         heard: set[str] = set()
 
         def hear(notice: str) -> None:
@@ -330,6 +331,18 @@ class Run:
         progress = progress_bar(self.job.quiet, repeats)
         how = {"workers": self.job.workers, "skip_broken": self.job.skip_broken}
         return {"progress": progress, **how, "resume": self.resume}
+
+    def let_go_of_what_nobody_would_know(self) -> None:
+        """Remove the results of a run that failed where no record could be written, as on a full disk.
+
+        The next run could not tell them from files of its user's, and would be refused.
+        """
+        from repsim.passes.resume import ABOUT
+        from repsim.tables import RECORD
+
+        if not ((self.out / RECORD).exists() or (self.resume.folder / ABOUT).exists()):
+            for path in self.written:
+                path.unlink(missing_ok=True)
 
     def finish(self) -> None:
         """Everything is written."""
