@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +18,7 @@ INCHES = 3.6
 
 
 def heatmap(table: pd.DataFrame, *, title: str | None = None) -> Figure:
-    """CKA of all pairs of layers: within each model and, for two, across, side by side on one scale.
+    """CKA of all pairs of layers: within each model and across each two, side by side on one scale.
 
     Args:
         table: what `layer_cka` returns, or `cka.csv`.
@@ -28,7 +29,7 @@ def heatmap(table: pd.DataFrame, *, title: str | None = None) -> Figure:
         origin, outwards. Grey cells are undefined.
     """
     models = list(dict.fromkeys(named(table)["model_a"]))
-    pairs = [(m, m) for m in models] + ([(models[0], models[1])] if len(models) == 2 else [])
+    pairs = [*((m, m) for m in models), *itertools.combinations(models, 2)]
     return panels(table, pairs, title=title if title is not None else f"Layer similarity: {' and '.join(models)}")
 
 

@@ -33,6 +33,8 @@ BUDGET = 2**26
 """Bytes of the data of probes that are fitted at one time, roughly."""
 SUMS = 2**29
 """Bytes of the data of probes that one pass over the training images collects, where more passes cost little."""
+AGAIN = 2500
+"""Images in all such passes that cost little in any case; as many as there are test images do too."""
 SOLVING = 16
 """Times these bytes that fitting takes beside them."""
 HELD_OUT = 0.1
@@ -489,7 +491,8 @@ class Probing:
         """The layers of each network, in as many parts as there are to be passes over the training images.
 
         What the probes of single tokens are fitted on can take gigabytes. A few images are rather passed again: as
-        often as keeps a pass below `SUMS` bytes, and all passes together near one over the test images.
+        often as keeps a pass below `SUMS` bytes, and all passes together near one over the test images, or near `AGAIN`
+        images.
         """
         images = [len(of) for of in (self.split.held_out, *self.split.draws.values())]
         classes = int(self.labels.max()) + 1
@@ -498,7 +501,10 @@ class Probing:
             for number, of in enumerate(self.features)
             for each in of
         ]
-        most = max(SUMS, math.ceil(sum(size for *_, size in takes) / max(len(self.test) // len(self.split.used), 1)))
+        most = max(
+            SUMS,
+            math.ceil(sum(size for *_, size in takes) / max(max(len(self.test), AGAIN) // len(self.split.used), 1)),
+        )
         parts: list[list[list[Features]]] = []
         room = 0
         for number, each, size in takes:

@@ -196,6 +196,7 @@ def test_probes_of_many_layers_are_fitted_in_several_passes_over_few_images(vit,
     assert [len(studies[0].networks) for studies in passes] == [1, 1, 1, 1, 2]
     assert found.table.equals(expected.table)
     passes.clear()
+    monkeypatch.setattr(study, "AGAIN", 0)
     linear_probes(networks, many.only(np.arange(110)), train=train, **asked)
     assert len(passes) == 2  # a pass over as many images as there are to test is not made twice
 
