@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import signal
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +14,10 @@ import torch
 
 import repsim as rs
 
+for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):  # a background job of a shell may ignore them, and hand
+    if signal.getsignal(number) == signal.SIG_IGN:  # that on to the commands that the tests start and send them to
+        with contextlib.suppress(ValueError):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 if os.environ.get("PYTEST_XDIST_WORKER"):  # several processes share the cores
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
