@@ -9,10 +9,12 @@ import signal
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
 import repsim as rs
+from repsim.tables import MATCHED, NUMBERS, save_record, save_table
 
 for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):  # a background job of a shell may ignore them, and hand
     if signal.getsignal(number) == signal.SIG_IGN:  # that on to the commands that the tests start and send them to
@@ -119,3 +121,15 @@ def noise(network: rs.Network, n: int, seed: int = 0) -> torch.Tensor:
     """n noise images of the size the network takes."""
     channels, height, width = network.input_size
     return torch.randn(n, channels, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A run of `cka --matched`, and a figure with one number."""
+    save_table(pd.DataFrame([["a", "b", "layer", 0, 0.0, 0.5, 0.1]], columns=MATCHED), tmp_path / "matched.csv")
+    (tmp_path / "figure-1").mkdir()
+    numbers = pd.DataFrame([["low with high layers, a - b", 1.0, 0.5, 1.5]], columns=NUMBERS)
+    save_table(numbers, tmp_path / "figure-1" / "numbers.csv")
+    for place in (tmp_path, tmp_path / "figure-1"):
+        save_record({"random": False, "preset": "mini"}, place / "run.json")
+    return tmp_path

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from functools import partialmethod
 
-import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
@@ -22,7 +21,7 @@ from repsim.images import loading, sources
 from repsim.networks import models
 from repsim.networks.checkpoints import no_file
 from repsim.networks.models import EvalTransform
-from repsim.tables import MATCHED, NUMBERS, load_arrays, load_record, load_table, regular, save_record, save_table
+from repsim.tables import load_arrays, load_record, load_table, regular, save_record
 
 SMALL = EvalTransform((3, 8, 8))
 
@@ -280,18 +279,6 @@ def test_a_damaged_record_is_named(text, words, tmp_path):
     with pytest.raises(rs.RepsimError) as found:
         load_record(file, "random")
     assert str(file) in str(found.value) and words in str(found.value) and "\n" not in str(found.value)
-
-
-@pytest.fixture
-def finished(tmp_path):
-    """A run of `cka --matched`, and a figure with one number."""
-    save_table(pd.DataFrame([["a", "b", "layer", 0, 0.0, 0.5, 0.1]], columns=MATCHED), tmp_path / "matched.csv")
-    (tmp_path / "figure-1").mkdir()
-    numbers = pd.DataFrame([["low with high layers, a - b", 1.0, 0.5, 1.5]], columns=NUMBERS)
-    save_table(numbers, tmp_path / "figure-1" / "numbers.csv")
-    for place in (tmp_path, tmp_path / "figure-1"):
-        save_record({"random": False, "preset": "mini"}, place / "run.json")
-    return tmp_path
 
 
 @pytest.mark.parametrize("text", ["[]", "null", '{"random": 1}', '{"random": fal'])

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from repsim.errors import Notice, UsageError
 from repsim.images.image_set import Counts, ImageSet, as_image_set
 from repsim.networks.layers import notices_of
-from repsim.networks.models import Network, as_networks, told_apart
+from repsim.networks.models import Network, as_networks
 from repsim.tables import RECORD, prepare, save_arrays, save_record, save_table
 
 if TYPE_CHECKING:
@@ -96,7 +96,6 @@ class Begun:
         *,
         tables: Mapping[str, pd.DataFrame] | None = None,
         arrays: Mapping[str, Mapping[str, np.ndarray]] | None = None,
-        **more: Any,
     ) -> Result:
         """What was found, with its record.
 
@@ -106,12 +105,10 @@ class Begun:
             counts: what became of the images; or what the record is to say of them.
             protocol: what the numbers depend on beside networks and images.
             tables, arrays: more of them, by the names of their files.
-            more: what else the record says.
         """
-        record = self.record(counts, protocol, **more)
-        return Result(name, table, record, dict(tables or {}), dict(arrays or {}))
+        return Result(name, table, self.record(counts, protocol), dict(tables or {}), dict(arrays or {}))
 
-    def record(self, counts: Counts | dict[str, Any], protocol: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    def record(self, counts: Counts | dict[str, Any], protocol: Mapping[str, Any]) -> dict[str, Any]:
         """What `run.json` says of a study; see `result`."""
         images = self.images.record(counts) if isinstance(counts, Counts) else counts
         losses = {"dropped_in_short_batch": "left out, a short last batch", "broken_count": "could not be read"}
@@ -125,7 +122,6 @@ class Begun:
             "images": images,
             "protocol": {**protocol, "seed": self.images.seed},
             "random": any(network.weights == "random" for network in self.networks),
-            **more,
             "notices": list(self.notices),
             "versions": versions(self.networks),
             "device": device_name(self.networks[0].device),
@@ -149,7 +145,7 @@ def begin(
         minibatch: images in each, of studies whose standard errors are over minibatches.
     """
     images = as_image_set(images, most)
-    begun = Begun(told_apart([each.sized(images.tensor_size) for each in as_networks(networks)]), images, Notices())
+    begun = Begun([each.sized(images.tensor_size) for each in as_networks(networks)], images, Notices())
     say, count = begun.notices.say, len(images)
     for network in begun.networks:
         say(*network.notices)
