@@ -20,7 +20,7 @@ Unbiased values of unrelated representations scatter around 0, so some are negat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ from torch import Tensor
 from repsim.errors import RepsimError, UsageError
 from repsim.measures import bounds
 from repsim.measures.inputs import real_images, tensor, whole
-from repsim.measures.running import GroupedSums, jackknife
+from repsim.measures.running import BatchMeans, kept
 
 BLOCK = 2048
 """Features multiplied at a time; a Gram is a sum of products of blocks of this width."""
@@ -247,8 +247,6 @@ class GramRow(NamedTuple):
     """(n(n-1)/2,) float32: the entries above the diagonal, scaled so that twice their squares sum to 1."""
     norm: Tensor
     """() float64: the Frobenius norm; 0 where CKA is undefined, NaN or infinite for broken activations."""
-    centred: bool
-    """Whether the features had to be centred before the product."""
 
 
 @lru_cache(maxsize=8)
@@ -257,42 +255,51 @@ def _above_diagonal(n: int, device: torch.device) -> Tensor:
     return rows * n + columns
 
 
-def gram_row(x: Tensor, scratch: Tensor | None = None, *, centre: bool = False) -> GramRow:
+def gram_row(x: Tensor, scratch: Tensor | None = None) -> GramRow:
     """Reduce the activations of one batch, (n, p), to their U-centred Gram.
 
     U-centring makes the centring of features redundant but for rounding, and centring costs more
     than the product. So on the CPU the product is taken of the features as they are; where rounding could
-    change a CKA by more than `ROUNDING`, of centred ones (`centre=True`: at once); and where that is not
-    enough either, or float32 overflows (`bounds.fits_float32`), in float64.
+    change a CKA by more than `ROUNDING`, of centred ones; and where that is not enough either, or float32 overflows
+    (`bounds.fits_float32`), in float64.
     """
     x = real_images(tensor(x, "x", "(n, p)"), "x")
     bounds.check_magnitude(x, "features for minibatch CKA")
     on_cpu = x.device.type == "cpu" and x.dtype != torch.float64  # elsewhere a look at the values would wait
-    if not centre and on_cpu and x.dtype == torch.float32:
+    if on_cpu and x.dtype == torch.float32:
         plain, off_by = gram(x)
-        row = _row(plain, centred=False)
+        row = _row(plain)
         if bounds.fits_float32(plain.trace()) and off_by < ROUNDING * row.norm:
             return row
     centred, off_by = centred_gram(x, scratch)
-    row = _row(centred, centred=True, eps=bounds.eps_of(x.dtype))
+    row = _row(centred, eps=bounds.eps_of(x.dtype))
     if on_cpu and not (bounds.fits_float32(centred.trace()) and off_by < ROUNDING * row.norm):
         exact = centred_gram(x, exact=True)[0]
-        row = _row(exact, centred=True, eps=bounds.eps_of(torch.float64))
+        row = _row(exact, eps=bounds.eps_of(torch.float64))
     return row
 
 
-def _row(gram: Tensor, *, centred: bool, eps: float = 0.0) -> GramRow:
+def _row(gram: Tensor, *, eps: float = 0.0) -> GramRow:
     """The row of a Gram whose products have this eps; of one that is known to be precise, without it."""
     trace, gram = gram.trace(), u_centre(gram)
     norm = torch.linalg.matrix_norm(gram)
     zero = norm <= bounds.ZERO * eps * trace
     norm = torch.where(zero, 0, norm)
     direction = gram.flatten()[_above_diagonal(len(gram), gram.device)] / torch.where(zero, torch.inf, norm)
-    return GramRow(direction.float(), norm, centred)
+    return GramRow(direction.float(), norm)
 
 
 def stacked_hsic(rows: Sequence[GramRow], n: int, columns: int = 2**18) -> Tensor:
-    """HSIC_1 of every pair of L layers on one batch of n examples, as one product. (L, L) float64."""
+    """HSIC_1 of every pair of L layers on one batch of n examples, as one product. (L, L) float64.
+
+    Raises:
+        UsageError: no rows of Grams, or not of n images each.
+    """
+    n = whole(n, "n", 4)
+    if not isinstance(rows, Sequence) or not rows or not all(isinstance(row, GramRow) for row in rows):
+        raise UsageError("stacked_hsic takes a list of GramRow, one for each layer; gram_row(x) makes one of x (n, p)")
+    if any(len(row.direction) != n * (n - 1) // 2 for row in rows):
+        raise UsageError(f"stacked_hsic needs rows of the same images: not all are of n = {n}")
     directions = torch.stack([row.direction for row in rows])
     norms = torch.stack([row.norm for row in rows])
     inner = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=directions.device)
@@ -318,6 +325,7 @@ def matched_hsic(reference: Sequence[GramRow], others: Sequence[Sequence[GramRow
     return torch.stack([*own, *(paired_hsic(reference, rows, n) for rows in others)])
 
 
+@kept
 def normalise_matched(hsics: Tensor) -> Tensor:
     """(1 + 2k, L) of `matched_hsic`, or its mean over batches -> CKA (k, L); NaN where a layer is constant."""
     k = len(hsics) // 2
@@ -325,6 +333,7 @@ def normalise_matched(hsics: Tensor) -> Tensor:
     return hsics[k + 1 :] / torch.where(roots > 0, roots, torch.nan)
 
 
+@kept
 def normalise(hsics: Tensor) -> Tensor:
     """(L, L) HSIC -> (L, L) CKA. Rows and columns of layers with HSIC(K, K) = 0 become NaN."""
     hsics = (hsics + hsics.T) / 2  # sums over batches may differ in the last bit on the two sides
@@ -333,42 +342,19 @@ def normalise(hsics: Tensor) -> Tensor:
     return hsics / (root[:, None] * root[None, :])
 
 
-class MinibatchCKA:
-    """CKA of every pair of L layers from minibatches: HSICs are averaged, then divided.
+def minibatch_cka() -> BatchMeans:
+    """Sums that give CKA of every pair of L layers from minibatches: HSICs are averaged, then divided.
 
-    Feed it one `GramRow` per layer and batch; `merge` joins the sums of two runs whose batches were
-    numbered apart. Batches must all have the same size n.
+    Feed it `stacked_hsic` of one `GramRow` per layer, batch by batch. `compute` gives CKA and its jackknife standard
+    error over minibatches, both (L, L) float64.
+
+    >>> images = torch.randn(2, 32, 10, generator=torch.Generator().manual_seed(0))
+    >>> sums = minibatch_cka()
+    >>> for x in images:
+    ...     _ = sums.update(stacked_hsic([gram_row(x), gram_row(2 * x)], len(x)))
+    >>> [round(float(each), 6) for each in sums.compute()[0].flatten()]
+    [1.0, 1.0, 1.0, 1.0]
 
     Reference: paper section 3; Nguyen, Raghu & Kornblith (2021), eq. 3.
     """
-
-    def __init__(self, sums: GroupedSums | None = None) -> None:
-        self.sums = sums or GroupedSums()
-
-    def update(self, rows: Sequence[GramRow], n: int, batch: int | None = None) -> MinibatchCKA:
-        """Add one batch of n examples: a row for each of the L layers, always in the same order."""
-        self._check(rows, whole(n, "n", 4))
-        self.sums.update(stacked_hsic(rows, n), batch)
-        return self
-
-    def _check(self, rows: Sequence[GramRow], n: int) -> None:
-        if not isinstance(rows, Sequence) or not rows or not all(isinstance(row, GramRow) for row in rows):
-            raise UsageError(
-                "MinibatchCKA takes a list of GramRow, one for each layer; gram_row(x) makes one of x (n, p)"
-            )
-        if any(len(row.direction) != n * (n - 1) // 2 for row in rows):
-            raise UsageError(f"MinibatchCKA needs rows of the same images: not all are of n = {n}")
-        if self.sums.sums is not None and self.sums.sums.shape[1:] != (len(rows), len(rows)):
-            before = self.sums.sums.shape[-1]
-            raise UsageError(f"MinibatchCKA needs the same layers in every batch: got {len(rows)} after {before}")
-
-    def merge(self, other: MinibatchCKA) -> MinibatchCKA:
-        return MinibatchCKA(self.sums.merge(other.sums))
-
-    def compute(self) -> tuple[Tensor, Tensor]:
-        """CKA and its jackknife standard error over minibatches, both (L, L) float64."""
-        return self.jackknife(lambda similarity: similarity)
-
-    def jackknife(self, statistic: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """Any function of the (L, L) CKA matrix, with its standard error over minibatches."""
-        return jackknife(self.sums, lambda hsics: statistic(normalise(hsics)))
+    return BatchMeans(normalise)

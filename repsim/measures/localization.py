@@ -15,7 +15,6 @@ which is a product of features with two columns more: [X, -m, -1] [X, 1, m]^T.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -25,7 +24,7 @@ from repsim.errors import UsageError
 from repsim.measures import bounds
 from repsim.measures.cka import ROUNDING
 from repsim.measures.inputs import tensor, whole
-from repsim.measures.running import GroupedSums, jackknife
+from repsim.measures.running import GROUPS, BatchMeans, kept
 
 BUDGET = 2**26
 """Bytes that the Grams of tokens held at one time may take, roughly."""
@@ -154,44 +153,31 @@ def _products(x: Tensor, directions: Tensor, dtype: torch.dtype) -> tuple[Tensor
     return torch.where(norms[:, None] > 0, cross, 0), norms
 
 
+@kept
 def normalise(hsics: Tensor) -> Tensor:
     """Bordered HSIC (..., t+1, j+1) -> CKA (..., t, j); NaN where HSIC of a token or patch with itself is 0."""
     roots = hsics[..., :-1, -1:].sqrt() * hsics[..., -1:, :-1].sqrt()
     return hsics[..., :-1, :-1] / torch.where(roots > 0, roots, torch.nan)
 
 
-class TokenPatchCKA:
-    """CKA of t tokens with j patches from minibatches: HSICs are averaged, then divided.
+def token_patch_cka(groups: int = GROUPS) -> BatchMeans:
+    """Sums that give CKA of t tokens with j patches from minibatches: HSICs are averaged, then divided.
 
-    Feed it the `bordered_hsic` of each batch, of one layer or of several stacked; `merge` joins the sums
-    of two runs whose batches were numbered apart. Batches must all have the same size n.
+    Feed it the `bordered_hsic` of each batch, of one layer or of several stacked. `compute` gives CKA and its
+    jackknife standard error over minibatches, both (..., t, j) float64. Batches must all have the same size n.
 
     Reference: paper section 3; Nguyen, Raghu & Kornblith (2021), eq. 3.
     """
+    return BatchMeans(normalise, groups)
 
-    def __init__(self, sums: GroupedSums | None = None) -> None:
-        self.sums = sums or GroupedSums()
 
-    def update(self, hsics: Tensor, batch: int | None = None) -> TokenPatchCKA:
-        """Add one batch: (..., t+1, j+1)."""
-        self.sums.update(hsics, batch)
-        return self
+def undefined(hsics: Tensor) -> tuple[Tensor, Tensor]:
+    """Which tokens, (..., t), and which patches, (..., j), have no CKA, for they do not vary within batches.
 
-    def merge(self, other: TokenPatchCKA) -> TokenPatchCKA:
-        return TokenPatchCKA(self.sums.merge(other.sums))
-
-    def compute(self) -> tuple[Tensor, Tensor]:
-        """CKA and its jackknife standard error over minibatches, both (..., t, j) float64."""
-        return self.jackknife(lambda cka: cka)
-
-    def jackknife(self, statistic: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """Any function of the (..., t, j) CKA, with its standard error over minibatches."""
-        return jackknife(self.sums, lambda hsics: statistic(normalise(hsics)))
-
-    def undefined(self) -> tuple[Tensor, Tensor]:
-        """Which tokens, (..., t), and which patches, (..., j), have no CKA, for they do not vary within batches."""
-        hsics = self.sums.mean()
-        return ~(hsics[..., :-1, -1] > 0), ~(hsics[..., -1, :-1] > 0)
+    Args:
+        hsics: the mean over batches of `bordered_hsic`, (..., t+1, j+1).
+    """
+    return ~(hsics[..., :-1, -1] > 0), ~(hsics[..., -1, :-1] > 0)
 
 
 def own_minus_rest(cka: Tensor) -> Tensor:

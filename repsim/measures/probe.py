@@ -23,6 +23,7 @@ from torch import Tensor
 from repsim.errors import RepsimError, UsageError
 from repsim.measures import bounds
 from repsim.measures.inputs import classes_of, tensor, whole
+from repsim.measures.running import Accumulator
 
 GRID = tuple(2.0**k for k in range(-10, 21))
 """Strengths of the ridge that are tried."""
@@ -57,7 +58,7 @@ def _eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
         torch.set_num_threads(threads)
 
 
-class ProbeSums:
+class ProbeSums(Accumulator):
     """Sums over images from which m probes of d features and c classes are fitted; memory m d (d + c).
 
     Features are summed less their mean in the first update, so that features whose mean is large beside their
@@ -157,7 +158,7 @@ class ProbeSums:
         return ridge.vectors.mT @ gram @ ridge.vectors, ridge.vectors.mT @ product
 
 
-class ProbeRows:
+class ProbeRows(Accumulator):
     """The features of images themselves, of which m probes are fitted; memory m n d.
 
     Attributes:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +16,37 @@ GROUPS = 32
 """Of the jackknife, at most."""
 
 
-class GroupedSums:
+Kind = TypeVar("Kind", bound=Callable[..., Any])
+_kept: list[Callable[..., Any]] = []
+
+
+def kept(kind: Kind) -> Kind:
+    """Decorator of a class or a function that sums may hold: saved sums that hold it can be read again.
+
+    Accumulators need it not. No file of sums can bring code to run that was not announced so.
+    """
+    _kept.append(kind)
+    return kind
+
+
+def all_kept() -> list[Callable[..., Any]]:
+    """Everything that sums may hold beside tensors, numbers and texts."""
+    return list(_kept)
+
+
+class Accumulator(ABC):
+    """A sum over batches that joins the sum over other batches."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        kept(cls)
+
+    @abstractmethod
+    def merge(self, other: Self) -> Self:
+        """The sum over the batches of both; neither of them changes."""
+
+
+class GroupedSums(Accumulator):
     """Sums of one tensor per batch, kept in a fixed number of groups for the jackknife.
 
     Batch b is added to group b mod `groups`, so memory does not grow with the number of batches;
@@ -45,22 +76,28 @@ class GroupedSums:
         if self.sums is None:
             shape = (len(self.counts), *value.shape)
             self.sums = torch.zeros(shape, dtype=torch.float64, device=value.device)
+        if value.shape != self.sums.shape[1:]:
+            before, now = tuple(self.sums.shape[1:]), tuple(value.shape)
+            raise UsageError(f"every batch needs a value of one shape, as of the same layers: got {now} after {before}")
         group = (self.batches if batch is None else batch) % len(self.counts)
         self.sums[group] += value
         self.counts[group] += 1
         return self
 
-    def part(self, index: int) -> GroupedSums:
+    def _empty(self) -> Self:
+        return type(self)(len(self.counts))
+
+    def part(self, index: int) -> Self:
         """The sums of one part along the first axis of the values: a view."""
-        part = GroupedSums(len(self.counts))
+        part = self._empty()
         part.counts, part.sums = self.counts, self.sums[:, index]
         return part
 
-    def merge(self, other: GroupedSums) -> GroupedSums:
+    def merge(self, other: Self) -> Self:
         """The sums over the batches of both; number the batches of each apart from the other's."""
         if len(self.counts) != len(other.counts):
             raise ValueError(f"cannot merge {len(self.counts)} groups with {len(other.counts)}")
-        merged = GroupedSums(len(self.counts))
+        merged = self._empty()
         merged.counts = self.counts + other.counts
         parts = [part.sums for part in (self, other) if part.sums is not None]
         merged.sums = torch.stack(parts).sum(0) if parts else None
@@ -80,7 +117,36 @@ class GroupedSums:
                 yield (total - value) / (self.batches - count), count
 
 
-class Moments:
+class BatchMeans(GroupedSums):
+    """A quantity that is computed from means over batches, as minibatch CKA is from those of HSIC.
+
+    Args:
+        finish: maps the mean over batches to the quantity. Where sums are saved it is a module's function, decorated
+            with `kept`.
+        groups: of the jackknife.
+
+    >>> ratio = BatchMeans(lambda mean: mean[0] / mean[1])
+    >>> for batch in (torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])):
+    ...     _ = ratio.update(batch)
+    >>> [round(float(number), 3) for number in ratio.compute()]
+    [0.667, 0.133]
+    """
+
+    def __init__(self, finish: Callable[[Tensor], Tensor], groups: int = GROUPS) -> None:
+        super().__init__(groups)
+        self.finish = finish
+
+    def _empty(self) -> Self:
+        return type(self)(self.finish, len(self.counts))
+
+    def compute(self, statistic: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """The quantity, or a statistic of it, with its jackknife standard error over batches; see `jackknife`."""
+        if statistic is None:
+            return jackknife(self, self.finish)
+        return jackknife(self, lambda mean: statistic(self.finish(mean)))
+
+
+class Moments(Accumulator):
     """Mean and standard error over images of values that images have one each of.
 
     Squares are summed about the mean of each batch and joined as Chan, Golub & LeVeque (1979) do, for the difference
@@ -143,7 +209,7 @@ class Moments:
             raise RepsimError("nothing was summed: no image was seen")
 
 
-class Quantiles:
+class Quantiles(Accumulator):
     """Quantiles over images of positive values, from counts in bins of equal ratio: memory that does not grow.
 
     A bin spans a factor of 2^(1/64), 1.1 %; within it values are taken to lie evenly (in logarithm), so a
@@ -188,7 +254,7 @@ class Quantiles:
         return torch.where(cumulative[-1] > 0, value[0], torch.nan)
 
 
-class Joined:
+class Joined(Accumulator):
     """Values of images, kept one by one, in the order of their positions whatever order they came in.
 
     Attributes:
@@ -216,7 +282,7 @@ class Joined:
         return torch.cat(self._values)[torch.cat(self._positions).argsort().to(self._values[0].device)]
 
 
-class Total:
+class Total(Accumulator):
     """A sum over images of integers or tensors of integers, which no order of adding changes."""
 
     def __init__(self, total: Tensor | int = 0) -> None:
@@ -230,29 +296,13 @@ class Total:
         return Total(self.total + other.total)
 
 
-class Known:
-    """Names that were settled on the first batch, by every process alike."""
-
-    def __init__(self, names: tuple[str, ...] = ()) -> None:
-        self.names = names
-
-    def add(self, name: str) -> None:
-        self.names = (*self.names, name)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.names
-
-    def merge(self, other: Known) -> Known:
-        return self
-
-
 Sums = Any
-"""What a study sums: accumulators, which have `merge`, in dictionaries, lists or tuples."""
+"""What a study sums: accumulators, in dictionaries, lists or tuples."""
 
 
 def merged(a: Sums, b: Sums) -> Sums:
     """The sums of two runs of one study over different batches; what only one of them has is taken as it is."""
-    if hasattr(a, "merge"):
+    if isinstance(a, Accumulator):
         return a.merge(b)
     if isinstance(a, dict):
         return {key: merged(a[key], b[key]) if key in a and key in b else {**b, **a}[key] for key in {**a, **b}}

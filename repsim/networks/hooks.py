@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from repsim.networks.layers import Layer, find_layers
 from repsim.networks.models import Network, as_network
-from repsim.networks.pieces import add_piece, piece
 from repsim.networks.tracing import is_own, unobserved
 
 Reduce = Callable[[Layer, Tensor], Any]
@@ -22,9 +21,6 @@ def capture(
     network: Network | nn.Module | str,
     layers: str | Iterable[str | Layer] = "blocks",
     reduce: Reduce | None = None,
-    *,
-    image_by_image: bool = False,
-    passed: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Within the `with`, every forward pass fills a dictionary: layer name -> activation.
 
@@ -37,10 +33,6 @@ def capture(
         reduce: called inside the hook with the layer and its activation, (n, ...) with the images on the
             first axis; what it returns is kept instead of the activation. It must not keep or change the
             tensor it gets: later modules may write into it in place. Without it, a copy is kept.
-        image_by_image: what `reduce` returns has a row for each image, which depends on that image alone. It matters
-            where a batch goes through the network in pieces (see `repsim.networks.pieces`), which are joined then.
-        passed: whether only forward passes that a sweep makes of this very network count, and not those of others that
-            share its modules, or of whoever else calls them meanwhile.
 
     Yields:
         The dictionary, in the order in which layers run; emptied when the network is called again.
@@ -58,34 +50,43 @@ def capture(
     """
     network = as_network(network)
     layers = layers if isinstance(layers, str) else list(layers)
-    image_by_image |= reduce is None
     if isinstance(layers, str) or not all(isinstance(layer, Layer) for layer in layers):
         layers = find_layers(network, layers)
     keep = reduce or (lambda layer, activation: activation.detach().clone())
     seen: dict[str, Any] = {}
-    calls: dict[tuple[str, str], int] = {}
-    waiting: dict[str, list[Tensor]] = {}
-    under_way = [False]
 
-    def end(module: nn.Module, arguments: tuple, result: Any) -> None:
-        under_way[0] = False
+    def take(layer: Layer, activation: Tensor) -> None:
+        seen[layer.name] = keep(layer, activation)
+
+    with hooked(network, layers, take, lambda: is_own(network, passed=False), seen.clear):
+        yield seen
+
+
+@contextmanager
+def hooked(
+    network: Network,
+    layers: Iterable[Layer],
+    take: Callable[[Layer, Tensor], None],
+    own: Callable[[], bool],
+    begin: Callable[[], None] = lambda: None,
+) -> Iterator[None]:
+    """Within it, `take(layer, activation)` is called for every layer in the forward passes of a network.
+
+    Args:
+        own: whether the forward pass under way counts.
+        begin: called before each one that does.
+    """
+    calls: dict[tuple[str, str], int] = {}
+    under_way = [False]
 
     def start(module: nn.Module, arguments: tuple) -> None:
         calls.clear()
-        under_way[0] = is_own(network, passed=passed)
-        if not under_way[0]:
-            return
-        if piece().first:
-            seen.clear()
-            waiting.clear()
+        under_way[0] = own()
+        if under_way[0]:
+            begin()
 
-    def take(layer: Layer, activation: Tensor) -> None:
-        if image_by_image or piece().batch is None:
-            add_piece(seen, layer.name, keep(layer, activation))
-            return
-        waiting.setdefault(layer.name, []).append(activation.to("cpu", copy=True))
-        if piece().last:
-            seen[layer.name] = keep(layer, torch.cat(waiting.pop(layer.name)).to(activation.device))
+    def end(module: nn.Module, arguments: tuple, result: Any) -> None:
+        under_way[0] = False
 
     handles = [network.module.register_forward_pre_hook(start)]
     try:
@@ -101,7 +102,7 @@ def capture(
                     module.register_forward_pre_hook(lambda m, args, kw, hook=hook: hook(args or kw), with_kwargs=True)
                 )
         handles.append(network.module.register_forward_hook(end))
-        yield seen
+        yield
     finally:
         for handle in handles:
             handle.remove()

@@ -6,7 +6,7 @@ batch: for it the activations of the pieces wait in the computer's memory, and a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -23,12 +23,14 @@ class Piece(NamedTuple):
     start: int = 0
     """Images of the batch that went before."""
     last: bool = True
-    batch: Tensor | None = None
-    """The inputs of all of it; None: this piece's own."""
 
     @property
     def first(self) -> bool:
         return self.start == 0
+
+    @property
+    def whole(self) -> bool:
+        return self.first and self.last
 
 
 WHOLE = Piece()
@@ -44,7 +46,7 @@ def in_pieces(run: Callable[[Tensor], Any], inputs: Tensor, size: int) -> Tensor
     """Run a network on a batch, so many images at a time. The (first) tensor it returns, joined."""
     outputs = []
     for start in range(0, len(inputs), size):
-        with under_way(Piece(start, start + size >= len(inputs), inputs)):
+        with under_way(Piece(start, start + size >= len(inputs))):
             outputs.append(first_tensor(run(inputs[start : start + size])))
     return None if outputs[0] is None else torch.cat(outputs)
 
@@ -58,7 +60,7 @@ def under_way(of: Piece) -> Iterator[None]:
         _current.reset(token)
 
 
-def add_piece(seen: dict[str, Any], name: str, value: Any) -> None:
+def add_piece(seen: dict[Hashable, Any], name: Hashable, value: Any) -> None:
     """Put what was seen of a piece behind what was seen of those before it; of one piece, the last value counts.
 
     Args:

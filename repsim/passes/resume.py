@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from repsim.errors import RepsimError, Stopped, UsageError, first_line
 from repsim.images.image_set import Batch, Counts
-from repsim.measures import probe, running
+from repsim.measures.running import all_kept
 from repsim.passes import processes, sealed
 from repsim.tables import FULL, full, replacing, writer
 
@@ -39,18 +39,6 @@ STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", 
 """As Ctrl-C, schedulers, closed terminals and Ctrl-\\ send them."""
 ONE_STOP = 2
 """Seconds within which signals are one: `timeout` and `torchrun` send theirs to a process and to its group."""
-KINDS = [
-    running.GroupedSums,
-    running.Moments,
-    running.Quantiles,
-    running.Joined,
-    running.Total,
-    running.Known,
-    probe.ProbeSums,
-    probe.ProbeRows,
-    Counts,
-]
-"""All that is ever saved, beside tensors, numbers, texts and what holds them: no file can bring other code to run."""
 
 
 class Resume:
@@ -214,7 +202,7 @@ class Resume:
 
     def _load(self, summing: Sequence[Any]) -> dict[str, Any]:
         try:
-            with torch.serialization.safe_globals(_safe(summing)):
+            with torch.serialization.safe_globals([*all_kept(), Counts]):
                 saved = sealed.load(self._file, self._mark)
             if {"sums", "counts", "done", "first"} != set(saved) or len(saved["sums"]) != len(summing):
                 raise ValueError("it holds something else than the sums of this pass")
@@ -382,11 +370,6 @@ def read_about(folder: Path) -> dict[str, Any]:
     found["writers"] = [each for each in found["writers"] if re.fullmatch(r"[0-9a-f]{12}", str(each))]
     found["files"] = [str(each) for each in found["files"]]
     return found
-
-
-def _safe(summing: Sequence[Any]) -> list[type]:
-    """The classes that a file of sums may hold; studies name those of their own."""
-    return [*KINDS, *(kind for of in summing for kind in getattr(of, "kinds", ()))]
 
 
 def lock_of(folder: Path) -> Path:

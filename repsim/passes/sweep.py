@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import replace
-from typing import Any, Protocol, TypedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from repsim.errors import RepsimError, UsageError, first_line, not_finite
-from repsim.images.image_set import FEWEST, Batch, Counts, ImageSet
-from repsim.measures.running import Sums, merged
+from repsim.images.image_set import FEWEST, Batch, Counts, ImageSet, Share
+from repsim.measures.running import merged
 from repsim.networks.memory import is_memory_error
 from repsim.networks.models import Network, evaluating
 from repsim.networks.pieces import in_pieces
@@ -24,6 +24,10 @@ from repsim.networks.tracing import Trace, eagerly, passing
 from repsim.passes import processes
 from repsim.passes.plan import Runs, Takes, plan
 from repsim.passes.resume import Resume
+from repsim.passes.seen import Seen
+
+if TYPE_CHECKING:
+    from repsim.passes.study import Study, Summing
 
 Progress = Callable[..., Iterable[Batch]]
 
@@ -45,29 +49,6 @@ ROUNDING: dict[Precision, float] = {"fp32": 1e-4, "tf32": 2e-3, "bf16": 1e-2}
 """Share by which two computations of one batch may differ for another order of additions alone, in each precision."""
 
 
-class Summing(Protocol):
-    """What is filled batch by batch."""
-
-    sums: Sums
-    """All that it keeps of the batches; see `merged`. Classes of its own in it are named in an attribute `kinds`."""
-
-    def takes(self, size: int, batches: int) -> Takes:
-        """What it takes of main memory with so many batches of so many images."""
-
-
-class Study(Summing, Protocol):
-    """What a sweep feeds: it reduces activations while a network runs, and sums what is left of them."""
-
-    networks: Sequence[Network]
-    """What it looks at."""
-
-    def watch(self, index: int, network: Network) -> AbstractContextManager[Mapping[str, Any]]:
-        """Within it, every forward pass of its network number `index` fills the mapping with reduced values."""
-
-    def update(self, seen: Sequence[Mapping[str, Any]], batch: Batch) -> None:
-        """Add one batch to the sums, from what was seen in each of its networks."""
-
-
 def check_batch_size(batch_size: int) -> None:
     if batch_size < FEWEST:
         raise UsageError(f"a batch needs at least {FEWEST} images, got batch_size={batch_size}")
@@ -84,7 +65,7 @@ def sweep(
     *,
     batch_size: int,
     short: bool = False,
-    **how: Any,
+    **how: Unpack[Passing],
 ) -> Counts:
     """Run every network once on every batch, however many studies look at it, and hand each what it asked for.
 
@@ -98,34 +79,33 @@ def sweep(
         How many images were used, dropped and broken.
     """
     check_batch_size(batch_size)
+    with watching(studies) as each:
+        return over_batches(images, networks_of(studies), each, studies, batch_size=batch_size, short=short, **how)
+
+
+@contextmanager
+def watching(studies: Sequence[Study]) -> Iterator[Callable[[Batch], list[list[Seen]]]]:
+    """While active, the function that it yields runs all networks on a batch, and adds what was seen to the studies."""
     networks = networks_of(studies)
     with ExitStack() as stack:
         # Not inference_mode, in which tensors do not count the changes made to them.
         stack.enter_context(torch.no_grad())
         for network in networks:
             stack.enter_context(evaluating(network.module))
-        seen = [
-            [stack.enter_context(study.watch(i, network)) for i, network in enumerate(study.networks)]
-            for study in studies
-        ]
+        seen = [[Seen(network) for network in study.networks] for study in studies]
+        for study, of_study in zip(studies, seen):
+            for index, of_network in enumerate(of_study):
+                stack.enter_context(study.watch(index, of_network.network, of_network))
 
-        def run(batch: Batch) -> None:
+        def each(batch: Batch) -> list[list[Seen]]:
             for network in networks:
-                forward(network, batch.inputs[network.transform].to(network.device), batch)
-
-        def each(batch: Batch) -> Any:
-            run(batch)
-            for study, what in zip(studies, seen):
-                study.update(what, batch)
+                looking = [of for of_study in seen for of in of_study if of.network is network]
+                forward(network, batch.inputs[network.transform].to(network.device), batch, looking)
+            for study, of_study in zip(studies, seen):
+                study.update(of_study, batch)
             return seen
 
-        def rehearse(batch: Batch) -> None:
-            run(batch)
-            for study in studies:
-                if hasattr(study, "rehearsed"):
-                    study.rehearsed()
-
-        return over_batches(images, networks, each, studies, rehearse, batch_size=batch_size, short=short, **how)
+        yield each
 
 
 def over_batches(
@@ -133,7 +113,6 @@ def over_batches(
     networks: Sequence[Network],
     each: Callable[[Batch], Any],
     summing: Sequence[Summing],
-    rehearse: Callable[[Batch], None] | None = None,
     *,
     batch_size: int,
     progress: Progress | None = None,
@@ -151,7 +130,6 @@ def over_batches(
     Args:
         each: what is done; it adds the batch to the sums of `summing`, and returns what it computed of the batch, by
             which `resume` knows the computation again.
-        rehearse: what every process does with the first batch, where something is settled on it.
         progress: wraps the iterator of batches, as `tqdm` does; called with `total`.
         workers, skip_broken, short: see `ImageSet.batches`.
         gradients: whether what the networks compute is kept for a backward pass.
@@ -163,68 +141,109 @@ def over_batches(
     Raises:
         UsageError: it does not fit into memory; see `repsim.passes.plan`.
     """
-    share, broken = processes.share(), []
+    share, broken, positions = processes.share(), [], None
     if share is not None and skip_broken:  # which images make a batch depends on those before it
-        parts = processes.gathered(images.unreadable(workers, share))
-        unreadable = dict(sorted(pair for part in parts for pair in part.items()))
-        broken, good = list(unreadable.values()), np.setdiff1d(np.arange(len(images)), list(unreadable))
-        images, process = images.only(good), each
-
-        def each(batch: Batch) -> Any:
-            return process(replace(batch, positions=torch.from_numpy(good)[batch.positions]))
-
+        images, positions, broken = _readable(images, workers, share)
     size = min(batch_size, len(images))
     at_once = planned(images, networks, summing, size, gradients)
-    transforms = [network.transform for network in networks]
-
-    def settle_on_the_first() -> None:
-        if share is not None and share.rank and rehearse is not None:
-            rehearse(next(images.batches(transforms, size, workers=0)))
-
-    def first_again() -> Any:
-        settle_on_the_first()
-        reading = {"workers": 0, "skip_broken": skip_broken, "short": short, "share": share}
-        batches = images.batches(transforms, size, counts=Counts(at_once=dict(at_once)), **reading)
-        with contextlib.closing(batches):
-            batch = next(batches, None)
-            return None if batch is None else each(batch)
-
-    if resume is not None:
-        counts = resume.begin(summing, first_again, max(map(_rounding, networks)))
-        if share is not None:
-            counts = _as_who_finished(resume, summing, counts, networks[0].device)
-    else:
-        counts = Counts()
+    reading = Reading(images, networks, size, at_once, workers, skip_broken, short, share, positions)
+    counts = Counts() if resume is None else _begun(resume, reading, each, summing)
     if resume is None or not resume.done:
         counts.at_once = {**at_once, **counts.at_once}
-        reading = {"workers": workers, "skip_broken": skip_broken, "short": short, "share": share}
-        if not counts.batches:
-            settle_on_the_first()
-        batches = images.batches(transforms, size, counts=counts, device=_gpu(networks), **reading)
-        if progress is not None:
-            total = math.ceil(len(images) / size) if short else len(images) // size
-            batches = progress(batches, total=total if share is None else len(range(share.rank, total, share.of)))
-        for batch in batches:
-            try:
-                gave = each(batch)
-            except (RuntimeError, MemoryError, OSError) as error:  # in a forward pass it would have said so itself
-                if isinstance(error, RepsimError) or not is_memory_error(error):
-                    raise
-                raise out_of_memory(
-                    "what is computed of a batch", networks[0].device, batch, first_line(error)
-                ) from error
-            if resume is not None:
-                resume.after(batch, summing, counts, gave)
+        _run(reading, each, summing, counts, progress, resume)
         if share is not None:
-            for of in summing:
-                of.sums = processes.reduced(of.sums, merged, networks[0].device)
-            counts = processes.reduced(counts, Counts.merge, networks[0].device)
+            counts = _joined(summing, counts, networks[0].device)
             counts.broken += broken
             if not counts.batches:
                 raise RepsimError(f"at least {FEWEST} images are needed; {len(images)} can be read")
         if resume is not None:
             resume.end(summing, counts)
     return counts
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the batches of a pass are read."""
+
+    images: ImageSet
+    networks: Sequence[Network]
+    size: int
+    at_once: dict[str, int]
+    workers: int | None
+    skip_broken: bool
+    short: bool
+    share: Share | None
+    positions: Tensor | None
+    """Of the images in the set that was asked for, where broken ones were taken out of it."""
+
+    def batches(self, counts: Counts, *, here: bool = False) -> Iterator[Batch]:
+        """This process's batches from where the counts end; `here`: they are decoded in this process."""
+        for batch in self.images.batches(
+            [network.transform for network in self.networks],
+            self.size,
+            counts=counts,
+            workers=0 if here else self.workers,
+            skip_broken=self.skip_broken,
+            short=self.short,
+            share=self.share,
+            device=None if here else _gpu(self.networks),
+        ):
+            yield batch if self.positions is None else replace(batch, positions=self.positions[batch.positions])
+
+    @property
+    def total(self) -> int:
+        """Batches of this process."""
+        total = math.ceil(len(self.images) / self.size) if self.short else len(self.images) // self.size
+        return total if self.share is None else len(range(self.share.rank, total, self.share.of))
+
+
+def _readable(images: ImageSet, workers: int | None, share: Share) -> tuple[ImageSet, Tensor, list[str]]:
+    """Those images that can be read, their positions, and the others' names: what all processes found."""
+    parts = processes.gathered(images.unreadable(workers, share))
+    unreadable = dict(sorted(pair for part in parts for pair in part.items()))
+    good = np.setdiff1d(np.arange(len(images)), list(unreadable))
+    return images.only(good), torch.from_numpy(good), list(unreadable.values())
+
+
+def _begun(resume: Resume, reading: Reading, each: Callable[[Batch], Any], summing: Sequence[Summing]) -> Counts:
+    """Begin a pass with the sums that were saved of it, if the first batch gives now what it gave then."""
+
+    def first_again() -> Any:
+        with contextlib.closing(reading.batches(Counts(at_once=dict(reading.at_once)), here=True)) as batches:
+            batch = next(batches, None)
+            return None if batch is None else each(batch)
+
+    counts = resume.begin(summing, first_again, max(map(_rounding, reading.networks)))
+    return counts if reading.share is None else _as_who_finished(resume, summing, counts, reading.networks[0].device)
+
+
+def _run(
+    reading: Reading,
+    each: Callable[[Batch], Any],
+    summing: Sequence[Summing],
+    counts: Counts,
+    progress: Progress | None,
+    resume: Resume | None,
+) -> None:
+    """Add this process's batches to the sums, and save these every so often."""
+    batches = reading.batches(counts)
+    for batch in batches if progress is None else progress(batches, total=reading.total):
+        try:
+            gave = each(batch)
+        except (RuntimeError, MemoryError, OSError) as error:  # in a forward pass it would have said so itself
+            if isinstance(error, RepsimError) or not is_memory_error(error):
+                raise
+            device = reading.networks[0].device
+            raise out_of_memory("what is computed of a batch", device, batch, first_line(error)) from error
+        if resume is not None:
+            resume.after(batch, summing, counts, gave)
+
+
+def _joined(summing: Sequence[Summing], counts: Counts, device: torch.device) -> Counts:
+    """Put the sums over all processes in the place of each one's own."""
+    for of in summing:
+        of.sums = processes.reduced(of.sums, merged, device)
+    return processes.reduced(counts, Counts.merge, device)
 
 
 def _as_who_finished(resume: Resume, summing: Sequence[Summing], counts: Counts, device: torch.device) -> Counts:
@@ -276,8 +295,8 @@ def planned(
     return plan(takes, runs, size).at_once
 
 
-def forward(network: Network, inputs: Tensor, batch: Batch) -> Any:
-    """Run a network on a batch, mostly for what its hooks take; an error of its own names both.
+def forward(network: Network, inputs: Tensor, batch: Batch, seen: Iterable[Seen] = ()) -> Any:
+    """Run a network on a batch, mostly for what is seen of it; an error of its own names both.
 
     Where the batch does not fit into the memory of the network's device, it goes through in pieces, and so do those
     after it.
@@ -286,6 +305,8 @@ def forward(network: Network, inputs: Tensor, batch: Batch) -> Any:
     size = min(batch.at_once.get(network.name, len(inputs)), len(inputs))
     while size:
         try:
+            for each in seen:
+                each.begin(inputs)
             with network.computing(), eagerly(network), passing(network):
                 run = network.module if inputs.requires_grad else network.runner
                 return run(inputs) if size == len(inputs) else in_pieces(run, inputs, size)

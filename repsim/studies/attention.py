@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Unpack
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from repsim.errors import UsageError
 from repsim.images.image_set import FEWEST, Batch, Counts, ImageSet
@@ -26,10 +27,11 @@ from repsim.networks.attention_weights import (
     watch_attention,
 )
 from repsim.networks.models import Network, evaluating
-from repsim.networks.pieces import add_piece, piece
-from repsim.networks.tracing import IMAGES, eagerly, is_own
+from repsim.networks.tracing import IMAGES, eagerly
 from repsim.passes.plan import Takes
-from repsim.passes.sweep import Passing, require_finite, sweep
+from repsim.passes.seen import Seen
+from repsim.passes.study import Study
+from repsim.passes.sweep import Passing, require_finite
 from repsim.studies.results import AnyImages, AnyNetwork, Result, begin, study
 from repsim.tables import ATTENTION
 
@@ -39,7 +41,7 @@ COPIES = 6
 """Of the weights of a map: of what they are computed from, and of products with distances and logarithms."""
 
 
-class AttentionDistance:
+class AttentionDistance(Study):
     """The study: mean distance, entropy and shares of every head of one network."""
 
     def __init__(self, network: Network, *, renormalize: bool = False) -> None:
@@ -57,32 +59,11 @@ class AttentionDistance:
         """What was left out."""
         return self.attentions.notices
 
-    @contextmanager
-    def watch(self, index: int, network: Network) -> Iterator[dict[str, dict[int, HeadStatistics]]]:
-        seen: dict[str, dict[int, HeadStatistics]] = {}
-        parts: dict[str, dict[int, HeadStatistics]] = {}
+    def watch(self, index: int, network: Network, seen: Seen) -> AbstractContextManager[None]:
+        return seen.attention(self.attentions, self._reduce)
 
-        def take(layer: AttentionLayer, number: int, attention: Tensor) -> None:
-            of_layer = parts.setdefault(layer.name, {})
-            of_layer[number] = self._reduce(layer.name, number, attention)
-            if len(of_layer) == len(layer.maps):
-                add_piece(seen, layer.name, parts.pop(layer.name))
-
-        def start(module: nn.Module, arguments: tuple) -> None:
-            if is_own(network, passed=True):
-                parts.clear()
-                if piece().first:
-                    seen.clear()
-
-        handle = network.module.register_forward_pre_hook(start)
-        try:
-            with watch_attention(network, take, self.attentions, passed=True):
-                yield seen
-        finally:
-            handle.remove()
-
-    def _reduce(self, name: str, number: int, attention: Tensor) -> HeadStatistics:
-        where = self._geometry[name, number]
+    def _reduce(self, layer: AttentionLayer, number: int, attention: Tensor) -> HeadStatistics:
+        where = self._geometry[layer.name, number]
         return windowed_head_statistics(
             attention,
             where.distances,
@@ -98,14 +79,18 @@ class AttentionDistance:
         kept = sum(len(layer.order) for layer in self.attentions.layers) * len(HeadStatistics._fields)
         return Takes(sums=24 * kept, batch=size * (COPIES * 4 * weights + 8 * kept), tables=24 * kept)
 
-    def update(self, seen: Sequence[dict[str, dict[int, HeadStatistics]]], batch: Batch) -> None:
+    def update(self, seen: Sequence[Seen], batch: Batch) -> None:
         for layer in self.attentions.layers:
-            maps = seen[0][layer.name]
-            together = (torch.cat(each, 1)[:, layer.order] for each in zip(*(maps[i] for i in range(len(layer.maps)))))
+            maps = [seen[0][layer.name, number] for number in range(len(layer.maps))]
+            together = (torch.cat(each, 1)[:, layer.order] for each in zip(*maps))
             statistics = HeadStatistics(*together)
             require_finite([statistics.distance_px], [(self.network.name, layer.name)], batch)
             for moments, values in zip(self.sums.setdefault(layer.name, [Moments() for _ in statistics]), statistics):
                 moments.update(values)
+
+    def result(self, counts: Counts) -> Result:
+        protocol = {"renormalize": self.renormalize, "batch_size": counts.batch_size}
+        return Result("attention", self.table(), {"protocol": protocol})
 
     def table(self) -> pd.DataFrame:
         """One row per block and head."""
@@ -170,9 +155,9 @@ def attention_distance(
         arrays["attention_maps"] = _maps(network, begun.images, maps, how.get("skip_broken", False))
     study = AttentionDistance(network, renormalize=renormalize)
     begun.notices.say(*study.notices)
-    counts = sweep(begun.images, [study], batch_size=batch_size, **how)
-    protocol = {"renormalize": renormalize, "batch_size": counts.batch_size, "maps": maps}
-    return begun.result("attention", study.table(), counts, protocol, arrays=arrays)
+    found = begun.swept(study, batch_size=batch_size, **how)
+    found.protocol["maps"] = maps
+    return replace(found, arrays=arrays)
 
 
 def rollout(attentions: Sequence[Tensor]) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
@@ -14,14 +14,15 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from repsim.errors import UsageError
-from repsim.images.image_set import Batch
-from repsim.measures.cka import GramRow, MinibatchCKA, flatten, gram_row, normalise, scratch_for
-from repsim.measures.running import GROUPS, GroupedSums, jackknife
+from repsim.images.image_set import Batch, Counts
+from repsim.measures.cka import GramRow, flatten, gram_row, minibatch_cka, normalise, scratch_for, stacked_hsic
+from repsim.measures.running import GROUPS, jackknife
 from repsim.networks.attention_weights import find_attention
-from repsim.networks.hooks import capture
 from repsim.networks.layers import Layer, find_layers
 from repsim.networks.models import Network
 from repsim.passes.plan import Takes
+from repsim.passes.seen import Seen
+from repsim.passes.study import Study
 from repsim.passes.sweep import Passing, require_finite, sweep
 from repsim.studies.attention import AttentionDistance
 from repsim.studies.results import AnyImages, AnyNetwork, Result, begin, study
@@ -33,7 +34,7 @@ MOST = 2560
 LOWER_UNITS = 5  # block1 unit1-3 and block2 unit1-2 in the paper
 
 
-class HeadSimilarity:
+class HeadSimilarity(Study):
     """The study: HSIC among the heads of one attention module and the layers of another network.
 
     The Gram of several heads' concatenated outputs is the sum of their Grams, so HSICs of single heads are
@@ -42,11 +43,11 @@ class HeadSimilarity:
 
     def __init__(self, networks: Sequence[Network], heads: Layer, head_count: int, layers: Sequence[Layer]) -> None:
         self.networks, self.heads, self.head_count, self.layers = networks, heads, head_count, layers
-        self.sums = GroupedSums()
+        self.sums = minibatch_cka()
         self._scratch: Tensor | None = None
 
-    def watch(self, index: int, network: Network) -> AbstractContextManager[dict[str, Any]]:
-        return capture(network, self.layers if index else [self.heads], self._reduce, passed=True)
+    def watch(self, index: int, network: Network, seen: Seen) -> AbstractContextManager[None]:
+        return seen.layers(self.layers if index else [self.heads], self._reduce)
 
     def _reduce(self, layer: Layer, activation: Tensor) -> list[GramRow]:
         if self._scratch is None or self._scratch.device != activation.device:
@@ -66,12 +67,19 @@ class HeadSimilarity:
             waiting=4 * size * sum(layer.numel for layer in (self.heads, *self.layers)),
         )
 
-    def update(self, seen: Sequence[dict[str, list[GramRow]]], batch: Batch) -> None:
+    def update(self, seen: Sequence[Seen], batch: Batch) -> None:
         rows = [row for mapping in seen for taken in mapping.values() for row in taken]
         a, b = (network.name for network in self.networks)
         named = [(a, self.heads.name)] * self.head_count + [(b, layer.name) for layer in self.layers]
         require_finite([row.norm for row in rows], named, batch)
-        MinibatchCKA(self.sums).update(rows, len(batch.positions), batch.number)
+        self.sums.update(stacked_hsic(rows, len(batch.positions)), batch.number)
+
+    def result(self, counts: Counts) -> Result:
+        cka, se = (part.cpu().numpy() for part in self.similarity([[head] for head in range(self.head_count)]))
+        heads, layers = np.indices(cka.shape)
+        values = {"cka": cka.flatten(), "se": se.flatten()}
+        names = [self.layers[layer].name for layer in layers.flatten()]
+        return Result("heads", pd.DataFrame({"heads": heads.flatten(), "layer_b": names, **values}))
 
     def similarity(self, subsets: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """CKA of each subset of heads with each layer, and its standard error. (subsets, layers) each."""

@@ -6,25 +6,29 @@ no training, and asks something else: how much the network as it is relies on ea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Unpack
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from repsim.errors import UsageError, one_of
 from repsim.images.image_set import Batch, ImageSet
 from repsim.measures.cka import GramRow, flatten, gram_row, matched_hsic, normalise_matched, scratch_for
-from repsim.measures.running import GROUPS, GroupedSums, Known, Moments, jackknife
+from repsim.measures.running import GROUPS, BatchMeans, Moments, kept
 from repsim.networks.hooks import capture
 from repsim.networks.layers import Layer, find_layers
 from repsim.networks.models import Network, evaluating
 from repsim.networks.residual_sums import ResidualSum, blocks_without, find_sums, watch_sums
 from repsim.networks.tokens import first_tensor
+from repsim.networks.tracing import eagerly
 from repsim.passes.plan import Takes
+from repsim.passes.seen import Seen
+from repsim.passes.study import Summing
 from repsim.passes.sweep import Passing, check_batch_size, forward, over_batches, require_finite
 from repsim.studies.results import AnyImages, AnyNetwork, Result, begin, study
 from repsim.studies.similarity import grams_of
@@ -46,6 +50,10 @@ class Lesion:
     block: int
     kept: dict[ResidualSum, Literal["skip", "branch"]]
     """What is left of each sum."""
+
+    @property
+    def name(self) -> tuple[str, int]:
+        return self.removed, self.block
 
 
 def find_lesions(sums: Sequence[ResidualSum], remove: Sequence[str], blocks: Sequence[int] | None) -> list[Lesion]:
@@ -72,21 +80,19 @@ def find_lesions(sums: Sequence[ResidualSum], remove: Sequence[str], blocks: Seq
     return lesions
 
 
+@kept
 class _Sums(NamedTuple):
     outputs: Moments
     """Agreement, KL divergence and accuracy of each image."""
-    layers: Known
-    """Names of the layers that run after the lesion."""
-    hsic: GroupedSums
-    """As `matched_hsic` has it: of the untouched network's later layers, and of the same ones with the lesion."""
+    cka: BatchMeans
+    """Of the layers that run after the lesion with the same ones of the untouched network."""
 
 
-class _Trying:
+class _Trying(Summing):
     """What a pass adds to: the sums of every lesion."""
 
     def __init__(self, lesions: int, layers: Sequence[Layer]) -> None:
-        self.sums = [_Sums(Moments(), Known(), GroupedSums()) for _ in range(lesions)]
-        self.kinds = [_Sums]
+        self.sums = [_Sums(Moments(), BatchMeans(normalise_matched)) for _ in range(lesions)]
         self.layers = layers
 
     def takes(self, size: int, batches: int) -> Takes:
@@ -141,7 +147,7 @@ def lesions(
     tried = find_lesions(found, remove, blocks)
     compared = find_layers(network, layers)
     check_batch_size(batch_size)
-    surgery = _Surgery(network, compared)
+    surgery = _Surgery(network, compared, tried)
     trying = _Trying(len(tried), compared)
     with evaluating(network.module):
         logits = first_tensor(
@@ -149,82 +155,104 @@ def lesions(
         )
     scores, reason = _scores(network, logits), _without_accuracy(network, images, logits)
     begun.notices.say(*blocks_without(network, found), *([reason] if reason else []))
-    with (
-        evaluating(network.module),
-        watch_sums(network, found, surgery.cut, passed=True),
-        capture(network, compared, surgery.reduce, passed=True) as seen,
-        network.module.register_forward_pre_hook(surgery.start),
-    ):
+    with evaluating(network.module), surgery.watch(found):
 
         def each(batch: Batch) -> list[Any]:
             inputs = batch.inputs[network.transform].to(network.device)
-            logits, whole = surgery.run(None, inputs, batch, seen)
+            logits, whole = surgery.run(tried[0], inputs, batch)
             gave = [logits, whole]
             labels = None if reason else torch.as_tensor(images.labels[batch.positions.numpy()]).to(logits.device)
             for lesion, into in zip(tried, trying.sums):
-                changed, rows = surgery.run(lesion, inputs, batch, seen)
+                changed, rows = surgery.run(lesion, inputs, batch)
                 gave.append(changed)
                 into.outputs.update(
                     _outputs(logits, changed, labels) if scores else torch.full((len(inputs), 3), torch.nan)
                 )
                 before = [whole[name] for name in rows]
-                into.hsic.update(matched_hsic(before, [list(rows.values())], len(inputs)), batch.number)
-                into.layers.names = tuple(rows)
+                into.cka.update(matched_hsic(before, [list(rows.values())], len(inputs)), batch.number)
             return gave
 
         counts = over_batches(images, [network], each, [trying], batch_size=batch_size, **how)
     asked = {"remove": list(remove), "blocks": None if blocks is None else list(blocks), "layers": layers}
     protocol = {"quantity": QUANTITY, **asked, "batch_size": counts.batch_size}
-    return begun.result("lesion", _table(network, tried, trying.sums), counts, protocol)
+    return begun.result("lesion", _table(network, tried, surgery.after, trying.sums), counts, protocol)
+
+
+def reached_after(
+    network: Network, tried: Sequence[Lesion], layers: Sequence[Layer]
+) -> dict[tuple[str, int], list[str]]:
+    """For each lesion, the names of the layers that run after the first of its sums, in the order in which they run.
+
+    Raises:
+        UsageError: there is none.
+    """
+    order: list[str | ResidualSum] = []
+    sums = list(dict.fromkeys(each for lesion in tried for each in lesion.kept))
+
+    def met(each: ResidualSum, skip: Tensor, branch: Tensor) -> None:
+        order.append(each)
+
+    with (
+        evaluating(network.module),
+        eagerly(network),
+        watch_sums(network, sums, met),
+        capture(network, layers, lambda layer, x: order.append(layer.name)),
+    ):
+        network.module(torch.zeros(1, *network.input_size, device=network.device, dtype=network.dtype))
+    found = {}
+    for lesion in tried:
+        first = min((order.index(each) for each in lesion.kept), default=-1)
+        found[lesion.name] = [each for each in order[first + 1 :] if isinstance(each, str)]
+        if not found[lesion.name]:
+            names = ", ".join(layer.name for layer in layers)
+            raise UsageError(
+                f"none of the layers to compare ({names}) runs {what_is_gone(lesion)}; choose other layers or blocks"
+            )
+    return found
 
 
 class _Surgery:
     """Runs a network with a lesion, and takes the Grams of the layers that run after it."""
 
-    def __init__(self, network: Network, layers: Sequence[Layer]) -> None:
+    def __init__(self, network: Network, layers: Sequence[Layer], tried: Sequence[Lesion]) -> None:
         self.network, self.layers = network, layers
-        self.lesion: Lesion | None = None
-        self.reached = False
+        self.after = reached_after(network, tried, layers)
+        self.seen = Seen(network)
+        self.lesion = tried[0]
         self.scratch: Tensor | None = None
 
-    def cut(self, each: ResidualSum, skip: Tensor, branch: Tensor) -> Tensor | None:
-        left = self.lesion.kept.get(each) if self.lesion is not None else None
-        if left is None:
-            return None
-        self.reached = True
-        return skip if left == "skip" else branch
+    @contextmanager
+    def watch(self, sums: Sequence[ResidualSum]) -> Iterator[None]:
+        """While active, the network can be run with lesions of these sums."""
+        with watch_sums(self.network, sums, self._cut, passed=True), self.seen.layers(self.layers, self._reduce):
+            yield
 
-    def reduce(self, layer: Layer, activation: Tensor) -> GramRow | None:
-        if not self.reached:
+    def _cut(self, each: ResidualSum, skip: Tensor, branch: Tensor) -> Tensor | None:
+        left = self.lesion.kept.get(each)
+        return None if left is None else skip if left == "skip" else branch
+
+    def _reduce(self, layer: Layer, activation: Tensor) -> GramRow | None:
+        if layer.name not in self.after[self.lesion.name]:
             return None
         x = flatten(activation)
         if self.scratch is None:
             self.scratch = scratch_for(len(x), x.device)
         return gram_row(x, self.scratch)
 
-    def start(self, module: nn.Module, arguments: tuple) -> None:
-        """Before a forward pass, of a batch or of a piece of it."""
-        self.reached = self.lesion is None or not self.lesion.kept
-
-    def run(
-        self, lesion: Lesion | None, inputs: Tensor, batch: Batch, seen: dict[str, GramRow | None]
-    ) -> tuple[Tensor, dict[str, GramRow]]:
+    def run(self, lesion: Lesion, inputs: Tensor, batch: Batch) -> tuple[Tensor, dict[str, GramRow]]:
         """The output, and the Gram of each layer after the lesion."""
         self.lesion = lesion
-        output = first_tensor(forward(self.network, inputs, batch))
+        output = first_tensor(forward(self.network, inputs, batch, [self.seen]))
         gone = what_is_gone(lesion)
-        rows = {name: row for name, row in seen.items() if row is not None}
-        if not rows:
-            names = ", ".join(layer.name for layer in self.layers)
-            raise UsageError(f"none of the layers to compare ({names}) runs {gone}; choose other layers or blocks")
+        rows = {name: self.seen[name] for name in self.after[lesion.name]}
         taken = {f"output ({gone})": output} if output is not None else {}
         taken |= {f"{name} ({gone})": row.norm for name, row in rows.items()}
         require_finite(list(taken.values()), [(self.network.name, name) for name in taken], batch)
         return output, rows
 
 
-def what_is_gone(lesion: Lesion | None) -> str:
-    if lesion is None or not lesion.kept:
+def what_is_gone(lesion: Lesion) -> str:
+    if not lesion.kept:
         return "with nothing removed"
     return f"after the {lesion.removed} of block {lesion.block} is removed"
 
@@ -257,11 +285,13 @@ def _outputs(logits: Tensor, changed: Tensor, labels: Tensor | None) -> Tensor:
     return torch.stack([agreement, kl, right], 1)
 
 
-def _table(network: Network, tried: Sequence[Lesion], sums: Sequence[_Sums]) -> pd.DataFrame:
+def _table(
+    network: Network, tried: Sequence[Lesion], after: Mapping[tuple[str, int], list[str]], sums: Sequence[_Sums]
+) -> pd.DataFrame:
     parts = []
     for lesion, of in zip(tried, sums):
         agreement, kl, accuracy = of.outputs.mean().tolist()
-        cka, se = jackknife(of.hsic, lambda hsics: normalise_matched(hsics)[0])
+        cka, se = of.cka.compute()
         parts.append(
             pd.DataFrame(
                 {
@@ -271,9 +301,9 @@ def _table(network: Network, tried: Sequence[Lesion], sums: Sequence[_Sums]) -> 
                     "agreement": agreement,
                     "kl": kl,
                     "accuracy": accuracy,
-                    "layer": list(of.layers.names),
-                    "cka": cka.cpu().numpy(),
-                    "se": se.cpu().numpy(),
+                    "layer": after[lesion.name],
+                    "cka": cka[0].cpu().numpy(),
+                    "se": se[0].cpu().numpy(),
                 }
             )
         )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Unpack
+from dataclasses import replace
+from typing import Literal, Unpack
 
 import numpy as np
 import pandas as pd
@@ -13,26 +14,26 @@ import torch
 from torch import Tensor
 
 from repsim.errors import UsageError
-from repsim.images.image_set import FEWEST, Batch
+from repsim.images.image_set import FEWEST, Batch, Counts
 from repsim.measures.localization import (
     BUDGET,
     PLACES,
     Patches,
-    TokenPatchCKA,
     bordered_hsic,
     cut,
     nearest,
     own_minus_rest,
     patch_grams,
     places,
+    token_patch_cka,
+    undefined,
 )
-from repsim.measures.running import GROUPS, GroupedSums
-from repsim.networks.hooks import capture
+from repsim.measures.running import GROUPS, BatchMeans
 from repsim.networks.layers import PRESETS, Layer, find_layers, grid_of
 from repsim.networks.models import Network
-from repsim.networks.pieces import piece
-from repsim.networks.tracing import is_own, unobserved
 from repsim.passes.plan import Takes
+from repsim.passes.seen import Seen
+from repsim.passes.study import Study
 from repsim.passes.sweep import Passing, require_finite, sweep
 from repsim.studies.results import AnyImages, AnyNetwork, Result, begin, study
 from repsim.studies.token_tables import Grid, paper_tokens, token_rows
@@ -46,11 +47,12 @@ ROWS = 2**20
 """Of the table of all tokens; of more, chosen tokens are listed, and all are kept as arrays."""
 BYTES_OF_ROW = 200
 """Of the table, while it is put together and written."""
+PATCHES = "patches of the inputs"
 LISTED = 6
 """Positions that a sentence names before it counts the rest."""
 
 
-class Localization:
+class Localization(Study):
     """The study: CKA of single tokens with all input patches, at layers with positions of one or more networks."""
 
     def __init__(
@@ -62,51 +64,66 @@ class Localization:
         groups: int = GROUPS,
     ) -> None:
         self.networks = networks
-        self.parts = [_Part(network, of, finest, groups) for network, of in zip(networks, layers)]
-
-    @property
-    def sums(self) -> list[GroupedSums]:
-        """Of each network."""
-        return [part.sums for part in self.parts]
-
-    @sums.setter
-    def sums(self, sums: list[GroupedSums]) -> None:
-        for part, of in zip(self.parts, sums):
-            part.sums = of
+        self.parts = [_Part(network, of, finest) for network, of in zip(networks, layers)]
+        self.sums = [token_patch_cka(groups) for _ in networks]
 
     @contextmanager
-    def watch(self, index: int, network: Network) -> Iterator[dict[str, Tensor]]:
+    def watch(self, index: int, network: Network, seen: Seen) -> Iterator[None]:
         part = self.parts[index]
-        hook = network.module.register_forward_pre_hook(lambda module, arguments: part.start(arguments[0]))
-        try:
-            with capture(network, part.layers, part.reduce, passed=True) as seen:
-                yield seen
-        finally:
-            hook.remove()
+        with (
+            seen.inputs(PATCHES, lambda images: patch_grams(cut(images, part.grid))),
+            seen.layers(part.layers, lambda layer, x: part.reduce(layer, x, seen[PATCHES])),
+        ):
+            yield
 
-    def update(self, seen: Sequence[dict[str, Tensor]], batch: Batch) -> None:
-        for part, hsics in zip(self.parts, seen):
-            part.update(hsics, batch)
+    def update(self, seen: Sequence[Seen], batch: Batch) -> None:
+        for part, sums, hsics in zip(self.parts, self.sums, seen):
+            del hsics[PATCHES]
+            # Not on a GPU: 32 groups of all pairs outgrow a batch.
+            values = torch.stack([hsics[layer.name] for layer in part.layers]).cpu()
+            require_finite(list(values), [(part.network.name, layer.name) for layer in part.layers], batch)
+            sums.update(values, batch.number)
 
     def takes(self, size: int, batches: int) -> Takes:
-        return sum((part.takes(size, batches) for part in self.parts), Takes())
+        groups = (min(len(sums.counts), batches) for sums in self.sums)
+        return sum((part.takes(size, count) for part, count in zip(self.parts, groups)), Takes())
+
+    def result(self, counts: Counts, tokens: Sequence[Grid] | None = None) -> Result:
+        """What the sums give; the table lists some tokens where all would be too many."""
+        protocol = {
+            "estimator": "minibatch CKA, unbiased HSIC_1 averaged over batches",
+            "batch_size": counts.batch_size,
+            "batches": counts.batches,
+            "patch_grids": {part.network.name: part.grid for part in self.parts},
+        }
+        return Result(
+            "localization",
+            self.table(None if self.listed else tokens or "paper"),
+            {"protocol": protocol},
+            {"localization_summary": self.summary()},
+            {} if self.listed else {"localization": self.arrays()},
+        )
 
     @property
     def listed(self) -> bool:
         """Whether the table lists all tokens."""
         return sum(part.rows for part in self.parts) <= ROWS
 
-    def table(self, tokens: Sequence[Grid] | None = None) -> pd.DataFrame:
-        """One row per network, layer, token and patch: of all tokens, or of those at some places in the grid."""
-        tables = [part.table(layer, tokens) for part in self.parts for layer in part.layers]
+    def table(self, tokens: Sequence[Grid] | Literal["paper"] | None = None) -> pd.DataFrame:
+        """One row per network, layer, token and patch: of all tokens, of those at some places, or of the paper's."""
+        tables = [
+            part.table(layer, found, paper_tokens(*part.grid) if tokens == "paper" else tokens)
+            for part, sums in self._each()
+            for layer, found in part.by_layer(sums)
+        ]
         return pd.concat(tables, ignore_index=True)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Of every network and layer: `MODEL/LAYER/cka` and `se`, (t, j) float32, and `tokens`, (t, 2)."""
         found = {}
-        for part in self.parts:
-            for layer in part.layers:
-                cka, se = part.of_layer(layer)
+        for part, sums in self._each():
+            for layer, of_layer in part.by_layer(sums):
+                cka, se = of_layer.compute()
                 name = f"{part.network.name}/{layer.name}"
                 found[f"{name}/cka"], found[f"{name}/se"] = cka.float().numpy(), se.float().numpy()
                 found[f"{name}/tokens"] = np.array(part.positions[layer.name])
@@ -114,36 +131,33 @@ class Localization:
 
     def summary(self) -> pd.DataFrame:
         """One row per network, layer and those of interior, edge and corner that its grid of patches has."""
-        return pd.DataFrame([row for part in self.parts for row in part.summary()], columns=LOCALIZATION_SUMMARY)
+        rows = [row for part, sums in self._each() for row in part.summary(sums)]
+        return pd.DataFrame(rows, columns=LOCALIZATION_SUMMARY)
 
     def undefined(self) -> list[str]:
         """Why values are NaN: a sentence for each network's patches, and for each layer's tokens."""
-        return [reason for part in self.parts for reason in part.undefined()]
+        return [reason for part, sums in self._each() for reason in part.undefined(sums)]
+
+    def _each(self) -> Iterator[tuple[_Part, BatchMeans]]:
+        return zip(self.parts, self.sums, strict=True)
 
 
 class _Part:
     """What the study does for one of its networks."""
 
-    def __init__(self, network: Network, layers: Sequence[Layer], finest: int, groups: int) -> None:
+    def __init__(self, network: Network, layers: Sequence[Layer], finest: int) -> None:
         self.network, self.layers = network, layers
         self.grid = patch_grid(network, layers, finest)
         self.positions = {layer.name: nearest(grid_of(layer, network), self.grid) for layer in layers}
-        self.sums = GroupedSums(groups)
-        self._patches: Patches | None = None
-
-    @property
-    def cka(self) -> TokenPatchCKA:
-        return TokenPatchCKA(self.sums)
 
     @property
     def rows(self) -> int:
         """Of the table of all tokens."""
         return len(self.layers) * (self.grid[0] * self.grid[1]) ** 2
 
-    def takes(self, size: int, batches: int) -> Takes:
+    def takes(self, size: int, groups: int) -> Takes:
         positions, images = self.grid[0] * self.grid[1], math.prod(self.network.input_size)
         hsics = 8 * len(self.layers) * (positions + 1) ** 2
-        groups = min(len(self.sums.counts), batches)
         widest = max(4 * layer.numel for layer in self.layers)
         patches = 4 * (positions * size**2 + size * images)
         arrays = 0 if self.rows <= ROWS else self.rows * 8
@@ -155,41 +169,27 @@ class _Part:
             less="a coarser grid of positions (--grid, finest) or fewer --layers",
         )
 
-    def start(self, images: Tensor) -> None:
-        """Before a forward pass: the patches of its images, which all layers share."""
-        if not piece().first or not is_own(self.network, passed=True):
-            return
-        with unobserved():
-            self._patches = patch_grams(cut(images if piece().batch is None else piece().batch, self.grid))
-
-    def reduce(self, layer: Layer, activation: Tensor) -> Tensor:
+    def reduce(self, layer: Layer, activation: Tensor, patches: Patches) -> Tensor:
         tokens = layer.tokens(activation)[:, layer.prefix :]
         _, columns = grid = grid_of(layer, self.network)
         if grid != self.grid:
             tokens = tokens[:, [row * columns + column for row, column in self.positions[layer.name]]]
-        return bordered_hsic(tokens, self._patches)
+        return bordered_hsic(tokens, patches)
 
-    def update(self, seen: dict[str, Tensor], batch: Batch) -> None:
-        self._patches = None
-        # Not on a GPU: 32 groups of all pairs outgrow a batch.
-        hsics = torch.stack([seen[layer.name] for layer in self.layers]).cpu()
-        require_finite(list(hsics), [(self.network.name, layer.name) for layer in self.layers], batch)
-        self.cka.update(hsics, batch.number)
+    def by_layer(self, sums: BatchMeans) -> Iterator[tuple[Layer, BatchMeans]]:
+        """Each layer with its part of the sums: CKA (t, j)."""
+        return ((layer, sums.part(number)) for number, layer in enumerate(self.layers))
 
-    def of_layer(self, layer: Layer) -> tuple[Tensor, Tensor]:
-        """CKA and its standard error of a layer, (t, j) each."""
-        return TokenPatchCKA(self.sums.part(self.layers.index(layer))).compute()
-
-    def table(self, layer: Layer, tokens: Sequence[Grid] | None = None) -> pd.DataFrame:
+    def table(self, layer: Layer, found: BatchMeans, tokens: Sequence[Grid] | None = None) -> pd.DataFrame:
         """The rows of a layer: of all tokens, or of those at some places in the grid."""
-        cka, se = self.of_layer(layer)
+        cka, se = found.compute()
         rows, columns = self.grid
         chosen = range(rows * columns) if tokens is None else [row * columns + column for row, column in tokens]
         positions = [self.positions[layer.name][token] for token in chosen]
         table = token_rows(self.network.name, layer.name, positions, self.grid, cka[list(chosen)], se[list(chosen)])
         return table.assign(depth=layer.depth)[LOCALIZATION]
 
-    def summary(self) -> Iterator[tuple]:
+    def summary(self, sums: BatchMeans) -> Iterator[tuple]:
         where = np.array(places(self.grid))
         present = [place for place in PLACES if place in where]
         among = [torch.from_numpy(where == place) for place in present]
@@ -198,13 +198,13 @@ class _Part:
             each = own_minus_rest(cka)
             return torch.stack([each[..., chosen].nanmean(-1) for chosen in among], dim=-1)
 
-        for number, layer in enumerate(self.layers):
-            values, errors = TokenPatchCKA(self.sums.part(number)).jackknife(by_place)
+        for layer, of_layer in self.by_layer(sums):
+            values, errors = of_layer.compute(by_place)
             for row in zip(present, values.tolist(), errors.tolist()):
                 yield self.network.name, layer.name, layer.depth, *row
 
-    def undefined(self) -> Iterator[str]:
-        tokens, patches = self.cka.undefined()
+    def undefined(self, sums: BatchMeans) -> Iterator[str]:
+        tokens, patches = undefined(sums.mean())
         why = "do not vary within any batch, so their CKA is undefined; own_minus_rest leaves them out"
         if patches.any():
             yield f"input patches {_listed([self._patch(j) for j in _where(patches[0])])} of {self.network.name} {why}"
@@ -215,16 +215,6 @@ class _Part:
 
     def _patch(self, number: int) -> Grid:
         return divmod(number, self.grid[1])
-
-
-def _chosen(study: Localization, tokens: Sequence[Grid] | None) -> pd.DataFrame:
-    """The table of the tokens that were asked for, or of those of each grid that the paper shows."""
-    tables = [
-        part.table(layer, paper_tokens(*part.grid) if tokens is None else tokens)
-        for part in study.parts
-        for layer in part.layers
-    ]
-    return pd.concat(tables, ignore_index=True)
 
 
 def _where(mask: Tensor) -> list[int]:
@@ -353,18 +343,7 @@ def token_localization(
     begun.notices.say(*study.undefined())
     if not study.listed:
         begun.notices.say("the table lists chosen tokens only; localization.npz has all tokens of all layers")
-    return begun.result(
-        "localization",
-        study.table() if study.listed else _chosen(study, tokens),
-        counts,
-        {
-            "layers": layers,
-            "estimator": "minibatch CKA, unbiased HSIC_1 averaged over batches",
-            "batch_size": counts.batch_size,
-            "batches": counts.batches,
-            "patch_grids": {part.network.name: part.grid for part in study.parts},
-            "layers_without_positions": {n.name: names for n, (_, names) in zip(networks, found) if names},
-        },
-        tables={"localization_summary": study.summary()},
-        arrays={} if study.listed else {"localization": study.arrays()},
-    )
+    left_out = {network.name: names for network, (_, names) in zip(networks, found) if names}
+    result = study.result(counts, tokens)
+    protocol = {"layers": layers, **result.protocol, "layers_without_positions": left_out}
+    return begun.finished(replace(result, record={"protocol": protocol}), counts)

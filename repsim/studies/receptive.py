@@ -16,10 +16,11 @@ from repsim.errors import UsageError
 from repsim.images.image_set import FEWEST, Batch
 from repsim.measures.receptive import centre_gradients, field_statistics
 from repsim.measures.running import Moments
-from repsim.networks.hooks import capture
 from repsim.networks.layers import Layer, find_layers, grid_of, residual_layers
 from repsim.networks.models import evaluating
 from repsim.passes.plan import Takes
+from repsim.passes.seen import Seen
+from repsim.passes.study import Summing
 from repsim.passes.sweep import Passing, forward, over_batches
 from repsim.studies.results import AnyImages, AnyNetwork, Result, begin, study
 from repsim.tables import RECEPTIVE
@@ -80,12 +81,13 @@ def receptive_fields(
     def reduce(layer: Layer, x: Tensor) -> Tensor:
         return centre(layer, x, grids[layer.name])
 
-    with frozen(network.module), capture(network, found, reduce, passed=True) as seen:
+    seen = Seen(network)
+    with frozen(network.module), seen.layers(found, reduce):
 
         def each(batch: Batch) -> dict[str, Tensor]:
             inputs = batch.inputs[network.transform].to(network.device).requires_grad_()
             with torch.enable_grad():
-                forward(network, inputs, batch)
+                forward(network, inputs, batch, [seen])
             gave = {}
             for name in list(seen):
                 z, which = seen[name], chosen[name].to(network.device)
@@ -116,7 +118,7 @@ def receptive_fields(
     return begun.result(name, pd.DataFrame(rows, columns=RECEPTIVE), counts, protocol, arrays=arrays)
 
 
-class _Fields:
+class _Fields(Summing):
     """What a pass adds to: layer -> |gradients| of every image, (h, w)."""
 
     def __init__(self, layers: Sequence[Layer], pixels: int, image: int) -> None:

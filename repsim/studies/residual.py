@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Unpack
 
 import numpy as np
@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from repsim.errors import UsageError
-from repsim.images.image_set import Batch
+from repsim.images.image_set import Batch, Counts
 from repsim.measures.residual import SkipStatistics, skip_statistics
-from repsim.measures.running import Moments, Quantiles
+from repsim.measures.running import Moments, Quantiles, kept
 from repsim.networks.models import Network
-from repsim.networks.pieces import add_piece
-from repsim.networks.residual_sums import ResidualSum, blocks_without, find_sums, watch_sums
+from repsim.networks.residual_sums import ResidualSum, blocks_without, find_sums
 from repsim.passes.plan import Takes
-from repsim.passes.sweep import Passing, require_finite, sweep
+from repsim.passes.seen import Seen
+from repsim.passes.study import Study
+from repsim.passes.sweep import Passing, require_finite
 from repsim.studies.results import AnyImages, AnyNetwork, Result, begin, study
 from repsim.tables import OUTLIERS, RESIDUAL
 
@@ -30,7 +31,7 @@ OUTLIER = 5.0
 """Times the image's median norm from which a token counts as an outlier."""
 
 
-class ResidualNorms:
+class ResidualNorms(Study):
     """The study: norm ratio and cosines of every residual sum and token."""
 
     def __init__(self, networks: Sequence[Network], *, outlier: float = OUTLIER) -> None:
@@ -45,19 +46,13 @@ class ResidualNorms:
                         f"it is {each.reading.shape} for one image{why}"
                     )
         self.sums: dict[tuple[int, str], _Sums] = {}
-        self.kinds = [_Sums]
 
-    @contextmanager
-    def watch(self, index: int, network: Network) -> Iterator[dict[str, SkipStatistics]]:
-        seen: dict[str, SkipStatistics] = {}
+    def watch(self, index: int, network: Network, seen: Seen) -> AbstractContextManager[None]:
+        return seen.sums(self.found[index], self._reduce)
 
-        def take(each: ResidualSum, skip: Tensor, branch: Tensor) -> None:
-            tokens = (each.reading.tokens(each.reading.read(x)) for x in (skip, branch))
-            statistics = skip_statistics(*(t.float() if t.dtype.itemsize < 4 else t for t in tokens))
-            add_piece(seen, each.name, statistics)
-
-        with watch_sums(network, self.found[index], take, passed=True):
-            yield seen
+    def _reduce(self, each: ResidualSum, skip: Tensor, branch: Tensor) -> SkipStatistics:
+        tokens = (each.reading.tokens(each.reading.read(x)) for x in (skip, branch))
+        return skip_statistics(*(t.float() if t.dtype.itemsize < 4 else t for t in tokens))
 
     def takes(self, size: int, batches: int) -> Takes:
         found = [each for sums in self.found for each in sums]
@@ -71,7 +66,7 @@ class ResidualNorms:
             less="fewer networks at a time",
         )
 
-    def update(self, seen: Sequence[dict[str, SkipStatistics]], batch: Batch) -> None:
+    def update(self, seen: Sequence[Seen], batch: Batch) -> None:
         for index, (network, mapping) in enumerate(zip(self.networks, seen)):
             norms = [statistics.skip_norm + statistics.branch_norm for statistics in mapping.values()]
             require_finite(norms, [(network.name, name) for name in mapping], batch)
@@ -83,6 +78,11 @@ class ResidualNorms:
                 times = statistics.skip_norm / statistics.skip_norm.median(1, keepdim=True).values
                 sums.times.update(times)
                 sums.outlying.update(times > self.outlier)
+
+    def result(self, counts: Counts) -> Result:
+        outliers = self.outliers()
+        protocol = {"outlier": self.outlier, "outlier_tokens": len(outliers), "batch_size": counts.batch_size}
+        return Result("residual", self.table(), {"protocol": protocol}, {"residual_outliers": outliers})
 
     def table(self) -> pd.DataFrame:
         """One row per residual sum and token."""
@@ -111,6 +111,7 @@ class ResidualNorms:
                 yield pd.DataFrame({**where, "token": tokens}), sums
 
 
+@kept
 class _Sums(NamedTuple):
     means: Moments
     ratios: Quantiles
@@ -164,7 +165,4 @@ def residual_norms(
     study = ResidualNorms(begun.networks, outlier=outlier)
     for network, found in zip(begun.networks, study.found):
         begun.notices.say(*blocks_without(network, found))
-    counts = sweep(begun.images, [study], batch_size=batch_size, **how)
-    outliers = study.outliers()
-    protocol = {"outlier": outlier, "outlier_tokens": len(outliers), "batch_size": counts.batch_size}
-    return begun.result("residual", study.table(), counts, protocol, tables={"residual_outliers": outliers})
+    return begun.swept(study, batch_size=batch_size, **how)

@@ -9,10 +9,10 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,8 @@ from repsim.errors import Notice, UsageError
 from repsim.images.image_set import Counts, ImageSet, as_image_set
 from repsim.networks.layers import notices_of
 from repsim.networks.models import Network, as_networks
+from repsim.passes.study import Study
+from repsim.passes.sweep import Passing, sweep
 from repsim.tables import RECORD, prepare, save_arrays, save_record, save_table
 
 if TYPE_CHECKING:
@@ -108,6 +110,15 @@ class Begun:
         """
         return Result(name, table, self.record(counts, protocol), dict(tables or {}), dict(arrays or {}))
 
+    def swept(self, study: Study, *, batch_size: int, **how: Unpack[Passing]) -> Result:
+        """What a study finds in one pass over the images."""
+        counts = sweep(self.images, [study], batch_size=batch_size, **how)
+        return self.finished(study.result(counts), counts)
+
+    def finished(self, found: Result, counts: Counts) -> Result:
+        """What a study found, with the whole record."""
+        return replace(found, record=self.record(counts, found.protocol))
+
     def record(self, counts: Counts | dict[str, Any], protocol: Mapping[str, Any]) -> dict[str, Any]:
         """What `run.json` says of a study; see `result`."""
         images = self.images.record(counts) if isinstance(counts, Counts) else counts
@@ -175,7 +186,7 @@ class Result:
     """What its files are called: `cka`, `attention`, `residual` ..."""
     table: pd.DataFrame
     """The main table; `repsim.tables` says what its columns are."""
-    record: dict[str, Any]
+    record: dict[str, Any] = field(default_factory=dict)
     """Networks, images used, dropped and broken, protocol, notices, versions, device: what `run.json` says."""
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     """Further tables, by the names of their files; `result.outliers` is that of `residual_outliers.csv`."""
@@ -193,12 +204,12 @@ class Result:
     @property
     def notices(self) -> list[str]:
         """What the result leaves out, and why values are NaN."""
-        return self.record["notices"]
+        return self.record.get("notices", [])
 
     @property
     def protocol(self) -> dict[str, Any]:
         """What the numbers depend on beside networks and images."""
-        return self.record["protocol"]
+        return self.record.get("protocol", {})
 
     @property
     def maps(self) -> Mapping[str, np.ndarray]:
@@ -254,8 +265,8 @@ class Result:
         return written
 
     def __repr__(self) -> str:
-        used = self.record["images"]["used"]
-        return f"Result of {self.name}: {len(self.table)} rows of {', '.join(self.table)}; {used} images"
+        used = f"; {self.record['images']['used']} images" if "images" in self.record else ""
+        return f"Result of {self.name}: {len(self.table)} rows of {', '.join(self.table)}{used}"
 
     def _repr_html_(self) -> str | None:
         return None if len(self.table) else self.table._repr_html_()  # notebooks prefer it to a picture

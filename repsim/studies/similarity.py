@@ -14,14 +14,24 @@ import torch
 from torch import Tensor
 
 from repsim.errors import UsageError
-from repsim.images.image_set import Batch
-from repsim.measures.cka import GramRow, MinibatchCKA, flatten, gram_row, matched_hsic, normalise_matched, scratch_for
-from repsim.measures.running import GROUPS, GroupedSums, Known, jackknife
-from repsim.networks.hooks import capture
+from repsim.images.image_set import Batch, Counts
+from repsim.measures.cka import (
+    GramRow,
+    flatten,
+    gram_row,
+    matched_hsic,
+    minibatch_cka,
+    normalise_matched,
+    scratch_for,
+    stacked_hsic,
+)
+from repsim.measures.running import GROUPS, BatchMeans
 from repsim.networks.layers import Layer, find_layers
 from repsim.networks.models import Network
 from repsim.networks.tokens import Tokens
 from repsim.passes.plan import Takes
+from repsim.passes.seen import Seen
+from repsim.passes.study import Study
 from repsim.passes.sweep import Passing, require_finite, sweep
 from repsim.studies.results import AnyImages, AnyNetwork, Result, begin, study
 from repsim.tables import MATCHED, SIMILARITY
@@ -32,20 +42,21 @@ BYTES_OF_ROW = 400
 """Of a table, while it is put together and written."""
 
 
-class LayerSimilarity:
+class LayerSimilarity(Study):
     """The study: CKA of every pair of layers of networks, within each and across."""
+
+    name = "cka"
 
     def __init__(self, networks: Sequence[Network], layers: Sequence[Sequence[Layer]], tokens: Tokens = "all") -> None:
         self.networks, self.layers, self.tokens = networks, layers, tokens
-        self.sums = {"hsic": GroupedSums(), "centred": Known()}
+        self.sums = minibatch_cka()
         self._scratch: Tensor | None = None
-        self._rehearsed = False
         self._last: tuple[Any, ...] | None = None
 
-    def watch(self, index: int, network: Network) -> AbstractContextManager[dict[str, GramRow]]:
-        return capture(network, self.layers[index], lambda layer, x: self._reduce(index, layer, x), passed=True)
+    def watch(self, index: int, network: Network, seen: Seen) -> AbstractContextManager[None]:
+        return seen.layers(self.layers[index], self._reduce)
 
-    def _reduce(self, network: int, layer: Layer, activation: Tensor) -> GramRow:
+    def _reduce(self, layer: Layer, activation: Tensor) -> GramRow:
         # Identity and, in evaluation, dropout hand on the very tensor that was just reduced.
         same = (activation._version, layer.layout, layer.order, layer.prefix, layer.positions)
         if self._last is not None and self._last[0]() is activation and self._last[1] == same:
@@ -53,15 +64,15 @@ class LayerSimilarity:
         x = flatten(layer.select(activation, self.tokens))
         if self._scratch is None or self._scratch.device != x.device:
             self._scratch = scratch_for(len(x), x.device)
-        name = f"{network} {layer.name}"
-        row = gram_row(x, self._scratch, centre=name in self.sums["centred"])
-        if row.centred and name not in self.sums["centred"] and not (self._rehearsed or self.sums["hsic"].batches):
-            self.sums["centred"].add(name)  # on the first batch alone: values must not depend on who saw which batch
+        row = gram_row(x, self._scratch)
         self._last = (weakref.ref(activation), same, row)
         return row
 
-    def update(self, seen: Sequence[dict[str, GramRow]], batch: Batch) -> None:
-        self.cka.update(self._rows(seen, batch), len(batch.positions), batch.number)
+    def update(self, seen: Sequence[Seen], batch: Batch) -> None:
+        self.sums.update(stacked_hsic(self._rows(seen, batch), len(batch.positions)), batch.number)
+
+    def result(self, counts: Counts) -> Result:
+        return Result(self.name, self.table([self]), {"protocol": {"batch_size": counts.batch_size}})
 
     def takes(self, size: int, batches: int) -> Takes:
         layers = [layer for of in self.layers for layer in of]
@@ -74,15 +85,7 @@ class LayerSimilarity:
             less="fewer --layers",
         )
 
-    def rehearsed(self) -> None:
-        """The first batch has shown which layers are to be centred before their Gram."""
-        self._rehearsed = True
-
-    @property
-    def cka(self) -> MinibatchCKA:
-        return MinibatchCKA(self.sums["hsic"])
-
-    def _rows(self, seen: Sequence[dict[str, GramRow]], batch: Batch) -> list[GramRow]:
+    def _rows(self, seen: Sequence[Seen], batch: Batch) -> list[GramRow]:
         """The Grams of all layers of all networks, on one device and checked."""
         rows = [rows[layer.name] for rows, layers in zip(seen, self.layers) for layer in layers]
         device = rows[0].norm.device
@@ -95,7 +98,7 @@ class LayerSimilarity:
 
     def constant(self) -> list[tuple[str, str]]:
         """(network, layer) of layers without HSIC in any batch, as where all images are alike: no CKA."""
-        return self._without(self.sums["hsic"].mean().diagonal())
+        return self._without(self.sums.mean().diagonal())
 
     @staticmethod
     def table(studies: Sequence[LayerSimilarity]) -> pd.DataFrame:
@@ -112,7 +115,7 @@ class LayerSimilarity:
             ],
             axis=1,
         )
-        return _with_values(table, [study.cka.compute() for study in studies], SIMILARITY)
+        return _with_values(table, [study.sums.compute() for study in studies], SIMILARITY)
 
     def _without(self, own: Tensor) -> list[tuple[str, str]]:
         """Those whose HSIC with themselves is zero."""
@@ -132,8 +135,11 @@ def grams_of(layers: Sequence[Layer], size: int) -> int:
 class MatchedSimilarity(LayerSimilarity):
     """The study: CKA of each layer of the first network with the same layer of each other one."""
 
+    name = "matched"
+
     def __init__(self, networks: Sequence[Network], layers: Sequence[Sequence[Layer]], tokens: Tokens = "all") -> None:
         super().__init__(networks, layers, tokens)
+        self.sums = BatchMeans(normalise_matched)
         if len(networks) < 2:
             raise UsageError("to compare the same layers takes a network and at least one other")
         for network, of in zip(networks, layers):
@@ -149,13 +155,13 @@ class MatchedSimilarity(LayerSimilarity):
             super().takes(size, batches), sums=min(GROUPS, batches) * values, tables=values * BYTES_OF_ROW // 8
         )
 
-    def update(self, seen: Sequence[dict[str, GramRow]], batch: Batch) -> None:
+    def update(self, seen: Sequence[Seen], batch: Batch) -> None:
         rows, count = self._rows(seen, batch), len(self.layers[0])
         reference, *others = (rows[start : start + count] for start in range(0, len(rows), count))
-        self.sums["hsic"].update(matched_hsic(reference, others, len(batch.positions)), batch.number)
+        self.sums.update(matched_hsic(reference, others, len(batch.positions)), batch.number)
 
     def constant(self) -> list[tuple[str, str]]:
-        return self._without(self.sums["hsic"].mean()[: len(self.networks)].flatten())
+        return self._without(self.sums.mean()[: len(self.networks)].flatten())
 
     @staticmethod
     def table(studies: Sequence[MatchedSimilarity]) -> pd.DataFrame:
@@ -165,7 +171,7 @@ class MatchedSimilarity(LayerSimilarity):
             [(networks[0].name, b.name, at.name, at.index, at.depth) for b in networks[1:] for at in layers],
             columns=["model_a", "model_b", "layer", "index", "depth"],
         )
-        return _with_values(table, [jackknife(study.sums["hsic"], normalise_matched) for study in studies], MATCHED)
+        return _with_values(table, [study.sums.compute() for study in studies], MATCHED)
 
 
 def layer_cka(
@@ -202,7 +208,7 @@ def layer_cka(
     Reference: paper section 3, Figures 1 and 2; Nguyen, Raghu & Kornblith (2021).
     """
     asked = {"layers": layers, "tokens": tokens, "batch_size": batch_size, "repeats": repeats}
-    return _compare("cka", LayerSimilarity, networks, images, **asked, **how)
+    return _compare(LayerSimilarity, networks, images, **asked, **how)
 
 
 def matched_cka(
@@ -233,12 +239,11 @@ def matched_cka(
     Reference: paper, Figures 12 and G.1.
     """
     asked = {"layers": layers, "tokens": tokens, "batch_size": batch_size, "repeats": repeats}
-    return _compare("matched", MatchedSimilarity, networks, images, **asked, **how)
+    return _compare(MatchedSimilarity, networks, images, **asked, **how)
 
 
 @study
 def _compare(
-    name: str,
     kind: type[LayerSimilarity],
     networks: AnyNetwork | Sequence[AnyNetwork],
     images: AnyImages,
@@ -278,7 +283,7 @@ def _compare(
         "repeats": repeats,
     }
     images_seen = {**seen, "broken": broken, "broken_count": len(broken)}
-    return begun.result(name, kind.table(studies), images_seen, protocol)
+    return begun.result(kind.name, kind.table(studies), images_seen, protocol)
 
 
 def _with_values(table: pd.DataFrame, results: Sequence[tuple[Tensor, Tensor]], columns: list[str]) -> pd.DataFrame:

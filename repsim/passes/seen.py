@@ -1,0 +1,123 @@
+"""What a study sees of a network in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from repsim.networks.attention_weights import AttentionLayer, Attentions, watch_attention
+from repsim.networks.hooks import Reduce, hooked
+from repsim.networks.layers import Layer
+from repsim.networks.models import Network
+from repsim.networks.pieces import add_piece, piece
+from repsim.networks.residual_sums import ResidualSum, watch_sums
+from repsim.networks.tracing import is_own, unobserved
+
+
+class Seen(dict[Hashable, Any]):
+    """Names -> what is kept of a batch, in the order in which it was seen.
+
+    The sweep makes one for each network of a study and empties it before each batch. A study says in `Study.watch`
+    what is to be kept, by entering one or more of the contexts below, each of which calls a function of the study's
+    with what it is about, and keeps what that returns. Such a function must not keep or change the tensors that it
+    gets: the network may write into them in place. It need not know that other studies look at the same network, that
+    others call the same modules, or that a batch goes through the network in pieces where memory is small.
+    """
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+        self._of_inputs: dict[str, Callable[[Tensor], Any]] = {}
+        self._waiting: dict[str, list[Tensor]] = {}
+
+    @contextmanager
+    def inputs(self, name: str, reduce: Callable[[Tensor], Any]) -> Iterator[None]:
+        """While active, keep `reduce(inputs)` of the inputs of each batch, (n, c, h, w), under this name."""
+        self._of_inputs[name] = reduce
+        try:
+            yield
+        finally:
+            del self._of_inputs[name]
+
+    @contextmanager
+    def layers(self, layers: Iterable[Layer], reduce: Reduce) -> Iterator[None]:
+        """While active, keep `reduce(layer, activation)` of each layer and batch, (n, ...), under the layer's name."""
+
+        def take(layer: Layer, activation: Tensor) -> None:
+            if piece().whole:
+                self[layer.name] = reduce(layer, activation)
+                return
+            self._waiting.setdefault(layer.name, []).append(activation.to("cpu", copy=True))
+            if piece().last:
+                self[layer.name] = reduce(layer, torch.cat(self._waiting.pop(layer.name)).to(activation.device))
+
+        with hooked(self.network, layers, take, self._own):
+            yield
+
+    @contextmanager
+    def rows(self, layers: Iterable[Layer], reduce: Reduce) -> Iterator[None]:
+        """As `layers`, where `reduce` returns a row for each image that depends on that image alone.
+
+        It returns a tensor (n, ...), or a named tuple or dictionary of such. Activations of several pieces of a batch
+        do not wait for each other then.
+        """
+
+        def take(layer: Layer, activation: Tensor) -> None:
+            add_piece(self, layer.name, reduce(layer, activation))
+
+        with hooked(self.network, layers, take, self._own):
+            yield
+
+    @contextmanager
+    def attention(self, attentions: Attentions, reduce: Callable[[AttentionLayer, int, Tensor], Any]) -> Iterator[None]:
+        """While active, keep `reduce(layer, number, weights)` of each attention map.
+
+        It is kept under (name of the layer, number of its map), and is rows for images, see `rows`. `watch_attention`
+        says what weights are.
+        """
+
+        def take(layer: AttentionLayer, number: int, weights: Tensor) -> None:
+            add_piece(self, (layer.name, number), reduce(layer, number, weights))
+
+        with watch_attention(self.network, take, attentions, passed=True):
+            yield
+
+    @contextmanager
+    def sums(self, sums: Iterable[ResidualSum], reduce: Callable[[ResidualSum, Tensor, Tensor], Any]) -> Iterator[None]:
+        """While active, keep `reduce(sum, skip, branch)` of each residual sum, rows for images, under its name."""
+
+        def take(found: ResidualSum, skip: Tensor, branch: Tensor) -> None:
+            with unobserved():
+                add_piece(self, found.name, reduce(found, skip, branch))
+
+        with watch_sums(self.network, list(sums), take, passed=True):
+            yield
+
+    @contextmanager
+    def calls(self, count: Callable[[int], None]) -> Iterator[None]:
+        """While active, call `count` with the number of images of every forward pass that the sweep makes."""
+
+        def end(module: Any, arguments: tuple, output: Any) -> None:
+            if self._own():
+                count(len(arguments[0]))
+
+        handle = self.network.module.register_forward_hook(end)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def begin(self, inputs: Tensor) -> None:
+        """Forget the batch before, and take what is asked for of the inputs of this one."""
+        self.clear()
+        self._waiting.clear()
+        with unobserved():
+            for name, reduce in self._of_inputs.items():
+                self[name] = reduce(inputs)
+
+    def _own(self) -> bool:
+        return is_own(self.network, passed=True)
