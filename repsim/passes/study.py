@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from repsim.images.image_set import Batch, Counts
-from repsim.measures.running import Sums
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from repsim.errors import first_line
+from repsim.images.image_set import Batch, Counts, ImageSet, Share
+from repsim.measures.running import Sums, Total, merged
+from repsim.networks.layers import Layer, find_layers
 from repsim.networks.models import Network
 from repsim.passes.plan import Takes
+from repsim.passes.resume import FOLDER, Resume
 from repsim.passes.seen import Seen
+from repsim.passes.sweep import sweep, watching
 
 if TYPE_CHECKING:
     from repsim.studies.results import Result
@@ -50,3 +61,131 @@ class Study(Summing, ABC):
     @abstractmethod
     def result(self, counts: Counts) -> Result:
         """What the sums give, with a record that need not say more than the protocol."""
+
+
+def check_study(
+    study: Study, images: ImageSet, *, batch_size: int = 16, rtol: float = 1e-5, atol: float = 1e-6
+) -> Result:
+    """Test that a study finds the same in whatever way the batches come to it.
+
+    What it finds alone, it is to find a second time; beside other studies of the same networks; where a batch goes
+    through its networks in pieces; from sums that were saved half-way; and from the sums of two processes.
+
+    Args:
+        study: as it is before the first batch; only copies of it are run.
+        images: at least two batches of them.
+        batch_size: images per batch.
+        rtol, atol: by how much numbers may differ where they are computed in another order.
+
+    Returns:
+        What it finds alone.
+
+    Raises:
+        AssertionError: it finds something else in one of these ways; the message says in which, and where.
+    """
+    shared = {id(network): network for network in study.networks}
+
+    def fresh() -> Study:
+        return copy.deepcopy(study, dict(shared))
+
+    alone = _swept(fresh(), images, batch_size)
+    ways: dict[str, tuple[Callable[[Study, ImageSet, int], Result], bool]] = {
+        "a second time": (_swept, True),
+        "beside other studies": (lambda one, *pass_: _swept(one, *pass_, [_Bystander(one.networks), fresh()]), False),
+        "in pieces of a batch": (_in_pieces, False),
+        "from sums that were saved": (lambda one, *pass_: _resumed([one, fresh()], *pass_), True),
+        "from sums of two processes": (lambda one, *pass_: _merged([one, fresh()], *pass_), False),
+    }
+    for way, (run, exactly) in ways.items():
+        try:
+            found = run(fresh(), images, batch_size)
+            _same(alone, found, *((0.0, 0.0) if exactly else (rtol, atol)))
+        except Exception as error:
+            reason = first_line(error)
+            raise AssertionError(f"{type(study).__name__} does not find the same {way}: {reason}") from error
+    return alone
+
+
+def _swept(study: Study, images: ImageSet, size: int, beside: Sequence[Study] = ()) -> Result:
+    return study.result(sweep(images, [*beside, study], batch_size=size))
+
+
+def _in_pieces(study: Study, images: ImageSet, size: int) -> Result:
+    counts = Counts(at_once={network.name: max(size // 2 - 1, 1) for network in study.networks})
+    return study.result(_each(study, images, size, counts))
+
+
+def _resumed(studies: Sequence[Study], images: ImageSet, size: int) -> Result:
+    """The first study is stopped half-way; the second one goes on from the sums that were saved."""
+
+    class Stop(Exception):
+        pass
+
+    def half(batches: Iterable[Batch], total: int) -> Iterator[Batch]:
+        for number, batch in enumerate(batches):
+            if number == max(total // 2, 1):
+                raise Stop
+            yield batch
+
+    first, second = studies
+    with TemporaryDirectory() as directory:
+        at = Resume(Path(directory) / FOLDER, {}, every=0.0)
+        try:
+            sweep(images, [first], batch_size=size, progress=half, resume=at)
+        except Stop:
+            pass
+        finally:
+            at.release()
+        at = Resume(Path(directory) / FOLDER, {})
+        try:
+            return second.result(sweep(images, [second], batch_size=size, resume=at))
+        finally:
+            at.finish()
+
+
+def _merged(studies: Sequence[Study], images: ImageSet, size: int) -> Result:
+    """Each study takes every other batch, as of two processes; the first one then has the sums of both."""
+    first, second = studies
+    counts = [_each(study, images, size, Counts(), Share(rank, len(studies))) for rank, study in enumerate(studies)]
+    first.sums = merged(first.sums, second.sums)
+    return first.result(counts[0].merge(counts[1]))
+
+
+def _each(study: Study, images: ImageSet, size: int, counts: Counts, share: Share | None = None) -> Counts:
+    with watching([study]) as each:
+        transforms = [network.transform for network in study.networks]
+        for batch in images.batches(transforms, size, counts=counts, workers=0, share=share):
+            each(batch)
+    return counts
+
+
+class _Bystander(Study):
+    """A study that computes inside its hooks what networks compute too: sums, products, softmax."""
+
+    def __init__(self, networks: Sequence[Network]) -> None:
+        self.networks = networks
+        self.sums = Total()
+
+    def watch(self, index: int, network: Network, seen: Seen) -> AbstractContextManager[None]:
+        return seen.rows(find_layers(network, "all"), self._reduce)
+
+    def _reduce(self, layer: Layer, activation: Tensor) -> Tensor:
+        x = activation.flatten(1).float()[:, :64]
+        weights = (x @ x.T + 1).softmax(-1)
+        return (weights @ x + x).sum(1)
+
+    def update(self, seen: Sequence[Seen], batch: Batch) -> None:
+        self.sums.update(len(batch.positions))
+
+    def result(self, counts: Counts) -> Result:
+        raise NotImplementedError
+
+
+def _same(one: Result, other: Result, rtol: float, atol: float) -> None:
+    """Raise if two results differ in a table or an array."""
+    for name, table in {one.name: one.table, **one.tables}.items():
+        again = {other.name: other.table, **other.tables}[name]
+        pd.testing.assert_frame_equal(table, again, rtol=rtol, atol=atol, check_exact=not rtol, obj=f"table {name}")
+    for file, arrays in one.arrays.items():
+        for name, values in arrays.items():
+            np.testing.assert_allclose(other.arrays[file][name], values, rtol, atol, err_msg=f"array {name} of {file}")
