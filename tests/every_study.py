@@ -1,59 +1,112 @@
-"""Every study on the bundled networks and a few images, as numbers: for what must hold of each of them."""
+"""Every study on the bundled networks and a few images: what must hold of each of them is tested with this list."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 import repsim as rs
+from repsim.networks.layers import find_layers
+from repsim.passes.study import Study
+from repsim.studies.attention import AttentionDistance
+from repsim.studies.heads import HeadSimilarity, head_layer, lower_layers
+from repsim.studies.localization import Localization, located
+from repsim.studies.residual import ResidualNorms
+from repsim.studies.similarity import LayerSimilarity, MatchedSimilarity
 
 Numbers = dict[str, np.ndarray]
 COARSE = {"accuracy": 0.05}
 """Of 64 images; the ridge is chosen on few, where a tie may fall either way."""
 
 
-def _columns(table, *names: str) -> Numbers:
-    return {name: table[name].to_numpy(float) for name in names}
+@dataclass(frozen=True)
+class Case:
+    """A study's function on a ViT, a ResNet and images, as a command with the same options has it too."""
+
+    result: Callable[..., rs.Result]
+    numbers: str
+    """Columns that are compared; of another table than the main one as `table.column`."""
+    command: str
+    study: Callable[[rs.Network, rs.Network], Study] | None = None
+    """The study that one sweep feeds, if it is one."""
+
+    def __call__(self, vit: rs.Network, resnet: rs.Network, images: rs.ImageSet, **how) -> Numbers:
+        found = self.result(vit, resnet, images, **{"batch_size": 32, **how})
+        columns = (name.rpartition(".") for name in self.numbers.split())
+        return {column: getattr(found, table or "table")[column].to_numpy(float) for table, _, column in columns}
 
 
-def cka(vit, resnet, images) -> Numbers:
-    return _columns(rs.layer_cka([vit, resnet], images, batch_size=32).table, "cka", "se")
+def gap(vit: rs.Network) -> rs.Network:
+    return rs.load_model("vit_mini_gap", device=vit.device)
 
 
-def attention(vit, resnet, images) -> Numbers:
-    table = rs.attention_distance(vit, images, batch_size=32).table
-    return _columns(table, "distance_px", "distance_se", "entropy", "cls_share")
+def heads(vit: rs.Network, resnet: rs.Network) -> Study:
+    _, layer, count = head_layer(vit)
+    return HeadSimilarity([vit, resnet], layer, count, lower_layers(resnet))
 
 
-def heads(vit, resnet, images) -> Numbers:
-    return _columns(rs.head_similarity([vit, resnet], images, batch_size=32).table, "cka", "se")
+def probes(vit: rs.Network, resnet: rs.Network, images: rs.ImageSet, **how) -> rs.Result:
+    train = rs.ImageSet("sample", split="train", images=200, seed=images.seed)
+    few = {"layers": ["blocks.3", "blocks.11"], "shots": [3], "seeds": 1, "tokens": False, "neighbours": 40}
+    return rs.linear_probes(vit, images, train=train, **few, **how)
 
 
-def residual(vit, resnet, images) -> Numbers:
-    table = rs.residual_norms([vit, resnet], images, batch_size=32).table
-    return _columns(table, "ratio", "ratio_median", "cos_output", "cos_branch")
-
-
-def lesion(vit, resnet, images) -> Numbers:
-    return _columns(rs.lesions(vit, images, blocks=[5], batch_size=32).table, "agreement", "kl", "accuracy", "cka")
-
-
-def localize(vit, resnet, images) -> Numbers:
-    return _columns(rs.token_localization([vit, resnet], images, batch_size=32).summary, "own_minus_rest", "se")
-
-
-def probe(vit, resnet, images) -> Numbers:
-    train = rs.ImageSet("sample", split="train", images=400)
-    found = rs.linear_probes([vit, resnet], images, train=train, shots=[3], seeds=1, tokens=False, batch_size=32)
-    return _columns(found.summary, "accuracy") | _columns(found.neighbours, "soft_loss")
-
-
-def receptive(vit, resnet, images) -> Numbers:
-    table = rs.receptive_fields(resnet, images.only(np.arange(8)), channels=4).table
-    return _columns(table, "radius50_px", "centre_share")
-
-
-STUDIES: dict[str, Callable[..., Numbers]] = {
-    study.__name__: study for study in (cka, attention, heads, residual, lesion, localize, probe, receptive)
+STUDIES = {
+    "cka": Case(
+        lambda vit, resnet, images, **how: rs.layer_cka([vit, resnet], images, **how),
+        "cka se",
+        "cka --model-b resnet_mini",
+        lambda vit, resnet: LayerSimilarity([resnet, vit], [find_layers(n) for n in (resnet, vit)]),
+    ),
+    "matched": Case(
+        lambda vit, resnet, images, **how: rs.matched_cka([vit, gap(vit)], images, layers="blocks.[38]", **how),
+        "cka se",
+        "cka --model-a vit_mini --model-b vit_mini_gap --matched --layers blocks.[38]",
+        lambda vit, resnet: MatchedSimilarity([vit, gap(vit)], [find_layers(vit, "blocks.[38]")] * 2),
+    ),
+    "attention": Case(
+        lambda vit, resnet, images, **how: rs.attention_distance(vit, images, maps=2, **how),
+        "distance_px distance_se entropy cls_share",
+        "attention --maps 2",
+        lambda vit, resnet: AttentionDistance(vit),
+    ),
+    "heads": Case(
+        lambda vit, resnet, images, **how: rs.head_similarity([vit, resnet], images, seed=images.seed, **how),
+        "cka se",
+        "heads",
+        heads,
+    ),
+    "residual": Case(
+        lambda vit, resnet, images, **how: rs.residual_norms([vit, resnet], images, **how),
+        "ratio ratio_median cos_output cos_branch",
+        "residual --model vit_mini --model resnet_mini",
+        lambda vit, resnet: ResidualNorms([resnet, vit]),
+    ),
+    "lesion": Case(
+        lambda vit, resnet, images, **how: rs.lesions(vit, images, blocks=[5], **how),
+        "agreement kl accuracy cka",
+        "lesion --blocks 5",
+    ),
+    "localize": Case(
+        lambda vit, resnet, images, **how: rs.token_localization([vit, resnet], images, **how),
+        "summary.own_minus_rest summary.se",
+        "localize --model vit_mini --model resnet_mini",
+        lambda vit, resnet: Localization([resnet, vit], [located(n, "blocks")[0] for n in (resnet, vit)]),
+    ),
+    "probe": Case(
+        probes,
+        "summary.accuracy neighbours.soft_loss",
+        "probe --model vit_mini --layers blocks.3 --layers blocks.11 --train-images 200 --shots 3 --seeds 1 "
+        "--no-tokens --neighbours 40",
+    ),
+    "receptive": Case(
+        lambda vit, resnet, images, **how: rs.receptive_fields(
+            resnet, images, layers="layer1..", channels=4, seed=images.seed, **{**how, "batch_size": 8}
+        ),
+        "radius50_px centre_share",
+        "receptive --model resnet_mini --layers layer1.. --channels 4 --batch-size 8",
+    ),
 }
+SWEPT = {name: case.study for name, case in STUDIES.items() if case.study}

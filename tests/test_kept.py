@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from every_study import STUDIES
 from PIL import Image
-from test_resume import STUDIES, Interrupting
+from test_resume import Interrupting, call  # noqa: F401
 
 import repsim as rs
 from repsim.cli import main
@@ -335,15 +336,15 @@ def flip(file, bit=None):
 
 
 @pytest.mark.parametrize("study", STUDIES)
-def test_a_flipped_bit_in_the_sums_of_every_study(study, tmp_path):
+def test_a_flipped_bit_in_the_sums_of_every_study(study, call, tmp_path):  # noqa: F811
     at = Interrupting(tmp_path / FOLDER, {}, batches=1)
     with pytest.raises(Stopped):
-        STUDIES[study](at)
+        call(study, at)
     at.release()
     flip(tmp_path / PASS)
     again = Resume(tmp_path / FOLDER, {})
     with pytest.raises(rs.RepsimError, match="cannot read .*: it is damaged: its checksum .* --fresh"):
-        STUDIES[study](again)
+        call(study, again)
     again.release()
     assert (tmp_path / PASS).exists()
 

@@ -11,6 +11,8 @@ from every_study import COARSE, STUDIES
 import repsim as rs
 from repsim.images.image_set import Counts
 from repsim.networks.pieces import Piece, add_piece, in_pieces, under_way
+from repsim.networks.tracing import passing
+from repsim.passes.seen import Seen
 from repsim.passes.sweep import sweep
 from repsim.studies.similarity import LayerSimilarity
 
@@ -57,18 +59,22 @@ def test_the_pieces_are_counted_and_only_looked_for_once(vit, resnet, little_mem
 def test_layers_that_are_reduced_together_and_one_by_one(vit, little_memory):
     images = torch.randn(20, 1, 28, 28)
     sizes = []
-    with rs.capture(vit, ["blocks.3", "blocks.11"]) as whole, torch.no_grad():
-        vit.module(images[:12])
-        first = dict(whole)
-        in_pieces(vit.module, images, 7)
-        torch.testing.assert_close(whole["blocks.11"][:12], first["blocks.11"])
-        assert len(whole["blocks.3"]) == 20
-    with rs.capture(vit, ["blocks.3"], lambda layer, x: sizes.append(len(x))), torch.no_grad():
-        in_pieces(vit.module, images, 7)
-    assert sizes == [20]
-    with rs.capture(vit, ["blocks.3"], lambda layer, x: sizes.append(len(x)) or x.mean(), image_by_image=True) as seen:
-        add_piece(seen, "outside of a pass", torch.ones(2))
-        assert len(seen["outside of a pass"]) == 2
+    seen, layers = Seen(vit), rs.find_layers(vit, ["blocks.3"])
+
+    def see(layer, x):
+        sizes.append(len(x))
+        return x.clone()
+
+    with torch.no_grad(), passing(vit):
+        for way, expected in ((seen.layers, [20]), (seen.rows, [7, 7, 6])):
+            sizes.clear()
+            seen.begin(images)
+            with way(layers, see):
+                in_pieces(vit.module, images, 7)
+            assert sizes == expected and len(seen["blocks.3"]) == 20
+            with rs.capture(vit, ["blocks.3"]) as whole:
+                vit.module(images)
+            torch.testing.assert_close(seen["blocks.3"], whole["blocks.3"])
 
 
 def test_memory_that_runs_out_within_attention():
@@ -92,7 +98,7 @@ def test_memory_that_runs_out_within_attention():
 def test_of_a_piece_the_last_value_counts():
     seen = {}
     for start, value in ((0, 1.0), (0, 2.0), (3, 3.0), (3, 4.0)):
-        with under_way(Piece(start, start == 3, torch.zeros(5))):
+        with under_way(Piece(start, start == 3)):
             add_piece(seen, "layer", {"mean": torch.full((3 if start == 0 else 2,), value)})
     assert seen["layer"]["mean"].tolist() == [2, 2, 2, 4, 4]
 
@@ -115,7 +121,7 @@ def test_memory_that_runs_out_elsewhere(vit, monkeypatch):
     def run_out(self, rows, n, batch=None):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr("repsim.measures.cka.MinibatchCKA.update", run_out)
+    monkeypatch.setattr("repsim.measures.running.BatchMeans.update", run_out)
     with pytest.raises(rs.RepsimError, match="too small for what is computed of a batch: batch 0 is of shape"):
         rs.layer_cka(vit, images=IMAGES, batch_size=32)
 

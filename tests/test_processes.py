@@ -9,19 +9,10 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from every_study import STUDIES
 from PIL import Image
 
 FEW = ["--images", "52", "--batch-size", "8"]
-COMMANDS = {
-    "cka": [*FEW, "--repeats", "2", "--model-b", "vit_micro"],
-    "attention": FEW,
-    "heads": FEW,
-    "residual": [*FEW, "--model", "resnet_mini"],
-    "localize": [*FEW, "--model", "vit_mini", "--layers", "blocks.[38]"],
-    "lesion": [*FEW, "--blocks", "3", "--remove", "block"],
-    "receptive": [*FEW, "--layers", "blocks.1", "--channels", "2"],
-    "probe": [*FEW, "--model", "vit_mini", "--layers", "blocks.8", "--no-tokens", "--shots", "2", "--neighbours", "40"],
-}
 
 
 def run(server, count: int, arguments: list[str], before: str = "") -> list[int]:
@@ -51,11 +42,11 @@ def same_tables(one, several):
         pd.testing.assert_frame_equal(*(pd.read_csv(place / name) for place in (one, several)), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_two_processes_find_what_one_finds(server, tmp_path, command):
+@pytest.mark.parametrize("name", STUDIES)
+def test_two_processes_find_what_one_finds(server, tmp_path, name):
     for count in (1, 2):
         out = ["--out", str(tmp_path / str(count)), "--quiet"]
-        assert run(server, count, [command, *COMMANDS[command], *out]) == [0] * count
+        assert run(server, count, [*STUDIES[name].command.split(), *FEW, *out]) == [0] * count
     same_tables(tmp_path / "1", tmp_path / "2")
 
 

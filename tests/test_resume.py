@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from every_study import STUDIES
 from torch import nn
 
 import repsim as rs
@@ -20,7 +21,6 @@ from repsim.images.image_set import Batch, ImageSet
 from repsim.passes import resume as resuming
 from repsim.passes import sealed
 from repsim.passes.resume import FOLDER, Resume, Stopped
-from repsim.studies.probe import linear_probes
 
 CKA = ["cka", "--model-a", "vit_mini", "--images", "96", "--batch-size", "8", "--quiet", "--checkpoint-every", "0"]
 
@@ -134,42 +134,47 @@ def interrupted(tmp_path, function):
 
 
 IMAGES = ImageSet("sample", images=52)
-HOW = {"images": IMAGES, "batch_size": 8}
-STUDIES = {
-    "cka": lambda resume: rs.layer_cka(["vit_mini", "resnet_mini"], **HOW, resume=resume, repeats=2).table,
-    "matched": lambda resume: (
-        rs.matched_cka(["vit_mini", "vit_mini_gap"], **HOW, layers=["blocks.3"], resume=resume).table
-    ),
-    "attention": lambda resume: rs.attention_distance("vit_mini", **HOW, resume=resume).table,
-    "heads": lambda resume: rs.head_similarity(["vit_mini", "resnet_mini"], **HOW, resume=resume).table,
-    "residual": lambda resume: rs.residual_norms(["vit_mini", "resnet_mini"], **HOW, resume=resume).table,
-    "localization": lambda resume: (
-        rs.token_localization(["vit_mini"], **HOW, layers=["blocks.3"], resume=resume).summary
-    ),
-    "lesions": lambda resume: rs.lesions("vit_mini", **HOW, blocks=[3], remove=["block"], resume=resume).table,
-    "receptive": lambda resume: (
-        rs.receptive_fields("vit_mini", **HOW, layers=["blocks.1"], channels=2, resume=resume).table
-    ),
-}
+
+
+@pytest.fixture
+def call(vit, resnet):
+    """A study's function by name, whose sums are saved."""
+
+    def of(name, resume=None):
+        found = STUDIES[name].result(vit, resnet, IMAGES, batch_size=16 if name == "probe" else 8, resume=resume)
+        return {found.name: found.table, **found.tables}, found.record["images"]
+
+    return of
 
 
 @pytest.mark.parametrize("study", STUDIES)
-def test_every_study_goes_on_where_it_was(study, tmp_path):
-    whole = STUDIES[study](None)
-    assert interrupted(tmp_path, STUDIES[study]).to_csv() == whole.to_csv()
+def test_every_study_goes_on_where_it_was(study, call, tmp_path):
+    whole, images = call(study)
+    again, images_again = interrupted(tmp_path, lambda resume: call(study, resume))
+    assert images == images_again
+    for name, table in whole.items():
+        assert again[name].to_csv() == table.to_csv(), name
+
+
+def test_repeats_go_on_where_they_were(vit, tmp_path):
+    def repeated(resume):
+        return rs.layer_cka(vit, IMAGES, layers="blocks.[38]", batch_size=8, repeats=2, resume=resume).table
+
+    assert interrupted(tmp_path, repeated).to_csv() == repeated(None).to_csv()
 
 
 @pytest.mark.parametrize("study", STUDIES)
-def test_other_code_is_found_by_the_first_batch(study, tmp_path, monkeypatch):
+def test_other_code_is_found_by_the_first_batch(study, call, tmp_path, monkeypatch):
     at = Interrupting(tmp_path / FOLDER, {}, batches=2)
     with pytest.raises(Stopped):
-        STUDIES[study](at)
+        call(study, at)
     at._lock.release()
-    gelu = nn.GELU.forward
-    monkeypatch.setattr(nn.GELU, "forward", lambda self, x: gelu(self, x) + 0.01)  # with the same weights
+    for kind in (nn.GELU, nn.ReLU):  # with the same weights
+        code = kind.forward
+        monkeypatch.setattr(kind, "forward", lambda self, x, code=code: code(self, x) + 0.01)
     again = Resume(tmp_path / FOLDER, {})
     with pytest.raises(rs.UsageError, match="first batch gives other values now .* --fresh"):
-        STUDIES[study](again)
+        call(study, again)
     again.finish()
 
 
@@ -197,26 +202,6 @@ def test_a_small_layer_is_not_hidden_by_large_ones(tmp_path):
     with pytest.raises(rs.UsageError, match="first batch gives other values now"):
         run(True, again)
     again.finish()
-
-
-def test_probes_go_on_where_they_were(tmp_path):
-    train = ImageSet("sample", split="train", images=300)
-
-    def probes(resume):
-        return linear_probes(
-            "vit_mini",
-            IMAGES,
-            train=train,
-            shots=[2, None],
-            batch_size=16,
-            layers=["blocks.3"],
-            neighbours=40,
-            resume=resume,
-        )
-
-    whole, again = probes(None), interrupted(tmp_path, probes)
-    assert again.table.to_csv() == whole.table.to_csv() and again.neighbours.to_csv() == whole.neighbours.to_csv()
-    assert again.record["images"] == whole.record["images"]
 
 
 @pytest.mark.parametrize("option", [["--seed", "1"], ["--batch-size", "16"], ["--images", "40"], ["--layers", "all"]])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from every_study import STUDIES
 
 import repsim as rs
 from repsim.cli import main
@@ -14,47 +15,16 @@ from repsim.studies import lesion
 from repsim.studies.results import hearing
 
 FEW = {"images": 64, "seed": 1}
-CALLS = {
-    "cka": ("cka --model-b resnet_mini", lambda vit, resnet, images: rs.layer_cka([vit, resnet], images)),
-    "matched": (
-        "cka --model-a vit_mini --model-b vit_mini_gap --matched",
-        lambda vit, resnet, images: rs.matched_cka([vit, rs.load_model("vit_mini_gap")], images),
-    ),
-    "attention": ("attention --maps 2", lambda vit, resnet, images: rs.attention_distance(vit, images, maps=2)),
-    "heads": ("heads", lambda vit, resnet, images: rs.head_similarity([vit, resnet], images, seed=1)),
-    "residual": ("residual", lambda vit, resnet, images: rs.residual_norms([vit, resnet], images)),
-    "receptive": (
-        "receptive --layers blocks.[05] --channels 2",
-        lambda vit, resnet, images: rs.receptive_fields(vit, images, layers="blocks.[05]", channels=2, seed=1),
-    ),
-    "localization": (
-        "localize --model vit_mini --model resnet_mini",
-        lambda vit, resnet, images: rs.token_localization([vit, resnet], images),
-    ),
-    "lesion": ("lesion --blocks 3", lambda vit, resnet, images: rs.lesions(vit, images, blocks=[3])),
-    "probe": (
-        "probe --model vit_mini --train-images 400 --shots 3 --seeds 1 --no-tokens",
-        lambda vit, resnet, images: rs.linear_probes(
-            vit,
-            images,
-            train=rs.ImageSet("sample", split="train", images=400, seed=1),
-            shots=[3],
-            seeds=1,
-            tokens=False,
-        ),
-    ),
-}
 
 
 @pytest.mark.filterwarnings("ignore::repsim.errors.Notice")
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", STUDIES)
 def test_a_command_and_the_call_of_its_function_write_the_same(name, vit, resnet, tmp_path):
-    command, call = CALLS[name]
-    arguments = [*command.split(), *(f"--{option}={value}" for option, value in FEW.items())]
+    arguments = [*STUDIES[name].command.split(), *(f"--{option}={value}" for option, value in FEW.items())]
     done = CliRunner().invoke(main, [*arguments, "--out", str(tmp_path / "command")])
     assert done.exit_code == 0, done.output
-    found = call(vit, resnet, rs.ImageSet("sample", **FEW))
-    assert found.name == name and isinstance(found, rs.Result)
+    found = STUDIES[name].result(vit, resnet, rs.ImageSet("sample", **FEW))
+    assert isinstance(found, rs.Result)
     found.save(tmp_path / "call")
     files = [path.name for path in (tmp_path / "call").iterdir()]
     assert sorted(files) == sorted(path.name for path in (tmp_path / "command").iterdir())
