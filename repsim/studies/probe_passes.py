@@ -159,7 +159,7 @@ class Features:
 
 
 class Place(NamedTuple):
-    """What is probed."""
+    """What is probed: of which network, by its number."""
 
     network: int
     layer: str
@@ -171,11 +171,16 @@ class Fitted:
     """The probes of a place."""
 
     probe: Probe
-    """Those of all draws side by side."""
+    """Those of all draws side by side, in float32."""
     l2: dict[Draw, list[float]]
     """The strengths of each draw, in the same order."""
     images: dict[Draw | None, int]
     """How many images each draw was fitted on, which broken ones may have thinned; None: held out."""
+
+    @classmethod
+    def of(cls, probes: Mapping[Draw, Probe], images: dict[Draw | None, int]) -> Fitted:
+        strengths = {draw: probe.l2.tolist() for draw, probe in probes.items()}
+        return cls(stacked(list(probes.values())).to(torch.float32), strengths, images)
 
 
 class _Watching:
@@ -264,9 +269,7 @@ class Fitting(_Watching):
                 what = f"{lacking[0].shots} per class, seed {lacking[0].seed}" if lacking[0] else "the held-out images"
                 raise RepsimError(f"broken images left none of some class in {what}; take more shots, or mend them")
             held_out = data.pop(None)
-            probes = {draw: _fitted(draw, data.pop(draw), held_out) for draw in self.members if draw}
-            strengths = {draw: probe.l2.tolist() for draw, probe in probes.items()}
-            yield place, Fitted(stacked(list(probes.values())).to(torch.float32), strengths, used)
+            yield place, Fitted.of({d: _fitted(d, data.pop(d), held_out) for d in self.members if d}, used)
 
 
 def _fitted(draw: Draw, images: ProbeSums | ProbeRows, held_out: ProbeSums | ProbeRows) -> Probe:
