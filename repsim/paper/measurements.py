@@ -20,10 +20,10 @@ from repsim.passes.sweep import Study, networks_of, sweep
 from repsim.studies.attention import AttentionDistance
 from repsim.studies.heads import HeadSimilarity, head_layer
 from repsim.studies.localization import Localization, located
-from repsim.studies.probe import Probes, Probing
+from repsim.studies.probe import Probing
 from repsim.studies.receptive import receptive_fields
 from repsim.studies.residual import ResidualNorms
-from repsim.studies.results import Result
+from repsim.studies.results import Begun, Notices, Result
 from repsim.studies.similarity import LayerSimilarity, MatchedSimilarity
 
 
@@ -62,7 +62,7 @@ class Measurements:
         self._fields: dict[Hashable, list[Result]] = {}
         self._probed: dict[str, bool] = {}
         """Name of a network -> whether single tokens are probed too."""
-        self._probes: dict[str, Probes | RepsimError] = {}
+        self._probes: dict[str, Result | RepsimError] = {}
         self.passes: dict[str, dict[str, int]] = {}
         """Images that each network saw in a forward pass, counted as it ran: `test` and, for probes, `train`."""
 
@@ -125,7 +125,7 @@ class Measurements:
         self.network(name)
         self._probed[name] = self._probed.get(name, False) or tokens
 
-    def probes(self, name: str) -> Probes:
+    def probes(self, name: str) -> Result:
         """What was found by probes, among others of this network."""
         found = self._probes[name]
         if isinstance(found, RepsimError):
@@ -164,12 +164,14 @@ class Measurements:
             names = [name for name, single in self._probed.items() if single == tokens]
             networks = [self.network(name) for name in names]
             try:
-                probing = Probing(networks, self.train, self.images, tokens=tokens, neighbours=0)
+                begun = Begun(networks, self.images, Notices())
+                probing = Probing.of(begun, self.train, tokens=tokens, neighbours=0)
                 passes = Passes(networks)
                 how = self._how("training images")
-                studies.append(probing.fitted(batch_size=self.batch_size, beside=passes.among, **how))
+                probes, trained_on = probing.fit(batch_size=self.batch_size, beside=passes.among, **how)
                 self._count(passes, "train")
-                fitted.append((names, probing))
+                studies.append(probing.testing(probes))
+                fitted.append((names, partial(probing.result, studies[-1], trained_on)))
             except UsageError as error:  # too few images of a class, or too little memory
                 self._probes |= dict.fromkeys(names, error)
         if not studies:
@@ -177,8 +179,8 @@ class Measurements:
         passes = Passes(networks_of(studies))
         counts = sweep(self.images, [*studies, passes], batch_size=self.batch_size, **self._how("test images"))
         self._count(passes, "test")
-        for names, probing in fitted:
-            self._probes |= dict.fromkeys(names, probing.found(counts))
+        for names, result in fitted:
+            self._probes |= dict.fromkeys(names, result(counts))
         return counts
 
     def _count(self, passes: Passes, what: str) -> None:

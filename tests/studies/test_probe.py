@@ -15,7 +15,8 @@ from repsim.measures.neighbours import soft_nearest_neighbour, squared_distances
 from repsim.passes.plan import limited
 from repsim.passes.sweep import sweep
 from repsim.studies import probe as study
-from repsim.studies.probe import Draw, Features, Split, class_sample, linear_probes
+from repsim.studies.probe import linear_probes
+from repsim.studies.probe_passes import Draw, Features, Split, class_sample
 from repsim.tables import NEIGHBOURS, PROBE, PROBE_SUMMARY
 
 

@@ -1,0 +1,349 @@
+"""What probes need of images: which are drawn, the features of layers, and what passes over them sum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from repsim.errors import RepsimError, UsageError
+from repsim.images.image_set import Batch
+from repsim.measures.probe import Probe, ProbeRows, ProbeSums, Ridge, refit, side_by_side, stacked, training_data
+from repsim.measures.running import Joined, Total
+from repsim.networks.hooks import capture
+from repsim.networks.layers import Layer, grid_of
+from repsim.networks.models import Network
+from repsim.passes.plan import Takes
+from repsim.passes.sweep import require_finite
+
+BUDGET = 2**26
+"""Bytes of the data of probes that are fitted at one time, roughly."""
+SOLVING = 16
+"""Times these bytes that fitting takes beside them."""
+HELD_OUT = 0.1
+"""Largest share of a class's training images on which the strength of the ridge is chosen."""
+
+
+# Which images
+
+
+class Draw(NamedTuple):
+    """Which training images a probe is fitted on."""
+
+    shots: int | None
+    """Images of each class; None: all of them."""
+    seed: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """Training images as positions in their set: those the ridge is chosen on, and those each draw is fitted on."""
+
+    held_out: np.ndarray
+    draws: dict[Draw, np.ndarray]
+
+    @classmethod
+    def of(
+        cls, labels: np.ndarray, shots: Sequence[int | None], seeds: int, names: Sequence[str] | None = None
+    ) -> Split:
+        """Held-out images are the same for all draws and in none of them; a seed's smaller draws lie in larger ones.
+
+        A tenth of each class is held out; for few shots no more than so many, or ten.
+        """
+        few = [count for count in shots if count is not None]
+        most = None if None in shots else max(*few, 10)
+        held, rest = [], []
+        for label in range(int(labels.max()) + 1):
+            of_class = np.random.default_rng(0).permutation(np.flatnonzero(labels == label))
+            tenth = max(1, round(HELD_OUT * len(of_class)))
+            count = tenth if most is None else min(tenth, most)
+            if len(of_class) - count < max(few, default=1):
+                name = names[label] if names is not None else label
+                raise UsageError(
+                    f"class {name!r} has {len(of_class)} training images; needed are {max(few, default=1)} to fit on "
+                    f"and {count} to choose the ridge on"
+                )
+            held.append(of_class[:count])
+            rest.append(of_class[count:])
+        draws = {Draw(None, 0): np.sort(np.concatenate(rest))} if None in shots else {}
+        for seed in range(seeds if few else 0):
+            rng = np.random.default_rng(seed)
+            order = [rng.permutation(each) for each in rest]
+            for count in few:
+                draws[Draw(count, seed)] = np.sort(np.concatenate([each[:count] for each in order]))
+        return cls(np.sort(np.concatenate(held)), draws)
+
+    @property
+    def used(self) -> np.ndarray:
+        return np.unique(np.concatenate([self.held_out, *self.draws.values()]))
+
+
+def class_sample(labels: np.ndarray, most: int) -> np.ndarray:
+    """Positions of at most so many images, as many of each class: ten at least, if need be of fewer classes."""
+    rng = np.random.default_rng(0)
+    known = rng.permutation(np.unique(labels))
+    of_each = max(most // len(known), min(10, most))
+    chosen = [rng.permutation(np.flatnonzero(labels == label))[:of_each] for label in known[: most // max(of_each, 1)]]
+    chosen = [of_class for of_class in chosen if len(of_class) > 1]  # alone in its class, an image has no fellow
+    return np.concatenate([np.empty(0, np.int64), *chosen])
+
+
+# Features
+
+
+@dataclass(frozen=True)
+class Features:
+    """How a layer is reduced to the features of probes."""
+
+    layer: Layer
+    grid: tuple[int, int]
+    """Rows and columns of the layer."""
+    last: tuple[int, int]
+    """Those of the network's last layer, to which finer maps are pooled."""
+    patch: int
+    """Space-to-depth: patch x patch positions become channels."""
+    cls: bool
+    single: bool
+    """Whether there is a probe for each single token."""
+
+    @classmethod
+    def of(cls, network: Network, layers: Sequence[Layer], *, single: bool) -> list[Features]:
+        """For each layer; finer maps are patched until their channels come close to the last layer's."""
+        grids = [grid_of(layer, network) for layer in layers]
+        last, widest = grids[-1], layers[-1].width
+        found = []
+        for layer, grid in zip(layers, grids):
+            most = min(math.isqrt(widest // layer.width) or 1, *(max(g // n, 1) for g, n in zip(grid, last)))
+            patch = max(k for k in range(1, most + 1) if grid[0] % k == 0 and grid[1] % k == 0)
+            found.append(cls(layer, grid, last, patch, layer.cls, single))
+        return found
+
+    @property
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Aggregation -> how many probes of how many features."""
+        width = self.layer.width
+        pooled = width * self.patch**2
+        found = {"cls" if self.cls else "first": (1, width if self.cls else pooled), "spatial_mean": (1, pooled)}
+        if self.layer.prefix and self.patch == 1:
+            found["mean"] = (1, width)
+        if self.single:
+            found["token"] = (math.prod(self.last), pooled)
+        return found
+
+    def __call__(self, activation: Tensor) -> dict[str, Tensor]:
+        """Aggregation -> (n, probes, features)."""
+        tokens = self.layer.tokens(activation).float()
+        spatial = tokens[:, self.layer.prefix :]
+        if self.grid != self.last:
+            maps = spatial.transpose(1, 2).unflatten(2, self.grid)
+            spatial = F.adaptive_avg_pool2d(F.pixel_unshuffle(maps, self.patch), self.last)
+            spatial = spatial.flatten(2).transpose(1, 2)
+        found = {
+            "cls": lambda: tokens[:, :1].clone(),  # later modules may write into what is only a view
+            "first": lambda: spatial[:, :1].clone(),
+            "spatial_mean": lambda: spatial.mean(1, keepdim=True),
+            "mean": lambda: tokens.mean(1, keepdim=True),
+            "token": lambda: spatial.clone() if self.grid == self.last else spatial.contiguous(),
+        }
+        return {aggregation: found[aggregation]() for aggregation in self.sizes}
+
+
+# Passes
+
+
+class Place(NamedTuple):
+    """What is probed: of which network, by its number."""
+
+    network: int
+    layer: str
+    aggregation: str
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The probes of a place."""
+
+    probe: Probe
+    """Those of all draws side by side, in float32."""
+    l2: dict[Draw, list[float]]
+    """The strengths of each draw, in the same order."""
+    images: dict[Draw | None, int]
+    """How many images each draw was fitted on, which broken ones may have thinned; None: held out."""
+
+    @classmethod
+    def of(cls, probes: Mapping[Draw, Probe], images: dict[Draw | None, int]) -> Fitted:
+        strengths = {draw: probe.l2.tolist() for draw, probe in probes.items()}
+        return cls(stacked(list(probes.values())).to(torch.float32), strengths, images)
+
+
+class _Watching:
+    """What the passes over training and test images have in common: they see every layer's features."""
+
+    def __init__(self, networks: Sequence[Network], features: Sequence[Sequence[Features]], labels: np.ndarray) -> None:
+        self.networks, self.features = networks, features
+        self.labels = torch.from_numpy(labels).long()
+
+    def watch(self, index: int, network: Network) -> AbstractContextManager[dict[str, Any]]:
+        by_layer = {each.layer.name: each for each in self.features[index]}
+        layers = [each.layer for each in self.features[index]]
+        return capture(network, layers, lambda at, x: by_layer[at.name](x), image_by_image=True, passed=True)
+
+    def bytes_of_features(self, size: int) -> list[int]:
+        """What the features of a batch take, layer by layer."""
+        return [
+            4 * size * sum(probes * width for probes, width in each.sizes.values())
+            for of in self.features
+            for each in of
+        ]
+
+    def each(self, seen: Sequence[dict[str, dict[str, Tensor]]], batch: Batch) -> Iterator[tuple[Place, Tensor]]:
+        """The features of a batch, checked: (n, probes, features) of every place."""
+        for index, (network, mapping) in enumerate(zip(self.networks, seen)):
+            looked_at = [(layer, x) for layer, of in mapping.items() for what, x in of.items() if what != "token"]
+            require_finite([x for _, x in looked_at], [(network.name, layer) for layer, _ in looked_at], batch)
+            for layer, found in mapping.items():
+                for aggregation, x in found.items():
+                    yield Place(index, layer, aggregation), x
+
+
+class Fitting(_Watching):
+    """The study of the training images: what probes are fitted on, for every place and draw."""
+
+    def __init__(
+        self,
+        networks: Sequence[Network],
+        features: Sequence[Sequence[Features]],
+        labels: np.ndarray,
+        split: Split,
+        numbers: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(networks, features, labels[split.used])
+        self.numbers = range(len(networks)) if numbers is None else numbers
+        """Of the networks in a `Place`."""
+        self.classes = int(labels.max()) + 1
+        self.members = {name: torch.from_numpy(np.isin(split.used, of)) for name, of in split.draws.items()}
+        self.members[None] = torch.from_numpy(np.isin(split.used, split.held_out))
+        self.sums: dict[Place, dict[Draw | None, ProbeSums | ProbeRows]] = {}
+        """None: the held-out images."""
+        self.kinds = [Place, Draw]
+
+    def update(self, seen: Sequence[dict[str, dict[str, Tensor]]], batch: Batch) -> None:
+        labels = self.labels[batch.positions]
+        for place, x in self.each(seen, batch):
+            place = place._replace(network=self.numbers[place.network])
+            of_place = self.sums.setdefault(place, {})
+            for name, members in self.members.items():
+                chosen = members[batch.positions]
+                if chosen.any():
+                    if name not in of_place:
+                        of_place[name] = training_data(int(members.sum()), x.shape[2], self.classes)
+                    of_place[name].update(x[chosen.to(x.device)], labels[chosen])
+
+    def takes(self, size: int, batches: int) -> Takes:
+        features = self.bytes_of_features(size)
+        found = [each for of in self.features for each in of]
+        widest = max(width for each in found for _, width in each.sizes.values())
+        images = [int(members.sum()) for members in self.members.values()]
+        largest = max(bytes_of(1, widest, members, self.classes) for members in images)
+        weights = sum(probes * width for each in found for probes, width in each.sizes.values())
+        return Takes(
+            sums=sum(bytes_of_layer(each, images, self.classes) for each in found),
+            batch=sum(features) + 4 * max(features),
+            tables=4 * weights * self.classes * (len(images) - 1) + SOLVING * max(BUDGET, largest),
+            less="probes of no single tokens (--no-tokens, tokens=False), fewer --layers, or one network at a time",
+        )
+
+    def fit(self) -> Iterator[tuple[Place, Fitted]]:
+        """Choose each probe's ridge on the held-out images; fit those of all images again on these as well."""
+        for place in list(self.sums):
+            data = self.sums.pop(place)  # lets go of what has been used
+            used = {draw: int(images.counts.sum()) for draw, images in data.items()}
+            if lacking := [draw for draw in self.members if draw not in data or (draw and not data[draw].counts.all())]:
+                what = f"{lacking[0].shots} per class, seed {lacking[0].seed}" if lacking[0] else "the held-out images"
+                raise RepsimError(f"broken images left none of some class in {what}; take more shots, or mend them")
+            held_out = data.pop(None)
+            yield place, Fitted.of({d: _fitted(d, data.pop(d), held_out) for d in self.members if d}, used)
+
+
+def _fitted(draw: Draw, images: ProbeSums | ProbeRows, held_out: ProbeSums | ProbeRows) -> Probe:
+    """The probes of a place and draw, some at a time: fitting takes many times the memory of what is fitted on."""
+    (probes, features), rows = images.shape, int(images.counts.sum())
+    at_once = max(1, BUDGET // bytes_of(1, features, rows, len(images.counts)))
+    parts = []
+    for start in range(0, probes, at_once):
+        some = slice(start, start + at_once)
+        part, rest = images.part(some), held_out.part(some)
+        ridge = Ridge(part)
+        l2 = ridge.best(rest)
+        parts.append(ridge.fit(l2) if draw.shots is not None else refit(part.merge(rest), l2))
+    return side_by_side(parts)
+
+
+def bytes_of(probes: int, features: int, images: int, classes: int) -> int:
+    """What the data of probes take, of whichever kind `training_data` chooses."""
+    return probes * (4 * images * features if images <= features else 8 * features * (features + classes))
+
+
+def bytes_of_layer(features: Features, images: Iterable[int], classes: int) -> int:
+    """What the data of all probes of a layer take, with so many images of each draw."""
+    images = list(images)
+    return sum(bytes_of(*size, members, classes) for size in features.sizes.values() for members in images)
+
+
+class Testing(_Watching):
+    """The study of the test images: how many each probe gets right, and the features of a sample of them."""
+
+    def __init__(
+        self,
+        networks: Sequence[Network],
+        features: Sequence[Sequence[Features]],
+        labels: np.ndarray,
+        probes: Mapping[Place, Fitted],
+        sample: np.ndarray,
+    ) -> None:
+        super().__init__(networks, features, labels)
+        self.probes = probes
+        self.sums: dict[str, Any] = {"tested": Total(), "right": {}, "kept": {}, "labels": Joined()}
+        """Images, of them right for each place and draw, and the features of each place and labels of the sample."""
+        self.kinds = [Place, Draw]
+        self.sampled = torch.from_numpy(np.isin(np.arange(len(labels)), sample))
+
+    def update(self, seen: Sequence[dict[str, dict[str, Tensor]]], batch: Batch) -> None:
+        labels, sampled = self.labels[batch.positions], self.sampled[batch.positions]
+        self.sums["tested"].update(len(labels))
+        kept = batch.positions[sampled]
+        self.sums["labels"].update(kept, labels[sampled])
+        for place, x in self.each(seen, batch):
+            fitted = self.probes[place]
+            predicted = fitted.probe.scores(x).unflatten(2, (len(fitted.l2), -1)).argmax(3)
+            right = (predicted == labels.to(x.device)[:, None, None]).sum(0).T.cpu()
+            for draw, of_draw in zip(fitted.l2, right):
+                self.sums["right"].setdefault((place, draw), Total()).update(of_draw)
+            if place.aggregation != "token":
+                self.sums["kept"].setdefault(place, Joined()).update(kept, x[sampled.to(x.device), 0])
+
+    def takes(self, size: int, batches: int) -> Takes:
+        features = self.bytes_of_features(size)
+        probes = {place: fitted.probe for place, fitted in self.probes.items()}
+        weights = sum(each.numel() * 4 for probe in probes.values() for each in (probe.weight, probe.mean))
+        most = max(size * probe.bias.numel() * 4 for probe in probes.values())
+        widths = (probe.mean.shape[1] for place, probe in probes.items() if place.aggregation != "token")
+        kept = 4 * int(self.sampled.sum()) * sum(widths)
+        pairs = 8 * int(self.sampled.sum()) ** 2
+        return Takes(
+            sums=kept,
+            batch=sum(features) + 2 * max(features) + 2 * most,
+            tables=4 * pairs + weights // 8,
+            less="fewer neighbours (--neighbours), fewer --layers, or one network at a time",
+        )
+
+    def of(self, place: Place) -> Features:
+        """Those of a place."""
+        return next(each for each in self.features[place.network] if each.layer.name == place.layer)
