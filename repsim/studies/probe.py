@@ -17,7 +17,8 @@ from repsim.measures.neighbours import nearest_neighbours, soft_nearest_neighbou
 from repsim.networks.layers import find_layers
 from repsim.networks.models import Network
 from repsim.passes.plan import Takes
-from repsim.passes.sweep import Passing, Study, sweep
+from repsim.passes.study import Study
+from repsim.passes.sweep import Passing, sweep
 from repsim.studies.probe_passes import (
     Features,
     Fitted,

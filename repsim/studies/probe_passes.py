@@ -16,11 +16,12 @@ from torch.nn import functional as F
 from repsim.errors import RepsimError, UsageError
 from repsim.images.image_set import Batch
 from repsim.measures.probe import Probe, ProbeRows, ProbeSums, Ridge, refit, side_by_side, stacked, training_data
-from repsim.measures.running import Joined, Total
-from repsim.networks.hooks import capture
+from repsim.measures.running import Joined, Total, kept
 from repsim.networks.layers import Layer, grid_of
 from repsim.networks.models import Network
 from repsim.passes.plan import Takes
+from repsim.passes.seen import Seen
+from repsim.passes.study import Study
 from repsim.passes.sweep import require_finite
 
 BUDGET = 2**26
@@ -34,6 +35,7 @@ HELD_OUT = 0.1
 # Which images
 
 
+@kept
 class Draw(NamedTuple):
     """Which training images a probe is fitted on."""
 
@@ -158,6 +160,7 @@ class Features:
 # Passes
 
 
+@kept
 class Place(NamedTuple):
     """What is probed: of which network, by its number."""
 
@@ -183,17 +186,16 @@ class Fitted:
         return cls(stacked(list(probes.values())).to(torch.float32), strengths, images)
 
 
-class _Watching:
+class _Watching(Study):
     """What the passes over training and test images have in common: they see every layer's features."""
 
     def __init__(self, networks: Sequence[Network], features: Sequence[Sequence[Features]], labels: np.ndarray) -> None:
         self.networks, self.features = networks, features
         self.labels = torch.from_numpy(labels).long()
 
-    def watch(self, index: int, network: Network) -> AbstractContextManager[dict[str, Any]]:
+    def watch(self, index: int, network: Network, seen: Seen) -> AbstractContextManager[None]:
         by_layer = {each.layer.name: each for each in self.features[index]}
-        layers = [each.layer for each in self.features[index]]
-        return capture(network, layers, lambda at, x: by_layer[at.name](x), image_by_image=True, passed=True)
+        return seen.rows([each.layer for each in self.features[index]], lambda at, x: by_layer[at.name](x))
 
     def bytes_of_features(self, size: int) -> list[int]:
         """What the features of a batch take, layer by layer."""
@@ -203,7 +205,7 @@ class _Watching:
             for each in of
         ]
 
-    def each(self, seen: Sequence[dict[str, dict[str, Tensor]]], batch: Batch) -> Iterator[tuple[Place, Tensor]]:
+    def each(self, seen: Sequence[Seen], batch: Batch) -> Iterator[tuple[Place, Tensor]]:
         """The features of a batch, checked: (n, probes, features) of every place."""
         for index, (network, mapping) in enumerate(zip(self.networks, seen)):
             looked_at = [(layer, x) for layer, of in mapping.items() for what, x in of.items() if what != "token"]
@@ -232,9 +234,8 @@ class Fitting(_Watching):
         self.members[None] = torch.from_numpy(np.isin(split.used, split.held_out))
         self.sums: dict[Place, dict[Draw | None, ProbeSums | ProbeRows]] = {}
         """None: the held-out images."""
-        self.kinds = [Place, Draw]
 
-    def update(self, seen: Sequence[dict[str, dict[str, Tensor]]], batch: Batch) -> None:
+    def update(self, seen: Sequence[Seen], batch: Batch) -> None:
         labels = self.labels[batch.positions]
         for place, x in self.each(seen, batch):
             place = place._replace(network=self.numbers[place.network])
@@ -312,14 +313,13 @@ class Testing(_Watching):
         self.probes = probes
         self.sums: dict[str, Any] = {"tested": Total(), "right": {}, "kept": {}, "labels": Joined()}
         """Images, of them right for each place and draw, and the features of each place and labels of the sample."""
-        self.kinds = [Place, Draw]
         self.sampled = torch.from_numpy(np.isin(np.arange(len(labels)), sample))
 
-    def update(self, seen: Sequence[dict[str, dict[str, Tensor]]], batch: Batch) -> None:
+    def update(self, seen: Sequence[Seen], batch: Batch) -> None:
         labels, sampled = self.labels[batch.positions], self.sampled[batch.positions]
         self.sums["tested"].update(len(labels))
-        kept = batch.positions[sampled]
-        self.sums["labels"].update(kept, labels[sampled])
+        chosen = batch.positions[sampled]
+        self.sums["labels"].update(chosen, labels[sampled])
         for place, x in self.each(seen, batch):
             fitted = self.probes[place]
             predicted = fitted.probe.scores(x).unflatten(2, (len(fitted.l2), -1)).argmax(3)
@@ -327,7 +327,7 @@ class Testing(_Watching):
             for draw, of_draw in zip(fitted.l2, right):
                 self.sums["right"].setdefault((place, draw), Total()).update(of_draw)
             if place.aggregation != "token":
-                self.sums["kept"].setdefault(place, Joined()).update(kept, x[sampled.to(x.device), 0])
+                self.sums["kept"].setdefault(place, Joined()).update(chosen, x[sampled.to(x.device), 0])
 
     def takes(self, size: int, batches: int) -> Takes:
         features = self.bytes_of_features(size)
@@ -335,10 +335,10 @@ class Testing(_Watching):
         weights = sum(each.numel() * 4 for probe in probes.values() for each in (probe.weight, probe.mean))
         most = max(size * probe.bias.numel() * 4 for probe in probes.values())
         widths = (probe.mean.shape[1] for place, probe in probes.items() if place.aggregation != "token")
-        kept = 4 * int(self.sampled.sum()) * sum(widths)
+        sample = 4 * int(self.sampled.sum()) * sum(widths)
         pairs = 8 * int(self.sampled.sum()) ** 2
         return Takes(
-            sums=kept,
+            sums=sample,
             batch=sum(features) + 2 * max(features) + 2 * most,
             tables=4 * pairs + weights // 8,
             less="fewer neighbours (--neighbours), fewer --layers, or one network at a time",
