@@ -23,11 +23,11 @@ def cka(vit, resnet, images) -> Numbers:
 
 def attention(vit, resnet, images) -> Numbers:
     table = rs.attention_distance(vit, images, batch_size=32).table
-    return _columns(table, "distance_px", "distance_se", "entropy", "cls_share")
+    return _columns(table, "distance_px", "distance_px_se", "entropy", "cls_share")
 
 
 def heads(vit, resnet, images) -> Numbers:
-    return _columns(rs.head_similarity([vit, resnet], images, batch_size=32).table, "cka", "se")
+    return _columns(rs.head_similarity([vit, resnet], images, batch_size=32).table, "cka", "cka_se")
 
 
 def residual(vit, resnet, images) -> Numbers:

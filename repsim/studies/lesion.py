@@ -175,7 +175,7 @@ def lesions(
         counts = over_batches(images, [network], each, [trying], batch_size=batch_size, **how)
     asked = {"remove": list(remove), "blocks": None if blocks is None else list(blocks), "layers": layers}
     protocol = {"quantity": QUANTITY, **asked, "batch_size": counts.batch_size}
-    return begun.result("lesion", _table(network, tried, trying.sums), counts, protocol)
+    return begun.result("lesion", _table(network, tried, compared, trying.sums), counts, protocol)
 
 
 class _Surgery:
@@ -257,7 +257,8 @@ def _outputs(logits: Tensor, changed: Tensor, labels: Tensor | None) -> Tensor:
     return torch.stack([agreement, kl, right], 1)
 
 
-def _table(network: Network, tried: Sequence[Lesion], sums: Sequence[_Sums]) -> pd.DataFrame:
+def _table(network: Network, tried: Sequence[Lesion], layers: Sequence[Layer], sums: Sequence[_Sums]) -> pd.DataFrame:
+    by_name = {layer.name: layer for layer in layers}
     parts = []
     for lesion, of in zip(tried, sums):
         agreement, kl, accuracy = of.outputs.mean().tolist()
@@ -272,8 +273,10 @@ def _table(network: Network, tried: Sequence[Lesion], sums: Sequence[_Sums]) -> 
                     "kl": kl,
                     "accuracy": accuracy,
                     "layer": list(of.layers.names),
+                    "index": [by_name[name].index for name in of.layers.names],
+                    "depth": [by_name[name].depth for name in of.layers.names],
                     "cka": cka.cpu().numpy(),
-                    "se": se.cpu().numpy(),
+                    "cka_se": se.cpu().numpy(),
                 }
             )
         )

@@ -364,7 +364,7 @@ class Probes(NamedTuple):
     summary: pd.DataFrame
     """The same without seed and l2, with seeds: how many; accuracy is the mean over them, se its standard error."""
     neighbours: pd.DataFrame
-    """model, layer, index, depth, aggregation, images, k, knn_accuracy, knn_se, soft_loss, soft_se, temperature."""
+    """model, layer, index, depth, aggregation, images, k, and the rest of `NEIGHBOURS`."""
     protocol: dict[str, Any]
 
 
