@@ -44,7 +44,7 @@ class Layer(Reading):
     index: int
     """Position among the layers selected, in the order in which they run."""
     depth: float
-    """index / (number of layers - 1): 0 for the first, 1 for the last."""
+    """0 up to what enters the first block, 1 from the last block's end, whatever is selected: see `depths_of`."""
     path: str
     """Path of the module that is hooked; the layer is its output, or its input."""
     side: Literal["output", "input"]
@@ -282,8 +282,8 @@ def depths_of(trace: Trace) -> Callable[[int], float]:
 
 
 def _layers(trace: Trace, spots: Sequence[Spot]) -> list[Layer]:
-    last = max(len(spots) - 1, 1)
-    return [_layer(trace, spot, i, i / last) for i, spot in enumerate(spots)]
+    depth = depths_of(trace)
+    return [_layer(trace, spot, i, depth(spot.when)) for i, spot in enumerate(spots)]
 
 
 def _layer(trace: Trace, spot: Spot, index: int, depth: float) -> Layer:
