@@ -264,9 +264,9 @@ def depths_of(trace: Trace) -> Callable[[int], float]:
 
     Blocks divide the network evenly, and their sublayers a block: what the i-th of m adds, and the sum, are at i / m of
     the way through it. What runs between these places lies between them by its turn. Where there are no blocks, the
-    network's parts divide it.
+    network's parts divide it, or, if none of them runs, its modules.
     """
-    spots = _blocks_preset(trace, inside=False)
+    spots = _blocks_preset(trace, inside=False) or [Spot(call, kind_of(call.module)) for call in trace.calls]
     last = max(len(spots) - 1, 1)
     depths = {spot.when: i / last for i, spot in enumerate(spots)}
     for path, block in find_blocks(trace):
