@@ -9,7 +9,7 @@ sample:
 - CKA of each layer with the same layer of a network that saw all images (`matched.csv`, batches of 250): of the other
   seed, which starts elsewhere, so that all sizes are on one footing and 100 % shows what chance alone leaves of
   similarity; and of the same seed, which starts from the same weights. An untrained network is the other end.
-- Ten-shot probes of every layer (`probes.csv`, three draws), on CLS and on the mean of the tokens.
+- Ten-shot probes of every layer (`probe_summary.csv`, three draws), on CLS and on the mean of the tokens.
 - Mean attention distance of every head (`attention.csv`).
 - `data_scale.csv`: all three in the lowest, middle and highest third of the layers, over the number of images.
 
@@ -38,7 +38,7 @@ from repsim.paper.measurements import Measurements
 from repsim.plots.curves import over_depth
 from repsim.plots.style import Figure, look, save
 from repsim.studies.similarity import MatchedSimilarity
-from repsim.tables import load_table
+from repsim.tables import DATA_SCALE, load_table
 
 FIGURES = Path(__file__).parent.parent / "figures"
 SIZES = (3, 10, 30, 100)
@@ -94,13 +94,13 @@ def attention(found: dict[str, rs.Network], m: Measurements) -> tuple[pd.DataFra
     for key in found:
         table = m.attention(key).table()
         tables.append(table)
-        of_block = table.groupby("block")[["distance_px", "distance_se"]].mean().to_numpy().T
+        of_block = table.groupby("block")[["distance_px", "distance_px_se"]].mean().to_numpy().T
         rows += [(key, "attention_distance", where, *each) for where, each in zip(THIRDS, zip(*map(thirds, of_block)))]
     return pd.concat(tables, ignore_index=True), summary(rows)
 
 
 def summary(rows: list[tuple]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["network", "quantity", "layers", "value", "se"])
+    return pd.DataFrame(rows, columns=DATA_SCALE[:5])
 
 
 def picture(
@@ -169,16 +169,16 @@ def measured(
         parts.append(of_thirds)
         drawn[name] = (table.rename(columns={"model_b": "model"}), "cka")
     kept["matched"] = pd.concat([table.rename(columns={"model": "model_b"}) for table, _ in drawn.values()])
-    kept["probes"], of_thirds = probes(found, m, SHOWN[architecture])
+    summaries, of_thirds = probes(found, m, SHOWN[architecture])
+    kept["probe_summary"] = summaries
     parts.append(of_thirds)
-    drawn["probe_accuracy"] = (kept["probes"][kept["probes"]["aggregation"] == SHOWN[architecture]], "accuracy")
+    drawn["probe_accuracy"] = (summaries[summaries["aggregation"] == SHOWN[architecture]], "accuracy")
     if heads:
         kept["attention"], of_thirds = attention(found, m)
         parts.append(of_thirds)
         of_block = kept["attention"].groupby(["model", "block"], sort=False, as_index=False)
-        mean = of_block[["distance_px", "distance_se"]].mean()
-        mean = mean.assign(depth=mean["block"] / mean["block"].max(), se=mean["distance_se"])
-        drawn["attention_distance"] = (mean, "distance_px")
+        mean = of_block[["depth", "distance_px", "distance_px_se"]].mean()
+        drawn["attention_distance"] = (mean.rename(columns={"distance_px_se": "se"}), "distance_px")
     return drawn, kept, pd.concat(parts, ignore_index=True)
 
 

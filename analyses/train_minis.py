@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from repsim.images.sources import read_fashion_mnist
 from repsim.networks.minis import ARCHITECTURES, CLASSES, DATA_CONFIG, WEIGHTS
-from repsim.tables import load_table
+from repsim.tables import TRAINING, load_table
 
 ROOT = Path(__file__).parent.parent
 BATCH_SIZE = 256
@@ -286,7 +286,7 @@ def main() -> None:
             earlier = load_table(options.table)
             rows = [r for r in earlier.to_dict("records") if r["name"] != name] + rows
         options.table.parent.mkdir(parents=True, exist_ok=True)
-        pd.DataFrame(rows).sort_values("name", key=lambda s: s.map(list(TABLE).index)).to_csv(
+        pd.DataFrame(rows)[TRAINING].sort_values("name", key=lambda s: s.map(list(TABLE).index)).to_csv(
             options.table, index=False
         )
 

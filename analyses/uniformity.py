@@ -21,6 +21,7 @@ import repsim as rs
 from repsim.paper.exhibits import jackknifed, rows_of, uniformity
 from repsim.passes.sweep import sweep
 from repsim.studies.similarity import LayerSimilarity
+from repsim.tables import UNIFORMITY
 
 FIGURES = Path(__file__).parent.parent / "figures"
 
@@ -43,7 +44,7 @@ def main() -> None:
         vit = rs.load_model("vit_mini", weights="random", seed=seed)
         resnet = rs.load_model("resnet_mini", weights="random", seed=seed, zero_init_last=False)
         rows.append({"weights": "random", "seed": seed, **compare(vit, resnet, images)})
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows)[UNIFORMITY]
     table.to_csv(FIGURES / "uniformity.csv", index=False, float_format="%.6g")
     print(table.round(4).to_string(index=False))
 

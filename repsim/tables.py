@@ -1,5 +1,8 @@
 """Tables and run records: their columns, and files that appear whole or not at all. No torch.
 
+A column means the same in every table (docs/tables.md). Where there are layers there is their `depth`; the standard
+error of a value is `<value>_se`, or `se` in a table of one value.
+
 Names are text. A layer called `0.10`, `NA` or `1e5`, with commas, quotes or line breaks in it, is read from a file as
 it was written into it: which columns hold names and words is stated in `TEXT`, and nothing is guessed from what they
 look like.
@@ -35,53 +38,95 @@ SIMILARITY = [
     *("model_b", "layer_b", "kind_b", "index_b", "depth_b"),
     *("cka", "se"),
 ]
-"""One row per ordered pair of layers. `depth`: 0 first to 1 last; `se`: standard error of `cka`."""
+"""One row per ordered pair of layers."""
 
 MATCHED = ["model_a", "model_b", "layer", "index", "depth", "cka", "se"]
 """One row per network compared with `model_a`, the reference, and layer: the same layer of both."""
 
 ATTENTION = [
-    *("model", "layer", "block", "head"),
-    *("distance_px", "distance_se", "entropy", "cls_share", "self_share"),
+    *("model", "layer", "depth", "block", "head"),
+    *("distance_px", "distance_px_se", "entropy", "cls_share", "self_share"),
 ]
-"""One row per attention head. `block` counts attention modules from 0; `entropy` is in nats."""
+"""One row per attention head."""
+ATTENTION_MAPS = ["model", "image"]
+"""One row per image."""
 
 RECEPTIVE = ["model", "layer", "index", "depth", "radius50_px", "radius95_px", "centre_share"]
-"""One row per layer: radii around the centre in pixels, share of the centre's own patch."""
+"""One row per layer."""
 
-LOCALIZATION = ["model", "layer", "depth", "token_row", "token_col", "patch_row", "patch_col", "cka", "se"]
-"""One row per token and input patch: the token's place on its layer's grid, the patch's on the grid of patches."""
-LOCALIZATION_SUMMARY = ["model", "layer", "depth", "where", "own_minus_rest", "se"]
-"""One row per layer and `where` (interior, edge, corner): CKA with the own patch minus the mean over the others."""
+LOCALIZATION = [
+    *("model", "layer", "index", "depth"),
+    *("token_row", "token_col", "patch_row", "patch_col", "cka", "se"),
+]
+"""One row per token and input patch."""
+LOCALIZATION_SUMMARY = ["model", "layer", "index", "depth", "where", "own_minus_rest", "se"]
+"""One row per layer and `where`."""
 
-HEADS = ["model_a", "heads", "distance_px", "model_b", "layer_b", "cka", "se"]
+HEADS = ["model_a", "heads", "distance_px", "model_b", "layer_b", "index_b", "depth_b", "cka", "cka_se"]
 """One row per window of attention heads and layer."""
-HEAD_CORRELATION = ["model_a", "model_b", "layer_b", "spearman", "low", "high"]
-"""Rank correlation of distance and CKA over windows, with a 95 % bootstrap interval."""
+HEAD_CORRELATION = ["model_a", "model_b", "layer_b", "index_b", "depth_b", "spearman", "low", "high"]
+"""One row per layer."""
 
 RESIDUAL = [
-    *("model", "layer", "block", "sublayer", "token"),
+    *("model", "layer", "depth", "block", "sublayer", "token"),
     *("ratio", "ratio_se", "ratio_median", "cos_output", "cos_branch", "skip_norm", "branch_norm"),
 ]
-"""One row per residual sum and token: `cls`, other tokens before the grid by name, positions by number from 0."""
-OUTLIERS = ["model", "layer", "block", "sublayer", "token", "share", "times_median"]
-"""Tokens on the skip connection whose norm is over a multiple of the image's median; in what `share` of images."""
+"""One row per residual sum and token."""
+OUTLIERS = [*RESIDUAL[:6], "share", "times_median"]
+"""One row per residual sum and token whose norm on the skip connection stands out."""
 
-LESION = ["model", "removed", "block", "agreement", "kl", "accuracy", "layer", "cka", "se"]
-"""One row per lesion and later layer; agreement, kl (nats) and accuracy are the lesion's. Block -1: nothing removed."""
+LESION = [
+    *("model", "removed", "block", "agreement", "kl", "accuracy"),
+    *("layer", "index", "depth", "cka", "cka_se"),
+]
+"""One row per lesion and later layer; agreement, kl and accuracy are the lesion's."""
 
 PROBE = [
     *("model", "layer", "index", "depth", "aggregation", "token_row", "token_col"),
     *("shots", "seed", "l2", "accuracy"),
 ]
-"""One row per layer, aggregation (of `token`: position) and draw of `shots` training images per class, or `all`."""
+"""One row per layer, aggregation (of `token`: position) and draw of training images."""
 PROBE_SUMMARY = [*PROBE[:8], "seeds", "accuracy", "se"]
-"""Mean and standard error over seeds; `token_mean`: of all single tokens."""
-NEIGHBOURS = [*PROBE[:5], "images", "k", "knn_accuracy", "knn_se", "soft_loss", "soft_se", "temperature"]
-"""One row per layer and aggregation: leave-one-out nearest neighbours, soft nearest neighbour loss (nats)."""
+"""One row per probe: mean and standard error over its draws."""
+NEIGHBOURS = [
+    *(*PROBE[:5], "images", "k"),
+    *("knn_accuracy", "knn_accuracy_se", "soft_loss", "soft_loss_se", "temperature"),
+]
+"""One row per layer and aggregation."""
 
 NUMBERS = ["number", "value", "low", "high"]
 """Of `numbers.csv`: what the paper's claims are checked by, with its 95 % interval."""
+
+DATA_SCALE = ["network", "quantity", "layers", "value", "se", "architecture"]
+UNIFORMITY = ["weights", "seed", "vit", "vit_se", "resnet", "resnet_se", "difference", "difference_se"]
+TRAINING = ["name", "architecture", "task", "images", "seed", "steps", "test_accuracy", "minutes", "device"]
+"""These three are written by `analyses/`."""
+
+TABLES = {
+    "cka": SIMILARITY,
+    "matched": MATCHED,
+    "attention": ATTENTION,
+    "attention_maps": ATTENTION_MAPS,
+    "heads": HEADS,
+    "heads_correlation": HEAD_CORRELATION,
+    "residual": RESIDUAL,
+    "residual_outliers": OUTLIERS,
+    "receptive": RECEPTIVE,
+    "receptive_proxy": RECEPTIVE,
+    "localization": LOCALIZATION,
+    "localization_summary": LOCALIZATION_SUMMARY,
+    "lesion": LESION,
+    "probe": PROBE,
+    "probe_summary": PROBE_SUMMARY,
+    "neighbours": NEIGHBOURS,
+    "numbers": NUMBERS,
+    "data_scale": DATA_SCALE,
+    "uniformity": UNIFORMITY,
+    "training": TRAINING,
+}
+"""Name of a file without `.csv` -> its columns, of which docs/tables.md tells the meaning."""
+REPEATED = ["sd_repeats"]
+"""What `cka` and `matched` have beside, of several repeats."""
 
 TEXT = frozenset(
     [

@@ -26,11 +26,15 @@ class Case:
     """A study's function on a ViT, a ResNet and images, as a command with the same options has it too."""
 
     result: Callable[..., rs.Result]
+    tables: str
+    """Names of the files, the main table first."""
     numbers: str
     """Columns that are compared; of another table than the main one as `table.column`."""
     command: str
     study: Callable[[rs.Network, rs.Network], Study] | None = None
     """The study that one sweep feeds, if it is one."""
+    gradients: bool = False
+    """Whether batches must go through networks whole."""
 
     def __call__(self, vit: rs.Network, resnet: rs.Network, images: rs.ImageSet, **how) -> Numbers:
         found = self.result(vit, resnet, images, **{"batch_size": 32, **how})
@@ -56,47 +60,55 @@ def probes(vit: rs.Network, resnet: rs.Network, images: rs.ImageSet, **how) -> r
 STUDIES = {
     "cka": Case(
         lambda vit, resnet, images, **how: rs.layer_cka([vit, resnet], images, **how),
+        "cka",
         "cka se",
         "cka --model-b resnet_mini",
         lambda vit, resnet: LayerSimilarity([resnet, vit], [find_layers(n) for n in (resnet, vit)]),
     ),
     "matched": Case(
         lambda vit, resnet, images, **how: rs.matched_cka([vit, gap(vit)], images, layers="blocks.[38]", **how),
+        "matched",
         "cka se",
         "cka --model-a vit_mini --model-b vit_mini_gap --matched --layers blocks.[38]",
         lambda vit, resnet: MatchedSimilarity([vit, gap(vit)], [find_layers(vit, "blocks.[38]")] * 2),
     ),
     "attention": Case(
         lambda vit, resnet, images, **how: rs.attention_distance(vit, images, maps=2, **how),
-        "distance_px distance_se entropy cls_share",
+        "attention",
+        "distance_px distance_px_se entropy cls_share",
         "attention --maps 2",
         lambda vit, resnet: AttentionDistance(vit),
     ),
     "heads": Case(
         lambda vit, resnet, images, **how: rs.head_similarity([vit, resnet], images, seed=images.seed, **how),
-        "cka se",
+        "heads heads_correlation",
+        "cka cka_se",
         "heads",
         heads,
     ),
     "residual": Case(
         lambda vit, resnet, images, **how: rs.residual_norms([vit, resnet], images, **how),
+        "residual residual_outliers",
         "ratio ratio_median cos_output cos_branch",
         "residual --model vit_mini --model resnet_mini",
         lambda vit, resnet: ResidualNorms([resnet, vit]),
     ),
     "lesion": Case(
         lambda vit, resnet, images, **how: rs.lesions(vit, images, blocks=[5], **how),
+        "lesion",
         "agreement kl accuracy cka",
         "lesion --blocks 5",
     ),
     "localize": Case(
         lambda vit, resnet, images, **how: rs.token_localization([vit, resnet], images, **how),
+        "localization localization_summary",
         "summary.own_minus_rest summary.se",
         "localize --model vit_mini --model resnet_mini",
         lambda vit, resnet: Localization([resnet, vit], [located(n, "blocks")[0] for n in (resnet, vit)]),
     ),
     "probe": Case(
         probes,
+        "probe probe_summary neighbours",
         "summary.accuracy neighbours.soft_loss",
         "probe --model vit_mini --layers blocks.3 --layers blocks.11 --train-images 200 --shots 3 --seeds 1 "
         "--no-tokens --neighbours 40",
@@ -105,8 +117,19 @@ STUDIES = {
         lambda vit, resnet, images, **how: rs.receptive_fields(
             resnet, images, layers="layer1..", channels=4, seed=images.seed, **{**how, "batch_size": 8}
         ),
+        "receptive",
         "radius50_px centre_share",
         "receptive --model resnet_mini --layers layer1.. --channels 4 --batch-size 8",
+        gradients=True,
+    ),
+    "receptive_proxy": Case(
+        lambda vit, resnet, images, **how: rs.receptive_fields(
+            vit, images, layers="blocks.[05]", proxy=True, seed=images.seed, **{**how, "batch_size": 8}
+        ),
+        "receptive_proxy",
+        "radius50_px centre_share",
+        "receptive --layers blocks.[05] --proxy --batch-size 8",
+        gradients=True,
     ),
 }
 SWEPT = {name: case.study for name, case in STUDIES.items() if case.study}

@@ -187,7 +187,7 @@ def test_attention_with_maps(somewhere):
     assert sorted(os.listdir(out)) == names
     table = pd.read_csv(out / "attention.csv")
     assert list(table.columns) == ATTENTION and len(table) == 12 * 8
-    assert table.distance_px.between(0, 28).all() and (table.distance_se > 0).all()
+    assert table.distance_px.between(0, 28).all() and (table.distance_px_se > 0).all()
     with np.load(out / "attention_maps.npz") as maps:
         assert maps["cls"].shape == (2, 8, 7, 7) and maps["rollout"].shape == (2, 7, 7)
         assert (maps["rollout"].sum((1, 2)) < 1).all()

@@ -34,6 +34,35 @@ def test_what_is_captured_has_the_shape_that_was_promised(family: Family, preset
     assert {name: tuple(x.shape) for name, x in seen.items()} == {x.name: (3, *x.shape) for x in layers}
 
 
+def test_a_layer_has_one_depth_whatever_is_selected(family: Family):
+    network = family.load()
+    blocks = find_layers(network)
+    assert [layer.depth for layer in blocks] == pytest.approx([i / (len(blocks) - 1) for i in range(len(blocks))])
+    depths = {layer.name: layer.depth for layer in find_layers(network, ".*")}
+    for layers in (blocks[2:], find_layers(network, "paper"), find_layers(network, "all")):
+        assert [depths[layer.name] for layer in layers] == sorted(layer.depth for layer in layers)
+
+
+class Bare(nn.Module):
+    """Attention outside of any module but the network itself, whose only layer is in a container that does not run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = nn.ModuleDict({"qkv": nn.Linear(16, 48)})
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        patches = images.unfold(2, 4, 4).unfold(3, 4, 4).flatten(4).flatten(1, 3)
+        q, k, v = self.held["qkv"](patches).unsqueeze(1).chunk(3, -1)
+        return patches + nn.functional.scaled_dot_product_attention(q, k, v)[:, 0]
+
+
+def test_a_network_without_blocks_or_parts_has_depth():
+    network = rs.Network(Bare(), "bare", transform=rs.EvalTransform(input_size=(1, 16, 16)))
+    assert [(layer.name, layer.depth) for layer in find_layers(network, ".*")] == [("held.qkv", 0)]
+    table = rs.attention_distance(network, torch.randn(8, 1, 16, 16), batch_size=4).table
+    assert list(table.layer) == [""] and list(table.depth) == [1]
+
+
 def test_images_are_the_first_axis(family: Family):
     """An image's activations do not depend on its neighbours in the batch, in any layer."""
     network = family.load()

@@ -170,7 +170,7 @@ def test_every_study_says_what_it_takes_and_takes_pieces_or_is_refused(name, vit
         pieces = planning._planned(takes(size), networks, size, size // 2)
         tightest.append(min(pieces.total, whole_batches.total))
         assert 0 < whole_batches.takes.batch < whole_batches.batch
-    if name != "receptive":  # gradients need the whole batch
+    if not STUDIES[name].gradients:
         with limited(max(tightest)):
             assert_same(STUDIES[name](vit, resnet, IMAGES), whole)
     with limited(MIB), pytest.raises(rs.UsageError, match="of memory .* MiB may be taken, .*; .+"):

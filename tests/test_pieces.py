@@ -34,7 +34,7 @@ def little_memory(vit, resnet):
         hook.remove()
 
 
-@pytest.mark.parametrize("name", [name for name in STUDIES if name != "receptive"])
+@pytest.mark.parametrize("name", [name for name, case in STUDIES.items() if not case.gradients])
 def test_a_study_finds_the_same_in_pieces(name, vit, resnet, request):
     whole = STUDIES[name](vit, resnet, IMAGES)
     request.getfixturevalue("little_memory")

@@ -1,5 +1,7 @@
 import json
 import os
+import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,8 +10,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import repsim as rs
-from repsim import tables
-from repsim.tables import load_arrays, load_table, prepare, save_arrays, save_record, save_table, whole
+from repsim.paper.claims import CLAIMS_COLUMNS
+from repsim.tables import (
+    REPEATED,
+    TABLES,
+    TEXT,
+    load_arrays,
+    load_table,
+    prepare,
+    save_arrays,
+    save_record,
+    save_table,
+    whole,
+)
 
 ANY = st.text(st.characters(), max_size=6)
 """Names of any characters, lone surrogates among them."""
@@ -81,10 +94,55 @@ def test_names_come_back_as_they_were(tmp_path_factory, rows):
     np.testing.assert_allclose(found["value"], [np.nan if row[2] is None else row[2] for row in rows], rtol=1e-11)
 
 
+ROOT = Path(__file__).parents[1]
+WRITTEN = {**TABLES, "claims": CLAIMS_COLUMNS}
+PLACES = {
+    *("index", "block", "head", "image", "depth", "token_row", "token_col", "patch_row", "patch_col"),
+    *("seed", "seeds", "shots", "images", "k"),
+}
+"""Columns of numbers that say what a row is of."""
+
+
+def documented() -> tuple[dict[str, list[str]], list[str]]:
+    """Columns of each table, and all columns that have a line, by docs/tables.md."""
+    page = (ROOT / "docs" / "tables.md").read_text()
+    lines = [re.split(r" \|", line)[:-1] for line in page.splitlines() if line.startswith("| `")]
+    assert all(len(cells) == 4 and cells[1] and cells[3] for cells in lines)
+    files = {cells[0][3:-5]: re.findall("`(.+?)`", cells[3]) for cells in lines if ".csv`" in cells[0]}
+    return files, [cells[0][3:-1] for cells in lines if ".csv`" not in cells[0]]
+
+
+def test_the_page_of_tables_has_every_table_and_column_and_no_other():
+    files, columns = documented()
+    repeated = {name: [*TABLES[name], *REPEATED] for name in ("cka", "matched")}
+    assert files == {**WRITTEN, **repeated}
+    assert len(columns) == len(set(columns))
+    assert set(columns) == {re.sub("_[ab]$", "", name) for of in files.values() for name in of}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_columns_mean_the_same_in_every_table(name):
+    columns = TABLES[name]
+    assert len(set(columns)) == len(columns)
+    for side in ("", "_a", "_b"):
+        assert f"layer{side}" not in columns or f"depth{side}" in columns
+    errors = [column for column in columns if column == "se" or column.endswith("_se")]
+    if errors == ["se"]:
+        places = TEXT | {f"{place}{side}" for place in PLACES for side in ("", "_a", "_b")}
+        assert len([column for column in columns if column not in places and column != "se"]) == 1
+    else:
+        assert all(error.endswith("_se") and error.removesuffix("_se") in columns for error in errors)
+
+
+@pytest.mark.parametrize("name", ["uniformity", "training", "data_scale/data_scale", "data_scale/probe_summary"])
+def test_tables_of_the_analyses(name):
+    file = ROOT / "figures" / f"{name}.csv"
+    assert list(load_table(file)) == TABLES[file.stem]
+
+
 def test_every_column_of_every_table_is_names_or_numbers():
     """Whoever adds a column of names to a table states it in TEXT."""
-    columns = {name for key, value in vars(tables).items() if key.isupper() and type(value) is list for name in value}
-    others = columns - tables.TEXT
+    others = {name for columns in TABLES.values() for name in columns} - TEXT
     assert not any(word in name for name in others for word in ("model", "layer", "kind")), others
 
 

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from repsim.errors import RepsimError, UsageError
 from repsim.networks.axes import grid_and_order, images_axis
+from repsim.networks.layers import depths_of
 from repsim.networks.models import Network
 from repsim.networks.places import NOWHERE, REGION, SCATTERED, TOKEN, Places
 from repsim.networks.provenance import Weights, features_in, images_in, places_in, varies
@@ -83,6 +84,8 @@ class AttentionLayer:
 
     name: str
     path: str
+    depth: float
+    """As that of a `Layer`: the module's output."""
     maps: tuple[AttentionMap, ...]
 
     @property
@@ -135,7 +138,8 @@ def all_attention(network: Network) -> Attentions:
             pooling.append(name)
         else:
             found.setdefault(name, []).append(each)
-    layers = [AttentionLayer(name, maps[0].at.path, tuple(maps)) for name, maps in found.items()]
+    depth, ended = depths_of(trace), {call.name: call.ended for call in trace.calls}
+    layers = [AttentionLayer(name, maps[0].at.path, depth(ended[name]), tuple(maps)) for name, maps in found.items()]
     notices = []
     if pooling:
         names = ", ".join(dict.fromkeys(pooling))

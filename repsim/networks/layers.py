@@ -7,10 +7,11 @@ given, with its images, channels and positions on the axes where `Layer` says th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 from torch import nn
 
 from repsim.errors import UsageError, near
@@ -43,7 +44,7 @@ class Layer(Reading):
     index: int
     """Position among the layers selected, in the order in which they run."""
     depth: float
-    """index / (number of layers - 1): 0 for the first, 1 for the last."""
+    """0 up to what enters the first block, 1 from the last block's end, whatever is selected: see `depths_of`."""
     path: str
     """Path of the module that is hooked; the layer is its output, or its input."""
     side: Literal["output", "input"]
@@ -163,22 +164,23 @@ def residual_layers(network: Network | nn.Module | str, *, branch: bool = False)
     spots = [stem_of(trace, blocks)]
     for path, block in blocks:
         branches = _branches(trace, path, block)
-        if branch:
-            spots += branches
-            continue
-        for first, second in zip(branches, branches[1:]):
-            # The stream between two sublayers is what the norm before the second one is given.
-            norms = [
-                c
-                for c in trace.calls
-                if first.call.ended < c.started < second.call.ended
-                and is_norm(c.module)
-                and c.input == first.call.output
-            ]
-            entry = min(norms, key=lambda call: call.started, default=second.call)
-            spots.append(Spot(entry, first.kind, f"{first.call.name}+skip", "input"))
-        spots.append(block)
+        spots += branches if branch else _sums(trace, branches, block)
     return _layers(trace, spots)
+
+
+def _sums(trace: Trace, branches: Sequence[Spot], block: Spot) -> list[Spot]:
+    """The stream after each sublayer of a block; the last is its output."""
+    found = []
+    for first, second in zip(branches, branches[1:]):
+        # The stream between two sublayers is what the norm before the second one is given.
+        norms = [
+            c
+            for c in trace.calls
+            if first.call.ended < c.started < second.call.ended and is_norm(c.module) and c.input == first.call.output
+        ]
+        entry = min(norms, key=lambda call: call.started, default=second.call)
+        found.append(Spot(entry, first.kind, f"{first.call.name}+skip", "input"))
+    return [*found, block]
 
 
 def _branches(trace: Trace, path: str, block: Spot) -> list[Spot]:
@@ -254,12 +256,34 @@ def _unknown(trace: Trace, what: str) -> UsageError:
     )
 
 
+# How deep it is
+
+
+def depths_of(trace: Trace) -> Callable[[int], float]:
+    """How deep in a network something is, by when it runs: 0 up to what enters the first block, 1 from the last's end.
+
+    Blocks divide the network evenly, and their sublayers a block: what the i-th of m adds, and the sum, are at i / m of
+    the way through it. What runs between these places lies between them by its turn. Where there are no blocks, the
+    network's parts divide it, or, if none of them runs, its modules.
+    """
+    spots = _blocks_preset(trace, inside=False) or [Spot(call, kind_of(call.module)) for call in trace.calls]
+    last = max(len(spots) - 1, 1)
+    depths = {spot.when: i / last for i, spot in enumerate(spots)}
+    for path, block in find_blocks(trace):
+        branches = _branches(trace, path, block)
+        for i, (after, added) in enumerate(zip(_sums(trace, branches, block), branches), 1):
+            depths[after.when] = depths[added.when] = depths[block.when] - (1 - i / len(branches)) / last
+    turns = np.array(sorted(depths))
+    reached = np.maximum.accumulate([depths[turn] for turn in turns])
+    return lambda when: float(np.interp(when, turns, reached))
+
+
 # How to read an activation
 
 
 def _layers(trace: Trace, spots: Sequence[Spot]) -> list[Layer]:
-    last = max(len(spots) - 1, 1)
-    return [_layer(trace, spot, i, i / last) for i, spot in enumerate(spots)]
+    depth = depths_of(trace)
+    return [_layer(trace, spot, i, depth(spot.when)) for i, spot in enumerate(spots)]
 
 
 def _layer(trace: Trace, spot: Spot, index: int, depth: float) -> Layer:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from repsim.errors import RepsimError, UsageError
-from repsim.networks.layers import find_layers
+from repsim.networks.layers import depths_of, find_layers
 from repsim.networks.models import Network, as_network
 from repsim.networks.structure import entry_of, find_blocks, is_attention, is_mlp
 from repsim.networks.tokens import Reading
@@ -48,6 +48,8 @@ class ResidualSum:
 
     layer: str
     """Path of the block it is in."""
+    depth: float
+    """Of the block, as that of a `Layer`."""
     block: int
     """Number of the block, from 0."""
     sublayer: str
@@ -73,7 +75,7 @@ def find_sums(network: Network | nn.Module | str) -> list[ResidualSum]:
     """
     network = as_network(network)
     trace = Trace.of(network)
-    found = []
+    found, depth = [], depths_of(trace)
     for number, (path, block) in enumerate(find_blocks(trace)):
         additions = _stream(trace, path, block)
         for (addition, skip), sublayer in zip(additions, _sublayers(trace, path, additions)):
@@ -81,7 +83,7 @@ def find_sums(network: Network | nn.Module | str) -> list[ResidualSum]:
                 raise UsageError(f"a residual sum in {path} of {network.name} has no axis of images that is known")
             reading = trace.reading(addition.output)
             name = block.call.name if block.call.path == path else path
-            found.append(ResidualSum(name, number, sublayer, addition.at, skip, reading))
+            found.append(ResidualSum(name, depth(block.when), number, sublayer, addition.at, skip, reading))
     if not found:
         raise UsageError(f"{network.name} has no blocks with residual sums that repsim can find")
     return found

@@ -313,7 +313,7 @@ class Distances(Exhibit):
 
     def _nearest(self, name: str, heads: pd.DataFrame, m: Measurements) -> Number:
         nearest = heads.loc[heads["distance_px"].idxmin()]
-        return name, nearest["distance_px"], nearest["distance_se"], len(m.images)
+        return name, nearest["distance_px"], nearest["distance_px_se"], len(m.images)
 
     def draw(self, made: Made, title: str) -> Figure:
         parts = [part for _, part in made.tables["attention"].groupby("model", sort=False)]

@@ -44,7 +44,7 @@ def attention_distance(table: pd.DataFrame, *, blocks: list[int] | None = None, 
             points = ax.errorbar(
                 heads.index,
                 heads["distance_px"],
-                yerr=2 * heads["distance_se"].fillna(0),
+                yerr=2 * heads["distance_px_se"].fillna(0),
                 color=colour,
                 marker="o",
                 markersize=3,
@@ -86,7 +86,7 @@ def head_similarity(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         drawn = []
         for layer, colour in zip(layers, sns.color_palette("viridis", len(layers))):
             part = table[table["layer_b"] == layer].sort_values("distance_px")
-            se = 2 * part["se"].fillna(0)
+            se = 2 * part["cka_se"].fillna(0)
             style = {"color": colour, "marker": "o", "markersize": 3, "linewidth": 1}
             drawn.append((ax.errorbar(part["distance_px"], part["cka"], yerr=se, label=layer, **style), layer))
         ax.set(xlabel="mean attention distance of the heads (px)", ylabel="CKA")

@@ -116,18 +116,18 @@ def neighbours(table: pd.DataFrame) -> Figure:
     """
     models = list(dict.fromkeys(named(table)["model"]))
     quantities = {
-        "knn": ("knn_accuracy", f"accuracy of {table['k'].iloc[0]} nearest neighbours"),
-        "soft": ("soft_loss", "soft nearest neighbour loss (nats)"),
+        "knn_accuracy": f"accuracy of {table['k'].iloc[0]} nearest neighbours",
+        "soft_loss": "soft nearest neighbour loss (nats)",
     }
     with look():
         figure = Figure(figsize=(PANEL * len(models) + 0.6, 5.4))
         axes = figure.subplots(2, len(models), sharex=True, sharey="row", squeeze=False)
-        for line, (name, (column, quantity)) in zip(axes, quantities.items()):
+        for line, (column, quantity) in zip(axes, quantities.items()):
             for ax, model in zip(line, models):
                 for aggregation, what in AGGREGATIONS.items():
                     rows = table[(table["model"] == model) & (table["aggregation"] == aggregation)]
                     if len(rows):
-                        over_depth(ax, rows.assign(se=rows[f"{name}_se"]), column, COLOURS[aggregation], what)
+                        over_depth(ax, rows.assign(se=rows[f"{column}_se"]), column, COLOURS[aggregation], what)
                 label(ax, title=model, inches=PANEL)
             line[0].set_ylabel(quantity)
         _legend(figure, columns=4)

@@ -127,7 +127,7 @@ def heatmap(matrix: pd.DataFrame, ax: Axes, norm: LogNorm | None) -> None:
 
 
 def curves(table: pd.DataFrame, column: Literal["ratio", "cos_output"], *, ax: Axes) -> list[tuple[Line2D, str]]:
-    """A column over relative depth: one line per network, sublayer, and CLS or positions.
+    """A column over depth: one line per network, sublayer, and CLS or positions.
 
     Returns:
         The lines and their names, for a legend.
@@ -139,11 +139,10 @@ def curves(table: pd.DataFrame, column: Literal["ratio", "cos_output"], *, ax: A
     colours = dict(zip(map(tuple, keys.to_numpy()), sns.color_palette("colorblind", len(keys))))
     markers = dict(zip(dict.fromkeys(keys["model"]), itertools.cycle("os^Dv")))
     for (model, sublayer, where), part in groups.groupby(["model", "sublayer", "place"], sort=False):
-        mean = part.groupby("block")[column].mean()
-        last = max(table.loc[table["model"] == model, "block"].max(), 1)
+        mean = part.groupby("depth")[column].mean()
         name = f"{model}, {NAMES.get(sublayer, sublayer)}" + (", CLS" if where == "cls" else "")
         (line,) = ax.plot(
-            mean.index / last,
+            mean.index,
             mean,
             color=colours[model, sublayer],
             linestyle="--" if where == "cls" else "-",
@@ -153,7 +152,7 @@ def curves(table: pd.DataFrame, column: Literal["ratio", "cos_output"], *, ax: A
             label=name,
         )
         drawn.append((line, name))
-    ax.set(xlabel="relative depth of the block")
+    ax.set(xlabel="depth of the block (0 first layer, 1 last)")
     if column == "ratio":
         ax.set(ylabel="‖skip‖ / ‖branch‖, mean over tokens", yscale="log")
         ax.axhline(1, color="0.6", linewidth=0.8, zorder=0)

@@ -33,7 +33,7 @@ from repsim.passes.seen import Seen
 from repsim.passes.study import Study
 from repsim.passes.sweep import Passing, require_finite
 from repsim.studies.results import AnyImages, AnyNetwork, Result, begin, study
-from repsim.tables import ATTENTION
+from repsim.tables import ATTENTION, ATTENTION_MAPS
 
 MOST = 5000
 """Images of the bundled sample, where none are given."""
@@ -95,13 +95,14 @@ class AttentionDistance(Study):
     def table(self) -> pd.DataFrame:
         """One row per block and head."""
         rows = []
+        depths = {layer.name: layer.depth for layer in self.attentions.layers}
         for block, (path, moments) in enumerate(self.sums.items()):
             means = dict(zip(HeadStatistics._fields, (m.mean().tolist() for m in moments)))
             errors = moments[0].se().tolist()
             for head, se in enumerate(errors):
                 values = {name: column[head] for name, column in means.items()}
-                row = {"model": self.network.name, "layer": path, "block": block, "head": head, "distance_se": se}
-                rows.append({**row, **values})
+                where = {"model": self.network.name, "layer": path, "depth": depths[path], "block": block, "head": head}
+                rows.append({**where, **values, "distance_px_se": se})
         return pd.DataFrame(rows)[ATTENTION]
 
 
@@ -142,9 +143,10 @@ def attention_distance(
         how: see `repsim.passes.sweep.Passing`.
 
     Returns:
-        `table`: one row per block and head: model, layer, block, head, distance_px (from 0, all attention on the own
-        patch, to about half the image's width, uniform), distance_se (standard error over images), entropy (nats),
-        cls_share, self_share (0 to 1, NaN where there is no such token). With `maps` its arrays hold `attention_maps`.
+        `table`: one row per block and head: model, layer, depth, block, head, distance_px (from 0, all attention on the
+        own patch, to about half the image's width, uniform), distance_px_se (standard error over images), entropy
+        (nats), cls_share, self_share (0 to 1, NaN where there is no such token). With `maps` its arrays hold
+        `attention_maps`.
 
     Reference: paper section 4, Figures 3, 4, C.5 and C.6.
     """
@@ -204,7 +206,7 @@ def attention_maps(
     begun = begin(network, images, most=MOST)
     (network,) = begun.networks
     maps = _maps(network, begun.images, count, skip_broken)
-    table = pd.DataFrame({"model": network.name, "image": range(count)})
+    table = pd.DataFrame({"model": network.name, "image": range(count)})[ATTENTION_MAPS]
     counts = Counts(used=count)
     return begun.result("attention_maps", table, counts, {"count": count}, arrays={"attention_maps": maps})
 

@@ -77,9 +77,9 @@ class HeadSimilarity(Study):
     def result(self, counts: Counts) -> Result:
         cka, se = (part.cpu().numpy() for part in self.similarity([[head] for head in range(self.head_count)]))
         heads, layers = np.indices(cka.shape)
-        values = {"cka": cka.flatten(), "se": se.flatten()}
+        values = {"cka": cka.flatten(), "cka_se": se.flatten()}
         names = [self.layers[layer].name for layer in layers.flatten()]
-        return Result("heads", pd.DataFrame({"heads": heads.flatten(), "layer_b": names, **values}))
+        return Result("heads", pd.DataFrame({"head": heads.flatten(), "layer_b": names, **values}))
 
     def similarity(self, subsets: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """CKA of each subset of heads with each layer, and its standard error. (subsets, layers) each."""
@@ -137,8 +137,9 @@ def head_similarity(
         seed: of the bootstrap.
 
     Returns:
-        `table`: model_a, heads, distance_px, model_b, layer_b, cka, se: one row per window of heads and layer.
-        `correlation`: model_a, model_b, layer_b, spearman, low, high: of distance and CKA, 95 % bootstrap over windows.
+        `table`: model_a, heads, distance_px, model_b, layer_b, index_b, depth_b, cka, cka_se: one row per window of
+        heads and layer. `correlation`: model_a, model_b, layer_b, index_b, depth_b, spearman, low, high: of distance
+        and CKA, 95 % bootstrap over windows.
 
     Reference: paper section 4, Figure 5.
     """
@@ -157,8 +158,8 @@ def head_similarity(
     table = windows(study, distance, window)
     names = [network.name for network in networks]
     correlations = [
-        (*names, layer, *spearman(part["distance_px"].to_numpy(), part["cka"].to_numpy(), seed=seed))
-        for layer, part in table.groupby("layer_b", sort=False)
+        (*names, *layer, *spearman(part["distance_px"].to_numpy(), part["cka"].to_numpy(), seed=seed))
+        for layer, part in table.groupby(["layer_b", "index_b", "depth_b"], sort=False)
     ]
     tables = {"heads_correlation": pd.DataFrame(correlations, columns=HEAD_CORRELATION)}
     protocol = {"window": window or "a quarter of the heads", "batch_size": counts.batch_size, "bootstrap_seed": seed}
@@ -179,11 +180,9 @@ def windows(study: HeadSimilarity, distance: AttentionDistance, window: int | No
     subsets = [order[i : i + window] for i in range(count - window + 1)]
     cka, se = (part.cpu().numpy() for part in study.similarity(subsets))
     names = [network.name for network in study.networks]
-    rows = [
-        (names[0], " ".join(map(str, sorted(subset))), reach[subset].mean(), names[1], layer.name, cka[i, j], se[i, j])
-        for i, subset in enumerate(subsets)
-        for j, layer in enumerate(study.layers)
-    ]
+    heads = [(names[0], " ".join(map(str, sorted(subset))), reach[subset].mean()) for subset in subsets]
+    layers = [(names[1], layer.name, layer.index, layer.depth) for layer in study.layers]
+    rows = [(*window, *layer, cka[i, j], se[i, j]) for i, window in enumerate(heads) for j, layer in enumerate(layers)]
     return pd.DataFrame(rows, columns=HEADS)
 
 

@@ -175,7 +175,7 @@ def lesions(
         counts = over_batches(images, [network], each, [trying], batch_size=batch_size, **how)
     asked = {"remove": list(remove), "blocks": None if blocks is None else list(blocks), "layers": layers}
     protocol = {"quantity": QUANTITY, **asked, "batch_size": counts.batch_size}
-    return begun.result("lesion", _table(network, tried, surgery.after, trying.sums), counts, protocol)
+    return begun.result("lesion", _table(network, tried, compared, surgery.after, trying.sums), counts, protocol)
 
 
 def reached_after(
@@ -286,8 +286,13 @@ def _outputs(logits: Tensor, changed: Tensor, labels: Tensor | None) -> Tensor:
 
 
 def _table(
-    network: Network, tried: Sequence[Lesion], after: Mapping[tuple[str, int], list[str]], sums: Sequence[_Sums]
+    network: Network,
+    tried: Sequence[Lesion],
+    layers: Sequence[Layer],
+    after: Mapping[tuple[str, int], list[str]],
+    sums: Sequence[_Sums],
 ) -> pd.DataFrame:
+    by_name = {layer.name: layer for layer in layers}
     parts = []
     for lesion, of in zip(tried, sums):
         agreement, kl, accuracy = of.outputs.mean().tolist()
@@ -302,8 +307,10 @@ def _table(
                     "kl": kl,
                     "accuracy": accuracy,
                     "layer": after[lesion.name],
+                    "index": [by_name[name].index for name in after[lesion.name]],
+                    "depth": [by_name[name].depth for name in after[lesion.name]],
                     "cka": cka[0].cpu().numpy(),
-                    "se": se[0].cpu().numpy(),
+                    "cka_se": se[0].cpu().numpy(),
                 }
             )
         )

@@ -187,7 +187,7 @@ class _Part:
         chosen = range(rows * columns) if tokens is None else [row * columns + column for row, column in tokens]
         positions = [self.positions[layer.name][token] for token in chosen]
         table = token_rows(self.network.name, layer.name, positions, self.grid, cka[list(chosen)], se[list(chosen)])
-        return table.assign(depth=layer.depth)[LOCALIZATION]
+        return table.assign(index=layer.index, depth=layer.depth)[LOCALIZATION]
 
     def summary(self, sums: BatchMeans) -> Iterator[tuple]:
         where = np.array(places(self.grid))
@@ -201,7 +201,7 @@ class _Part:
         for layer, of_layer in self.by_layer(sums):
             values, errors = of_layer.compute(by_place)
             for row in zip(present, values.tolist(), errors.tolist()):
-                yield self.network.name, layer.name, layer.depth, *row
+                yield self.network.name, layer.name, layer.index, layer.depth, *row
 
     def undefined(self, sums: BatchMeans) -> Iterator[str]:
         tokens, patches = undefined(sums.mean())
@@ -321,7 +321,7 @@ def token_localization(
         how: see `repsim.passes.sweep.Passing`.
 
     Returns:
-        `table`: for each model, layer and depth, token_row and token_col on the layer's own grid, patch_row and
+        `table`: for each model, layer, index and depth, token_row and token_col on the layer's own grid, patch_row and
         patch_col on that of the patches, cka, and se, its jackknife standard error over minibatches.
         `summary`: own_minus_rest, CKA of a token with the patch at its place minus the mean over all other patches,
         averaged over interior, edge (without corners) and corner tokens: 1 would be perfect localization, 0 is

@@ -107,7 +107,8 @@ class ResidualNorms(Study):
             for each in found:
                 sums = self.sums[index, each.name]
                 tokens = token_names(network, each, sums.times.mean().numel())
-                where = {"model": network.name, "layer": each.layer, "block": each.block, "sublayer": each.sublayer}
+                at = {"layer": each.layer, "depth": each.depth, "block": each.block, "sublayer": each.sublayer}
+                where = {"model": network.name, **at}
                 yield pd.DataFrame({**where, "token": tokens}), sums
 
 
@@ -149,10 +150,11 @@ def residual_norms(
         how: see `repsim.passes.sweep.Passing`.
 
     Returns:
-        `table`: model, layer, block, sublayer, token, ratio, ratio_se, ratio_median, cos_output, cos_branch, skip_norm,
-        branch_norm: means over images of ratio (from 0; infinite where a branch adds nothing to some image), cosines
-        (-1 to 1) and norms, the ratio's standard error over images, and its median (to about 1 %, see `Quantiles`).
-        `outliers`: model, layer, block, sublayer, token, share (of images), times_median: tokens of outlying norm.
+        `table`: model, layer, depth, block, sublayer, token, ratio, ratio_se, ratio_median, cos_output, cos_branch,
+        skip_norm, branch_norm: means over images of ratio (from 0; infinite where a branch adds nothing to some image),
+        cosines (-1 to 1) and norms, the ratio's standard error over images, and its median (to about 1 %, see
+        `Quantiles`). `outliers`: model, layer, depth, block, sublayer, token, share (of images), times_median: tokens
+        of outlying norm.
 
     Raises:
         UsageError: a network has no residual sums that can be found.

@@ -34,7 +34,7 @@ from repsim.passes.seen import Seen
 from repsim.passes.study import Study
 from repsim.passes.sweep import Passing, require_finite, sweep
 from repsim.studies.results import AnyImages, AnyNetwork, Result, begin, study
-from repsim.tables import MATCHED, SIMILARITY
+from repsim.tables import MATCHED, REPEATED, SIMILARITY
 
 MOST = 2560
 """Images of the bundled sample, where none are given."""
@@ -293,6 +293,7 @@ def _with_values(table: pd.DataFrame, results: Sequence[tuple[Tensor, Tensor]], 
     table["cka"] = values.mean(0).flatten().numpy()
     table["se"] = errors.square().mean(0).sqrt().flatten().numpy()
     if len(results) > 1:
-        table["sd_repeats"] = values.std(0).flatten().numpy()
-        return table[[*columns, "sd_repeats"]]
+        (spread,) = REPEATED
+        table[spread] = values.std(0).flatten().numpy()
+        return table[[*columns, spread]]
     return table[columns]

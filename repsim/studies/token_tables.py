@@ -28,7 +28,7 @@ def paper_tokens(rows: int, columns: int) -> list[tuple[int, int]]:
 def token_rows(
     model: str, layer: str, tokens: Sequence[Grid], grid: Grid, cka: np.ndarray, se: np.ndarray
 ) -> pd.DataFrame:
-    """Rows of the table, without depth: of each of the tokens with each patch of a grid, both (tokens, patches)."""
+    """Rows without index and depth: of each of the tokens with each patch of a grid, both (tokens, patches)."""
     count = grid[0] * grid[1]
     token = np.repeat(np.array(tokens), count, axis=0)
     patch = np.tile(np.array([divmod(j, grid[1]) for j in range(count)]), (len(tokens), 1))
@@ -53,11 +53,12 @@ def all_tokens(arrays: dict[str, np.ndarray], table: pd.DataFrame, layer: str | 
         layer: which, of the networks that have it; None: the last of each.
     """
     parts = []
-    for (model, name, depth), rows in table.groupby(["model", "layer", "depth"], sort=False):
+    for (model, name, index, depth), rows in table.groupby(LOCALIZATION[:4], sort=False):
         last = table.loc[table["model"] == model, "layer"].iloc[-1]
         if name != (last if layer is None else layer):
             continue
         grid = tuple(int(rows[f"patch_{axis}"].max()) + 1 for axis in ("row", "col"))
         tokens, cka, se = (arrays[f"{model}/{name}/{each}"] for each in ("tokens", "cka", "se"))
-        parts.append(token_rows(model, name, [tuple(at) for at in tokens], grid, cka, se).assign(depth=depth))
+        of_layer = token_rows(model, name, [tuple(at) for at in tokens], grid, cka, se)
+        parts.append(of_layer.assign(index=index, depth=depth))
     return pd.concat(parts, ignore_index=True)[LOCALIZATION] if parts else table

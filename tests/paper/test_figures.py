@@ -18,7 +18,7 @@ from repsim.paper.exhibits import NUMBERS, Receptive, difference, numbers, ratio
 from repsim.paper.figures import FIGURES, PRESETS
 from repsim.paper.files import load_figure
 from repsim.paper.run import Plan
-from repsim.tables import RECEPTIVE
+from repsim.tables import RECEPTIVE, TABLES, load_table
 
 SOME = ["1", "2", "3", "5", "7", "9", "12", "D.2", "E.2", "F.3"]
 """One or more of each kind."""
@@ -46,7 +46,8 @@ def test_every_figure_has_tables_numbers_a_record_and_pictures(run, plan):
         where = out / f"figure-{exhibit.number}"
         names = {path.name for path in where.iterdir()}
         assert {"run.json", f"figure-{exhibit.number}.png", f"figure-{exhibit.number}.pdf"} <= names
-        assert len([name for name in names if name.endswith(".csv")]) >= 2
+        tables = [path for path in where.iterdir() if path.suffix == ".csv"]
+        assert len(tables) >= 2 and all(list(load_table(path)) == TABLES[path.stem] for path in tables)
         of = pd.read_csv(where / "numbers.csv")
         assert list(of) == NUMBERS and of["value"].notna().all()
         assert (of["low"].isna() | (of["low"] <= of["value"] + 1e-9)).all()

@@ -4,12 +4,14 @@ import pandas as pd
 import repsim as rs
 from repsim.tables import LESION
 
+LAYERS = [("stem", 0, 0.0), ("b.0", 1, 0.5), ("b.1", 2, 1.0)]
+
 
 def made_up(accuracy: float = 0.5) -> pd.DataFrame:
-    rows = [("vit", "nothing", -1, 1.0, 0.0, 0.9, layer, 1.0, 0.0) for layer in ("stem", "b.0", "b.1")]
+    rows = [("vit", "nothing", -1, 1.0, 0.0, 0.9, *layer, 1.0, 0.0) for layer in LAYERS]
     for kind, cka in (("block", 0.8), ("mlp skip", -0.1)):
-        rows += [("vit", kind, 0, 0.4, 1.0, accuracy, layer, cka, 0.1) for layer in ("b.0", "b.1")]
-        rows += [("vit", kind, 1, 0.6, 1.0, accuracy, "b.1", cka, 0.1)]
+        rows += [("vit", kind, 0, 0.4, 1.0, accuracy, *layer, cka, 0.1) for layer in LAYERS[1:]]
+        rows += [("vit", kind, 1, 0.6, 1.0, accuracy, *LAYERS[2], cka, 0.1)]
     return pd.DataFrame(rows, columns=LESION)
 
 

@@ -12,7 +12,7 @@ from repsim.tables import LOCALIZATION, LOCALIZATION_SUMMARY
 def made_up(models: dict[str, int], side: int) -> pd.DataFrame:
     """CKA is 0.01 * token + 0.001 * patch, tokens standing at twice the patch's row and column plus one."""
     rows = [
-        (model, f"blocks.{i}", i / (layers - 1), 2 * r + 1, 2 * c + 1, *divmod(patch, side), value, 0.01)
+        (model, f"blocks.{i}", i, i / (layers - 1), 2 * r + 1, 2 * c + 1, *divmod(patch, side), value, 0.01)
         for model, layers in models.items()
         for i in range(layers)
         for r in range(side)
@@ -76,7 +76,7 @@ def test_bad_choices():
 
 def test_summary_has_a_panel_per_place_and_a_line_per_model():
     rows = [
-        (model, f"blocks.{i}", i / 3, where, 0.1 * i - shift, 0.02)
+        (model, f"blocks.{i}", i, i / 3, where, 0.1 * i - shift, 0.02)
         for model, shift in (("vit", 0), ("resnet", 0.2))
         for i in range(4)
         for where in ("interior", "edge", "corner")

@@ -61,7 +61,7 @@ def matched(models, layers):
 
 def residual(models, layers):
     of = [
-        {"model": m, "layer": f"b.{b}", "block": b, "sublayer": s, "token": t}
+        {"model": m, "layer": f"b.{b}", "depth": b, "block": b, "sublayer": s, "token": t}
         for m, s, b, t in product(models, layers, range(2), ["cls", "0", "1"])
     ]
     return rows(tables.RESIDUAL, of)

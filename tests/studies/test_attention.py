@@ -116,7 +116,7 @@ def test_standard_errors_over_images(vit):
     each = head_statistics(seen[0][:, :, 0, 1:, 1:], distances(positions, positions)).distance_px
     block = table[table.block == 3]
     assert block.distance_px.to_numpy() == pytest.approx(each.mean(0).numpy(), abs=1e-4)
-    assert block.distance_se.to_numpy() == pytest.approx((each.std(0) / 8).numpy(), rel=1e-3)
+    assert block.distance_px_se.to_numpy() == pytest.approx((each.std(0) / 8).numpy(), rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mixer", "convnext"])

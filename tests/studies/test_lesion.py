@@ -87,7 +87,7 @@ def test_a_lesion_is_the_network_without_it(vit, removed, kind, change):
         for layer, row in rows.iterrows():
             pair = direct[(direct.model_a == "vit_mini#1") & (direct.model_b == "vit_mini#2")]
             pair = pair[(pair.layer_a == layer) & (pair.layer_b == layer)].iloc[0]
-            assert row.cka == pytest.approx(pair.cka, abs=2e-5) and row.se == pytest.approx(pair.se, abs=2e-5)
+            assert row.cka == pytest.approx(pair.cka, abs=2e-5) and row.cka_se == pytest.approx(pair.se, abs=2e-5)
 
 
 def test_nothing_removed_changes_nothing(vit):

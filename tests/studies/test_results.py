@@ -4,6 +4,7 @@ import inspect
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
@@ -13,6 +14,7 @@ import repsim as rs
 from repsim.cli import main
 from repsim.studies import lesion
 from repsim.studies.results import hearing
+from repsim.tables import TABLES
 
 FEW = {"images": 64, "seed": 1}
 
@@ -25,8 +27,12 @@ def test_a_command_and_the_call_of_its_function_write_the_same(name, vit, resnet
     assert done.exit_code == 0, done.output
     found = STUDIES[name].result(vit, resnet, rs.ImageSet("sample", **FEW))
     assert isinstance(found, rs.Result)
+    tables = {found.name: found.table, **found.tables}
+    assert list(tables) == STUDIES[name].tables.split()
+    assert {file: list(table) for file, table in tables.items()} == {file: TABLES[file] for file in tables}
     found.save(tmp_path / "call")
     files = [path.name for path in (tmp_path / "call").iterdir()]
+    assert {file for file in files if file.endswith(".csv")} == {f"{file}.csv" for file in tables}
     assert sorted(files) == sorted(path.name for path in (tmp_path / "command").iterdir())
     for file in files:
         one, other = ((tmp_path / place / file) for place in ("command", "call"))
@@ -39,6 +45,36 @@ def test_a_command_and_the_call_of_its_function_write_the_same(name, vit, resnet
     for key in ("networks", "images", "protocol", "notices", "random", "device"):
         assert record[key] == rs.tables.load_record(tmp_path / "call" / "run.json")[key], key
     assert all(notice in done.stderr for notice in found.notices)
+
+
+def test_every_table_is_written_by_something():
+    by_studies = {file for case in STUDIES.values() for file in case.tables.split()}
+    assert by_studies | {"attention_maps"} | {"numbers", "data_scale", "uniformity", "training"} == set(TABLES)
+
+
+def test_a_layer_has_the_same_depth_in_every_table(vit, resnet):
+    images, some = rs.ImageSet("sample", images=16), {"batch_size": 8}
+    found = {
+        "blocks": rs.layer_cka(vit, images, **some).table.filter(regex="_a$").rename(columns=lambda c: c[:-2]),
+        "paper": rs.layer_cka(vit, images, layers="paper", **some)
+        .table.filter(regex="_a$")
+        .rename(columns=lambda c: c[:-2]),
+        "attention": rs.attention_distance(vit, images, **some).table,
+        "residual": rs.residual_norms(vit, images, **some).table,
+        "places": rs.token_localization(vit, images, layers=r"blocks\.[369].*", **some).summary,
+        "lesion": rs.lesions(vit, images, blocks=[9], layers=["blocks.10", "blocks.11", "norm"], **some).table,
+    }
+    every = pd.concat(table.assign(table=name) for name, table in found.items())
+    by_layer = every.groupby("layer")
+    assert (by_layer["depth"].nunique() == 1).all()
+    assert by_layer["table"].nunique()[["blocks.9", "blocks.10", "blocks.3.attn"]].tolist() == [4, 4, 3]
+    depth = by_layer["depth"].first()
+    expected = {"stem": 0, "blocks.0.attn": 1 / 24, "blocks.0.mlp": 1 / 12, "blocks.0": 1 / 12, "norm": 1}
+    assert depth[list(expected)].to_numpy() == pytest.approx(list(expected.values()))
+    assert depth["stem"] < depth["blocks.0.norm1"] < depth["blocks.0.attn"] < depth["blocks.0.norm2"] < 1 / 12
+    units = rs.head_similarity([vit, resnet], images, **some)
+    assert sorted(set(units.table.depth_b)) == pytest.approx([k / 16 for k in range(1, 6)])
+    assert list(units.correlation.depth_b) == sorted(set(units.table.depth_b))
 
 
 DEFAULTS = {
@@ -115,6 +151,7 @@ def test_a_result_shows_its_picture_and_names_its_tables(vit, resnet):
 @pytest.mark.filterwarnings("ignore::repsim.errors.Notice")
 def test_attention_maps_are_a_result(vit, tmp_path):
     found = rs.attention_maps(vit, rs.ImageSet("sample", images=8), count=3)
+    assert list(found.table) == TABLES["attention_maps"]
     assert len(found.table) == 3 and found.maps["rollout"].shape == (3, 7, 7)
     found.save(tmp_path)
     assert (tmp_path / "attention_maps.png").exists() and (tmp_path / "attention_maps.npz").exists()
