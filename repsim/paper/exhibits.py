@@ -23,7 +23,7 @@ from repsim.tables import NUMBERS
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from repsim.paper.measurements import Measurements
+    from repsim.paper.measuring import Measurements
     from repsim.studies.similarity import LayerSimilarity
 
 

@@ -10,7 +10,7 @@ from repsim.errors import RepsimError, UsageError
 from repsim.images.image_set import Counts, ImageSet
 from repsim.networks.models import Network
 from repsim.paper.exhibits import Exhibit, Made, Probed
-from repsim.paper.measurements import Measurements
+from repsim.paper.measuring import Measurements
 
 
 @dataclass(frozen=True)
