@@ -80,14 +80,15 @@ PROBE_SUMMARY = [*PROBE[:8], "seeds", "accuracy", "se"]
 NEIGHBOURS = [*PROBE[:5], "images", "k", "knn_accuracy", "knn_se", "soft_loss", "soft_se", "temperature"]
 """One row per layer and aggregation: leave-one-out nearest neighbours, soft nearest neighbour loss (nats)."""
 
-NUMBERS = ["number", "value", "low", "high"]
-"""Of `numbers.csv`: what the paper's claims are checked by, with its 95 % interval."""
+NUMBERS = ["key", "models", "label", "value", "low", "high"]
+"""One row per number that the paper makes a claim about: what it is of (`key`, by which claims find it), of which
+networks (`models`, a JSON list of names), both in words (`label`), and its 95 % interval, if there is one."""
 
 TEXT = frozenset(
     [
         *("model", "model_a", "model_b", "layer", "layer_a", "layer_b", "kind_a", "kind_b", "heads"),
         *("removed", "where", "sublayer", "token", "aggregation", "shots"),
-        *("number", "claim", "source", "direction", "verdict"),
+        *("key", "models", "label", "claim", "source", "direction", "verdict"),
         *("name", "architecture", "task", "device", "network", "quantity", "layers", "weights"),
     ]
 )

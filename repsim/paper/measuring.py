@@ -1,24 +1,45 @@
-"""What the figures of the paper are made from: studies that share networks, images and forward passes."""
+"""What the figures of the paper are made from: studies that share networks, images and forward passes.
+
+An exhibit asks `Measurements` for studies before the images pass, and its tables are made afterwards; see `measure`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, singledispatch
+from itertools import combinations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from repsim.errors import RepsimError, UsageError
 from repsim.images.image_set import Batch, Counts, ImageSet
+from repsim.measures.cka import normalise_matched
 from repsim.measures.running import Total
 from repsim.networks.layers import Layer, find_layers
 from repsim.networks.models import Network
 from repsim.networks.tracing import is_own
+from repsim.paper import exhibits
+from repsim.paper.exhibits import Comparison, Exhibit, Made, classified
+from repsim.paper.numbers import (
+    STATISTICS,
+    Number,
+    Statistic,
+    across_blocks,
+    difference,
+    jackknifed,
+    numbers,
+    ratio,
+    spread,
+    third,
+    with_intervals,
+)
 from repsim.passes.plan import Takes
 from repsim.passes.sweep import Study, networks_of, sweep
 from repsim.studies.attention import AttentionDistance
-from repsim.studies.heads import HeadSimilarity, head_layer
+from repsim.studies.heads import HeadSimilarity, head_layer, lower_layers, spearman, windows
 from repsim.studies.localization import Localization, located
 from repsim.studies.probe import Probes, Probing
 from repsim.studies.receptive import receptive_fields
@@ -215,3 +236,301 @@ class Passes:
 
     def update(self, seen: Sequence[dict[str, Any]], batch: Batch) -> None:
         """Nothing more: it was counted when the images went in."""
+
+
+# What each kind of exhibit is made of
+
+Later = Callable[[], Made]
+"""What is done once the images have passed."""
+
+
+@singledispatch
+def measure(exhibit: Exhibit, m: Measurements, networks: tuple[Any, ...]) -> Later:
+    """Ask for the studies of an exhibit; what is returned makes its tables and numbers once the images have passed.
+
+    Args:
+        exhibit: what is measured depends on its kind.
+        m: what shares studies and passes.
+        networks: its names of one preset.
+    """
+    raise NotImplementedError(f"nothing is known of how exhibits of the kind {type(exhibit).__name__} are measured")
+
+
+@measure.register(exhibits.Similarity)
+def similarity(exhibit: exhibits.Similarity, m: Measurements, networks: tuple[tuple[str, ...], ...]) -> Later:
+    studies = [m.similarity(*group, layers=exhibit.layers) for group in networks]
+
+    def later() -> Made:
+        parts, found = [], []
+        for study in studies:
+            names = [network.name for network in study.networks]
+            table = LayerSimilarity.table([study])
+            pairs = drawn_pairs(exhibit.panels, names)
+            parts.append(table[[pair in pairs for pair in zip(table["model_a"], table["model_b"])]])
+            found += jackknifed(study.sums["hsic"], _statistics(exhibit, names, rows_of(study)))
+        cka = pd.concat(parts).drop_duplicates(["model_a", "layer_a", "model_b", "layer_b"])
+        return Made({"cka": cka.reset_index(drop=True), "numbers": numbers(found)})
+
+    return later
+
+
+def drawn_pairs(panels: str, names: list[str]) -> list[tuple[str, str]]:
+    """The pairs of a group of networks that are drawn; see `exhibits.Similarity.panels`."""
+    within = [(name, name) for name in names]
+    across = [(names[0], name) for name in names[1:]]
+    pairs = list(combinations(names, 2))
+    return {"within": within, "across": across, "all": within + across, "pairs": pairs}[panels]
+
+
+def rows_of(study: LayerSimilarity) -> list[slice]:
+    """The rows of the CKA matrix of all layers that belong to each network."""
+    ends = np.cumsum([0, *map(len, study.layers)]).tolist()
+    return [slice(low, high) for low, high in zip(ends, ends[1:])]
+
+
+def _statistics(exhibit: exhibits.Similarity, names: list[str], where: list[slice]) -> list[Statistic]:
+    if exhibit.without_skips:
+        return across_blocks(names, where, exhibit.without_skips)
+    return STATISTICS[exhibit.statistics](names, where) if exhibit.statistics else []
+
+
+@measure.register(exhibits.Matched)
+def matched(exhibit: exhibits.Matched, m: Measurements, networks: tuple[tuple[str, ...], ...]) -> Later:
+    studies = [m.matched(*group) for group in networks]
+
+    def later() -> Made:
+        found = []
+        for study in studies:
+            reference, *others = [network.name for network in study.networks]
+            falls = [
+                Statistic(
+                    "lowest_minus_highest_third",
+                    (name, reference),
+                    f"lowest - highest third, {name}",
+                    lambda cka, k=k: third(cka[k], 0) - third(cka[k], 2),
+                )
+                for k, name in enumerate(others)
+            ]
+            found += jackknifed(study.sums["hsic"], falls, normalise_matched)
+        table = pd.concat([MatchedSimilarity.table([study]) for study in studies], ignore_index=True)
+        return Made({"matched": table, "numbers": numbers(found)})
+
+    return later
+
+
+@measure.register(exhibits.Attention)
+def attention(exhibit: exhibits.Attention, m: Measurements, networks: tuple[str, ...]) -> Later:
+    studies = [m.attention(name) for name in networks]
+
+    def nearest(key: str, model: str, label: str, heads: pd.DataFrame) -> Number:
+        head = heads.loc[heads["distance_px"].idxmin()]
+        return Number(key, (model,), label, head["distance_px"], head["distance_se"], len(m.images))
+
+    def later() -> Made:
+        table = pd.concat([study.table() for study in studies], ignore_index=True)
+        found: list[Number] = []
+        firsts: list[Number] = []
+        for model, part in table.groupby("model", sort=False):
+            low, high = (part[part["block"] == block] for block in (part["block"].min(), part["block"].max()))
+            first = nearest("nearest_head_first", model, f"nearest head of the first block, {model}", low)
+            last = nearest("nearest_head_last", model, f"nearest head of the last block, {model}", high)
+            label = f"nearest head, first / last block, {model}"
+            found += [first, last, ratio("nearest_head_ratio", label, first, last)]
+            firsts.append(first)
+        if len(firsts) > 1:
+            a, b = firsts[:2]
+            label = f"nearest head of the first block, {a.models[0]} - {b.models[0]}"
+            found.append(difference("nearest_head_first_difference", label, a, b))
+        return Made({"attention": table, "numbers": numbers(found)})
+
+    return later
+
+
+@measure.register(exhibits.Heads)
+def heads(exhibit: exhibits.Heads, m: Measurements, networks: tuple[tuple[str, str], ...]) -> Later:
+    pairs = [(m.heads(a, b, lower_layers(m.network(b))), m.attention(a)) for a, b in networks]
+
+    def later() -> Made:
+        tables, found = [], []
+        for study, distance in pairs:
+            table = windows(study, distance)
+            mean = table.groupby("heads")[["distance_px", "cka"]].mean()
+            a, b = (network.name for network in study.networks)
+            found.append(
+                ("rank_correlation", (a, b), f"rank correlation, {a} against {b}", *spearman(*mean.to_numpy().T))
+            )
+            tables.append(table)
+        return Made({"heads": pd.concat(tables, ignore_index=True), "numbers": with_intervals(found)})
+
+    return later
+
+
+@measure.register(exhibits.Receptive)
+def receptive(exhibit: exhibits.Receptive, m: Measurements, networks: tuple[str, ...]) -> Later:
+    own = [m.network(name).name for name in networks]
+
+    def later() -> Made:
+        tables, arrays, found, lowest = [], {}, [], []
+        for name, model in zip(networks, own):
+            groups = m.receptive(name, branch=exhibit.branch)
+            maps = {at: np.mean([each.maps[at] for each in groups], 0) for at in groups[0].maps}
+            arrays |= {f"{model}/{at}": field for at, field in maps.items()}
+            columns = ["radius50_px", "radius95_px", "centre_share"]
+            by_group = np.stack([each.table[columns].to_numpy() for each in groups])
+            tables.append(groups[0].table.assign(**dict(zip(columns, by_group.mean(0).T))))
+            radius, share = by_group[:, :, 0], by_group[:, :, 2]
+            lowest.append(third(radius, 0))
+            of_model = {
+                ("radius_last", "half-mass radius, last layer"): radius[:, -1],
+                ("radius_highest_minus_lowest_third", "half-mass radius, highest - lowest third"): third(radius, 2)
+                - lowest[-1],
+                ("radius_lowest_third", "half-mass radius, lowest third"): lowest[-1],
+                ("own_patch_last", "share of the own patch, last layer"): share[:, -1],
+            }
+            if exhibit.against_sums:
+                of_sums = np.stack([each.table["centre_share"].to_numpy() for each in m.receptive(name)])
+                what = ("own_patch_sum_minus_branch", "share of the own patch, after the sum - branch")
+                of_model[what] = of_sums.mean(1) - share.mean(1)
+            found += [spread(key, (model,), f"{what}, {model}", values) for (key, what), values in of_model.items()]
+        if len(own) > 1:
+            a, b = own[:2]
+            label = f"half-mass radius, lowest third, {a} - {b}"
+            found.append(spread("radius_lowest_third_difference", (a, b), label, lowest[0] - lowest[1]))
+        return Made({"receptive": pd.concat(tables, ignore_index=True), "numbers": numbers(found)}, arrays)
+
+    return later
+
+
+@measure.register(exhibits.Residual)
+def residual(exhibit: exhibits.Residual, m: Measurements, networks: tuple[str, ...]) -> Later:
+    studies = [m.residual(name) for name in networks]
+
+    def mean(key: str, model: str, label: str, part: pd.DataFrame) -> Number:
+        """Of the residual sums, each a mean over its tokens; its standard error is at most that given."""
+        of_sums = part.groupby(["block", "sublayer"])[["ratio", "ratio_se"]].mean()
+        value, se = float(of_sums["ratio"].mean()), float(of_sums["ratio_se"].mean())
+        return Number(key, (model,), label, value, se, len(m.images))
+
+    def later() -> Made:
+        table = pd.concat([study.table() for study in studies], ignore_index=True)
+        found: list[Number] = []
+        means: list[Number] = []
+        for model, part in table.groupby("model", sort=False):
+            means.append(mean("skip_over_branch", model, f"skip over branch, {model}", part))
+            found.append(means[-1])
+            low, cls = part["block"] < (part["block"].max() + 1) / 2, part["token"] == "cls"
+            for half, there in (("first", low), ("second", ~low)) if cls.any() else ():
+                of_cls, others = (part[there & chosen] for chosen in (cls, part["token"].str.isdigit()))
+                of_cls, others = mean("", model, "", of_cls), mean("", model, "", others)
+                label = f"CLS - spatial ratio, {half} half, {model}"
+                found.append(difference(f"cls_minus_spatial_{half}_half", label, of_cls, others))
+        if len(means) > 1:
+            a, b = means[:2]
+            label = f"skip over branch, {a.models[0]} - {b.models[0]}"
+            found.append(difference("skip_over_branch_difference", label, a, b))
+        return Made({"residual": table, "numbers": numbers(found)})
+
+    return later
+
+
+@measure.register(exhibits.Localization)
+def localization(exhibit: exhibits.Localization, m: Measurements, networks: tuple[str, ...]) -> Later:
+    studies = [m.localization(name) for name in networks]
+
+    def later() -> Made:
+        parts = [part for study in studies for part in study.parts]
+        tables = [part.table(part.layers[exhibit.layer]) for part in parts]
+        summary = pd.concat([study.summary() for study in studies], ignore_index=True)
+        found: list[Number] = []
+        for part in parts:
+            model = part.network.name
+            chosen = (summary["model"] == model) & (summary["layer"] == part.layers[exhibit.layer].name)
+            row = summary[chosen & (summary["where"] == "interior")].iloc[0]
+            label = f"own patch - rest, interior, {model}"
+            found.append(Number("own_minus_rest", (model,), label, row["own_minus_rest"], row["se"], part.sums.groups))
+        if len(found) > 1:
+            a, b = found[:2]
+            label = f"own patch - rest, interior, {a.models[0]} - {b.models[0]}"
+            found.append(difference("own_minus_rest_difference", label, a, b))
+        made = {"localization": pd.concat(tables, ignore_index=True), "localization_summary": summary}
+        return Made({**made, "numbers": numbers(found)})
+
+    return later
+
+
+@measure.register(exhibits.ProbesCompared)
+def probes_compared(exhibit: exhibits.ProbesCompared, m: Measurements, networks: tuple[str, ...]) -> Later:
+    for name in networks:
+        m.probing(name, tokens=False)
+
+    def later() -> Made:
+        summary, found = _accuracies(m, networks, _aggregated, exhibit.compare)
+        return Made({"probe_summary": _without(summary, "token", "token_mean"), "numbers": found})
+
+    return later
+
+
+@measure.register(exhibits.ProbesAggregated)
+def probes_aggregated(exhibit: exhibits.ProbesAggregated, m: Measurements, networks: tuple[str, ...]) -> Later:
+    for name in networks:
+        m.probing(name, tokens=exhibit.tokens)
+    accuracy = _of_tokens if exhibit.tokens else _aggregated
+    others = ("token",) if exhibit.tokens else ("token", "token_mean")
+
+    def later() -> Made:
+        summary, found = _accuracies(m, networks, accuracy, exhibit.compare)
+        return Made({"probe_summary": _without(summary, *others), "numbers": found})
+
+    return later
+
+
+@measure.register(exhibits.ProbesOfTokens)
+def probes_of_tokens(exhibit: exhibits.ProbesOfTokens, m: Measurements, networks: tuple[str, ...]) -> Later:
+    for name in networks:
+        m.probing(name, tokens=True)
+
+    def later() -> Made:
+        summary, found = _accuracies(m, networks, _of_tokens, exhibit.compare)
+        single = []
+        for name in networks:
+            table = m.probes(name).table
+            single.append(table[(table["model"] == m.network(name).name) & (table["aggregation"] == "token")])
+        return Made({"probe_summary": summary, "probe": pd.concat(single, ignore_index=True), "numbers": found})
+
+    return later
+
+
+def _accuracies(
+    m: Measurements,
+    networks: tuple[str, ...],
+    accuracy: Callable[[str, pd.DataFrame], Number],
+    compare: Sequence[Comparison],
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The summary of the probes of networks, and their accuracies, alone and compared."""
+    parts, found = [], []
+    for name in networks:
+        summary, model = m.probes(name).summary, m.network(name).name
+        parts.append(summary[summary["model"] == model])
+        found.append(accuracy(model, parts[-1]))
+    found += [difference(key, label, found[first], found[second]) for key, label, first, second in compare]
+    return pd.concat(parts, ignore_index=True), numbers(found)
+
+
+def _without(summary: pd.DataFrame, *aggregations: str) -> pd.DataFrame:
+    """What others had probed of the same networks is not of this figure."""
+    return summary[~summary["aggregation"].isin(aggregations)].reset_index(drop=True)
+
+
+def _aggregated(model: str, summary: pd.DataFrame) -> Number:
+    """What the network's own classifier sees, mean over the middle third of layers; its error is at most that given."""
+    part = summary[summary["aggregation"] == classified(summary)].sort_values("index")
+    accuracy, se = (third(part[column].to_numpy(), 1) for column in ("accuracy", "se"))
+    label = f"accuracy, aggregated, middle third, {model}"
+    return Number("accuracy_aggregated", (model,), label, accuracy, se, int(part["seeds"].iloc[0]))
+
+
+def _of_tokens(model: str, summary: pd.DataFrame) -> Number:
+    """Single tokens of the last layer, on average."""
+    last = summary[summary["aggregation"] == "token_mean"].sort_values("index").iloc[-1]
+    label = f"accuracy, single tokens, last layer, {model}"
+    return Number("accuracy_tokens", (model,), label, last["accuracy"], last["se"], int(last["seeds"]))
