@@ -28,8 +28,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"images": 10240, "batch_size": 1024, "layers": "paper", "bundled": False},
 }
 """What a preset takes where nothing else is asked for, and whether its networks are bundled, if they were trained."""
-WITHOUT_SKIPS = (1, 5, 9)
-"""The blocks without skips in Figure 8."""
 JFT = "ImageNet-21k weights for JFT-300M ones"
 UNTRAINED = "no public checkpoints are trained so; the preset `mini` has some"
 HALF = "half of vit_mini's steps of training"
@@ -115,7 +113,7 @@ FIGURES: dict[str, Exhibit] = {
                 "paper": UNTRAINED,
             },
             layers="blocks",
-            without_skips=WITHOUT_SKIPS,
+            without_skips=(1, 5, 9),
         ),
         Localization(
             number="9",

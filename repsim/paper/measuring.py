@@ -356,9 +356,8 @@ def heads(exhibit: exhibits.Heads, m: Measurements, networks: tuple[tuple[str, s
             table = windows(study, distance)
             mean = table.groupby("heads")[["distance_px", "cka"]].mean()
             a, b = (network.name for network in study.networks)
-            found.append(
-                ("rank_correlation", (a, b), f"rank correlation, {a} against {b}", *spearman(*mean.to_numpy().T))
-            )
+            label = f"rank correlation, {a} against {b}"
+            found.append(("rank_correlation", (a, b), label, *spearman(*mean.to_numpy().T)))
             tables.append(table)
         return Made({"heads": pd.concat(tables, ignore_index=True), "numbers": with_intervals(found)})
 
@@ -380,18 +379,19 @@ def receptive(exhibit: exhibits.Receptive, m: Measurements, networks: tuple[str,
             tables.append(groups[0].table.assign(**dict(zip(columns, by_group.mean(0).T))))
             radius, share = by_group[:, :, 0], by_group[:, :, 2]
             lowest.append(third(radius, 0))
-            of_model = {
-                ("radius_last", "half-mass radius, last layer"): radius[:, -1],
-                ("radius_highest_minus_lowest_third", "half-mass radius, highest - lowest third"): third(radius, 2)
-                - lowest[-1],
-                ("radius_lowest_third", "half-mass radius, lowest third"): lowest[-1],
-                ("own_patch_last", "share of the own patch, last layer"): share[:, -1],
-            }
+            growth = third(radius, 2) - lowest[-1]
+            of_model = [
+                ("radius_last", "half-mass radius, last layer", radius[:, -1]),
+                ("radius_highest_minus_lowest_third", "half-mass radius, highest - lowest third", growth),
+                ("radius_lowest_third", "half-mass radius, lowest third", lowest[-1]),
+                ("own_patch_last", "share of the own patch, last layer", share[:, -1]),
+            ]
             if exhibit.against_sums:
                 of_sums = np.stack([each.table["centre_share"].to_numpy() for each in m.receptive(name)])
-                what = ("own_patch_sum_minus_branch", "share of the own patch, after the sum - branch")
-                of_model[what] = of_sums.mean(1) - share.mean(1)
-            found += [spread(key, (model,), f"{what}, {model}", values) for (key, what), values in of_model.items()]
+                more = of_sums.mean(1) - share.mean(1)
+                label = "share of the own patch, after the sum - branch"
+                of_model.append(("own_patch_sum_minus_branch", label, more))
+            found += [spread(key, (model,), f"{what}, {model}", values) for key, what, values in of_model]
         if len(own) > 1:
             a, b = own[:2]
             label = f"half-mass radius, lowest third, {a} - {b}"

@@ -100,6 +100,11 @@ def test_every_claim_has_its_number(run, plan):
             assert claim.key in set(of["key"]), claim
 
 
+def test_claims_of_blocks_without_skips():
+    keys = [claim.key for claim in CLAIMS if claim.figure == "8"]
+    assert keys == [f"across_block_{block}_difference" for block in FIGURES["8"].without_skips]
+
+
 def test_claims_of_a_run(run):
     result = CliRunner().invoke(main, ["claims", str(run[0])])
     assert result.exit_code == 0 and "**agrees**" in result.output
