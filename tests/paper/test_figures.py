@@ -27,7 +27,7 @@ from repsim.paper.measuring import measure
 from repsim.paper.numbers import Number, difference, numbers, ratio
 from repsim.paper.report import write_report
 from repsim.paper.run import Plan
-from repsim.tables import NUMBERS, RECEPTIVE
+from repsim.tables import NUMBERS, RECEPTIVE, save_record
 
 SOME = ["1", "2", "3", "5", "7", "9", "12", "D.2", "E.2", "F.3"]
 """One or more of each kind."""
@@ -280,6 +280,7 @@ def test_names_of_networks_change_nothing_else(run, tmp_path):
     expected = expected[expected["claim"].isin(claims["claim"])].reset_index(drop=True)
     assert len(claims) >= 10 and any(source.endswith(", my net 2 - my net") for source in claims["source"])
     pd.testing.assert_frame_equal(claims.drop(columns="source"), expected.drop(columns="source"), rtol=1e-9)
+    save_record({"random": False}, tmp_path / "run.json")
     page = write_report(tmp_path).read_text(encoding="utf-8")
     assert "low with high layers, my net 2 - my net" in page and "my net 2 (up) and my net (right)" in page
 
