@@ -33,8 +33,8 @@ import repsim as rs
 from repsim.measures.cka import normalise_matched
 from repsim.measures.running import jackknife
 from repsim.networks.minis import bundled
-from repsim.paper.exhibits import third
-from repsim.paper.measurements import Measurements
+from repsim.paper.measuring import Measurements
+from repsim.paper.numbers import third
 from repsim.plots.curves import over_depth
 from repsim.plots.style import Figure, look, save
 from repsim.studies.similarity import MatchedSimilarity

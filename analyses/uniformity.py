@@ -18,7 +18,8 @@ import pandas as pd
 from tqdm import tqdm
 
 import repsim as rs
-from repsim.paper.exhibits import jackknifed, rows_of, uniformity
+from repsim.paper.measuring import rows_of
+from repsim.paper.numbers import jackknifed, uniformity
 from repsim.passes.sweep import sweep
 from repsim.studies.similarity import LayerSimilarity
 from repsim.tables import UNIFORMITY
@@ -29,10 +30,10 @@ FIGURES = Path(__file__).parent.parent / "figures"
 def compare(vit: rs.Network, resnet: rs.Network, images: rs.ImageSet) -> dict[str, float]:
     study = LayerSimilarity([vit, resnet], [rs.find_layers(network) for network in (vit, resnet)])
     sweep(images, [study], batch_size=250, progress=tqdm if sys.stderr.isatty() else None)
-    found = jackknifed(study, uniformity([vit.name, resnet.name], rows_of(study)))
+    found = jackknifed(study.sums["hsic"], uniformity([vit.name, resnet.name], rows_of(study)))
     row = {}
-    for name, (_, value, se, _) in zip(("vit", "resnet", "difference"), found):
-        row |= {name: value, f"{name}_se": se}
+    for name, number in zip(("vit", "resnet", "difference"), found):
+        row |= {name: number.value, f"{name}_se": number.se}
     return row
 
 

@@ -94,8 +94,9 @@ NEIGHBOURS = [
 ]
 """One row per layer and aggregation."""
 
-NUMBERS = ["number", "value", "low", "high"]
-"""Of `numbers.csv`: what the paper's claims are checked by, with its 95 % interval."""
+NUMBERS = ["key", "models", "label", "value", "low", "high"]
+"""One row per number that the paper makes a claim about: what it is of (`key`, by which claims find it), of which
+networks (`models`, a JSON list of names), both in words (`label`), and its 95 % interval, if there is one."""
 
 DATA_SCALE = ["network", "quantity", "layers", "value", "se", "architecture"]
 UNIFORMITY = ["weights", "seed", "vit", "vit_se", "resnet", "resnet_se", "difference", "difference_se"]
@@ -132,7 +133,7 @@ TEXT = frozenset(
     [
         *("model", "model_a", "model_b", "layer", "layer_a", "layer_b", "kind_a", "kind_b", "heads"),
         *("removed", "where", "sublayer", "token", "aggregation", "shots"),
-        *("number", "claim", "source", "direction", "verdict"),
+        *("key", "models", "label", "claim", "source", "direction", "verdict"),
         *("name", "architecture", "task", "device", "network", "quantity", "layers", "weights"),
     ]
 )

@@ -128,7 +128,8 @@ def finished(tmp_path):
     """A run of `cka --matched`, and a figure with one number."""
     save_table(pd.DataFrame([["a", "b", "layer", 0, 0.0, 0.5, 0.1]], columns=MATCHED), tmp_path / "matched.csv")
     (tmp_path / "figure-1").mkdir()
-    numbers = pd.DataFrame([["low with high layers, a - b", 1.0, 0.5, 1.5]], columns=NUMBERS)
+    number = ["low_with_high_difference", '["a", "b"]', "low with high layers, a - b", 1.0, 0.5, 1.5]
+    numbers = pd.DataFrame([number], columns=NUMBERS)
     save_table(numbers, tmp_path / "figure-1" / "numbers.csv")
     for place in (tmp_path, tmp_path / "figure-1"):
         save_record({"random": False, "preset": "mini"}, place / "run.json")

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from repsim.cli import main
 from repsim.paper.report import INHERITED, category
-from repsim.tables import SIMILARITY, save_table
+from repsim.tables import NUMBERS, SIMILARITY, save_table
 
 HOSTILE = "<img src=x onerror=alert(1)></script><script>alert(2)</script>"
 
@@ -31,8 +31,9 @@ def write(tmp_path, model, layers):
         for j, b in enumerate(layers)
     ]
     save_table(pd.DataFrame(rows, columns=SIMILARITY), where / "cka.csv")
-    numbers = [("low with high layers, a - b", 0.2, 0.1, 0.3), (HOSTILE, 0, 0, 0)]
-    pd.DataFrame(numbers, columns=["number", "value", "low", "high"]).to_csv(where / "numbers.csv", index=False)
+    both = ("low_with_high_difference", '["a", "b"]', "low with high layers, a - b", 0.2, 0.1, 0.3)
+    numbers = pd.DataFrame([both, (HOSTILE, HOSTILE, HOSTILE, 0, 0, 0)], columns=NUMBERS)
+    numbers.to_csv(where / "numbers.csv", index=False)
     record = {"command": f"repsim figures {HOSTILE}", "date": "today", "images": {"used": 9, "data": HOSTILE}}
     record |= {"preset": "mini", "random": False, "notices": [HOSTILE]}
     for place in (where, tmp_path):

@@ -87,10 +87,10 @@ def test_what_is_not_a_table(tmp_path):
 @example([("0.10", "NA", None)])
 def test_names_come_back_as_they_were(tmp_path_factory, rows):
     path = tmp_path_factory.getbasetemp() / "names.csv"
-    table = pd.DataFrame([("a", *row) for row in rows], columns=["model", "layer", "number", "value"])
+    table = pd.DataFrame([("a", *row) for row in rows], columns=["model", "layer", "label", "value"])
     save_table(table, path)
     found = load_table(path, ["layer", "value"])
-    assert [found[column].tolist() for column in ("layer", "number")] == [[row[i] for row in rows] for i in (0, 1)]
+    assert [found[column].tolist() for column in ("layer", "label")] == [[row[i] for row in rows] for i in (0, 1)]
     np.testing.assert_allclose(found["value"], [np.nan if row[2] is None else row[2] for row in rows], rtol=1e-11)
 
 

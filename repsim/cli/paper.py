@@ -49,7 +49,7 @@ def figures(
     networks and images; `paper` the public checkpoints nearest to the paper's, ImageNet's validation images and
     the paper's protocol.
     """
-    from repsim.paper.figures import FIGURES
+    from repsim.paper.figures import FIGURES, PRESETS
 
     chosen = {number.upper(): number for number in numbers}
     for number in chosen:
@@ -60,10 +60,11 @@ def figures(
         redraw_figures(job.redraw, wanted if chosen else [], job.quiet)
         return job.redraw
     check_range("--channels", channels, 0)
+    of_preset = PRESETS[preset]
     if job.images is None:
-        job = replace(job, images=5000 if preset == "mini" else 10240)
+        job = replace(job, images=of_preset["images"])
     if job.batch_size is None:
-        job = replace(job, batch_size=250 if preset == "mini" else 1024)
+        job = replace(job, batch_size=of_preset["batch_size"])
 
     from repsim.images.image_set import ImageSet, train_and_test
     from repsim.networks.minis import bundled
@@ -84,7 +85,7 @@ def figures(
     writes = [f"figure-{exhibit.number}" for exhibit in plan.exhibits]
     asked = [Asked(name, weights) for name in plan.names]
     run = job.start(asked, writes, train=train, called=name, beside=["numbers"])
-    layers = layers or ("blocks" if preset == "mini" else "paper")
+    layers = layers or of_preset["layers"]
 
     from repsim.studies.results import begin
 

@@ -32,7 +32,7 @@ class Claim:
     Attributes:
         claim: the paper's statement.
         figure: where it is made; its `numbers.csv` is read.
-        number: its name there; `*` is the name of a network, whatever that is, or a word.
+        key: of its numbers there.
         above: whether the paper finds it above the boundary.
         boundary: 0 for differences.
         caution: what the interval leaves out.
@@ -40,7 +40,7 @@ class Claim:
 
     claim: str
     figure: str
-    number: str
+    key: str
     above: bool
     boundary: float = 0.0
     caution: str = ""
@@ -57,97 +57,121 @@ class Claim:
 
 
 CLAIMS = [
-    Claim("Representations of ViTs are more uniform than those of ResNets", "1", "low with high layers, * - *", True),
+    Claim(
+        "Representations of ViTs are more uniform than those of ResNets",
+        figure="1",
+        key="low_with_high_difference",
+        above=True,
+    ),
     Claim(
         "The lower half of a ResNet resembles the lowest quarter of a ViT",
-        "2",
-        "likest of * to lower half of * lowest quarter - rest",
-        True,
+        figure="2",
+        key="lowest_quarter_minus_rest",
+        above=True,
     ),
     Claim(
         "The last third of a ViT resembles no layer of a ResNet as the rest does",
-        "2",
-        "likest of * to * last third - rest",
-        False,
+        figure="2",
+        key="last_third_minus_rest",
+        above=False,
     ),
     Claim(
         "Low blocks have local heads: the nearest of the first block looks less than half as far as that of the last",
-        "3",
-        "nearest head, first / last block, *",
-        False,
+        figure="3",
+        key="nearest_head_ratio",
+        above=False,
         boundary=0.5,
     ),
     Claim(
-        "With little data heads of the first block are less local", "4", "nearest head of the first block, * - *", True
+        "With little data heads of the first block are less local",
+        figure="4",
+        key="nearest_head_first_difference",
+        above=True,
     ),
     Claim(
         "Heads that look farther resemble lower ResNet units less",
-        "5",
-        "rank correlation, * against *",
-        False,
+        figure="5",
+        key="rank_correlation",
+        above=False,
         caution=" (too narrow: windows share heads)",
     ),
     Claim(
         "Low ViT layers have larger receptive fields than low ResNet layers",
-        "6",
-        "half-mass radius, lowest third, * - *",
-        True,
+        figure="6",
+        key="radius_lowest_third_difference",
+        above=True,
     ),
-    Claim("Receptive fields grow with depth", "6", "half-mass radius, highest - lowest third, *", True),
+    Claim("Receptive fields grow with depth", figure="6", key="radius_highest_minus_lowest_third", above=True),
     Claim(
         "The own patch counts more after a residual sum than in the branch",
-        "C.4",
-        "share of the own patch, after the sum - branch, *",
-        True,
+        figure="C.4",
+        key="own_patch_sum_minus_branch",
+        above=True,
     ),
-    Claim("CLS is carried more than other tokens in the first half", "7", "CLS - spatial ratio, first half, *", True),
     Claim(
-        "CLS is carried less than other tokens in the second half", "7", "CLS - spatial ratio, second half, *", False
+        "CLS is carried more than other tokens in the first half",
+        figure="7",
+        key="cls_minus_spatial_first_half",
+        above=True,
     ),
-    Claim("Skips carry more in ViTs than in ResNets", "7", "skip over branch, * - *", True),
     Claim(
-        "Without its skips a block divides the layers", "8", "CKA across block * without its skips - untouched", False
+        "CLS is carried less than other tokens in the second half",
+        figure="7",
+        key="cls_minus_spatial_second_half",
+        above=False,
+    ),
+    Claim("Skips carry more in ViTs than in ResNets", figure="7", key="skip_over_branch_difference", above=True),
+    *(
+        Claim(
+            "Without its skips a block divides the layers",
+            figure="8",
+            key=f"across_block_{block}_difference",
+            above=False,
+        )
+        for block in (1, 5, 9)
     ),
     Claim(
         "ViT tokens keep their place to the last block, ResNet positions less",
-        "9",
-        "own patch - rest, interior, * - *",
-        True,
+        figure="9",
+        key="own_minus_rest_difference",
+        above=True,
     ),
-    Claim("Without CLS, tokens are less localized", "10", "own patch - rest, interior, * - *", False),
+    Claim("Without CLS, tokens are less localized", figure="10", key="own_minus_rest_difference", above=False),
     Claim(
-        "Single tokens probe better in GAP than in CLS models",
-        "11",
-        "accuracy, single tokens, last layer, GAP - CLS",
-        True,
+        "Single tokens probe better in GAP than in CLS models", figure="11", key="accuracy_gap_minus_cls", above=True
     ),
     Claim(
         "Low layers of little data are more like those of all data than high ones",
-        "12",
-        "lowest - highest third, *",
-        True,
+        figure="12",
+        key="lowest_minus_highest_third",
+        above=True,
     ),
     Claim(
         "More data makes better representations in the middle",
-        "13",
-        "accuracy, aggregated, middle third, more data",
-        True,
+        figure="13",
+        key="accuracy_more_data",
+        above=True,
         caution=" (of mini: two training runs on the same images differ as much)",
     ),
     Claim(
         "ViTs have better representations in the middle than ResNets",
-        "13",
-        "accuracy, aggregated, middle third, ViT - ResNet",
-        True,
+        figure="13",
+        key="accuracy_vit_minus_resnet",
+        above=True,
     ),
-    Claim("Fine-tuning preserves low layers more than high ones", "G.1", "lowest - highest third, *", True),
-    Claim("MLP-Mixer is closer to ViT than to ResNet", "H.2", "likest layers, * with * - with *", True),
+    Claim(
+        "Fine-tuning preserves low layers more than high ones",
+        figure="G.1",
+        key="lowest_minus_highest_third",
+        above=True,
+    ),
+    Claim("MLP-Mixer is closer to ViT than to ResNet", figure="H.2", key="likest_difference", above=True),
 ]
-"""The directional checks; each is read off every number of its name, so that no network is left out."""
+"""The directional checks; each is read off every number of its key, so that no network is left out."""
 
 
 def check(directory: Path) -> pd.DataFrame:
-    """Every claim against a directory of `repsim figures`; one row per claim and number of its name.
+    """Every claim against a directory of `repsim figures`; one row per claim and number of its key.
 
     Raises:
         UsageError: there are no figures with numbers in it.
@@ -159,8 +183,8 @@ def check(directory: Path) -> pd.DataFrame:
             continue
         table = load_table(file, NUMBERS)
         untrained = " (random weights)" if _random(file.with_name(RECORD)) else ""
-        for row in table[table["number"].map(lambda name, claim=claim: matches(claim.number, name))].itertuples():
-            source = f"Figure {claim.figure}: {row.number}{claim.caution}{untrained}"
+        for row in table[table["key"] == claim.key].itertuples():
+            source = f"Figure {claim.figure}: {row.label}{claim.caution}{untrained}"
             verdict = claim.verdict(row.low, row.high)
             rows.append((claim.claim, source, row.value, row.low, row.high, claim.direction, verdict))
     if not rows:
@@ -170,11 +194,6 @@ def check(directory: Path) -> pd.DataFrame:
 
 def _random(record: Path) -> bool:
     return record.exists() and load_record(record, "random")["random"]
-
-
-def matches(pattern: str, name: str) -> bool:
-    """Whether a number has a name of this form; `*` is a network, whatever its name, or a word."""
-    return re.fullmatch(".+".join(map(re.escape, pattern.split("*"))), name, re.DOTALL) is not None
 
 
 def literal(text: str) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 from repsim import tables
 from repsim.errors import RepsimError
 from repsim.paper.exhibits import Exhibit, Made
+from repsim.paper.figures import PRESETS
 from repsim.tables import RECORD, load_arrays, load_record, load_table, prepare, save_arrays, save_record, save_table
 
-PRESETS = ("mini", "paper")
 COLUMNS = {
     "numbers": tables.NUMBERS,
     "cka": tables.SIMILARITY,
@@ -47,7 +47,7 @@ def save_figure(exhibit: Exhibit, made: Made, out: Path, preset: str, of_run: di
     if made.arrays:
         save_arrays(made.arrays, where / "maps.npz")
     record = {"number": exhibit.number, "title": exhibit.title, "paper_shows": exhibit.shows, "preset": preset}
-    networks = {"networks": getattr(exhibit, preset), "differs": exhibit.note(preset)}
+    networks = {"networks": exhibit.networks[preset], "differs": exhibit.note(preset)}
     files = [*(f"{name}.csv" for name in made.tables), *([MAPS] if made.arrays else [])]
     save_record({**record, **networks, **of_run, "files": files}, where / RECORD)
 
@@ -72,7 +72,8 @@ def load_figure(exhibit: Exhibit, out: Path) -> Made | None:
         return None
     record = load_record(where / RECORD, "random", "preset")
     if record["preset"] not in PRESETS:
-        raise RepsimError(f"cannot read {where / RECORD}: its preset must be mini or paper, got {record['preset']!r}")
+        must = f"its preset must be {' or '.join(PRESETS)}, got {record['preset']!r}"
+        raise RepsimError(f"cannot read {where / RECORD}: {must}")
     files = [where / name for name in sorted(_files(where)) if name.endswith(".csv") and (where / name).exists()]
     found = {file.stem: load_table(file, COLUMNS.get(file.stem, [])) for file in files}
     maps = where / MAPS

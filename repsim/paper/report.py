@@ -137,7 +137,7 @@ def _figure(directory: Path, exhibit: Exhibit, made: Made) -> Iterator[str]:
     if numbers is not None and len(numbers):
         yield '<div class="table"><table><tr><th>number</th><th>value</th><th>95 % interval</th></tr>'
         for row in numbers.itertuples():
-            yield f'<tr><td>{escape(str(row.number))}</td><td class="n">{row.value:.3f}</td>'
+            yield f'<tr><td>{escape(row.label)}</td><td class="n">{row.value:.3f}</td>'
             yield f'<td class="n">{row.low:.3f} to {row.high:.3f}</td></tr>'
         yield "</table></div>"
     yield "</section>"

@@ -10,7 +10,8 @@ from repsim.errors import RepsimError, UsageError
 from repsim.images.image_set import Counts, ImageSet
 from repsim.networks.models import Network
 from repsim.paper.exhibits import Exhibit, Made, Probed
-from repsim.paper.measurements import Measurements
+from repsim.paper.figures import PRESETS
+from repsim.paper.measuring import Measurements, measure
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Plan:
         possible, left_out = [], {}
         for exhibit in wanted:
             names = exhibit.names(preset)
-            missing = [name for name in names if preset == "mini" and name not in bundled]
+            missing = [name for name in names if PRESETS[preset]["bundled"] and name not in bundled]
             if missing:
                 left_out[exhibit.number] = f"not trained: {', '.join(missing)} (analyses/train_minis.py)"
             elif not names:
@@ -70,7 +71,7 @@ class Plan:
         begun, left_out, figures = [], [], []
         for exhibit in self.exhibits:
             try:
-                begun.append((exhibit, exhibit.measure(m, getattr(exhibit, self.preset))))
+                begun.append((exhibit, measure(exhibit, m, exhibit.networks[self.preset])))
             except RepsimError as error:
                 left_out.append(f"figure {exhibit.number} is left out: {error}")
         if not begun:

@@ -1,6 +1,11 @@
 """All figures of the preset `mini` from few images: files, passes, pictures; and the plan of each preset."""
 
+import ast
+import dataclasses
 import json
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,14 +16,18 @@ from PIL import Image
 
 import repsim as rs
 from repsim.cli import main
+from repsim.cli.paper import figures, redraw_figures
 from repsim.networks.aliases import ALIASES
 from repsim.networks.minis import ARCHITECTURES, bundled
-from repsim.paper.claims import CLAIMS, matches
-from repsim.paper.exhibits import NUMBERS, Receptive, difference, numbers, ratio
+from repsim.paper.claims import CLAIMS, check
+from repsim.paper.exhibits import Exhibit, Receptive
 from repsim.paper.figures import FIGURES, PRESETS
-from repsim.paper.files import load_figure
+from repsim.paper.files import load_figure, save_figure
+from repsim.paper.measuring import measure
+from repsim.paper.numbers import Number, difference, numbers, ratio
+from repsim.paper.report import write_report
 from repsim.paper.run import Plan
-from repsim.tables import RECEPTIVE, TABLES, load_table
+from repsim.tables import NUMBERS, RECEPTIVE, TABLES, load_table, save_record
 
 SOME = ["1", "2", "3", "5", "7", "9", "12", "D.2", "E.2", "F.3"]
 """One or more of each kind."""
@@ -51,6 +60,9 @@ def test_every_figure_has_tables_numbers_a_record_and_pictures(run, plan):
         of = pd.read_csv(where / "numbers.csv")
         assert list(of) == NUMBERS and of["value"].notna().all()
         assert (of["low"].isna() | (of["low"] <= of["value"] + 1e-9)).all()
+        assert not of.duplicated(["key", "models"]).any()
+        for models, label in zip(of["models"].map(json.loads), of["label"]):
+            assert models and set(models) <= set(exhibit.names("mini")), label
         record = json.loads((where / "run.json").read_text())
         assert record["number"] == exhibit.number and record["preset"] == "mini"
 
@@ -86,7 +98,12 @@ def test_every_claim_has_its_number(run, plan):
         assert claim.figure in FIGURES
         if claim.figure in made:
             of = pd.read_csv(run[0] / f"figure-{claim.figure}" / "numbers.csv")
-            assert any(matches(claim.number, name) for name in of["number"]), claim
+            assert claim.key in set(of["key"]), claim
+
+
+def test_claims_of_blocks_without_skips():
+    keys = [claim.key for claim in CLAIMS if claim.figure == "8"]
+    assert keys == [f"across_block_{block}_difference" for block in FIGURES["8"].without_skips]
 
 
 def test_claims_of_a_run(run):
@@ -157,8 +174,8 @@ def test_receptive_fields_are_means_over_groups_of_images():
     m = SimpleNamespace(
         network=lambda name: SimpleNamespace(name=name), receptive=lambda name, branch=False: fields[name, branch]
     )
-    made = FIGURES["6"].measure(m, ("vit", "resnet"))()
-    of = made.tables["numbers"].set_index("number")["value"]
+    made = measure(FIGURES["6"], m, ("vit", "resnet"))()
+    of = made.tables["numbers"].set_index("label")["value"]
     assert of["half-mass radius, last layer, vit"] == 9.5 and of["half-mass radius, lowest third, vit - resnet"] == 4
     assert of["half-mass radius, highest - lowest third, resnet"] == 6
     assert made.arrays["vit/stem"][0, 0] == 1.5 and made.tables["receptive"]["radius50_px"].tolist() == [
@@ -168,20 +185,21 @@ def test_receptive_fields_are_means_over_groups_of_images():
         7.5,
     ]
     assert len(FIGURES["6"].draw(made, "title").axes) >= 4
-    branches = FIGURES["C.4"].measure(m, ("vit", "resnet"))().tables["numbers"].set_index("number")["value"]
+    branches = measure(FIGURES["C.4"], m, ("vit", "resnet"))().tables["numbers"].set_index("label")["value"]
     assert branches["share of the own patch, after the sum - branch, vit"] == pytest.approx(0.3)
     assert branches["share of the own patch, after the sum - branch, resnet"] == pytest.approx(0.0)
 
 
 def test_intervals():
-    table = numbers(
-        [("x", 1.0, 0.5, 20), ("three seeds", 1.0, 0.5, 3), ("no spread", 1.0, 0.0, 20), ("one", 1.0, 0.5, 1)]
-    )
+    groups = {"batches": (0.5, 20), "seeds": (0.5, 3), "no spread": (0.0, 20), "one": (0.5, 1)}
+    table = numbers([Number(what, ("a",), what, 1.0, *of) for what, of in groups.items()])
     half = (table["high"] - table["low"]) / 2
     assert half[0] == pytest.approx(0.5 * 2.0930, abs=1e-4) and half[1] == pytest.approx(0.5 * 4.3027, abs=1e-4)
     assert half[2:].isna().all()
-    assert ratio("a / b", ("a", 3, 0.3, 20), ("b", 2, 0.4, 3)) == ("a / b", 1.5, pytest.approx(1.5 * 0.05**0.5), 3)
-    assert difference("a - b", ("a", 3, 0.3, 20), ("b", 1, 0.4, 3)) == ("a - b", 2, pytest.approx(0.5), 3)
+    three, two = Number("x", ("a",), "", 3, 0.3, 20), Number("x", ("b",), "", 2, 0.4, 3)
+    assert ratio("y", "a / b", three, two) == ("y", ("a", "b"), "a / b", 1.5, pytest.approx(1.5 * 0.05**0.5), 3)
+    assert difference("y", "a - b", three, two) == ("y", ("a", "b"), "a - b", 1, pytest.approx(0.5), 3)
+    assert difference("y", "CLS - others", two, two).models == ("b",)
 
 
 def test_a_folder_without_training_images_leaves_probes_out(tmp_path, monkeypatch):
@@ -222,3 +240,67 @@ def test_a_dry_run_on_noise_probes_made_up_classes(tmp_path):
     assert record["protocol"]["channels"] == 1 and record["protocol"]["probes"]
     fields = load_figure(FIGURES["6"], tmp_path)
     assert len(fields.tables["receptive"]) == len(fields.arrays)
+
+
+NAMES = {
+    "vit_mini": "my net 2",
+    "resnet_mini": "my net",
+    "vit_mini_gap": "my net 2 - my net",
+    "vit_mini_100pct_seed1": "with high layers, untouched",
+    "vit_mini_3pct": 'a "quoted", b',
+}
+"""What users may call their networks; one begins as another, and one is a difference of others."""
+
+
+def renamed(names):
+    return NAMES[names] if isinstance(names, str) else tuple(map(renamed, names))
+
+
+def test_names_of_networks_change_nothing_else(run, tmp_path):
+    chosen = ["1", "2", "3", "5", "7", "9", "12", "F.3"]
+    exhibits = [
+        dataclasses.replace(FIGURES[number], networks={"mini": renamed(FIGURES[number].networks["mini"])})
+        for number in chosen
+    ]
+    plan = Plan.of(exhibits, "mini", NAMES.values())
+    networks = {new: dataclasses.replace(rs.load_model(old), name=new) for old, new in NAMES.items()}
+    images, train = rs.ImageSet("sample", images=IMAGES), rs.ImageSet("sample", split="train")
+    made = plan.make(networks, images, train, batch_size=8)
+    assert not made.left_out and [exhibit.number for exhibit, _ in made.figures] == chosen
+    for exhibit, each in made.figures:
+        save_figure(exhibit, each, tmp_path, "mini", {"random": False})
+        found, expected = (load_figure(exhibit, place).tables["numbers"] for place in (tmp_path, run[0]))
+        numbers = [column for column in NUMBERS if column not in ("models", "label")]
+        pd.testing.assert_frame_equal(found[numbers], expected[numbers], rtol=1e-9)
+        models = [[NAMES[name] for name in json.loads(each)] for each in expected["models"]]
+        assert found["models"].map(json.loads).tolist() == models
+        assert all(name in label for label, names in zip(found["label"], models) for name in names[:1])
+    redraw_figures(tmp_path, [], quiet=True)
+    assert all((tmp_path / f"figure-{number}" / f"figure-{number}.png").exists() for number in chosen)
+    claims, expected = check(tmp_path), check(run[0])
+    expected = expected[expected["claim"].isin(claims["claim"])].reset_index(drop=True)
+    assert len(claims) >= 10 and any(source.endswith(", my net 2 - my net") for source in claims["source"])
+    pd.testing.assert_frame_equal(claims.drop(columns="source"), expected.drop(columns="source"), rtol=1e-9)
+    save_record({"random": False}, tmp_path / "run.json")
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "low with high layers, my net 2 - my net" in page and "my net 2 (up) and my net (right)" in page
+
+
+def test_presets_are_those_of_the_command():
+    (preset,) = (option for option in figures.params if option.name == "preset")
+    assert list(preset.type.choices) == list(PRESETS)
+    assert all(set(exhibit.networks) <= set(PRESETS) >= set(exhibit.notes) for exhibit in FIGURES.values())
+
+
+def test_what_draws_reads_tables_alone():
+    code = "import repsim.paper.report, repsim.paper.files, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    for module in ("exhibits", "figures", "claims", "files"):
+        tree = ast.parse((Path(rs.__file__).parent / "paper" / f"{module}.py").read_text())
+        inner = [node for of in ast.walk(tree) if isinstance(of, ast.FunctionDef) for node in ast.walk(of)]
+        assert not any(isinstance(node, ast.Import | ast.ImportFrom) for node in inner), module
+
+
+def test_every_kind_of_exhibit_is_measured():
+    for exhibit in FIGURES.values():
+        assert measure.dispatch(type(exhibit)) is not measure.dispatch(Exhibit), exhibit.number
