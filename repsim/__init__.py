@@ -14,7 +14,12 @@ from typing import Any
 
 _HOME = {
     "cka": "repsim.measures.cka",
-    "MinibatchCKA": "repsim.measures.cka",
+    "gram_row": "repsim.measures.cka",
+    "stacked_hsic": "repsim.measures.cka",
+    "minibatch_cka": "repsim.measures.cka",
+    "Accumulator": "repsim.measures.running",
+    "BatchMeans": "repsim.measures.running",
+    "Moments": "repsim.measures.running",
     "Network": "repsim.networks.models",
     "EvalTransform": "repsim.networks.models",
     "load_model": "repsim.networks.models",
@@ -22,6 +27,9 @@ _HOME = {
     "find_layers": "repsim.networks.layers",
     "capture": "repsim.networks.hooks",
     "ImageSet": "repsim.images.image_set",
+    "Seen": "repsim.passes.seen",
+    "Study": "repsim.passes.study",
+    "check_study": "repsim.passes.study",
     "layer_cka": "repsim.studies.similarity",
     "matched_cka": "repsim.studies.similarity",
     "attention_distance": "repsim.studies.attention",

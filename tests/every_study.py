@@ -53,7 +53,7 @@ def heads(vit: rs.Network, resnet: rs.Network) -> Study:
 
 def probes(vit: rs.Network, resnet: rs.Network, images: rs.ImageSet, **how) -> rs.Result:
     train = rs.ImageSet("sample", split="train", images=200, seed=images.seed)
-    few = {"layers": ["blocks.3", "blocks.11"], "shots": [3], "seeds": 1, "tokens": False, "neighbours": 40}
+    few = {"layers": "blocks.(3|11)", "shots": [3], "seeds": 1, "tokens": False, "neighbours": 40}
     return rs.linear_probes(vit, images, train=train, **few, **how)
 
 
@@ -110,7 +110,7 @@ STUDIES = {
         probes,
         "probe probe_summary neighbours",
         "summary.accuracy neighbours.soft_loss",
-        "probe --model vit_mini --layers blocks.3 --layers blocks.11 --train-images 200 --shots 3 --seeds 1 "
+        "probe --model vit_mini --layers blocks.(3|11) --train-images 200 --shots 3 --seeds 1 "
         "--no-tokens --neighbours 40",
     ),
     "receptive": Case(

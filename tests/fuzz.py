@@ -21,7 +21,7 @@ import torch
 
 import repsim as rs
 from repsim.measures import attention, localization, neighbours, probe, receptive, residual
-from repsim.measures.cka import MinibatchCKA, gram_row, hsic
+from repsim.measures.cka import gram_row, hsic, minibatch_cka, stacked_hsic
 from repsim.measures.running import Moments
 
 Rng = np.random.Generator
@@ -226,7 +226,7 @@ def minibatches(rng: Rng) -> None:
         small = x.astype(np.float32), y.astype(np.float32)
         given = small if rng.random() < 0.5 else (wrapped(rng, x), wrapped(rng, y))
     rows = [gram_row(each) for each in map(torch.from_numpy, given)] if given is small else [gram_row(g) for g in given]
-    table = MinibatchCKA().update(rows, n).compute()[0]
+    table = minibatch_cka().update(stacked_hsic(rows, n)).compute()[0]
     known = table[~table.isnan()]
     must((known.abs() <= 1 + 1e-6).all(), f"minibatch cka {table.tolist()}")
     if given is small and np.isfinite(small[0]).all() and np.isfinite(small[1]).all():

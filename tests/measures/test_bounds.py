@@ -9,7 +9,7 @@ from torch import nn
 
 import repsim as rs
 from repsim.measures import bounds
-from repsim.measures.cka import MinibatchCKA, centred_gram, gram_row, u_centre
+from repsim.measures.cka import centred_gram, gram_row, minibatch_cka, stacked_hsic, u_centre
 from repsim.measures.localization import bordered_hsic, normalise, patch_grams
 from repsim.measures.neighbours import soft_nearest_neighbour, squared_distances
 from repsim.measures.probe import ProbeRows, ProbeSums, Standard
@@ -26,7 +26,7 @@ def alone(n, p, seed, size=1.0, offset=0.0):
 def every_cka(x, y):
     """Of the function, of minibatches and of tokens with patches."""
     x32, y32 = (torch.from_numpy(each).float() for each in (x, y))
-    table = MinibatchCKA().update([gram_row(x32), gram_row(y32)], len(x)).compute()[0]
+    table = minibatch_cka().update(stacked_hsic([gram_row(x32), gram_row(y32)], len(x))).compute()[0]
     located = normalise(bordered_hsic(x32[:, None], patch_grams(y32[:, None])))
     return rs.cka(x, y), table[0, 1].item(), located.item()
 

@@ -6,7 +6,7 @@ import torch
 from sklearn.preprocessing import KernelCenterer
 
 import repsim as rs
-from repsim.measures.cka import MinibatchCKA, cka, flatten, gram, gram_row, hsic, normalise, u_centre
+from repsim.measures.cka import cka, flatten, gram, gram_row, hsic, minibatch_cka, normalise, stacked_hsic, u_centre
 
 
 def hsic_from_definition(x, y):
@@ -27,7 +27,7 @@ def cka_from_definition(x, y):
 
 def engine(*features):
     """The (L, L) table that minibatch CKA gives for one batch."""
-    return MinibatchCKA().update([gram_row(x) for x in features], len(features[0])).compute()[0]
+    return minibatch_cka().update(stacked_hsic([gram_row(x) for x in features], len(features[0]))).compute()[0]
 
 
 def correlated(n, p, mean=0.0, scale=1.0, seed=0):
@@ -90,7 +90,7 @@ def test_centring_first_or_not_gives_one_result():
     x, y = correlated(256, 5000, mean=0.5)
     rows = [[gram_row(t, centre=centre) for t in (x, y)] for centre in (False, True)]
     assert [row.centred for row in rows[0]] == [False, False]
-    tables = [MinibatchCKA().update(r, 256).compute()[0] for r in rows]
+    tables = [minibatch_cka().update(stacked_hsic(r, 256)).compute()[0] for r in rows]
     torch.testing.assert_close(*tables, atol=1e-6, rtol=0)
 
 
@@ -177,9 +177,9 @@ def test_numpy_and_torch_agree_and_maps_are_flattened():
 
 def test_minibatches_average_hsic_before_dividing():
     x, y = correlated(60, 30)
-    sums = MinibatchCKA()
+    sums = minibatch_cka()
     for a, b in zip(x.split(20), y.split(20)):
-        sums.update([gram_row(a), gram_row(b)], 20)
+        sums.update(stacked_hsic([gram_row(a), gram_row(b)], 20))
 
     def mean(p, q):
         return sum(hsic_from_definition(a.double(), b.double()) for a, b in zip(p.split(20), q.split(20))) / 3
@@ -190,13 +190,13 @@ def test_minibatches_average_hsic_before_dividing():
 
 def test_merged_sums_equal_one_run():
     batches = [[gram_row(t) for t in correlated(16, 40, seed=seed)] for seed in range(7)]
-    whole, first, second = MinibatchCKA(), MinibatchCKA(), MinibatchCKA()
+    whole, first, second = minibatch_cka(), minibatch_cka(), minibatch_cka()
     for number, rows in enumerate(batches):
-        whole.update(rows, 16, number)
-        (first if number < 3 else second).update(rows, 16, number)
+        whole.update(stacked_hsic(rows, 16), number)
+        (first if number < 3 else second).update(stacked_hsic(rows, 16), number)
     for expected, merged in zip(whole.compute(), second.merge(first).compute()):
         torch.testing.assert_close(merged, expected, rtol=1e-12, atol=1e-12)
-    for expected, merged in zip(whole.compute(), whole.merge(MinibatchCKA()).compute()):
+    for expected, merged in zip(whole.compute(), whole.merge(minibatch_cka()).compute()):
         assert torch.equal(merged, expected)
 
 
@@ -205,10 +205,10 @@ def test_standard_error_is_that_of_repeated_experiments():
     torch.manual_seed(0)
     results = []
     for _ in range(60):
-        sums = MinibatchCKA()
+        sums = minibatch_cka()
         for _ in range(20):
             x = torch.randn(16, 8)
-            sums.update([gram_row(x), gram_row(x @ torch.eye(8)[:, :4] + torch.randn(16, 4))], 16)
+            sums.update(stacked_hsic([gram_row(x), gram_row(x @ torch.eye(8)[:, :4] + torch.randn(16, 4))], 16))
         results.append([part[0, 1].item() for part in sums.compute()])
     values, errors = np.array(results).T
     assert errors.mean() == pytest.approx(values.std(ddof=1), rel=0.25)

@@ -9,7 +9,7 @@ import torch
 
 import repsim as rs
 from repsim.measures.attention import distances, grid_positions, head_statistics
-from repsim.measures.cka import MinibatchCKA, gram_row, hsic
+from repsim.measures.cka import gram_row, hsic, minibatch_cka, stacked_hsic
 from repsim.measures.inputs import tensor
 from repsim.measures.localization import bordered_hsic, own_minus_rest, patch_grams
 from repsim.measures.neighbours import nearest_neighbours, squared_distances
@@ -84,7 +84,7 @@ def takers(x):
         lambda: rs.cka(X, x),
         lambda: hsic(x, X @ X.T),
         lambda: gram_row(x),
-        lambda: MinibatchCKA().update([x], 8),
+        lambda: minibatch_cka().update(stacked_hsic([x], 8)),
         lambda: bordered_hsic(x, patch_grams(X[:, None])),
         lambda: patch_grams(x),
         lambda: own_minus_rest(x),
@@ -146,11 +146,11 @@ def test_measures_take_lists_and_frames_as_they_take_tensors():
 
 
 def test_minibatches_of_other_layers_or_images_are_refused():
-    rows, sums = [gram_row(X), gram_row(X)], MinibatchCKA()
+    rows, sums = [gram_row(X), gram_row(X)], minibatch_cka()
     with pytest.raises(rs.UsageError, match="not all are of n = 9"):
-        sums.update(rows, 9)
-    with pytest.raises(rs.UsageError, match="got 1 after 2"):
-        sums.update(rows, 8).update(rows[:1], 8)
+        stacked_hsic(rows, 9)
+    with pytest.raises(rs.UsageError, match=r"got \(1, 1\) after \(2, 2\)"):
+        sums.update(stacked_hsic(rows, 8)).update(stacked_hsic(rows[:1], 8))
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,15 @@ import repsim as rs
 from repsim.measures import localization
 from repsim.measures.cka import hsic, u_centre
 from repsim.measures.localization import (
-    TokenPatchCKA,
     bordered_hsic,
     cut,
     nearest,
     own_minus_rest,
     patch_grams,
     places,
+    token_patch_cka,
     u_centred_grams,
+    undefined,
 )
 
 
@@ -37,7 +38,7 @@ def one_by_one(tokens, patches, batch_size):
 
 def at_once(tokens, patches, batch_size=None):
     """The same by the code under test."""
-    sums = TokenPatchCKA()
+    sums = token_patch_cka()
     size = batch_size or len(tokens)
     for x, y in zip(tokens.split(size), patches.split(size)):
         sums.update(bordered_hsic(x, patch_grams(y)))
@@ -137,7 +138,7 @@ def test_unrelated_tokens_scatter_around_zero():
 
 def test_merged_sums_equal_one_run():
     batches = [bordered_hsic(x, patch_grams(y)) for x, y in (related(16, 3, 8, seed=seed) for seed in range(7))]
-    whole, first, second = TokenPatchCKA(), TokenPatchCKA(), TokenPatchCKA()
+    whole, first, second = token_patch_cka(), token_patch_cka(), token_patch_cka()
     for number, hsics in enumerate(batches):
         whole.update(hsics, number)
         (first if number < 3 else second).update(hsics, number)
@@ -152,7 +153,7 @@ def test_what_does_not_vary_is_undefined(n):
     patches[:, 2] = 3.7
     sums = at_once(tokens, patches)
     assert sums.compute()[0].isnan().nonzero().tolist() == [[0, 2], [1, 0], [1, 1], [1, 2], [1, 3], [2, 2]]
-    assert [part.tolist() for part in sums.undefined()] == [[False, True, False], [False, False, True, False]]
+    assert [part.tolist() for part in undefined(sums.mean())] == [[False, True, False], [False, False, True, False]]
 
 
 @pytest.mark.parametrize("n, d", [(512, 1), (1024, 10)])
