@@ -55,11 +55,12 @@ def draw(directory: Path, name: str, quiet: bool, **options: Any) -> None:
         name: of the study, see `repsim.plots.pictures`.
         options: likewise.
     """
-    from repsim.plots.pictures import ARRAYS, DRAWN, pictures
+    from repsim.plots.pictures import DRAWINGS, pictures
     from repsim.tables import load_arrays, load_table
 
-    tables = {file: load_table(directory / f"{file}.csv", columns) for file, columns in DRAWN[name].items()}
-    there = [file for file in ARRAYS.get(name, ()) if (directory / f"{file}.npz").exists()]
+    drawing = DRAWINGS[name]
+    tables = {file: load_table(directory / f"{file}.csv", columns) for file, columns in drawing.tables.items()}
+    there = [file for file in drawing.arrays if (directory / f"{file}.npz").exists()]
     arrays = {file: load_arrays(directory / f"{file}.npz") for file in there}
     columns = ("model", "model_a", "model_b")
     models = [model for table in tables.values() for each in columns if each in table for model in table[each].unique()]

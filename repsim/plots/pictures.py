@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,47 +23,28 @@ from repsim.studies.token_tables import all_tokens
 Tables = Mapping[str, pd.DataFrame]
 Arrays = Mapping[str, Mapping[str, np.ndarray]]
 
-DRAWN: dict[str, dict[str, list[str]]] = {
-    "cka": {"cka": columns.SIMILARITY},
-    "matched": {"matched": columns.MATCHED},
-    "attention": {"attention": columns.ATTENTION},
-    "attention_maps": {},
-    "heads": {"heads": columns.HEADS},
-    "residual": {"residual": columns.RESIDUAL},
-    "receptive": {"receptive": columns.RECEPTIVE},
-    "receptive_proxy": {"receptive_proxy": columns.RECEPTIVE},
-    "localization": {
-        "localization_summary": columns.LOCALIZATION_SUMMARY,
-        "localization": columns.LOCALIZATION,
-    },
-    "probe": {
-        "probe_summary": columns.PROBE_SUMMARY,
-        "probe": columns.PROBE,
-        "neighbours": columns.NEIGHBOURS,
-    },
-    "lesion": {"lesion": columns.LESION},
-}
-"""Study -> the tables that its pictures are drawn from, and their columns."""
-ARRAYS = {
-    "attention": ["attention_maps"],
-    "attention_maps": ["attention_maps"],
-    "receptive": ["receptive"],
-    "receptive_proxy": ["receptive_proxy"],
-    "localization": ["localization"],
-}
-"""Study -> the arrays that they are drawn from, where there are some."""
+
+@dataclass(frozen=True)
+class Drawing:
+    """How the pictures of a study are drawn."""
+
+    draw: Callable[..., dict[str, Figure]]
+    tables: dict[str, list[str]]
+    """The tables that they are drawn from, and their columns."""
+    arrays: tuple[str, ...] = ()
+    """The arrays, where there are some."""
 
 
 def pictures(name: str, tables: Tables, arrays: Arrays, **options: Any) -> dict[str, Figure]:
     """All pictures of a study, by the names of their files; the last is that of its main table.
 
     Args:
-        name: of the study, as in `DRAWN`.
+        name: of the study; one that is not among `DRAWINGS` has no picture.
         tables: by the names of their files.
         arrays: likewise.
         options: `blocks` of attention, `tokens` and `layer` of localization.
     """
-    return _DRAW[name](name, tables, arrays, **options)
+    return DRAWINGS[name].draw(name, tables, arrays, **options) if name in DRAWINGS else {}
 
 
 def _one(plot: Callable[[pd.DataFrame], Any]) -> Callable[..., dict[str, Figure]]:
@@ -123,16 +105,24 @@ def _probe(name: str, tables: Tables, arrays: Arrays) -> dict[str, Figure]:
     return {**found, name: probes(tables["probe_summary"])}
 
 
-_DRAW: dict[str, Callable[..., dict[str, Figure]]] = {
-    "cka": _one(heatmap),
-    "matched": _one(matched),
-    "heads": _one(head_similarity),
-    "residual": _one(residual),
-    "lesion": _one(lesion),
-    "attention": _attention,
-    "attention_maps": _attention_maps,
-    "receptive": _receptive,
-    "receptive_proxy": _receptive,
-    "localization": _localization,
-    "probe": _probe,
+DRAWINGS = {
+    "cka": Drawing(_one(heatmap), {"cka": columns.SIMILARITY}),
+    "matched": Drawing(_one(matched), {"matched": columns.MATCHED}),
+    "attention": Drawing(_attention, {"attention": columns.ATTENTION}, ("attention_maps",)),
+    "attention_maps": Drawing(_attention_maps, {}, ("attention_maps",)),
+    "heads": Drawing(_one(head_similarity), {"heads": columns.HEADS}),
+    "residual": Drawing(_one(residual), {"residual": columns.RESIDUAL}),
+    "receptive": Drawing(_receptive, {"receptive": columns.RECEPTIVE}, ("receptive",)),
+    "receptive_proxy": Drawing(_receptive, {"receptive_proxy": columns.RECEPTIVE}, ("receptive_proxy",)),
+    "localization": Drawing(
+        _localization,
+        {"localization_summary": columns.LOCALIZATION_SUMMARY, "localization": columns.LOCALIZATION},
+        ("localization",),
+    ),
+    "probe": Drawing(
+        _probe,
+        {"probe_summary": columns.PROBE_SUMMARY, "probe": columns.PROBE, "neighbours": columns.NEIGHBOURS},
+    ),
+    "lesion": Drawing(_one(lesion), {"lesion": columns.LESION}),
 }
+"""By the names of studies."""

@@ -228,8 +228,14 @@ class Result:
 
         Args:
             options: what is drawn: `blocks` of attention, `tokens` and `layer` of localization.
+
+        Raises:
+            UsageError: the study has none.
         """
-        return list(self.figures(**options).values())[-1]
+        found = list(self.figures(**options).values())
+        if not found:
+            raise UsageError(f"there is no picture of {self.name}; its table is in `.table`")
+        return found[-1]
 
     def save(self, directory: str | Path, **options: Any) -> list[Path]:
         """Write tables, arrays, `run.json` and pictures into a directory, over what is there under these names.
@@ -249,7 +255,7 @@ class Result:
         written.append(directory / RECORD)
         for name, figure in self.figures(**options).items():
             written += save(figure, directory / name)
-            if self.record["random"]:
+            if self.record.get("random"):
                 written += save(figure, directory / f"{name}-random")
         return written
 
@@ -269,10 +275,16 @@ class Result:
         return f"Result of {self.name}: {len(self.table)} rows of {', '.join(self.table)}{used}"
 
     def _repr_html_(self) -> str | None:
-        return None if len(self.table) else self.table._repr_html_()  # notebooks prefer it to a picture
+        return None if self._has_picture else self.table._repr_html_()  # notebooks prefer it to a picture
+
+    @property
+    def _has_picture(self) -> bool:
+        from repsim.plots.pictures import DRAWINGS
+
+        return self.name in DRAWINGS and len(self.table) > 0
 
     def _repr_png_(self) -> bytes | None:
-        if not len(self.table):
+        if not self._has_picture:
             return None
         file = io.BytesIO()
         self.plot().savefig(file, format="png", bbox_inches="tight")
