@@ -32,10 +32,15 @@ def test_it_counts_zeros_and_is_thirty_lines(page, resnet, tmp_path):
     assert row["se"] == pytest.approx(share.std().item() / 40**0.5, rel=1e-5)
     code = re.search(r"class Sparsity.*?\n\n\nimages", PAGE.read_text(), re.S).group()
     assert len([line for line in code.splitlines()[:-1] if line]) <= 30
-    assert found._repr_png_() is None and "<table" in found._repr_html_()
-    assert sorted(path.name for path in found.save(tmp_path)) == ["run.json", "sparsity.csv"]
+    assert found._repr_png_().startswith(b"\x89PNG") and found._repr_html_() is None
+    (line,) = found.plot().axes[0].lines
+    assert line.get_ydata().tolist() == found.table["zeros"].tolist()
+    names = ["run.json", "sparsity.csv", "sparsity.pdf", "sparsity.png"]
+    assert sorted(path.name for path in found.save(tmp_path)) == names
+    bare = rs.Result("sparsity", found.table.drop(columns="depth"))
+    assert bare._repr_png_() is None and "<table" in bare._repr_html_()
     with pytest.raises(rs.UsageError, match="no picture of sparsity"):
-        found.plot()
+        bare.plot()
 
 
 class Means(rs.Study):

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from repsim.errors import UsageError
-from repsim.plots.style import Figure, entitle, label, legend, look, named
+from repsim.plots.style import Figure, entitle, label, legend, literal, look, named
 
 PANEL = 3.2
 """Inches of a panel's width."""
@@ -98,7 +98,8 @@ def head_similarity(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 def over_depth(ax: Axes, part: pd.DataFrame, column: str, colour: tuple[float, ...], name: str) -> tuple[Line2D, str]:
     """A column over depth, with a band of two standard errors; returns the line and its name, for a legend."""
     part = part.sort_values("depth")
-    depth, value, se = part["depth"], part[column], 2 * part["se"].fillna(0)
+    depth, value = part["depth"], part[column]
+    se = 2 * part["se"].fillna(0) if "se" in part else 0 * value
     (line,) = ax.plot(depth, value, color=colour, marker="o", markersize=3, linewidth=1, label=name)
     ax.fill_between(depth, value - se, value + se, color=colour, alpha=0.25, linewidth=0)
     ax.set_xlabel("depth (0 first layer, 1 last)")
@@ -122,6 +123,32 @@ def matched(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         label(ax, title=f"compared with {table['model_a'].iloc[0]}", inches=PANEL)
         legend(ax, drawn)
     return ax
+
+
+def each_layer(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """The first value of a table of layers over depth, a curve per network: for studies without a picture of their own.
+
+    Args:
+        table: with columns model, depth, a value and perhaps se, its standard error.
+        ax: where to draw.
+    """
+    models, value = list(dict.fromkeys(named(table)["model"])), values_of(table)[0]
+    with look():
+        if ax is None:
+            ax = Figure(figsize=(4, 3)).subplots()
+        colours = zip(models, sns.color_palette("colorblind", len(models)))
+        drawn = [over_depth(ax, table[table["model"] == name], value, colour, name) for name, colour in colours]
+        ax.set_ylabel(literal(value))
+        legend(ax, drawn)
+    return ax
+
+
+def values_of(table: pd.DataFrame) -> list[str]:
+    """The columns of a table of layers that hold numbers found of them; none of a table of something else."""
+    if not {"model", "depth"} <= set(table):
+        return []
+    numbers = table.select_dtypes("number").columns
+    return [name for name in numbers if name not in ("index", "depth") and name.rpartition("_")[2] != "se"]
 
 
 def localization_summary(summary: pd.DataFrame) -> Figure:

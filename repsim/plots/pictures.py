@@ -11,7 +11,14 @@ import pandas as pd
 
 from repsim import tables as columns
 from repsim.errors import RepsimError
-from repsim.plots.curves import attention_distance, head_similarity, localization_summary, matched
+from repsim.plots.curves import (
+    attention_distance,
+    each_layer,
+    head_similarity,
+    localization_summary,
+    matched,
+    values_of,
+)
 from repsim.plots.lesion import lesion
 from repsim.plots.maps import attention_maps, localization, receptive_fields
 from repsim.plots.matrices import heatmap
@@ -38,13 +45,22 @@ class Drawing:
 def pictures(name: str, tables: Tables, arrays: Arrays, **options: Any) -> dict[str, Figure]:
     """All pictures of a study, by the names of their files; the last is that of its main table.
 
+    A study that is not among `DRAWINGS` has one if its table is of layers, and else none.
+
     Args:
-        name: of the study; one that is not among `DRAWINGS` has no picture.
+        name: of the study.
         tables: by the names of their files.
         arrays: likewise.
         options: `blocks` of attention, `tokens` and `layer` of localization.
     """
-    return DRAWINGS[name].draw(name, tables, arrays, **options) if name in DRAWINGS else {}
+    if name in DRAWINGS:
+        return DRAWINGS[name].draw(name, tables, arrays, **options)
+    return _one(each_layer)(name, tables, arrays) if has_picture(name, tables[name]) else {}
+
+
+def has_picture(name: str, table: pd.DataFrame) -> bool:
+    """Whether there is something to draw."""
+    return len(table) > 0 and (name in DRAWINGS or bool(values_of(table)))
 
 
 def _one(plot: Callable[[pd.DataFrame], Any]) -> Callable[..., dict[str, Figure]]:

@@ -275,16 +275,14 @@ class Result:
         return f"Result of {self.name}: {len(self.table)} rows of {', '.join(self.table)}{used}"
 
     def _repr_html_(self) -> str | None:
-        return None if self._has_picture else self.table._repr_html_()  # notebooks prefer it to a picture
+        from repsim.plots.pictures import has_picture
 
-    @property
-    def _has_picture(self) -> bool:
-        from repsim.plots.pictures import DRAWINGS
-
-        return self.name in DRAWINGS and len(self.table) > 0
+        return None if has_picture(self.name, self.table) else self.table._repr_html_()  # notebooks prefer it
 
     def _repr_png_(self) -> bytes | None:
-        if not self._has_picture:
+        from repsim.plots.pictures import has_picture
+
+        if not has_picture(self.name, self.table):
             return None
         file = io.BytesIO()
         self.plot().savefig(file, format="png", bbox_inches="tight")
