@@ -55,12 +55,12 @@ def draw(directory: Path, name: str, quiet: bool, **options: Any) -> None:
         name: of the study, see `repsim.plots.pictures`.
         options: likewise.
     """
-    from repsim.plots.pictures import DRAWINGS, pictures
+    from repsim.plots.pictures import drawing, pictures
     from repsim.tables import load_arrays, load_table
 
-    drawing = DRAWINGS[name]
-    tables = {file: load_table(directory / f"{file}.csv", columns) for file, columns in drawing.tables.items()}
-    there = [file for file in drawing.arrays if (directory / f"{file}.npz").exists()]
+    drawn = drawing(name)
+    tables = {file: load_table(directory / f"{file}.csv", columns) for file, columns in drawn.tables.items()}
+    there = [file for file in drawn.arrays if (directory / f"{file}.npz").exists()]
     arrays = {file: load_arrays(directory / f"{file}.npz") for file in there}
     columns = ("model", "model_a", "model_b")
     models = [model for table in tables.values() for each in columns if each in table for model in table[each].unique()]

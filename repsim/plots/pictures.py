@@ -53,9 +53,13 @@ def pictures(name: str, tables: Tables, arrays: Arrays, **options: Any) -> dict[
         arrays: likewise.
         options: `blocks` of attention, `tokens` and `layer` of localization.
     """
-    if name in DRAWINGS:
-        return DRAWINGS[name].draw(name, tables, arrays, **options)
-    return _one(each_layer)(name, tables, arrays) if has_picture(name, tables[name]) else {}
+    there = name in DRAWINGS or has_picture(name, tables[name])
+    return drawing(name).draw(name, tables, arrays, **options) if there else {}
+
+
+def drawing(name: str) -> Drawing:
+    """How the pictures of a study are drawn: of one that is not among `DRAWINGS`, as a curve over its layers."""
+    return DRAWINGS.get(name) or Drawing(_one(each_layer), {name: columns.TABLES.get(name, [])})
 
 
 def has_picture(name: str, table: pd.DataFrame) -> bool:
