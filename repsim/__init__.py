@@ -16,7 +16,7 @@ _HOME = {
     "cka": "repsim.measures.cka",
     "MinibatchCKA": "repsim.measures.cka",
     "Network": "repsim.networks.models",
-    "EvalTransform": "repsim.networks.models",
+    "EvalTransform": "repsim.networks.transforms",
     "load_model": "repsim.networks.models",
     "Layer": "repsim.networks.layers",
     "find_layers": "repsim.networks.layers",
