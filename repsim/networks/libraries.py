@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -80,11 +81,14 @@ def _from_transformers(rest: str, pretrained: bool, args: dict[str, Any]) -> Fou
     from_config = made._from_config if kind else made.from_config
     label, missing = Path(place).name, set()
     with _quietly(), _said_by(f"hf:{place}", weights=pretrained):
+        config = transformers.AutoConfig.from_pretrained(place)
+        if args:
+            config = transformers.AutoConfig.from_pretrained(place, **_for_config(config, args, place))
         if pretrained:
-            module, loaded = made.from_pretrained(place, output_loading_info=True, dtype=torch.float32, **args)
+            module, loaded = made.from_pretrained(place, config=config, output_loading_info=True, dtype=torch.float32)
             missing = set(loaded["missing_keys"])
         else:
-            module = from_config(transformers.AutoConfig.from_pretrained(place, **args), dtype=torch.float32)
+            module = from_config(config, dtype=torch.float32)
     seen = tower(module)
     prefix = next(f"{path}." if path else "" for path, each in module.named_modules() if each is seen)
     drawn = sorted(key for key in missing if key.startswith(prefix))
@@ -108,12 +112,29 @@ def _from_transformers(rest: str, pretrained: bool, args: dict[str, Any]) -> Fou
         )
     else:
         transform = as_transform(preparing, channels=_size_of(seen)[0], name=f"hf:{place}")
-    record = {"class": f"transformers.{type(module).__name__}", "commit": getattr(module.config, "_commit_hash", None)}
+    commit = getattr(module.config, "_commit_hash", None)
+    record = {"class": f"transformers.{type(module).__name__}", **({"commit": commit} if commit else {})}
     notice = (
         f"{label}: {len(drawn)} tensors are not among its weights ({few(drawn)}) and were drawn at random: they are "
         "untrained"
     )
     return Found(seen, transform, label, record, (notice,) if drawn else ())
+
+
+def _for_config(config: Any, args: dict[str, Any], place: str) -> dict[str, Any]:
+    """Model arguments as a config of transformers has them, which would take any, and uses those it knows."""
+    known = config.to_dict()
+    taken = {}
+    for key, value in args.items():
+        if key not in known and key != "image_size":  # which the image processor takes in any case
+            raise one_of(f"model argument of hf:{place}", key, known)
+        if isinstance(known.get(key), float) and isinstance(value, int):
+            value = float(value)
+        if isinstance(known.get(key), (list, tuple)) and isinstance(value, int):
+            value = [value] * len(known[key])
+        if key in known:
+            taken[key] = value
+    return taken
 
 
 def _place_and_class(rest: str) -> tuple[str, str]:
@@ -144,17 +165,17 @@ def _pair(size: Any) -> tuple[int, int]:
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Within it, transformers says nothing beside its errors: what matters of it is said as a notice."""
-    from transformers.utils import logging
+    from transformers.utils import logging as said
 
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
+    verbosity, bars = said.get_verbosity(), said.is_progress_bar_enabled()
+    said.set_verbosity(said.CRITICAL)
+    said.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        said.set_verbosity(verbosity)
         if bars:
-            logging.enable_progress_bar()
+            said.enable_progress_bar()
 
 
 @contextmanager
@@ -166,7 +187,18 @@ def _said_by(what: str, *, weights: bool) -> Iterator[None]:
         raise
     except Exception as error:  # whatever a library does
         kind = RepsimError if weights else UsageError
-        raise kind(f"cannot get {what}: {first_line(error)}") from None
+        raise kind(f"cannot get {what}: {first_line(error).split('. ')[0]}") from None
+
+
+@contextmanager
+def _without_logs() -> Iterator[None]:
+    """Within it, nothing is logged, which open_clip does of errors that it raises."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 # torchvision
@@ -191,7 +223,7 @@ def _from_torchvision(rest: str, pretrained: bool, args: dict[str, Any]) -> Foun
         of_model.pop("image_size", None)
     if not pretrained and "weights_backbone" in taken:
         of_model.setdefault("weights_backbone", None)
-    with _said_by(f"torchvision:{rest} with these arguments", weights=pretrained):
+    with _said_by(f"torchvision:{rest}", weights=pretrained):
         module = models.get_model(name, weights=chosen if pretrained else None, **of_model)
     if chosen is None:
         transform = Unsaid((3, *_pair(size or 224)), f"nothing says how images are prepared for {name}; {HOW_TO_SAY}")
@@ -238,7 +270,7 @@ def _from_open_clip(rest: str, pretrained: bool, args: dict[str, Any]) -> Found:
             )
     if "image_size" in args:
         args["force_image_size"] = args.pop("image_size")
-    with _said_by(f"open_clip:{rest}", weights=pretrained):
+    with _said_by(f"open_clip:{rest}", weights=pretrained), _without_logs():
         module, _, preparing = open_clip.create_model_and_transforms(
             name, pretrained=tag or None if pretrained else None, load_weights=pretrained, **args
         )
@@ -322,6 +354,9 @@ def transform_of(module: nn.Module) -> Transform | None:
 
         preparing = image_transform_v2(PreprocessCfg(**module.preprocess_cfg), is_train=False)
         return as_transform(preparing, name=type(module).__name__)
+    if _by(module, "open_clip") and hasattr(module, "image_size"):
+        why = f"nothing says how images are prepared for {type(module).__name__}, which was not made by its name"
+        return Unsaid((3, *_pair(module.image_size)), f"{why}; {HOW_TO_SAY}")
     if _configured(module):
         why = f"nothing says how images are prepared for {type(module).__name__}: its config has no mean and deviation"
         return Unsaid(_size_of(module), f"{why}; {HOW_TO_SAY}")

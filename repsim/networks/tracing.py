@@ -408,30 +408,33 @@ class _Repeating:
 
     def __init__(self, first: _Repeating | None) -> None:
         self.first, self.running = first, []
-        self.found: dict[tuple[str, int], Tensor] = {}
-        """(path, call) -> sums over what it gave, of values by their places and of magnitudes."""
+        self.found: dict[tuple[str, int, str], Tensor] = {}
+        """(path, call, side) -> sums over what it was given or gave, of values by their places and of magnitudes."""
+        self.given: dict[str, bool] = {}
+        """Call -> whether it was given something else."""
         self.other: str | None = None
-        """The first module that gave something else."""
+        """The first module that was given the same and gave something else."""
 
     def recording(self) -> Any:
         return ExitStack()
 
     def enter(self, call: Call, arguments: Any) -> None:
-        pass
+        self.given[call.name] = self._changed((call.path, call.number, "input"), first_tensor(arguments))
 
     def leave(self, call: Call, tensor: Tensor | None) -> None:
+        if self._changed((call.path, call.number, "output"), tensor) and not self.given[call.name]:
+            self.other = call.name if self.other is None else self.other
+
+    def _changed(self, key: tuple[str, int, str], tensor: Tensor | None) -> bool:
         if tensor is None or tensor.is_sparse or tensor.is_quantized or not tensor.numel():
-            return
+            return False
         flat = tensor.detach().flatten()
         flat = (torch.view_as_real(flat).flatten() if flat.is_complex() else flat).double()
         at = torch.arange(len(flat), device=flat.device, dtype=torch.float64)
         now = torch.stack([(flat * (1 + (at * GOLDEN) % 1)).sum(), flat.abs().sum()])
-        key = (call.path, call.number)
         self.found[key] = now
         before = now if self.first is None else self.first.found.get(key, now)
-        apart = (now - before).abs()
-        if self.other is None and not bool((apart <= 1e-6 * before[1] + 1e-30).all() | now.isnan().any()):
-            self.other = call.name
+        return bool(((now - before).abs() > 1e-6 * before[1] + 1e-30).any())
 
 
 GOLDEN = 0.6180339887498949
@@ -448,10 +451,11 @@ def _not_a_function(network: Network, path: str, draws: list[Draw]) -> str:
         listed = ", ".join(f"{draw.name} in {draw.path or 'its own code'}" for draw in places[:3])
         drawn = f"it draws at random ({listed}{' and more' * (len(places) > 3)})"
     else:
-        drawn = f"{path or 'it'} gives something else each time"
+        drawn = f"{path or 'its own code'} makes something else of the same input"
     near = [modules.get(each, network.module) for each in dict.fromkeys([*(draw.path for draw in places), path])]
     settings = sorted({setting for module in near for setting in _settings(module)})
-    what = f"set {', '.join(settings[:4])} to 0" if settings else "take out what draws (masks, noise, dropout left on)"
+    what = "take out what draws (a mask, noise, dropout that is left on)"
+    what += f", perhaps by setting {' or '.join(settings[:4])} to 0" if settings else ""
     return (
         f"{network.name} gives other values for the same images in every pass: {drawn}, so its numbers would be partly "
         f"noise; {what}, or have every pass begin with the same seed with --seed-each-pass (seed_each_pass=True)"

@@ -18,6 +18,7 @@ INSIDE = {
     "CheckpointWrapper": "_checkpoint_wrapped_module",
 }
 """Class of a wrapper of torch's -> where it keeps the network, which gives the same by itself."""
+SHARDED = ("FullyShardedDataParallel", "FSDPModule")
 
 
 def looked_through(module: Any) -> nn.Module:
@@ -55,6 +56,12 @@ def _inner(module: nn.Module) -> nn.Module | None:
             return None
         return module.get_base_model()
     return None
+
+
+def check_gradients(module: nn.Module, name: str) -> None:
+    """Raise `UsageError` for a network whose weights are only there while it runs: its gradients cannot be taken."""
+    if any(kind.__name__ in SHARDED for each in module.modules() for kind in type(each).__mro__):
+        raise UsageError(f"{name} is sharded (FSDP), so its gradients cannot be taken; give it as it was before that")
 
 
 class Called(nn.Module):

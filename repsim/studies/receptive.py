@@ -19,6 +19,7 @@ from repsim.measures.running import Moments
 from repsim.networks.hooks import capture
 from repsim.networks.layers import Layer, find_layers, grid_of, residual_layers
 from repsim.networks.models import evaluating
+from repsim.networks.wrappers import check_gradients
 from repsim.passes.plan import Takes
 from repsim.passes.sweep import Passing, forward, over_batches
 from repsim.studies.results import AnyImages, AnyNetwork, Result, begin, study
@@ -80,6 +81,7 @@ def receptive_fields(
     def reduce(layer: Layer, x: Tensor) -> Tensor:
         return centre(layer, x, grids[layer.name])
 
+    check_gradients(network.module, network.name)
     with frozen(network.module), capture(network, found, reduce, passed=True) as seen:
 
         def each(batch: Batch) -> dict[str, Tensor]:
