@@ -1,4 +1,4 @@
-"""Networks of transformers, torchvision and open_clip: loaded as these libraries have them, or handed over in Python."""
+"""Networks of transformers, torchvision and open_clip, by name or handed over, as these libraries have them."""
 
 import importlib.util
 import json
@@ -105,7 +105,7 @@ MADE = {
     "mobilevit": (
         mobilevit,
         tf.MobileViTImageProcessor(size={"shortest_edge": 72}, crop_size={"height": 64, "width": 64}),
-        ["encoder.layer.0.layer.0", "encoder.layer.4.transformer.layer.2"],
+        ["encoder.layer.4.transformer.layer.2", "encoder.layer.1.layer.2"],
     ),
     "resnet": (
         resnet,
@@ -205,7 +205,7 @@ def test_untrained_networks_and_weights_in_a_file(tmp_path):
     torch.manual_seed(0)
     module = tf.ViTModel(tf.ViTConfig(**VIT))
     place = saved(tmp_path / "mine", module)
-    untrained = rs.load_model(f"hf:{place}", weights="random")
+    untrained = rs.load_model(f"hf:{place}", weights="random", seed=1)
     assert untrained.name == "mine-random" and untrained.weights_sha256 != rs.Network(module, "m").weights_sha256
     torch.save(module.state_dict(), tmp_path / "w.pt")
     loaded = rs.load_model(f"hf:{place}", weights=tmp_path / "w.pt")
@@ -279,7 +279,7 @@ def test_a_library_that_is_not_installed_is_named_with_its_extra(scheme, package
 # torchvision
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vit_b_16", "swin_t", "convnext_tiny", "efficientnet_b0"])
+@pytest.mark.parametrize("name", ["resnet18", "swin_t", "efficientnet_b0"])
 def test_torchvisions_own_preprocessing(name):
     network = rs.load_model(f"torchvision:{name}", weights="random")
     theirs = torchvision.models.get_model_weights(name).DEFAULT.transforms()
