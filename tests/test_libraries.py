@@ -299,7 +299,7 @@ def test_a_detector_is_asked_for_a_size_and_told_it():
     name = "torchvision:fasterrcnn_mobilenet_v3_large_320_fpn"
     with pytest.raises(rs.UsageError, match="makes images of different sizes"):
         rs.load_model(name, weights="random")
-    network = rs.load_model(name, weights="random", image_size=64)
+    network = rs.load_model(name, weights="random", image_size=64, min_size=64, max_size=64)
     assert network.input_size == (3, 64, 64) and network.transform(photo()).max() <= 1
     table = rs.layer_cka(network, rs.ImageSet("sample", images=4), batch_size=4).table
     assert "backbone.body.4.block.2" in set(table.layer_a)
