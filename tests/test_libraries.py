@@ -447,6 +447,15 @@ def test_a_network_that_takes_a_dictionary(study):
     np.testing.assert_allclose(found[numbers], expected[numbers], rtol=1e-4, atol=1e-7)
 
 
+def test_what_is_set_in_a_config_afterwards_counts():
+    torch.manual_seed(0)
+    module = tf.ViTModel(tf.ViTConfig(**VIT, attn_implementation="eager")).eval()
+    first = rs.attention_distance(module, IMAGES).table
+    module.set_attn_implementation("sdpa")
+    second = rs.attention_distance(module, IMAGES).table
+    np.testing.assert_allclose(first.distance_px, second.distance_px, rtol=1e-4)
+
+
 def test_a_call_leaves_the_module_as_it_is():
     vit = tf.ViTModel(tf.ViTConfig(**VIT)).train()
     network = rs.Network(vit, "vit", call=lambda images: vit(pixel_values=images).last_hidden_state)

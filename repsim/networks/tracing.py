@@ -186,11 +186,19 @@ def _fingerprint(network: Network) -> tuple:
     """What a trace depends on; a network of which this has not changed runs as it did."""
     parts = []
     for path, module in network.module.named_modules():
-        plain = [(k, v) for k, v in vars(module).items() if isinstance(v, (bool, int, float, str)) and k != "training"]
+        plain = _plain(module)
         own = [k for k, v in vars(module).items() if callable(v) and not k.startswith("_") and not isinstance(v, type)]
         parts.append((path, id(module), type(module), tuple(plain), tuple((k, id(vars(module)[k])) for k in own)))
     weights = [(p.data_ptr(), p._version) for p in network.module.parameters() if not _without_memory(p)]
-    return tuple(parts), tuple(weights), network.input_size, network.device, network.dtype
+    configs = {id(each): each for each in (vars(m).get("config") for m in network.module.modules()) if each is not None}
+    settings = tuple(tuple(_plain(each)) for each in configs.values() if hasattr(each, "__dict__"))
+    seeded = network.seed if network.seed_each_pass else None
+    return tuple(parts), tuple(weights), settings, network.input_size, network.device, network.dtype, seeded
+
+
+def _plain(holder: Any) -> list[tuple[str, Any]]:
+    """Numbers and words that a module or its config holds."""
+    return [(k, v) for k, v in vars(holder).items() if isinstance(v, (bool, int, float, str)) and k != "training"]
 
 
 def _without_memory(parameter: Tensor) -> bool:
