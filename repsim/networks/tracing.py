@@ -26,6 +26,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from repsim.errors import RepsimError, first_line
 from repsim.networks.axes import Activation, activation_of, depends_on_several, measured_images_axis, reading_of
+from repsim.networks.draws import Draw, Repeating, draws, not_a_function
 from repsim.networks.models import Network, evaluating
 from repsim.networks.precision import as_given
 from repsim.networks.provenance import Label, Provenance
@@ -216,22 +217,22 @@ def _traced(network: Network) -> Trace:
     looking.recorder.begin(images)
     first, alive = _run(network, images, looking), _Alive()
     if looking.recorder.draws:
-        check_repeats(network, images, looking.recorder.draws, PASSES)
+        _check_repeats(network, images, looking.recorder.draws)
     for changed in () if images.is_meta else range(IMAGES):
         batch = images.clone()
         batch[changed] = others[changed]
         again = _Comparing(looking, changed, None if changed else alive)
         names = [call.name for call in _run(network, batch, again)]
         if names != [call.name for call in first]:
-            check_repeats(network, images, [])
+            _check_repeats(network, images, [])
             raise RepsimError(f"{network.name} does other things to other images; repsim cannot follow it")
     if any(call.mixed for call in first):
-        check_repeats(network, images, [])
+        _check_repeats(network, images, [])
     looking.settle()
     return Trace(None, first, looking.recorder.operations, provenance, alive.peak // IMAGES, alive.made // IMAGES)
 
 
-def _run(network: Network, images: Tensor, watching: _Looking | _Comparing | _Repeating) -> list[Call]:
+def _run(network: Network, images: Tensor, watching: _Looking | _Comparing | Repeating) -> list[Call]:
     calls: list[Call] = []
 
     def leave(call: Call, result: Any) -> None:
@@ -381,102 +382,15 @@ class _Comparing:
                 call.mixed |= bool((apart > 1e-6 * size + 1e-30).any())
 
 
-# Whether it is a function of the images
-
-PASSES = 8
-"""Over the same images, of a network that draws at random: what it draws may change little, or seldom."""
-
-
-class Draw(NamedTuple):
-    """An operation that draws at random."""
-
-    path: str
-    name: str
-
-
-def check_repeats(network: Network, images: Tensor, draws: list[Draw], passes: int = 2) -> None:
-    """Raise `RepsimError` if a network gives other values for the same images from one pass to the next.
-
-    Args:
-        draws: what it was seen to draw.
-        passes: how many to compare.
-    """
-    first: _Repeating | None = None
-    for _ in range(passes):
-        again = _Repeating(first)
+def _check_repeats(network: Network, images: Tensor, drawn: list[Draw]) -> None:
+    """Raise `RepsimError` if a network gives other values for the same images from one pass to the next."""
+    first: Repeating | None = None
+    for high in (False, True, None, None) if drawn and not network.seed_each_pass else (None, None):
+        again = Repeating(first, high)
         _run(network, images, again)
-        other = again.other if first is None or again.found.keys() == first.found.keys() else ""
-        if other is not None:
-            raise RepsimError(_not_a_function(network, other, draws))
+        if again.differs:
+            raise RepsimError(not_a_function(network.name, network.module, again.other or "", drawn))
         first = first or again
-
-
-class _Repeating:
-    """A pass over the same images as another, of which everything must be the same."""
-
-    def __init__(self, first: _Repeating | None) -> None:
-        self.first, self.running = first, []
-        self.found: dict[tuple[str, int, str], Tensor] = {}
-        """(path, call, side) -> sums over what it was given or gave, of values by their places and of magnitudes."""
-        self.given: dict[str, bool] = {}
-        """Call -> whether it was given something else."""
-        self.other: str | None = None
-        """The first module that was given the same and gave something else."""
-
-    def recording(self) -> Any:
-        return ExitStack()
-
-    def enter(self, call: Call, arguments: Any) -> None:
-        self.given[call.name] = self._changed((call.path, call.number, "input"), first_tensor(arguments))
-
-    def leave(self, call: Call, tensor: Tensor | None) -> None:
-        if self._changed((call.path, call.number, "output"), tensor) and not self.given[call.name]:
-            self.other = call.name if self.other is None else self.other
-
-    def _changed(self, key: tuple[str, int, str], tensor: Tensor | None) -> bool:
-        if tensor is None or tensor.is_sparse or tensor.is_quantized or not tensor.numel():
-            return False
-        flat = tensor.detach().flatten()
-        flat = (torch.view_as_real(flat).flatten() if flat.is_complex() else flat).double()
-        at = torch.arange(len(flat), device=flat.device, dtype=torch.float64)
-        now = torch.stack([(flat * (1 + (at * GOLDEN) % 1)).sum(), flat.abs().sum()])
-        self.found[key] = now
-        before = now if self.first is None else self.first.found.get(key, now)
-        return bool(((now - before).abs() > 1e-6 * before[1] + 1e-30).any())
-
-
-GOLDEN = 0.6180339887498949
-"""By its multiples places get factors of which no two are alike: tokens in another order have another sum."""
-SETTINGS = ("mask", "drop", "noise", "prob", "rate", "std", "sigma", "jitter")
-"""Words in the names of what sets how much is drawn."""
-
-
-def _not_a_function(network: Network, path: str, draws: list[Draw]) -> str:
-    """The sentence on a network that gives other values in every pass: where, and what to set."""
-    modules = dict(network.module.named_modules())
-    places = list(dict.fromkeys(draws))
-    if places:
-        listed = ", ".join(f"{draw.name} in {draw.path or 'its own code'}" for draw in places[:3])
-        drawn = f"it draws at random ({listed}{' and more' * (len(places) > 3)})"
-    else:
-        drawn = f"{path or 'its own code'} makes something else of the same input"
-    near = [modules.get(each, network.module) for each in dict.fromkeys([*(draw.path for draw in places), path])]
-    settings = sorted({setting for module in near for setting in _settings(module)})
-    what = "take out what draws (a mask, noise, dropout that is left on)"
-    what += f", perhaps by setting {' or '.join(settings[:4])} to 0" if settings else ""
-    return (
-        f"{network.name} gives other values for the same images in every pass: {drawn}, so its numbers would be partly "
-        f"noise; {what}, or have every pass begin with the same seed with --seed-each-pass (seed_each_pass=True)"
-    )
-
-
-def _settings(module: nn.Module) -> Iterator[str]:
-    """Names of numbers above 0 that may say how much a module draws; a dropout's is `p`."""
-    for holder in (module, getattr(module, "config", None)):
-        for name, value in vars(holder).items() if hasattr(holder, "__dict__") else ():
-            number = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
-            if number and (name == "p" or any(word in name for word in SETTINGS)):
-                yield name
 
 
 def bits(parts: Tensor) -> Tensor:
@@ -697,7 +611,7 @@ class _Recorder(TorchDispatchMode):
         result = func(*args, **kwargs)
         if self.inside:
             return result
-        if torch.Tag.nondeterministic_seeded in func.tags and "attention" not in func.overloadpacket.__name__:
+        if draws(func):
             self.draws.append(Draw(self.running[-1].path if self.running else "", name_of(func, args)))
         self.made(func.overloadpacket.__name__, args, kwargs, result, at)
         self.provenance.follow(func, args, kwargs, result, at)
