@@ -21,7 +21,7 @@ _HOME = {
     "BatchMeans": "repsim.measures.running",
     "Moments": "repsim.measures.running",
     "Network": "repsim.networks.models",
-    "EvalTransform": "repsim.networks.models",
+    "EvalTransform": "repsim.networks.transforms",
     "load_model": "repsim.networks.models",
     "Layer": "repsim.networks.layers",
     "find_layers": "repsim.networks.layers",

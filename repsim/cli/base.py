@@ -216,6 +216,7 @@ class Job:
     device: str | None
     precision: str | None
     compiled: bool
+    seed_each_pass: bool
     memory: str | None
     out: Path | None
     redraw: Path | None
@@ -266,7 +267,8 @@ class Job:
             check_name(of.model)
         data = self.data or default_data([of.model for of in asked])
         chosen = ImageSet(data, split=self.split, root=self.data_dir, images=self.images, seed=self.seed)
-        networks = told_apart(load(asked, self.device, self.seed, precision=self.precision, compiled=self.compiled))
+        how = {name: getattr(self, name) for name in ("precision", "compiled", "seed_each_pass")}
+        networks = told_apart(load(asked, self.device, self.seed, **how))
         apart = about(self, networks, chosen, train)
         common = {name: value for name, value in apart["options"].items() if name not in beside}
         settings, out, old = digest({**apart, "options": common}), self.out, {}
@@ -415,6 +417,11 @@ def job_options(command: str, images: int, batch_size: int, of: str) -> Callable
         ),
         click.option("--compile", "compiled", is_flag=True, help="Have torch.compile run the networks."),
         click.option(
+            "--seed-each-pass",
+            is_flag=True,
+            help="Begin every pass with the same seed, for networks that draw at random while they run.",
+        ),
+        click.option(
             "--memory",
             metavar="SIZE",
             help="Main memory that may be taken, such as 8G or 50%.  [default: three quarters of what is free]",
@@ -560,7 +567,7 @@ NO_FILE = ("pretrained", "random")
 LAYERS = click.option(
     "--layers", default="blocks", show_default=True, help="`blocks`, `paper`, `all`, or a regular expression."
 )
-MODEL = "Alias, timm name, hf-hub:..., local-dir:... or package.module:factory."
+MODEL = "Alias, timm name, hf:..., torchvision:..., open_clip:..., local-dir:... or package.module:factory."
 
 
 def load(asked: list[Asked], device: str | None, seed: int, **how: Any) -> list[Any]:

@@ -23,7 +23,9 @@ def models(as_json: bool) -> None:
         print_rows_as_json(rows)
         return
     print_columns(rows)
-    click.echo("\nAlso: every timm name, hf-hub:owner/name, local-dir:path, package.module:factory.")
+    click.echo(
+        "\nAlso: every timm name, hf:OWNER/NAME, torchvision:NAME, open_clip:NAME:PRETRAINED, package.module:factory."
+    )
 
 
 @main.command()
@@ -36,7 +38,7 @@ def layers(model: str, layers: str, arg: tuple[str, ...], as_json: bool) -> None
     from repsim.networks.layers import find_layers
     from repsim.networks.models import load_model, parse_model_args, with_values
 
-    network = with_values(load_model(model, weights="random", **parse_model_args(arg)))
+    network = with_values(load_model(model, weights="random", seed_each_pass=True, **parse_model_args(arg)))
     rows = [("index", "depth", "kind", "layer", "shape")]
     for layer in find_layers(network, layers):
         shape = " x ".join(map(str, layer.shape))

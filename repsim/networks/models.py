@@ -7,21 +7,22 @@ import dataclasses
 import importlib
 import itertools
 import os
+import random
 import socket
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from dataclasses import InitVar, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import numpy as np
 import timm
 import torch
-from PIL import Image
-from timm.data import create_transform, resolve_model_data_config
+from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import is_lazy
@@ -31,9 +32,12 @@ from repsim.networks import minis
 from repsim.networks.aliases import ALIASES
 from repsim.networks.checkpoints import few, no_file
 from repsim.networks.hashing import NoStableForm, state_sha256
+from repsim.networks.libraries import call_of, check_library, found_in_library, of_library, tower, transform_of
 from repsim.networks.memory import physical
 from repsim.networks.precision import Precision, check_precision, computing, usual_precision
+from repsim.networks.transforms import EvalTransform, Transform, Unsaid, as_transform
 from repsim.networks.weights import Taken, load_file, packed
+from repsim.networks.wrappers import Called, looked_through
 from repsim.tables import regular
 
 WAYS_OUT = (
@@ -44,40 +48,13 @@ WAYS_OUT = (
 NO_HASH = "cannot be hashed"
 
 
-@dataclass(frozen=True)
-class EvalTransform:
-    """A network's evaluation preprocessing; equal ones share one decoded and resized image."""
-
-    input_size: tuple[int, int, int] = (3, 224, 224)
-    """(channels, height, width); images are converted to grey for 1 channel, to RGB for 3."""
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    interpolation: str = "bicubic"
-    crop_pct: float = 0.875
-    crop_mode: str = "center"
-
-    @classmethod
-    def of(cls, config: dict[str, Any]) -> EvalTransform:
-        """From a timm data configuration; what it leaves open keeps the defaults above."""
-        known = {f.name: config[f.name] for f in dataclasses.fields(cls) if config.get(f.name) is not None}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """(channels, height, width) float32."""
-        channels = self.input_size[0]
-        if channels not in (1, 3):
-            raise UsageError(f"images have 1 or 3 channels, this network takes {channels}; pass tensors instead")
-        return _composed(self)(image.convert("L" if channels == 1 else "RGB"))
-
-
-@lru_cache(maxsize=16)
-def _composed(config: EvalTransform):
-    return create_transform(**dataclasses.asdict(config), is_training=False)
-
-
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A network and what repsim needs to know of it. Nothing is ever written onto the module."""
+    """A network and what repsim needs to know of it. Nothing is ever written onto the module.
+
+    What stands around a network and computes nothing (`torch.compile`, data parallelism, PEFT) is looked through, and
+    of one of images and texts the part that sees images is taken.
+    """
 
     module: nn.Module
     name: str
@@ -86,7 +63,10 @@ class Network:
     """Where the architecture comes from: an exact timm name, a bundled one, or `module:factory`."""
     weights: str = "as given"
     """`pretrained`, `random`, a file, `factory`, or `as given` for a module handed over in Python."""
-    transform: EvalTransform = field(default_factory=EvalTransform)
+    transform: Transform | Any = None
+    """Or whatever else prepares images: an image processor of transformers, a transform of torchvision's or
+    open_clip's, a function from a PIL image to a tensor. None: what the module says of it; of one that says nothing
+    timm's usual one for ImageNet."""
     model_args: dict[str, Any] = field(default_factory=dict)
     precision: Precision | None = None
     """Of its forward passes and what is computed in them; None: the usual one of its device."""
@@ -101,6 +81,27 @@ class Network:
     """Which of a file's weights it has; None: they do not come from a file."""
     notices: tuple[str, ...] = ()
     """What its user must know of how it was loaded."""
+    origin: dict[str, Any] = field(default_factory=dict)
+    """What the library that it was loaded by says of where it comes from."""
+    seed_each_pass: bool = False
+    """Whether every pass begins with the same seed: what a network draws at random is the same in each then."""
+    call: InitVar[Callable[[Tensor], Any] | None] = None
+    """How it is called with a batch of images, where not as `module(images)`:
+    `lambda images: module(pixel_values=images).last_hidden_state`."""
+
+    def __post_init__(self, call: Callable[[Tensor], Any] | None) -> None:
+        module = looked_through(self.module)
+        if not isinstance(module, Called):
+            module = module if call else tower(module)
+            call = call or call_of(module)
+        transform = self.transform
+        if transform is None:
+            transform = _transform_of(module, {})
+        elif not isinstance(transform, Transform):
+            channels = getattr(getattr(module, "config", None), "num_channels", 3)
+            transform = as_transform(transform, channels=channels, name=self.name)
+        object.__setattr__(self, "module", Called(module, call) if call else module)
+        object.__setattr__(self, "transform", transform)
 
     @property
     def input_size(self) -> tuple[int, int, int]:
@@ -127,9 +128,25 @@ class Network:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Within it, operations have its precision; see `repsim.networks.precision`."""
-        with computing(self.computes_in, self.device):
+        """Within it, operations have its precision; see `repsim.networks.precision`. It is seeded, too."""
+        with computing(self.computes_in, self.device), self.seeded():
             yield
+
+    @contextmanager
+    def seeded(self) -> Iterator[None]:
+        """Within it, what is drawn is drawn as in every other pass, where `seed_each_pass` says so."""
+        if not self.seed_each_pass:
+            yield
+            return
+        states = random.getstate(), np.random.get_state()  # noqa: NPY002  what networks may draw from
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            for seed in (torch.manual_seed, random.seed, np.random.seed):
+                seed((self.seed or 0) % 2**32)
+            try:
+                yield
+            finally:
+                random.setstate(states[0])
+                np.random.set_state(states[1])
 
     def sized(self, size: tuple[int, int, int] | None) -> Network:
         """The network, told the (c, h, w) of images that go into it as they are; None: its transform makes them."""
@@ -140,6 +157,8 @@ class Network:
             raise UsageError(
                 f"{self.name} takes {self.input_size[0]} channels; give its images as a float tensor (n, c, h, w)"
             )
+        if isinstance(self.transform, Unsaid):
+            raise UsageError(self.transform.why)
         return with_values(self)
 
     @cached_property
@@ -152,19 +171,22 @@ class Network:
 
     def record(self) -> dict[str, Any]:
         """What `run.json` says of the network."""
+        kind = type(self.module.of if isinstance(self.module, Called) else self.module)
         return {
             "name": self.name,
             "source": self.source,
-            "class": f"{type(self.module).__module__}.{type(self.module).__qualname__}",
+            "class": f"{kind.__module__}.{kind.__qualname__}",
+            **({"origin": self.origin} if self.origin else {}),
             "weights": self.weights,
             "weights_sha256": self.weights_sha256,
             **(self.taken.record() if self.taken else {}),
             "model_args": self.model_args,
             "parameters": sum(t.numel() for t in (*self.module.parameters(), *packed(self.module)) if not is_lazy(t)),
-            "transform": dataclasses.asdict(self.transform),
+            "transform": self.transform.record(),
             "device": str(self.device),
             "precision": self.computes_in,
             "compiled": self.compiled,
+            **({"seed_each_pass": True} if self.seed_each_pass else {}),
             **({"prefix": list(self.prefix)} if self.prefix is not None else {}),
             **({"notices": list(self.notices)} if self.notices else {}),
         }
@@ -177,7 +199,8 @@ def as_network(network: Network | nn.Module | str) -> Network:
     if isinstance(network, str):
         return load_model(network)
     if isinstance(network, nn.Module):
-        return Network(network, type(network).__name__, transform=_transform_of(network, {}))
+        return Network(network, type(looked_through(network)).__name__)
+    looked_through(network)  # which says what is wrong with an exported program
     raise UsageError(f"a network is a Network, an nn.Module or a name, got {type(network).__name__}")
 
 
@@ -281,14 +304,16 @@ def load_model(
     seed: int = 0,
     precision: Precision | None = None,
     compiled: bool = False,
+    seed_each_pass: bool = False,
     **model_args: Any,
 ) -> Network:
     """Load a network by name.
 
     Args:
         name: an alias of the paper's networks (`repsim models` lists them), a bundled network, any
-            timm name, `hf-hub:owner/name`, `local-dir:path`, or `package.module:factory`, a callable
-            that takes `model_args` and returns an `nn.Module` or a `Network`.
+            timm name, `hf-hub:owner/name` and `local-dir:path` as timm has them; `hf:OWNER/NAME` or `hf:FOLDER` of
+            transformers, perhaps with `:CLASS`; `torchvision:NAME[:WEIGHTS]`; `open_clip:NAME[:PRETRAINED]`; or
+            `package.module:factory`, a callable that takes `model_args` and returns an `nn.Module` or a `Network`.
         weights: `pretrained`; `random` (untrained, only ever used when asked for); or a file: safetensors,
             what torch saves (read with `weights_only=True`), the `.index.json` of several such files, or a ViT's
             original `.npz`.
@@ -298,6 +323,7 @@ def load_model(
         seed: of untrained weights.
         precision: `fp32`, `tf32` (CUDA only) or `bf16`; None: tf32 on CUDA, else fp32. See `repsim.networks.precision`.
         compiled: have `torch.compile` run the network where a study allows it; the first batch takes longer.
+        seed_each_pass: begin every pass with the same seed, for networks that draw at random while they run.
         **model_args: passed to the constructor, for instance `img_size=384`.
 
     Raises:
@@ -321,7 +347,7 @@ def load_model(
             _channels_last(network.module)
     if precision is not None:
         check_precision(precision, network.device)
-    return dataclasses.replace(network, precision=precision, compiled=compiled)
+    return dataclasses.replace(network, precision=precision, compiled=compiled, seed_each_pass=seed_each_pass)
 
 
 def _device(name: str | torch.device) -> torch.device:
@@ -350,7 +376,9 @@ def _channels_last(module: nn.Module) -> None:
 
 def check_name(name: str) -> None:
     """Raise `UsageError` for a name that nothing is known by, before anything is downloaded or built."""
-    if ":" not in name and name not in minis.ARCHITECTURES and name not in minis.bundled():
+    if of_library(name):
+        check_library(name)
+    elif ":" not in name and name not in minis.ARCHITECTURES and name not in minis.bundled():
         _check_timm_name(ALIASES[name].timm_name if name in ALIASES else name)
 
 
@@ -415,6 +443,8 @@ def _no_larger_than_memory(name: str, model_args: dict[str, Any]) -> Iterator[No
 
 def _made(name: str, weights: str, model_args: dict[str, Any]) -> Network:
     """The network, with pretrained weights where these were asked for."""
+    if of_library(name):
+        return _from_library(name, weights, model_args)
     if ":" in name and not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
         return _from_factory(name, weights, model_args)
     if name in minis.ARCHITECTURES or name in minis.bundled():
@@ -466,6 +496,12 @@ def _from_timm(name: str, weights: str, model_args: dict[str, Any]) -> Network:
         raise RepsimError(f"cannot get the weights of {exact}: {cause}; {WAYS_OUT}") from None
     label = name if name in ALIASES else exact.rstrip("/").split("/")[-1]
     return Network(module, label, exact, weights, _transform_of(module, model_args))
+
+
+def _from_library(name: str, weights: str, model_args: dict[str, Any]) -> Network:
+    with _quick_when_offline():
+        found = found_in_library(name, weights, model_args)
+    return Network(found.module, found.name, name, weights, found.transform, notices=found.notices, origin=found.record)
 
 
 def _check_timm_name(exact: str) -> None:
@@ -526,8 +562,10 @@ def _from_factory(name: str, weights: str, model_args: dict[str, Any]) -> Networ
     return Network(made, attribute.split(".")[-1], name, "factory", _transform_of(made, model_args))
 
 
-def _transform_of(module: nn.Module, model_args: dict[str, Any], config: dict[str, Any] | None = None) -> EvalTransform:
-    """timm's own evaluation settings where it has them; an image size among the arguments wins."""
+def _transform_of(module: nn.Module, model_args: dict[str, Any], config: dict[str, Any] | None = None) -> Transform:
+    """A library's own evaluation settings where it has them; of timm's an image size among the arguments wins."""
+    if (said := transform_of(module)) is not None:
+        return said
     if config is None:
         config = resolve_model_data_config(module, use_test_size=False) if hasattr(module, "pretrained_cfg") else {}
     transform = EvalTransform.of(config)

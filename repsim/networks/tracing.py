@@ -26,6 +26,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from repsim.errors import RepsimError, first_line
 from repsim.networks.axes import Activation, activation_of, depends_on_several, measured_images_axis, reading_of
+from repsim.networks.draws import Draw, Repeating, draws, not_a_function
 from repsim.networks.models import Network, evaluating
 from repsim.networks.precision import as_given
 from repsim.networks.provenance import Label, Provenance
@@ -186,11 +187,19 @@ def _fingerprint(network: Network) -> tuple:
     """What a trace depends on; a network of which this has not changed runs as it did."""
     parts = []
     for path, module in network.module.named_modules():
-        plain = [(k, v) for k, v in vars(module).items() if isinstance(v, (bool, int, float, str)) and k != "training"]
+        plain = _plain(module)
         own = [k for k, v in vars(module).items() if callable(v) and not k.startswith("_") and not isinstance(v, type)]
         parts.append((path, id(module), type(module), tuple(plain), tuple((k, id(vars(module)[k])) for k in own)))
     weights = [(p.data_ptr(), p._version) for p in network.module.parameters() if not _without_memory(p)]
-    return tuple(parts), tuple(weights), network.input_size, network.device, network.dtype
+    configs = {id(each): each for each in (vars(m).get("config") for m in network.module.modules()) if each is not None}
+    settings = tuple(tuple(_plain(each)) for each in configs.values() if hasattr(each, "__dict__"))
+    seeded = network.seed if network.seed_each_pass else None
+    return tuple(parts), tuple(weights), settings, network.input_size, network.device, network.dtype, seeded
+
+
+def _plain(holder: Any) -> list[tuple[str, Any]]:
+    """Numbers and words that a module or its config holds."""
+    return [(k, v) for k, v in vars(holder).items() if isinstance(v, (bool, int, float, str)) and k != "training"]
 
 
 def _without_memory(parameter: Tensor) -> bool:
@@ -207,18 +216,23 @@ def _traced(network: Network) -> Trace:
     looking = _Looking(provenance)
     looking.recorder.begin(images)
     first, alive = _run(network, images, looking), _Alive()
+    if looking.recorder.draws:
+        _check_repeats(network, images, looking.recorder.draws)
     for changed in () if images.is_meta else range(IMAGES):
         batch = images.clone()
         batch[changed] = others[changed]
         again = _Comparing(looking, changed, None if changed else alive)
         names = [call.name for call in _run(network, batch, again)]
         if names != [call.name for call in first]:
+            _check_repeats(network, images, [])
             raise RepsimError(f"{network.name} does other things to other images; repsim cannot follow it")
+    if any(call.mixed for call in first):
+        _check_repeats(network, images, [])
     looking.settle()
     return Trace(None, first, looking.recorder.operations, provenance, alive.peak // IMAGES, alive.made // IMAGES)
 
 
-def _run(network: Network, images: Tensor, watching: _Looking | _Comparing) -> list[Call]:
+def _run(network: Network, images: Tensor, watching: _Looking | _Comparing | Repeating) -> list[Call]:
     calls: list[Call] = []
 
     def leave(call: Call, result: Any) -> None:
@@ -231,6 +245,7 @@ def _run(network: Network, images: Tensor, watching: _Looking | _Comparing) -> l
             evaluating(network.module),
             torch.no_grad(),
             eagerly(replace(network, compiled=False)),
+            network.seeded(),
             watching.recording(),
         ):
             network.module(images)
@@ -365,6 +380,17 @@ class _Comparing:
             elif not self.looking.provenance.by_batch and not torch.equal(bits(parts)[others], exact[others]):
                 apart, size = (sums(parts) - rounded)[others].abs(), rounded[others, 1:]
                 call.mixed |= bool((apart > 1e-6 * size + 1e-30).any())
+
+
+def _check_repeats(network: Network, images: Tensor, drawn: list[Draw]) -> None:
+    """Raise `RepsimError` if a network gives other values for the same images from one pass to the next."""
+    first: Repeating | None = None
+    for high in (False, True, None, None) if drawn and not network.seed_each_pass else (None, None):
+        again = Repeating(first, high)
+        _run(network, images, again)
+        if again.differs:
+            raise RepsimError(not_a_function(network.name, network.module, again.other or "", drawn))
+        first = first or again
 
 
 def bits(parts: Tensor) -> Tensor:
@@ -572,6 +598,7 @@ class _Recorder(TorchDispatchMode):
         self.maker: Any = WeakTensorKeyDictionary()
         self.inside = False
         """Whether fused attention is under way, of which the parts do not count."""
+        self.draws: list[Draw] = []
         self._activations: weakref.WeakKeyDictionary[Label, Activation | None] = weakref.WeakKeyDictionary()
 
     def begin(self, images: Tensor) -> None:
@@ -584,6 +611,8 @@ class _Recorder(TorchDispatchMode):
         result = func(*args, **kwargs)
         if self.inside:
             return result
+        if draws(func):
+            self.draws.append(Draw(self.running[-1].path if self.running else "", name_of(func, args)))
         self.made(func.overloadpacket.__name__, args, kwargs, result, at)
         self.provenance.follow(func, args, kwargs, result, at)
         if at is not None and at.name == ADDITION and self.operations:

@@ -231,7 +231,7 @@ def _maps(network: Network, images: ImageSet, count: int, skip_broken: bool) -> 
     def take(layer: AttentionLayer, number: int, attention: Tensor) -> None:
         seen.setdefault(layer.name, {})[number] = attention[:, :, 0].cpu()
 
-    with evaluating(network.module), eagerly(network), watch_attention(network, take, attentions):
+    with evaluating(network.module), eagerly(network), network.seeded(), watch_attention(network, take, attentions):
         network.module(inputs)
     whole_maps = [
         torch.cat([seen[layer.name][i] for i in range(len(layer.maps))], 1)[:, layer.order]

@@ -195,6 +195,7 @@ def reached_after(
     with (
         evaluating(network.module),
         eagerly(network),
+        network.seeded(),
         watch_sums(network, sums, met),
         capture(network, layers, lambda layer, x: order.append(layer.name)),
     ):

@@ -18,6 +18,7 @@ from repsim.measures.receptive import centre_gradients, field_statistics
 from repsim.measures.running import Moments
 from repsim.networks.layers import Layer, find_layers, grid_of, residual_layers
 from repsim.networks.models import evaluating
+from repsim.networks.wrappers import check_gradients
 from repsim.passes.plan import Takes
 from repsim.passes.seen import Seen
 from repsim.passes.study import Summing
@@ -81,6 +82,7 @@ def receptive_fields(
     def reduce(layer: Layer, x: Tensor) -> Tensor:
         return centre(layer, x, grids[layer.name])
 
+    check_gradients(network.module, network.name)
     seen = Seen(network)
     with frozen(network.module), seen.layers(found, reduce):
 

@@ -1,0 +1,195 @@
+"""How images are made into what a network takes: timm's preprocessing, or another library's own, as it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from PIL import Image, ImageOps
+from timm.data import create_transform
+from torch import Tensor
+
+from repsim.errors import RepsimError, UsageError, first_line
+
+Size = tuple[int, int, int]
+"""(channels, height, width)"""
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """A network's evaluation preprocessing; equal ones share one decoded and resized image."""
+
+    input_size: Size = (3, 224, 224)
+    """Images are converted to grey for 1 channel, to RGB for 3."""
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.875
+    crop_mode: str = "center"
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> EvalTransform:
+        """From a timm data configuration; what it leaves open keeps the defaults above."""
+        known = {f.name: config[f.name] for f in dataclasses.fields(cls) if config.get(f.name) is not None}
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """(channels, height, width) float32."""
+        return _composed(self)(_in_channels(image, self.input_size[0]))
+
+    def record(self) -> dict[str, Any]:
+        """What `run.json` says of it."""
+        return dataclasses.asdict(self)
+
+
+@lru_cache(maxsize=16)
+def _composed(config: EvalTransform):
+    return create_transform(**dataclasses.asdict(config), is_training=False)
+
+
+@dataclass(frozen=True)
+class LibraryTransform:
+    """A library's own preprocessing of evaluation images; two with the same settings are equal."""
+
+    input_size: Size
+    by: str
+    """The class, or the function, that does it."""
+    said: str
+    """What it says of itself: its settings, as JSON or as it prints itself."""
+    prepare: Callable[[Image.Image], Tensor] = field(compare=False, repr=False)
+    square: int | None = None
+    """The side of the middle square that images are cropped to before it; None: it is given images as they are."""
+    own: int | None = None
+    """Which object it is, where what it says does not tell all that it does."""
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """(channels, height, width) float32."""
+        image = _in_channels(image, self.input_size[0])
+        return self.prepare(image if self.square is None else _square(image, self.square))
+
+    def record(self) -> dict[str, Any]:
+        """What `run.json` says of it."""
+        settings = json.loads(self.said) if self.said.startswith("{") else self.said
+        return {"input_size": self.input_size, "by": self.by, "settings": settings, "square": self.square}
+
+
+@dataclass(frozen=True)
+class Unsaid:
+    """What stands for a transform where nothing says how images are prepared; tensors need none."""
+
+    input_size: Size
+    why: str
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        raise UsageError(self.why)
+
+    def record(self) -> dict[str, Any]:
+        """What `run.json` says of it."""
+        return {"input_size": self.input_size}
+
+
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+"""What Python prints of an object that prints nothing else: another in every process."""
+Transform = EvalTransform | LibraryTransform | Unsaid
+
+HOW_TO_SAY = (
+    "give the library's own, or repsim.EvalTransform(input_size=..., mean=..., std=...), as "
+    "repsim.Network(module, transform=...), or give images as tensors that need no preparing"
+)
+PROBES = ((96, 72), (72, 96), (300, 200))
+"""(width, height) of images by which it is found out how large those are that a library makes of them."""
+
+
+def as_transform(preparing: Any, *, channels: int = 3, name: str = "the network", square: int | None = None) -> Any:
+    """A transform, whatever prepares images: transformers' image processors, torchvision's and open_clip's transforms,
+    any function from a PIL image to a tensor (c, h, w).
+
+    Args:
+        channels: 1 if it is to be given grey images, 3 for RGB.
+        name: of the network, in errors.
+        square: see `LibraryTransform`.
+
+    Raises:
+        UsageError: it fails, or what it makes of images is of different sizes.
+    """
+    if isinstance(preparing, Transform):
+        return preparing
+    if not callable(preparing):
+        raise UsageError(
+            f"a transform takes a PIL image and gives a tensor (c, h, w), got {type(preparing).__name__} for {name}"
+        )
+    preparing = getattr(preparing, "image_processor", preparing)
+    processes = _is_processor(preparing)
+    kind = preparing if hasattr(preparing, "__qualname__") else type(preparing)
+    said = _said(preparing)
+    plain = processes or (kind.__module__.startswith("torchvision.") and not ADDRESS.search(said))
+    made = LibraryTransform(
+        (channels, 0, 0),
+        f"{kind.__module__}.{kind.__qualname__}",
+        ADDRESS.sub("", said),
+        Processed(preparing) if processes else preparing,
+        square,
+        None if plain else id(preparing),
+    )
+    sizes = {_shape_of(made, probe, name) for probe in PROBES}
+    if len(sizes) > 1:
+        listed = " and ".join(sorted("x".join(map(str, size)) for size in sizes))
+        raise UsageError(
+            f"{made.by} makes images of different sizes for {name}, such as {listed}, and a batch needs one; say which "
+            "with the model argument image_size, or give another transform"
+        )
+    return dataclasses.replace(made, input_size=sizes.pop())
+
+
+def _shape_of(made: LibraryTransform, probe: tuple[int, int], name: str) -> tuple[int, ...]:
+    try:
+        tensor = made(Image.new("RGB", probe))
+    except Exception as error:  # whatever a function of the user's does
+        raise UsageError(f"{made.by} cannot prepare images for {name}: {first_line(error)}") from None
+    if not isinstance(tensor, Tensor) or tensor.ndim != 3 or not tensor.is_floating_point():
+        got = f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise UsageError(f"{made.by} must make a float tensor (c, h, w) of an image for {name}, it made {got}")
+    return tuple(tensor.shape)
+
+
+@dataclass(frozen=True)
+class Processed:
+    """An image processor of transformers, which takes several images and gives a dictionary."""
+
+    processor: Any
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        made = self.processor(images=image, return_tensors="pt")["pixel_values"]
+        if len(made) != 1:
+            raise RepsimError(f"it makes {len(made)} images of one")
+        return made[0]
+
+
+def _is_processor(preparing: Any) -> bool:
+    return any(kind.__name__ == "ImageProcessingMixin" for kind in type(preparing).__mro__)
+
+
+def _said(preparing: Any) -> str:
+    """The settings of a transform."""
+    if _is_processor(preparing):
+        return json.dumps(preparing.to_dict(), sort_keys=True, default=str)
+    if type(preparing).__module__ == "torchvision.transforms._presets":  # they do not print all of them
+        settings = {key: value for key, value in vars(preparing).items() if not key.startswith("_")}
+        return json.dumps({k: v for k, v in settings.items() if k != "training"}, sort_keys=True, default=str)
+    return repr(preparing)
+
+
+def _square(image: Image.Image, side: int) -> Image.Image:
+    """The largest square in the middle of an image, resized."""
+    return ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
+
+
+def _in_channels(image: Image.Image, channels: int) -> Image.Image:
+    if channels not in (1, 3):
+        raise UsageError(f"images have 1 or 3 channels, this network takes {channels}; pass tensors instead")
+    return image.convert("L" if channels == 1 else "RGB")

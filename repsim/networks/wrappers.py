@@ -1,0 +1,92 @@
+"""What stands around a network and computes nothing: it is looked through, or refused where nobody can look in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from repsim.errors import UsageError
+
+INSIDE = {
+    "OptimizedModule": "_orig_mod",
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "CheckpointWrapper": "_checkpoint_wrapped_module",
+}
+"""Class of a wrapper of torch's -> where it keeps the network, which gives the same by itself."""
+SHARDED = ("FullyShardedDataParallel", "FSDPModule")
+
+
+def looked_through(module: Any) -> nn.Module:
+    """The network inside `torch.compile`, (distributed) data parallelism, checkpointing and PEFT's adapters.
+
+    Its layers are called as they are without these, so that they are found again in a network without them. Of PEFT the
+    adapters stay: they are inside the network's own layers.
+
+    Raises:
+        UsageError: it is TorchScript or an exported program, of which nobody sees the inside.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UsageError(
+            f"{_called(module)} is TorchScript, of which nobody sees the inside; give the nn.Module it was made of"
+        )
+    if isinstance(module, ExportedProgram) or (isinstance(module, torch.fx.GraphModule) and "eval" in vars(module)):
+        raise UsageError(
+            f"{_called(module)} is an exported program, which has lost the network's modules; give the nn.Module that "
+            "it was exported from"
+        )
+    inner = _inner(module) if isinstance(module, nn.Module) else None
+    return module if inner is None else looked_through(inner)
+
+
+def _called(module: Any) -> str:
+    return getattr(module, "original_name", None) or type(module).__name__
+
+
+def _inner(module: nn.Module) -> nn.Module | None:
+    kind = type(module)
+    if kind.__module__.startswith("torch.") and kind.__name__ in INSIDE:
+        return getattr(module, INSIDE[kind.__name__])
+    if kind.__module__.startswith("peft.") and hasattr(module, "active_peft_config"):
+        if module.active_peft_config.is_prompt_learning:
+            return None
+        return module.get_base_model()
+    return None
+
+
+def check_gradients(module: nn.Module, name: str) -> None:
+    """Raise `UsageError` for a network whose weights are only there while it runs: its gradients cannot be taken."""
+    if any(kind.__name__ in SHARDED for each in module.modules() for kind in type(each).__mro__):
+        raise UsageError(f"{name} is sharded (FSDP), so its gradients cannot be taken; give it as it was before that")
+
+
+class Called(nn.Module):
+    """A network that is called in a way of its user's: it has the very modules and weights of the network.
+
+    >>> inner = nn.Linear(3, 2)
+    >>> Called(inner, lambda images: inner(images.mean((2, 3))))(torch.zeros(5, 3, 8, 8)).shape
+    torch.Size([5, 2])
+    """
+
+    def __init__(self, module: nn.Module, call: Callable[[torch.Tensor], Any]) -> None:
+        mode = module.training
+        vars(self).update(of=module, call=call)  # not as a module of its own: layers keep their names
+        super().__init__()
+        self.training = mode
+        for each in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
+            setattr(self, each, getattr(module, each))
+
+    @property
+    def training(self) -> bool:
+        return self.of.training
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        self.of.training = mode
+
+    def forward(self, images: torch.Tensor) -> Any:
+        return self.call(images)
