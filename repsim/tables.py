@@ -283,6 +283,7 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def save_record(record: dict[str, Any], path: Path) -> None:
+    """Write the record of a run."""
     save_text(json.dumps(record, indent=2, default=str) + "\n", path)
 
 

@@ -645,6 +645,7 @@ def default_data(networks: list[str]) -> str:
 
 
 def label(model: str, weights: str, key: str | None = None) -> str:
+    """The name of a network in tables: its model's, and what its weights are unless they are the pretrained ones."""
     suffix = {"pretrained": "", "random": "-random"}.get(weights, f"@{Path(weights).stem}")
     suffix += re.sub(r"[^\w.@+-]+", "-", f"-{key}") if key else ""
     return re.sub(r"[^\w.@+-]+", "-", model.rstrip("/").split("/")[-1]) + suffix

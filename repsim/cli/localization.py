@@ -67,6 +67,7 @@ def localize(
 
 
 def parse_tokens(show: tuple[str, ...]) -> list[tuple[int, int]] | None:
+    """Rows and columns of tokens from an option's texts; None where there are none."""
     try:
         pairs = [tuple(int(number) for number in token.split(",")) for token in show]
     except ValueError:

@@ -80,6 +80,7 @@ def probe(
 
 
 def parse_shots(text: str) -> int:
+    """Images per class from an option's text."""
     try:
         shots = int(text)
     except ValueError:

@@ -32,6 +32,7 @@ PASSES = 10_000
 
 
 def check_range(option: str, value: int, least: int, most: int = MANY) -> None:
+    """Raise `UsageError` for a number that is out of bounds."""
     if value < least:
         raise UsageError(f"{option} must be at least {least}, got {value}")
     if value > most:
@@ -97,10 +98,12 @@ def progress_bar(quiet: bool, repeats: int = 1) -> Callable | None:
 
 
 def print_json(value: Any) -> None:
+    """Write a value to standard output as JSON."""
     click.echo(json.dumps(value, indent=2))
 
 
 def print_columns(rows: list[tuple[str, ...]]) -> None:
+    """Write rows to standard output, their cells below each other."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
@@ -112,4 +115,5 @@ def print_rows_as_json(rows: list[tuple[str, ...]]) -> None:
 
 
 def command_line() -> str:
+    """The command that runs, as it may be typed again."""
     return shlex.join(["repsim", *sys.argv[1:]])

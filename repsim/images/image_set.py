@@ -30,6 +30,8 @@ class BrokenImage(RepsimError):
 
 @dataclass(frozen=True)
 class Batch:
+    """Images of a pass, as every network's transform made them."""
+
     number: int
     positions: Tensor
     """(n,) which images these are, as positions in `ImageSet.chosen`."""

@@ -177,6 +177,7 @@ def _give_up(error: BaseException, piece: Any = None) -> None:
 
 
 def cores() -> int:
+    """How many processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

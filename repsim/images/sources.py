@@ -190,6 +190,7 @@ def source_of(
 
 
 def is_folder(data: str) -> bool:
+    """Whether the name of a data set is a folder's."""
     return data not in ("sample", "fashion-mnist", "noise") and not data.startswith(TIMM_SCHEMES)
 
 

@@ -51,6 +51,8 @@ def centre_gradients(z: Tensor, images: Tensor, channels: Tensor, *, at_once: in
 
 
 class FieldStatistics(NamedTuple):
+    """Numbers that describe the receptive field of one layer."""
+
     radius50_px: float
     radius95_px: float
     """Distance from the centre within which half, and 95 %, of the mass lies."""

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 
 class Alias(NamedTuple):
+    """A network of the paper: its name in timm, what it stands for, and where its weights come from."""
+
     timm_name: str
     stands_for: str
     weights: str

@@ -73,6 +73,7 @@ def measured_images_axis(differences: Sequence[Tensor], n: int) -> tuple[int, in
 
 
 def depends_on_several(label: Label) -> bool:
+    """Whether some entry is made of more than one image."""
     return bool((images_in(label.codes) == SEVERAL).any())
 
 

@@ -53,6 +53,7 @@ def in_pieces(run: Callable[[Tensor], Any], inputs: Tensor, size: int) -> Tensor
 
 @contextmanager
 def under_way(of: Piece) -> Iterator[None]:
+    """While active, this piece is the one that goes through the network."""
     token = _current.set(of)
     try:
         yield

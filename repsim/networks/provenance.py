@@ -39,10 +39,12 @@ def images_in(codes: Tensor) -> Tensor:
 
 
 def features_in(codes: Tensor) -> Tensor:
+    """The numbers of the features that entries belong to."""
     return (codes >> BITS) & MASK
 
 
 def places_in(codes: Tensor) -> Tensor:
+    """The numbers of the places in the image that entries belong to."""
     return codes & MASK
 
 

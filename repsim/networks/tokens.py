@@ -64,8 +64,11 @@ class Reading:
 
     @property
     def layout(self) -> Layout:
-        """What it looks like: `tokens` (t, d), `channels_first` (d, h, w), `channels_last` (h, w, d), `vector` (d),
-        `windows` (w, t, d) and the like; `other` where axes are not known."""
+        """What it looks like.
+
+        `tokens` (t, d), `channels_first` (d, h, w), `channels_last` (h, w, d), `vector` (d), `windows` (w, t, d) and
+        the like; `other` where axes are not known.
+        """
         dims = len(self.shape)
         if dims == 1:
             return "vector"

@@ -55,6 +55,8 @@ class Value(NamedTuple):
 
 @dataclass(eq=False)
 class Call:
+    """One run of a module."""
+
     path: str
     number: int
     of: weakref.ref[nn.Module]
@@ -137,6 +139,8 @@ class Operation:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
+    """What a network did in one pass: calls of modules, operations, and where their values come from."""
+
     network: Network | None
     calls: list[Call]
     """In the order in which they end; the root's is the last."""

@@ -106,8 +106,10 @@ PROBES = ((96, 72), (72, 96), (300, 200))
 
 
 def as_transform(preparing: Any, *, channels: int = 3, name: str = "the network", square: int | None = None) -> Any:
-    """A transform, whatever prepares images: transformers' image processors, torchvision's and open_clip's transforms,
-    any function from a PIL image to a tensor (c, h, w).
+    """A transform, whatever prepares images.
+
+    Image processors of transformers, transforms of torchvision's and open_clip's, and any function from a PIL image to
+    a tensor (c, h, w).
 
     Args:
         channels: 1 if it is to be given grey images, 3 for RGB.

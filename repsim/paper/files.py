@@ -29,6 +29,7 @@ MAPS = "maps.npz"
 
 
 def folder(exhibit: Exhibit, out: Path) -> Path:
+    """Where the files of a figure lie."""
     return out / f"figure-{exhibit.number}"
 
 

@@ -247,6 +247,7 @@ def measure(exhibit: Exhibit, m: Measurements, networks: tuple[Any, ...]) -> Lat
 
 @measure.register(exhibits.Similarity)
 def similarity(exhibit: exhibits.Similarity, m: Measurements, networks: tuple[tuple[str, ...], ...]) -> Later:
+    """CKA of all layers, and the statistics of it that the figure is about."""
     studies = [m.similarity(*group, layers=exhibit.layers) for group in networks]
 
     def later() -> Made:
@@ -285,6 +286,7 @@ def _statistics(exhibit: exhibits.Similarity, names: list[str], where: list[slic
 
 @measure.register(exhibits.Matched)
 def matched(exhibit: exhibits.Matched, m: Measurements, networks: tuple[tuple[str, ...], ...]) -> Later:
+    """CKA of the same layers, and by how much it falls from low to high ones."""
     studies = [m.matched(*group) for group in networks]
 
     def later() -> Made:
@@ -309,6 +311,7 @@ def matched(exhibit: exhibits.Matched, m: Measurements, networks: tuple[tuple[st
 
 @measure.register(exhibits.Attention)
 def attention(exhibit: exhibits.Attention, m: Measurements, networks: tuple[str, ...]) -> Later:
+    """Distances of heads: of the nearest one in the first and in the last block."""
     studies = [m.attention(name) for name in networks]
 
     def nearest(key: str, model: str, label: str, heads: pd.DataFrame) -> Number:
@@ -337,6 +340,7 @@ def attention(exhibit: exhibits.Attention, m: Measurements, networks: tuple[str,
 
 @measure.register(exhibits.Heads)
 def heads(exhibit: exhibits.Heads, m: Measurements, networks: tuple[tuple[str, str], ...]) -> Later:
+    """Windows of heads against lower layers, and the rank correlation of distance and CKA."""
     pairs = [(m.heads(a, b, lower_layers(m.network(b))), m.attention(a)) for a, b in networks]
 
     def later() -> Made:
@@ -355,6 +359,7 @@ def heads(exhibit: exhibits.Heads, m: Measurements, networks: tuple[tuple[str, s
 
 @measure.register(exhibits.Receptive)
 def receptive(exhibit: exhibits.Receptive, m: Measurements, networks: tuple[str, ...]) -> Later:
+    """Receptive fields, and how their radius grows with depth."""
     own = [m.network(name).name for name in networks]
 
     def later() -> Made:
@@ -392,6 +397,7 @@ def receptive(exhibit: exhibits.Receptive, m: Measurements, networks: tuple[str,
 
 @measure.register(exhibits.Residual)
 def residual(exhibit: exhibits.Residual, m: Measurements, networks: tuple[str, ...]) -> Later:
+    """Norm ratios of residual sums, of CLS against spatial tokens in both halves of the network."""
     studies = [m.residual(name) for name in networks]
 
     def mean(key: str, model: str, label: str, part: pd.DataFrame) -> Number:
@@ -424,6 +430,7 @@ def residual(exhibit: exhibits.Residual, m: Measurements, networks: tuple[str, .
 
 @measure.register(exhibits.Localization)
 def localization(exhibit: exhibits.Localization, m: Measurements, networks: tuple[str, ...]) -> Later:
+    """CKA of tokens and patches at one layer, and how far a token's own patch stands out."""
     studies = [m.localization(name) for name in networks]
 
     def later() -> Made:
@@ -449,6 +456,7 @@ def localization(exhibit: exhibits.Localization, m: Measurements, networks: tupl
 
 @measure.register(exhibits.ProbesCompared)
 def probes_compared(exhibit: exhibits.ProbesCompared, m: Measurements, networks: tuple[str, ...]) -> Later:
+    """Accuracies of aggregated tokens, between networks."""
     for name in networks:
         m.probing(name, tokens=False)
 
@@ -461,6 +469,7 @@ def probes_compared(exhibit: exhibits.ProbesCompared, m: Measurements, networks:
 
 @measure.register(exhibits.ProbesAggregated)
 def probes_aggregated(exhibit: exhibits.ProbesAggregated, m: Measurements, networks: tuple[str, ...]) -> Later:
+    """Accuracies by kind of aggregation."""
     for name in networks:
         m.probing(name, tokens=exhibit.tokens)
     accuracy = _of_tokens if exhibit.tokens else _aggregated
@@ -475,6 +484,7 @@ def probes_aggregated(exhibit: exhibits.ProbesAggregated, m: Measurements, netwo
 
 @measure.register(exhibits.ProbesOfTokens)
 def probes_of_tokens(exhibit: exhibits.ProbesOfTokens, m: Measurements, networks: tuple[str, ...]) -> Later:
+    """Accuracies of each single token."""
     for name in networks:
         m.probing(name, tokens=True)
 

@@ -15,7 +15,9 @@ from repsim.paper.measuring import Measurements, measure
 
 
 @dataclass(frozen=True)
-class Result:
+class Replication:
+    """Figures that were measured, and what is known of the run."""
+
     figures: list[tuple[Exhibit, Made]]
     left_out: list[str]
     """Figures that turned out not to be possible, and why."""
@@ -59,7 +61,7 @@ class Plan:
         """Whether training images are needed."""
         return any(isinstance(exhibit, Probed) for exhibit in self.exhibits)
 
-    def make(self, networks: Mapping[str, Network], images: ImageSet, train: ImageSet | None, **options: Any) -> Result:
+    def make(self, networks: Mapping[str, Network], images: ImageSet, train: ImageSet | None, **options: Any) -> Replication:
         """Pass the images once, and make what can be made; a figure that cannot is left out with the reason.
 
         Args:
@@ -85,4 +87,4 @@ class Plan:
         if not figures:
             raise RepsimError("; ".join(left_out))
         protocol = {"batch_size": counts.batch_size, "batches": counts.batches, "forward_passes": m.passes}
-        return Result(figures, left_out, counts, protocol | {"probes": m.probe_protocols()})
+        return Replication(figures, left_out, counts, protocol | {"probes": m.probe_protocols()})

@@ -50,6 +50,7 @@ ROUNDING: dict[Precision, float] = {"fp32": 1e-4, "tf32": 2e-3, "bf16": 1e-2}
 
 
 def check_batch_size(batch_size: int) -> None:
+    """Raise `UsageError` for batches that are too small for what is computed of them."""
     if batch_size < FEWEST:
         raise UsageError(f"a batch needs at least {FEWEST} images, got batch_size={batch_size}")
 

@@ -253,6 +253,7 @@ class _Surgery:
 
 
 def what_is_gone(lesion: Lesion) -> str:
+    """A lesion in words."""
     if not lesion.kept:
         return "with nothing removed"
     return f"after the {lesion.removed} of block {lesion.block} is removed"
