@@ -98,6 +98,14 @@ class Seen(dict[Hashable, Any]):
             yield
 
     @contextmanager
+    def lesions(
+        self, sums: Iterable[ResidualSum], cut: Callable[[ResidualSum, Tensor, Tensor], Tensor | None]
+    ) -> Iterator[None]:
+        """While active, what `cut(sum, skip, branch)` returns takes the place of a residual sum; None leaves it."""
+        with watch_sums(self.network, list(sums), cut, passed=True):
+            yield
+
+    @contextmanager
     def calls(self, count: Callable[[int], None]) -> Iterator[None]:
         """While active, call `count` with the number of images of every forward pass that the sweep makes."""
 

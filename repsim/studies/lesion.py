@@ -225,7 +225,7 @@ class _Surgery:
     @contextmanager
     def watch(self, sums: Sequence[ResidualSum]) -> Iterator[None]:
         """While active, the network can be run with lesions of these sums."""
-        with watch_sums(self.network, sums, self._cut, passed=True), self.seen.layers(self.layers, self._reduce):
+        with self.seen.lesions(sums, self._cut), self.seen.layers(self.layers, self._reduce):
             yield
 
     def _cut(self, each: ResidualSum, skip: Tensor, branch: Tensor) -> Tensor | None:

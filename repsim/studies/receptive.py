@@ -148,7 +148,7 @@ def frozen(module: nn.Module):
     """Evaluation mode, parameters that ask for no gradient, and attention in a form whose gradients batch."""
     asked = [p for p in module.parameters() if p.requires_grad]
     try:
-        with torch.inference_mode(False), evaluating(module), sdpa_kernel(SDPBackend.MATH):
+        with evaluating(module), sdpa_kernel(SDPBackend.MATH):
             for p in asked:
                 p.requires_grad_(False)
             yield
