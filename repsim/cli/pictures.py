@@ -84,10 +84,8 @@ def finish(directory: Path, name: str, figure: Any, models: list[str], quiet: bo
     from repsim.plots.style import save, undrawn
     from repsim.tables import RECORD
 
-    written = save(figure, directory / name)
+    written = save(figure, directory / name, untrained=untrained(directory, models))
     if boxes := undrawn(figure):
         say(f"the font of the pictures has no {boxes!r}: boxes stand for these (matplotlib's font.family)", quiet)
-    if untrained(directory, models):
-        written += save(figure, directory / f"{name}-random")
     found = [*sorted(directory.glob(f"{name}*.csv")), directory / RECORD, *written]
     say("wrote " + ", ".join(str(path) for path in found if path.exists()), quiet)

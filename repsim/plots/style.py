@@ -176,13 +176,13 @@ def undrawn(figure: matplotlib.figure.Figure) -> str:
     return "".join(sorted(character for character in written if ord(character) not in known))
 
 
-def save(figure: matplotlib.figure.Figure, path: Path) -> list[Path]:
-    """Write `path`.png and `path`.pdf, each whole or not at all."""
+def save(figure: matplotlib.figure.Figure, path: Path, *, untrained: bool = False) -> list[Path]:
+    """Write `path`.png and `path`.pdf, each whole or not at all; of untrained networks also `path`-random."""
     written = []
     with look():
-        for suffix in (".png", ".pdf"):
+        for suffix in (".png", ".pdf", *(("-random.png", "-random.pdf") if untrained else ())):
             target = path.with_name(path.name + suffix)
             with whole(target) as part:
-                figure.savefig(part, metadata={"CreationDate": None} if suffix == ".pdf" else None)
+                figure.savefig(part, metadata={"CreationDate": None} if target.suffix == ".pdf" else None)
             written.append(target)
     return written

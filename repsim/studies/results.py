@@ -254,9 +254,7 @@ class Result:
         save_record(self.record, directory / RECORD)
         written.append(directory / RECORD)
         for name, figure in self.figures(**options).items():
-            written += save(figure, directory / name)
-            if self.record.get("random"):
-                written += save(figure, directory / f"{name}-random")
+            written += save(figure, directory / name, untrained=self.record.get("random", False))
         return written
 
     def save_tables(self, directory: Path) -> list[Path]:
