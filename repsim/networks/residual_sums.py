@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from repsim.errors import RepsimError, UsageError
 from repsim.networks.layers import find_layers
 from repsim.networks.models import Network, as_network
-from repsim.networks.structure import entry_of, find_blocks, is_attention, is_mlp
+from repsim.networks.structure import attending, entry_of, find_blocks, is_attention, is_learned, is_mlp, plain_mlp
 from repsim.networks.tokens import Reading
 from repsim.networks.tracing import (
     ADDITION,
@@ -37,9 +37,6 @@ from repsim.networks.tracing import (
     is_sum,
     operation_at,
 )
-
-LEARNED = ("convolution", "mm", "bmm", "addmm", "baddbmm", "linear", "matmul", "einsum", "attention")
-"""Operations (parts of their names in ATen) that make a path between two tensors count as computed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,14 +99,14 @@ def _stream(trace: Trace, path: str, block: Spot) -> list[tuple[Operation, int]]
     tensor = block.call.result if block.side == "output" else block.call.argument
     here = tensor and tensor.made
     found: list[tuple[Operation, int]] = []
-    while here is not None and entry is not None and here.when > first.started:
+    while here is not None and here.when > first.started:
         if is_sum(here):
             skip = _skip(trace, path, here, entry)
             found.insert(0, (here, skip))
             here = here.operands[skip]
             continue
         depends = {op for op in here.operands if op is not None}
-        if _learned(here) or len(depends) != 1:
+        if is_learned(here) or len(depends) != 1:
             # A projection of the skip, or a block without one: nothing that is added must lie behind it.
             behind = [op for op in {here, *here.ancestors()} if op.when > first.started and adds_what_it_came_from(op)]
             if behind or (found and len(depends) > 1):
@@ -122,7 +119,7 @@ def _stream(trace: Trace, path: str, block: Spot) -> list[tuple[Operation, int]]
     return found
 
 
-def _skip(trace: Trace, path: str, addition: Operation, entry: Operation) -> int:
+def _skip(trace: Trace, path: str, addition: Operation, entry: Operation | None) -> int:
     a, b = addition.operands
     if a is None or b is None:
         return 0 if a is None else 1
@@ -138,17 +135,13 @@ def _skip(trace: Trace, path: str, addition: Operation, entry: Operation) -> int
     )
 
 
-def _learned(op: Operation) -> bool:
-    return any(word in op.name.split("_") for word in LEARNED)
-
-
-def _learned_between(op: Operation, entry: Operation) -> float:
+def _learned_between(op: Operation, entry: Operation | None) -> float:
     """The fewest learned operations on a way from a block's input; infinite if there is no way."""
-    fewest: dict[Operation, float] = {entry: 0}
+    fewest: dict[Operation, float] = {} if entry is None else {entry: 0}
     for here in sorted({op, *op.ancestors()}, key=lambda o: o.when):
         if here is not entry:
             before = [fewest[o] for o in here.operands if o in fewest]
-            fewest[here] = min(before, default=float("inf")) + _learned(here)
+            fewest[here] = min(before, default=float("inf")) + is_learned(here)
     return fewest[op]
 
 
@@ -156,13 +149,15 @@ def _sublayers(trace: Trace, path: str, additions: Sequence[tuple[Operation, int
     """What each sum of a block adds, by the modules that ran in its branch and nowhere else."""
     if len(additions) == 1:
         return ["unit"]
-    kinds = []
+    kinds, attends = [], attending(trace)
     for addition, skip in additions:
         stream, branch = addition.operands[skip], addition.operands[1 - skip]
         computed = {branch, *branch.ancestors()} - ({stream, *stream.ancestors()} if stream is not None else set())
         inside = [call for call in trace.below(path) if not call.started < addition.when < call.ended]
-        ran = [c.module for c in inside if any(c.started < op.when < c.ended for op in computed)]
-        kinds.append((any(map(is_attention, ran)), any(map(is_mlp, ran))))
+        ran = [c for c in inside if any(c.started < op.when < c.ended for op in computed)]
+        attention = any(is_attention(c.module) or c.path in attends for c in ran)
+        mlp = any(is_mlp(c.module) for c in ran)
+        kinds.append((attention, mlp or (branch is not None and plain_mlp(trace, branch) is not None)))
     if len(kinds) == 2 and not any(attention for attention, _ in kinds) and any(mlp for _, mlp in kinds):
         return ["token_mixing", "channel_mixing"]
     names = ["attention" if a and not m else "mlp" if m and not a else "unit" for a, m in kinds]

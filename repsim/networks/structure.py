@@ -8,11 +8,20 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from torch import nn
 
-from repsim.networks.tracing import Call, Spot, Trace, adds_what_it_came_from
+from repsim.networks.tracing import (
+    Call,
+    Operation,
+    Spot,
+    Trace,
+    adds_what_it_came_from,
+    is_sum,
+)
 
 
 def has_parts(module: nn.Module) -> bool:
@@ -40,7 +49,12 @@ def _named_norm(module: nn.Module) -> bool:
 
 def _maps(module: nn.Module) -> int:
     """How many convolutions and linear maps are in it."""
-    return sum(is_a(leaf, "conv", "linear") for leaf in module.modules() if not has_parts(leaf))
+    leaves = [leaf for leaf in module.modules() if not has_parts(leaf)]
+    return sum(is_a(leaf, "conv", "linear") and not NORM.search(type(leaf).__name__) for leaf in leaves)
+
+
+NORM = re.compile(r"norm(\dd)?$", re.I)
+"""At the end of the name of a class that normalises only, be it the norm of a `ConvNext`."""
 
 
 def is_mlp(module: nn.Module) -> bool:
@@ -69,8 +83,90 @@ def kind_of(module: nn.Module) -> str:
 
 def find_blocks(trace: Trace) -> list[tuple[str, Spot]]:
     """The blocks that run: their paths, and where their outputs are."""
-    paths = _taken_apart(trace, list(_block_paths(trace))) or units(trace)
+    ends = _ends(trace)
+    paths = _whole(trace, list(_block_paths(trace)), ends) or units(trace) or ends
+    paths = _without_parts(trace, _paired(trace, _taken_apart(trace, paths), ends), ends)
     return [(path, block) for path in paths for block in _block_outputs(trace, path)]
+
+
+def _whole(trace: Trace, paths: list[str], ends: list[str]) -> list[str]:
+    """Parts of what ends in one sum or concatenation, and end in none, stand for the whole of it."""
+    at = set(ends)
+    module = trace.network.module.get_submodule
+    several = {type(module(path)) for (path, _), count in _own_ends(trace).items() if count > 1}
+    whole = []
+    for path in paths:
+        around = [above for above in reversed(_above(path)) if above in at] if not _holds(path, at) else []
+        one = around and type(module(around[0])) not in several
+        whole.append(around[0] if one else path)
+    return list(dict.fromkeys(whole))
+
+
+def _paired(trace: Trace, paths: list[str], ends: list[str]) -> list[str]:
+    """Attention and MLP that end a sum each, one after another in every element of a row, stand for that element."""
+    module, at = trace.network.module.get_submodule, set(ends)
+    halves: Counter[str] = Counter(
+        _parent(path)
+        for path in paths
+        if path in at and (_is_attention_like(module(path)) or _is_mlp_like(module(path)))
+    )
+    wholes = {above for above, count in halves.items() if count > 1 and isinstance(module(above), nn.Sequential)}
+    rows = Counter(map(_parent, wholes))
+    wholes = {above for above in wholes if above.rpartition(".")[2].isdigit() and rows[_parent(above)] > 1}
+    return list(dict.fromkeys(_parent(path) if _parent(path) in wholes else path for path in paths))
+
+
+def _parent(path: str) -> str:
+    return path.rpartition(".")[0]
+
+
+def _without_parts(trace: Trace, paths: list[str], ends: list[str]) -> list[str]:
+    """Of modules of which some end in a sum or concatenation, those that do, or are neither parts of these nor rows.
+
+    What is a plain sequence, or of a class that others are made of, stands between blocks: convolution and norm, say.
+    """
+    module, at = trace.network.module.get_submodule, set(ends)
+    with_ends = [path for path in paths if _holds(path, at) or not trace.calls_of(path)]
+    parts = {
+        type(part) for path in with_ends if path in at for part in module(path).modules() if part is not module(path)
+    }
+
+    def between(path: str) -> bool:
+        one = module(path)
+        return type(one) in parts or (isinstance(one, nn.Sequential) and type(one).forward is nn.Sequential.forward)
+
+    return [path for path in paths if path in with_ends or not with_ends or not between(path)]
+
+
+def _holds(path: str, ends: set[str]) -> bool:
+    return any(end == path or end.startswith(f"{path}.") for end in ends)
+
+
+def _ends(trace: Trace) -> list[str]:
+    """Paths of modules whose own code ends a residual sum or, in a network without any, joins branches."""
+    at = _own_ends(trace)
+    classes = {type(trace.network.module.get_submodule(path)) for path, _ in at} - {nn.Module}
+    ran = sorted((call for call in trace.calls if call.path), key=lambda call: call.started)
+    return list(dict.fromkeys(call.path for call in ran if type(call.module) in classes and has_parts(call.module)))
+
+
+def _own_ends(trace: Trace) -> Counter[tuple[str, int]]:
+    """How many residual sums the own code of each call ends; in a network without any, how often it joins branches."""
+
+    def counted(ends: Callable[[Operation], bool]) -> Counter[tuple[str, int]]:
+        return Counter((op.at.path, op.at.call) for op in trace.operations if op.at and op.at.path and ends(op))
+
+    return counted(adds_what_it_came_from) or counted(lambda op: _joins(trace, op))
+
+
+def _joins(trace: Trace, op: Operation) -> bool:
+    """Whether it concatenates several tensors that its module computed, or was given."""
+    operands = {before for before in op.operands if before is not None}
+    if op.name != "cat" or len(operands) < 2:
+        return False
+    call = trace.calls_of(op.at.path)[op.at.call]
+    given = call.argument and call.argument.made
+    return all(before is given or call.started < before.when for before in operands)
 
 
 def _taken_apart(trace: Trace, paths: list[str]) -> list[str]:
@@ -91,7 +187,7 @@ def _rows(trace: Trace, path: str, units: set[str]) -> list[str]:
         if not _container(row) or any(name.startswith(f"{other}.") for other in found):
             continue
         shapes = {(type(m), *(n for n, _ in m.named_parameters())) for _, m in parts}
-        if len(shapes) == 1 and all(inner in units for inner, _ in parts):
+        if len(shapes) == 1 and all(inner in units or _pair(m) for inner, m in parts):
             found += [inner for inner, _ in parts]
     return found
 
@@ -102,10 +198,9 @@ def units(trace: Trace) -> list[str]:
     So do others of their class, though their skip be a projection. Those within another such module are part of it. In
     the order in which they run.
     """
-    at = {op.at.path for op in trace.operations if op.at is not None and op.at.path and adds_what_it_came_from(op)}
-    classes = {type(trace.network.module.get_submodule(path)) for path in at} - {nn.Module}
-    ran = sorted((call for call in trace.calls if call.path), key=lambda call: call.started)
-    paths = list(dict.fromkeys(call.path for call in ran if type(call.module) in classes and has_parts(call.module)))
+    if not any(adds_what_it_came_from(op) for op in trace.operations):
+        return []
+    paths = _ends(trace)
     within = set(paths)
     return [path for path in paths if not any(above in within for above in _above(path))]
 
@@ -162,7 +257,7 @@ def stem_of(trace: Trace, blocks: list[tuple[str, Spot]]) -> Spot:
 
 def parts_of(name: str, module: nn.Module) -> list[str]:
     """A part of a network without blocks, or what it is a plain sequence of."""
-    if isinstance(module, nn.Sequential) and not _container(module):
+    if isinstance(module, (nn.Sequential, nn.ModuleList)) and not _container(module):
         return [f"{name}.{inner}" for inner, _ in module.named_children()]
     return [name]
 
@@ -216,19 +311,47 @@ def _is_stage(trace: Trace, path: str, module: nn.Module) -> bool:
     last = max((c for name in rows for c in trace.below(f"{path}.{name}")), key=lambda call: call.ended)
     after = [c for c in trace.calls if last.ended < c.started < own[-1].ended and has_parts(c.module)]
     a, b = last.result, own[-1].result
-    added = a is not None and b is not None and a.shape == b.shape and not a.is_(b)
-    return not after and not added
+    added = a is not None and b is not None and a.shape == b.shape and a.made is not b.made
+    return not after and (not added or _in_bare_rows(trace, path, last))
+
+
+def _in_bare_rows(trace: Trace, path: str, last: Call) -> bool:
+    """Whether a call is in a part of a row that is no module to call: then who holds the row adds for it."""
+    between = [above for above in _above(last.path) if above.startswith(f"{path}.")]
+    return len(between) > 1 and not any(trace.calls_of(above) for above in between[:2])
 
 
 def _pair(module: nn.Module) -> bool:
-    """The attention and MLP of one block, kept in a bare list (as vit-pytorch does)."""
+    """The attention and MLP of one block, or more parts of different kinds, in a bare list (as vit-pytorch does)."""
     elements = list(module.children())
-    return isinstance(module, nn.ModuleList) and 2 <= len(elements) <= 3 and _is_mlp_like(elements[-1])
+    if not isinstance(module, nn.ModuleList) or len(elements) < 2:
+        return False
+    mlps = [element for element in elements if _is_mlp_like(element)]
+    if len(elements) <= 3:
+        return elements[-1] in mlps and (is_mlp(elements[-1]) or len(mlps) < len(elements))
+    attends = any(_is_attention_like(element) for element in elements)
+    return bool(mlps) and attends and 2 * len({type(element) for element in elements}) > len(elements)
+
+
+def _is_attention_like(module: nn.Module) -> bool:
+    """Attention without an MLP, wrapped or not."""
+    inside = list(module.modules())
+    return any(map(is_attention, inside)) and not any(map(is_mlp, inside))
 
 
 def _is_mlp_like(module: nn.Module) -> bool:
-    """An MLP, wrapped or not."""
-    return is_mlp(module) or (is_a(module, "prenorm", "residual") and any(is_mlp(m) for m in module.modules()))
+    """An MLP, or several side by side, wrapped or not."""
+    parts = [part for part in module.children() if has_parts(part) and not is_norm(part)]
+    return is_mlp(module) or _plain_sequence(module) or (bool(parts) and all(map(_is_mlp_like, parts)))
+
+
+def _plain_sequence(module: nn.Module) -> bool:
+    """An MLP that is a plain sequence: of linear maps there are two, and an activation between."""
+    if not isinstance(module, nn.Sequential) or any(map(has_parts, module)):
+        return False
+    bends = [i for i, part in enumerate(module) if is_activation(part)]
+    maps = [i for i, part in enumerate(module) if isinstance(part, nn.Linear)]
+    return len(maps) == 2 and len(bends) == 1 and maps[0] < bends[0] < maps[1]
 
 
 def _size(module: nn.Module) -> int:
@@ -236,13 +359,16 @@ def _size(module: nn.Module) -> int:
 
 
 def _passed_over(name: str, module: nn.Module) -> bool:
-    """Stems, heads, embeddings, and what stands between blocks: not blocks, nor are there any inside."""
+    """Stems, heads, decoders, embeddings, and what stands between blocks: not blocks, nor are there any inside."""
     return (
         "embed" in name
+        or "downsample" in name
         or (name.startswith(("pos", "stem")) and not name.startswith("post"))
-        or name in ("head", "heads", "classifier")
-        or is_a(module, "embed", "downsample", "posconv", "merging", "pool")
+        or name in ("neck", "decoder", "decode_head", "segmentation_head")
+        or is_a(module, "embed", "downsample", "posconv", "merging")
+        or type(module).__name__ == "PEG"
         or (_named_norm(module) and _maps(module) <= 1)
+        or ((name in ("head", "heads", "classifier") or is_a(module, "pool")) and not any(map(_row, module.modules())))
     )
 
 
@@ -278,8 +404,14 @@ def _elements(trace: Trace, path: str, container: nn.Module) -> Iterator[str]:
             yield inner
         elif _container(element):
             for n, m in element.named_children():
-                if has_parts(m) and not _passed_over(n, m):
-                    yield from [f"{inner}.{n}.{k}" for k, _ in m.named_children()] if _row(m) else [f"{inner}.{n}"]
+                if not has_parts(m) or _passed_over(n, m):
+                    continue
+                if _row(m):
+                    yield from (f"{inner}.{n}.{k}" for k, _ in m.named_children())
+                elif not _container(m) and _is_stage(trace, f"{inner}.{n}", m):
+                    yield from _block_paths(trace, f"{inner}.{n}")
+                else:
+                    yield f"{inner}.{n}"
         else:
             yield from _block_paths(trace, inner)
 
@@ -325,11 +457,14 @@ def paper_spots(trace: Trace, path: str, block: Spot) -> Iterator[Spot]:
     calls = trace.below(path)
     if block.call.path == path:
         calls = [call for call in calls if _within(call, block.call)]
-    attentions = [c for c in calls if is_attention(c.module)]
+    attends = attending(trace)
+    attentions = [c for c in calls if is_attention(c.module) or c.path in attends]
     mlps = [c for c in calls if is_mlp(c.module)]
     outer = [c for c in calls if not any(_within(c, other) for other in (*attentions, *mlps))]
+    plain = [mlp for mlp in plain_mlps(trace, block) if mlp.second in outer]
+    maps = {each for mlp in plain for each in (*mlp.first, mlp.second)}
     for call in outer:
-        if is_attention(call.module):
+        if call in attentions:
             yield from _pre_norm(call, calls)
             yield Spot(call, "attention")
         elif is_mlp(call.module):
@@ -339,8 +474,94 @@ def paper_spots(trace: Trace, path: str, block: Spot) -> Iterator[Spot]:
             yield Spot(call, "mlp")
         elif is_norm(call.module):
             yield Spot(call, "norm")
-        elif isinstance(call.module, nn.Conv2d):
+        elif isinstance(call.module, nn.Conv2d) and call not in maps:
             yield Spot(call, "conv")
+    for mlp in plain:
+        hidden = [c for c in calls if c.result and c.result.made in mlp.between and is_activation(c.module)]
+        yield Spot(hidden[-1], "mlp_hidden") if hidden else _given(path, mlp, plain)
+        yield Spot(mlp.second, "mlp")
+
+
+def attending(trace: Trace) -> set[str]:
+    """Paths of modules that make attention weights, by their own code or a softmax that is a part of theirs."""
+    if trace.provenance is None:  # TEMPORARY
+        return set()
+    return {_user(trace, weights.at.path) for weights in trace.provenance.attentions} - {""}
+
+
+def _user(trace: Trace, path: str) -> str:
+    """The module whose own code has the one at a path do something: not a leaf, and no plain sequence."""
+    module = trace.network.module.get_submodule(path)
+    return path if has_parts(module) and not isinstance(module, nn.Sequential) else _user(trace, _parent(path))
+
+
+LEARNED = ("convolution", "mm", "bmm", "addmm", "baddbmm", "linear", "matmul", "einsum", "attention")
+"""Operations (parts of their names in ATen) that make a path between two tensors count as computed."""
+
+
+def is_learned(op: Operation) -> bool:
+    return any(word in op.name.split("_") for word in LEARNED)
+
+
+def is_linear(op: Operation) -> bool:
+    """Whether it maps the channels of each position by weights: a linear map, or a convolution of one position."""
+    if sum(before is not None for before in op.operands) != 1:
+        return False
+    if op.name == "convolution":
+        images, weights = op.shapes[:2]
+        return images[1] == weights[1] and set(weights[2:]) == {1}
+    return op.name in ("addmm", "mm", "linear")
+
+
+class PlainMLP(NamedTuple):
+    """An MLP without a module of its own: two linear maps with an activation between, at the end of a branch."""
+
+    first: tuple[Call, ...]
+    """One, or the two of a gated activation."""
+    second: Call
+    between: set[Operation]
+
+
+def plain_mlps(trace: Trace, block: Spot) -> list[PlainMLP]:
+    """Those in the branches of a block's residual sums, in the order in which they run."""
+    started = block.call.started if block.side == "output" else -1
+    ends = [op for op in trace.operations if is_sum(op) and started < op.when <= block.when]
+    found = (plain_mlp(trace, operand) for op in ends for operand in op.operands if operand is not None)
+    return list({mlp.second: mlp for mlp in found if mlp is not None}.values())
+
+
+def plain_mlp(trace: Trace, branch: Operation) -> PlainMLP | None:
+    """The MLP that a branch ends with; norms, scales and moves of entries may follow it."""
+    second: Operation | None = branch
+    while second is not None and not is_learned(second):
+        before = {op for op in second.operands if op is not None}
+        second = before.pop() if len(before) == 1 else None
+    if second is None or not is_linear(second):
+        return None
+    first, between, waiting = set(), set(), [op for op in second.operands if op is not None]
+    while waiting:
+        op = waiting.pop()
+        if is_learned(op):
+            first.add(op)
+        elif op not in between:
+            between.add(op)
+            waiting += [before for before in op.operands if before is not None]
+    bends = any(word in op.name for op in between for word in BENDS)
+    normalised = second.name == "convolution" and any("batch_norm" in op.name for op in between)
+    if not bends or normalised or not 1 <= len(first) <= 2 or not all(map(is_linear, first)):
+        return None
+    maps = [trace.calls_of(op.at.path)[op.at.call] for op in (*sorted(first, key=lambda op: op.when), second)]
+    return None if any(has_parts(call.module) for call in maps) else PlainMLP(tuple(maps[:-1]), maps[-1], between)
+
+
+BENDS = ("gelu", "relu", "silu", "swish", "sigmoid", "tanh", "erf", "elu", "mish", "softplus")
+"""Parts of the names of operations that make an activation of a linear map."""
+
+
+def _given(path: str, mlp: PlainMLP, plain: list[PlainMLP]) -> Spot:
+    """The hidden layer of an MLP whose activation is no module: what its second map is given."""
+    number = f"{plain.index(mlp) + 1}" if len(plain) > 1 else ""
+    return Spot(mlp.second, "mlp_hidden", f"{path}.mlp_hidden{number}", "input")
 
 
 def _within(call: Call, other: Call) -> bool:

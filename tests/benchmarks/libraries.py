@@ -16,6 +16,7 @@ stands as `failed`. The table is `libraries.csv` beside this file, and a test ta
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib
 import itertools
@@ -62,7 +63,9 @@ def fx_(name: str, size: int = 64) -> tuple[nn.Module, int]:
 def transformers_(name: str, size: int = 64, **args: Any) -> tuple[nn.Module, int]:
     import transformers
 
-    return getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**args)), size
+    name, _, head = name.partition(":")
+    config = getattr(transformers, f"{name}Config")(**args)
+    return getattr(transformers, f"{name}{head or 'Model'}")(config), size
 
 
 def open_clip_(name: str, size: int = 64, **args: Any) -> tuple[nn.Module, int]:
@@ -248,7 +251,7 @@ TORCHVISION = {
     "fcn_resnet50": ("fcn_resnet50", {"weights_backbone": None}),
 }
 
-SWIN = {"image_size": 64, "patch_size": 4, "embed_dim": 24, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 2, 2], "window_size": 4}  # fmt: skip
+SWIN = {"image_size": 64, "patch_size": 4, "embed_dim": 24, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 2, 2], "window_size": 2}  # fmt: skip
 TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ViT": ("ViT", HF),
     "DeiT": ("DeiT", HF),
@@ -270,16 +273,16 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ConvNextV2": ("ConvNextV2", {"depths": [1, 2, 1, 1], "hidden_sizes": [16, 32, 40, 64]}),
     "ResNet": ("ResNet", {"embedding_size": 16, "hidden_sizes": [16, 32, 40, 64], "depths": [1, 2, 2, 1]}),
     "RegNet": ("RegNet", {"embedding_size": 16, "hidden_sizes": [16, 32, 40, 64], "depths": [1, 2, 2, 1], "groups_width": 8}),
-    "Bit": ("Bit", {"embedding_size": 16, "hidden_sizes": [32, 64, 64, 128], "depths": [1, 2, 2, 1]}),
+    "Bit": ("Bit", {"embedding_size": 32, "num_groups": 8, "hidden_sizes": [32, 64, 64, 128], "depths": [1, 2, 2, 1]}),
     "MobileNetV2": ("MobileNetV2", {"image_size": 64}),
     "MobileViT": ("MobileViT", {"image_size": 64}),
     "EfficientNet": ("EfficientNet", {"image_size": 64, "width_coefficient": 0.25, "depth_coefficient": 0.5, "hidden_dim": 320}),
     "LevIt": ("Levit", {"image_size": 128, "size": 128}),
-    "Cvt": ("Cvt", {"embed_dim": [16, 32, 48], "num_heads": [1, 2, 3], "depth": [1, 2, 2]}),
+    "Cvt": ("Cvt", {"embed_dim": [16, 32, 48], "num_heads": [1, 2, 3], "depth": [1, 2, 3]}),
     "DPT": ("DPT", {**HF, "num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [16, 16, 16, 16], "fusion_hidden_size": 16}),
     "DPTForDepthEstimation": ("DPT:ForDepthEstimation", {**HF, "num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [16, 16, 16, 16], "fusion_hidden_size": 16}),
     "FocalNet": ("FocalNet", {"image_size": 64, "embed_dim": 24, "depths": [1, 1, 2, 1]}),
-    "HieraModel": ("Hiera", {"image_size": [64, 64], "patch_size": [3, 3], "patch_stride": [4, 4], "patch_padding": [1, 1], "embed_dim": 24, "depths": [1, 2, 2, 1], "masked_unit_size": [4, 4], "query_stride": [2, 2], "num_heads": [1, 2, 4, 8]}),
+    "HieraModel": ("Hiera", {"image_size": [64, 64], "patch_size": [3, 3], "patch_stride": [4, 4], "patch_padding": [1, 1], "embed_dim": 24, "depths": [1, 2, 2, 1], "masked_unit_size": [8, 8], "query_stride": [2, 2], "num_heads": [1, 2, 4, 8]}),
     "SwiftFormer": ("SwiftFormer", {"image_size": 64}),
 }  # fmt: skip
 
@@ -291,14 +294,15 @@ VIT_PYTORCH: dict[str, tuple[str, dict[str, Any]]] = {
     "DeepViT": ("deepvit:DeepViT", VIT),
     "CaiT": ("cait:CaiT", {**VIT, "cls_depth": 2}),
     "ParallelViT": ("parallel_vit:ViT", VIT),
+    "MLPMixer": ("mlp_mixer:MLPMixer", {"image_size": 64, "channels": 3, "patch_size": 16, "dim": 32, "depth": 3, "num_classes": 5}),
     "PiT": ("pit:PiT", {**VIT, "depth": (1, 2, 1), "patch_size": 8}),
     "CvT": ("cvt:CvT", {"num_classes": 5, "s1_emb_dim": 16, "s2_emb_dim": 32, "s3_emb_dim": 48, "s1_depth": 1, "s2_depth": 2, "s3_depth": 2}),
     "LeViT": ("levit:LeViT", {"image_size": 224, "num_classes": 5, "dim": (16, 32, 48), "depth": 2, "heads": (2, 2, 2), "mlp_mult": 2, "size": 224}),
     "NesT": ("nest:NesT", {"image_size": 64, "patch_size": 4, "dim": 24, "heads": 2, "num_hierarchies": 3, "block_repeats": (2, 2, 2), "num_classes": 5}),
     "CrossViT": ("cross_vit:CrossViT", {"image_size": 64, "num_classes": 5, "sm_dim": 24, "lg_dim": 32, "depth": 2, "sm_patch_size": 8, "lg_patch_size": 16, "sm_enc_heads": 2, "lg_enc_heads": 2, "cross_attn_heads": 2}),
     "RegionViT": ("regionvit:RegionViT", {"dim": (16, 32, 48, 64), "depth": (1, 2, 1, 1), "num_classes": 5, "size": 224}),
-    "CrossFormer": ("crossformer:CrossFormer", {"num_classes": 5, "dim": (16, 32, 48, 64), "depth": (1, 2, 1, 1), "size": 224}),
-    "TwinsSVT": ("twins_svt:TwinsSVT", {"num_classes": 5, "s1_emb_dim": 16, "s2_emb_dim": 32, "s3_emb_dim": 48, "s4_emb_dim": 64, "s3_depth": 2, "s1_local_patch_size": 4, "s2_local_patch_size": 4, "s3_local_patch_size": 4, "s4_local_patch_size": 2, "size": 128}),
+    "CrossFormer": ("crossformer:CrossFormer", {"num_classes": 5, "dim": (32, 64, 128, 256), "depth": (1, 2, 1, 1), "size": 224}),
+    "TwinsSVT": ("twins_svt:TwinsSVT", {"num_classes": 5, "s1_emb_dim": 16, "s2_emb_dim": 32, "s3_emb_dim": 48, "s4_emb_dim": 64, "s3_depth": 2, "size": 224}),
     "XCiT": ("xcit:XCiT", {**VIT, "cls_depth": 2}),
     "MaxViT": ("max_vit:MaxViT", {"num_classes": 5, "dim_conv_stem": 16, "dim": 16, "dim_head": 8, "depth": (1, 2), "window_size": 7, "size": 112}),
     "MobileViT": ("mobile_vit:MobileViT", {"image_size": (64, 64), "dims": [16, 24, 32], "channels": [16, 16, 16, 16, 24, 24, 32, 32, 40, 40, 64], "num_classes": 5}),
@@ -382,7 +386,7 @@ def studies(network: rs.Network, images: torch.Tensor) -> Iterator[tuple[str, Ca
     yield "residual", lambda: rs.residual_norms(network, images, batch_size=IMAGES)
     yield "lesions", lambda: rs.lesions(network, images, blocks=[0], batch_size=IMAGES)
     yield "localization", lambda: rs.token_localization(network, images, batch_size=IMAGES)
-    yield "receptive", lambda: rs.receptive_fields(network, images[:2], channels=1, batch_size=2)
+    yield "receptive", lambda: rs.receptive_fields(network, images, channels=1, batch_size=IMAGES)
 
 
 def examine(library: str, name: str) -> dict[str, str]:
@@ -402,8 +406,6 @@ def examine(library: str, name: str) -> dict[str, str]:
             return None
         except Exception:
             refused.append(f"{what} failed: {traceback.format_exc().strip().splitlines()[-1]}")
-            if "-v" in sys.argv:
-                traceback.print_exc()
             return None
         applies.append(what)
         return result
@@ -412,3 +414,31 @@ def examine(library: str, name: str) -> dict[str, str]:
     for what, run in studies(network, images):
         attempt(what, run)
     return row | {"applies": " ".join(applies[1:]), "refused": " | ".join(refused)}
+
+
+def rows() -> dict[tuple[str, str], dict[str, str]]:
+    """Those of the table, by library and network."""
+    if not TABLE.exists():
+        return {}
+    with TABLE.open(newline="") as file:
+        return {(row["library"], row["network"]): row for row in csv.DictReader(file)}
+
+
+def main(words: list[str]) -> None:
+    wanted = [key for key in networks() if not words or any(word in ":".join(key) for word in words)]
+    done = {} if words else rows()
+    with contextlib.nullcontext(sys.stdout) if words else TABLE.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if not done:
+            writer.writeheader()
+        for library, name in wanted:
+            if (library, name) in done:
+                continue
+            start = time.monotonic()
+            writer.writerow(examine(library, name))
+            file.flush()
+            print(f"{library} {name}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
