@@ -105,7 +105,7 @@ def _stream(trace: Trace, path: str, block: Spot) -> list[tuple[Operation, int]]
             found.insert(0, (here, skip))
             here = here.operands[skip]
             continue
-        depends = {op for op in here.operands if op is not None}
+        depends = _parted_from(here) or {op for op in here.operands if op is not None}
         if is_learned(here) or len(depends) != 1:
             # A projection of the skip, or a block without one: nothing that is added must lie behind it.
             behind = [op for op in {here, *here.ancestors()} if op.when > first.started and adds_what_it_came_from(op)]
@@ -119,6 +119,20 @@ def _stream(trace: Trace, path: str, block: Spot) -> list[tuple[Operation, int]]
     return found
 
 
+def _parted_from(op: Operation) -> set[Operation]:
+    """What an operation puts together again that was parted (a class token normalised alone, say); empty if nothing."""
+    if op.name != "cat" or None in op.operands:
+        return set()
+    ways: list[list[Operation]] = []
+    for part in op.operands:
+        way: list[Operation] = []
+        while part is not None and not is_learned(part) and len({*part.operands} - {None}) == 1:
+            way.append(part := next(before for before in part.operands if before is not None))
+        ways.append(way)
+    common = [each for each in ways[0] if all(each in way for way in ways)]
+    return {common[0]} if common else set()
+
+
 def _skip(trace: Trace, path: str, addition: Operation, entry: Operation | None) -> int:
     a, b = addition.operands
     if a is None or b is None:
@@ -130,9 +144,19 @@ def _skip(trace: Trace, path: str, addition: Operation, entry: Operation | None)
             return skip
     elif lengths[0] != lengths[1]:
         return int(lengths[1] < lengths[0])
+    scaled = [_unscaled(each) in other.ancestors() for each, other in ((a, b), (b, a))]
+    if scaled[0] != scaled[1]:
+        return 0 if scaled[0] else 1
     raise UsageError(
         f"of what {trace.network.name} adds in {path}, repsim cannot tell which is the skip and which the branch"
     )
+
+
+def _unscaled(op: Operation) -> Operation:
+    """What an operand is that was multiplied by parameters."""
+    while op.name.rstrip("_") in ("mul", "view") and len({*op.operands} - {None}) == 1:
+        op = next(before for before in op.operands if before is not None)
+    return op
 
 
 def _learned_between(op: Operation, entry: Operation | None) -> float:

@@ -126,7 +126,7 @@ def _without_parts(trace: Trace, paths: list[str], ends: list[str]) -> list[str]
     What is a plain sequence, or of a class that others are made of, stands between blocks: convolution and norm, say.
     """
     module, at = trace.network.module.get_submodule, set(ends)
-    with_ends = [path for path in paths if _holds(path, at) or not trace.calls_of(path)]
+    with_ends = [path for path in paths if _holds(path, at) or isinstance(module(path), nn.ModuleList)]
     parts = {
         type(part) for path in with_ends if path in at for part in module(path).modules() if part is not module(path)
     }
@@ -160,13 +160,16 @@ def _own_ends(trace: Trace) -> Counter[tuple[str, int]]:
 
 
 def _joins(trace: Trace, op: Operation) -> bool:
-    """Whether it concatenates several tensors that its module computed, or was given."""
+    """Whether it concatenates tensors that its module computed side by side; dense layers work one after another."""
     operands = {before for before in op.operands if before is not None}
     if op.name != "cat" or len(operands) < 2:
         return False
     call = trace.calls_of(op.at.path)[op.at.call]
     given = call.argument and call.argument.made
-    return all(before is given or call.started < before.when for before in operands)
+    if not all(before is given or call.started < before.when for before in operands):
+        return False
+    behind = {before: before.ancestors() for before in operands}
+    return any(a not in behind[b] and b not in behind[a] for a, b in itertools.combinations(operands, 2))
 
 
 def _taken_apart(trace: Trace, paths: list[str]) -> list[str]:
@@ -257,19 +260,22 @@ def stem_of(trace: Trace, blocks: list[tuple[str, Spot]]) -> Spot:
 
 def parts_of(name: str, module: nn.Module) -> list[str]:
     """A part of a network without blocks, or what it is a plain sequence of."""
-    if isinstance(module, (nn.Sequential, nn.ModuleList)) and not _container(module):
+    if _holds_elements(module) and not _container(module):
         return [f"{name}.{inner}" for inner, _ in module.named_children()]
     return [name]
 
 
 def _container(module: nn.Module) -> bool:
-    """A Sequential or ModuleList whose elements have parts of their own: a row of blocks or stages.
+    """Elements of which some have parts of their own: a row of blocks or stages."""
+    return _holds_elements(module) and any(has_parts(m) for m in module.children())
 
-    In a graph that was traced from a network it is a bare module with numbered children.
-    """
-    row = isinstance(module, (nn.Sequential, nn.ModuleList))
-    bare = type(module) is nn.Module and all(name.isdigit() for name, _ in module.named_children())
-    return (row or bare) and any(has_parts(m) for m in module.children())
+
+def _holds_elements(module: nn.Module) -> bool:
+    """A Sequential, a ModuleList, or what has numbered children and is a dictionary or, in a traced graph, bare."""
+    if isinstance(module, (nn.Sequential, nn.ModuleList)):
+        return True
+    numbered = all(name.isdigit() for name, _ in module.named_children())
+    return numbered and has_parts(module) and (isinstance(module, nn.ModuleDict) or type(module) is nn.Module)
 
 
 def _row(module: nn.Module) -> bool:
@@ -351,7 +357,7 @@ def _plain_sequence(module: nn.Module) -> bool:
         return False
     bends = [i for i, part in enumerate(module) if is_activation(part)]
     maps = [i for i, part in enumerate(module) if isinstance(part, nn.Linear)]
-    return len(maps) == 2 and len(bends) == 1 and maps[0] < bends[0] < maps[1]
+    return len(maps) == _maps(module) == 2 and len(bends) == 1 and maps[0] < bends[0] < maps[1]
 
 
 def _size(module: nn.Module) -> int:
@@ -363,6 +369,7 @@ def _passed_over(name: str, module: nn.Module) -> bool:
     return (
         "embed" in name
         or "downsample" in name
+        or "transition" in name
         or (name.startswith(("pos", "stem")) and not name.startswith("post"))
         or name in ("neck", "decoder", "decode_head", "segmentation_head")
         or is_a(module, "embed", "downsample", "posconv", "merging")
@@ -461,7 +468,7 @@ def paper_spots(trace: Trace, path: str, block: Spot) -> Iterator[Spot]:
     attentions = [c for c in calls if is_attention(c.module) or c.path in attends]
     mlps = [c for c in calls if is_mlp(c.module)]
     outer = [c for c in calls if not any(_within(c, other) for other in (*attentions, *mlps))]
-    plain = [mlp for mlp in plain_mlps(trace, block) if mlp.second in outer]
+    plain = [mlp for mlp in plain_mlps(trace, block) if {*mlp.first, mlp.second} <= set(outer)]
     maps = {each for mlp in plain for each in (*mlp.first, mlp.second)}
     for call in outer:
         if call in attentions:
@@ -547,8 +554,13 @@ def plain_mlp(trace: Trace, branch: Operation) -> PlainMLP | None:
             between.add(op)
             waiting += [before for before in op.operands if before is not None]
     bends = any(word in op.name for op in between for word in BENDS)
-    normalised = second.name == "convolution" and any("batch_norm" in op.name for op in between)
-    if not bends or normalised or not 1 <= len(first) <= 2 or not all(map(is_linear, first)):
+    normalised = any(word in op.name for op in between for word in ("batch_norm", "group_norm", "layer_norm"))
+    if (
+        not bends
+        or (normalised and second.name == "convolution")
+        or not 1 <= len(first) <= 2
+        or not all(map(is_linear, first))
+    ):
         return None
     maps = [trace.calls_of(op.at.path)[op.at.call] for op in (*sorted(first, key=lambda op: op.when), second)]
     return None if any(has_parts(call.module) for call in maps) else PlainMLP(tuple(maps[:-1]), maps[-1], between)

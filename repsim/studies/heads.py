@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import rankdata
-from torch import Tensor, nn
+from torch import Tensor
 
 from repsim.errors import UsageError
 from repsim.images.image_set import Batch
 from repsim.measures.cka import GramRow, MinibatchCKA, flatten, gram_row, normalise, scratch_for
 from repsim.measures.running import GROUPS, GroupedSums, jackknife
-from repsim.networks.attention_weights import find_attention
+from repsim.networks.attention_weights import find_attention, watch_heads
 from repsim.networks.hooks import capture
 from repsim.networks.layers import Layer, find_layers
 from repsim.networks.models import Network
+from repsim.networks.pieces import piece
 from repsim.passes.plan import Takes
 from repsim.passes.sweep import Passing, require_finite, sweep
 from repsim.studies.attention import AttentionDistance
@@ -46,15 +47,34 @@ class HeadSimilarity:
         self._scratch: Tensor | None = None
 
     def watch(self, index: int, network: Network) -> AbstractContextManager[dict[str, Any]]:
-        return capture(network, self.layers if index else [self.heads], self._reduce, passed=True)
+        return capture(network, self.layers, self._reduce, passed=True) if index else self._watch_heads(network)
+
+    @contextmanager
+    def _watch_heads(self, network: Network) -> Iterator[dict[str, Any]]:
+        seen: dict[str, Any] = {}
+        waiting: list[Tensor] = []
+
+        def take(outputs: Tensor) -> None:
+            if piece().first:
+                seen.clear()
+                waiting.clear()
+            if piece().batch is not None:
+                waiting.append(outputs.to("cpu", copy=True))
+                if not piece().last:
+                    return
+                outputs = torch.cat(waiting).to(outputs.device)
+            seen[self.heads.name] = self._reduce(self.heads, outputs)
+
+        with watch_heads(network, find_attention(network).at(self.heads.path), take, passed=True):
+            yield seen
 
     def _reduce(self, layer: Layer, activation: Tensor) -> list[GramRow]:
+        """Of a layer, or of heads' outputs, (n, heads, ...)."""
         if self._scratch is None or self._scratch.device != activation.device:
             self._scratch = scratch_for(len(activation), activation.device)
         if layer is not self.heads:
             return [gram_row(flatten(activation), self._scratch)]
-        each = activation.unflatten(-1, (self.head_count, -1))
-        return [gram_row(flatten(each[..., head, :]), self._scratch) for head in range(self.head_count)]
+        return [gram_row(flatten(activation[:, head]), self._scratch) for head in range(self.head_count)]
 
     def takes(self, size: int, batches: int) -> Takes:
         layers = [*[self.heads] * self.head_count, *self.layers]
@@ -89,18 +109,21 @@ class HeadSimilarity:
 
 
 def head_layer(network: Network) -> tuple[str, Layer, int]:
-    """The first attention module, the layer of its heads' outputs before the projection, and their number."""
+    """The first attention module, its heads' outputs as a layer before any projection, and their number."""
     try:
         first = find_attention(network).layers[0]
     except UsageError as error:
         raise UsageError(f"{network.name} has no attention heads that can be compared: {error}") from None
-    path, module, count = first.path, network.module.get_submodule(first.path), len(first.order)
-    apart = len(first.maps) == 1 and getattr(module, "num_heads", None) == count
-    if not apart or not isinstance(getattr(module, "proj", None), nn.Module):
-        raise UsageError(f"the heads of {path} in {network.name} cannot be told apart before their projection")
-    (projection,) = find_layers(network, [f"{path}.proj"])
-    shape = (*projection.shape[:-1], module.proj.in_features)
-    return path, dataclasses.replace(projection, side="input", name=f"{path}.heads", shape=shape), count
+    path, each = first.path, first.maps[0]
+    if len(first.maps) > 1 or each.product is None:
+        raise UsageError(
+            f"the heads of {path} in {network.name} cannot be told apart: it attends several times, or by no plain "
+            "product of weights and values"
+        )
+    heads, windows = each.groups.shape
+    (layer,) = find_layers(network, [first.name])
+    shape = (windows * each.query_places.shape[1], heads * each.width)
+    return path, dataclasses.replace(layer, name=f"{path}.heads", shape=shape), heads
 
 
 @study

@@ -294,7 +294,6 @@ VIT_PYTORCH: dict[str, tuple[str, dict[str, Any]]] = {
     "DeepViT": ("deepvit:DeepViT", VIT),
     "CaiT": ("cait:CaiT", {**VIT, "cls_depth": 2}),
     "ParallelViT": ("parallel_vit:ViT", VIT),
-    "MLPMixer": ("mlp_mixer:MLPMixer", {"image_size": 64, "channels": 3, "patch_size": 16, "dim": 32, "depth": 3, "num_classes": 5}),
     "PiT": ("pit:PiT", {**VIT, "depth": (1, 2, 1), "patch_size": 8}),
     "CvT": ("cvt:CvT", {"num_classes": 5, "s1_emb_dim": 16, "s2_emb_dim": 32, "s3_emb_dim": 48, "s1_depth": 1, "s2_depth": 2, "s3_depth": 2}),
     "LeViT": ("levit:LeViT", {"image_size": 224, "num_classes": 5, "dim": (16, 32, 48), "depth": 2, "heads": (2, 2, 2), "mlp_mult": 2, "size": 224}),
