@@ -415,10 +415,9 @@ def _elements(trace: Trace, path: str, container: nn.Module) -> Iterator[str]:
                     continue
                 if _row(m):
                     yield from (f"{inner}.{n}.{k}" for k, _ in m.named_children())
-                elif not _container(m) and _is_stage(trace, f"{inner}.{n}", m):
-                    yield from _block_paths(trace, f"{inner}.{n}")
                 else:
-                    yield f"{inner}.{n}"
+                    holds = not _container(m) and _is_stage(trace, f"{inner}.{n}", m)
+                    yield from (list(_block_paths(trace, f"{inner}.{n}")) if holds else []) or [f"{inner}.{n}"]
         else:
             yield from _block_paths(trace, inner)
 

@@ -323,8 +323,6 @@ SMP = {
 def networks() -> dict[tuple[str, str], Builder]:
     """(library, name) -> what builds it."""
     found: dict[tuple[str, str], Builder] = {}
-    for name, (model, size, args) in TIMM.items():
-        found["timm", name] = _of(timm_, model, size, **args)
     for name, (model, args) in TORCHVISION.items():
         found["torchvision", name] = _of(torchvision_, model, **args)
     for name in ("resnet18", "vgg11"):
@@ -342,6 +340,8 @@ def networks() -> dict[tuple[str, str], Builder]:
         name = f"nn.TransformerEncoder {'pre' if first else 'post'}-norm, {'batch' if batch else 'tokens'} first"
         found["own", name] = lambda first=first, batch=batch: (Encoder(norm_first=first, batch_first=batch), 64)
     found["own", "residual sums in one forward"] = lambda: (Plain(), 64)
+    for name, (model, size, args) in TIMM.items():
+        found["timm", name] = _of(timm_, model, size, **args)
     return found
 
 
