@@ -176,6 +176,17 @@ def test_heads_of_an_attention_whose_projection_is_no_module_that_runs():
     torch.testing.assert_close(taken[0][:, :, 0], expected)
 
 
+def test_two_studies_see_the_attention_of_pytorchs_own_module():
+    network = loaded("own", "nn.TransformerEncoder pre-norm, batch first")
+    images = noise(network, 8)
+    found = rs.head_similarity([network, network], images, window=1, batch_size=8).table
+    alone = rs.attention_distance(network, images, batch_size=8).table
+    first = alone[alone.block == 0].set_index("head").distance_px
+    assert len(found)
+    for row in found.itertuples():
+        assert row.distance_px == pytest.approx(first[int(row.heads)])
+
+
 def test_the_hidden_layer_of_an_mlp_whose_activation_is_no_module():
     network = loaded("own", "nn.TransformerEncoder pre-norm, batch first")
     layer, images = network.module.encoder.layers[1], noise(network, 2)

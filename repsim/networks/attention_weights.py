@@ -27,7 +27,6 @@ from repsim.networks.structure import is_attention
 from repsim.networks.tokens import images_first, known_by_name
 from repsim.networks.tracing import (
     FUSED,
-    SDPA,
     Call,
     FusedAttention,
     OperationAt,
@@ -496,10 +495,10 @@ def _watching(
             with unobserved():
                 take(at, value())
 
-    def attend(args: tuple, kwargs: dict) -> Tensor:
+    def attend(compute: Callable[..., Tensor], args: tuple, kwargs: dict) -> Tensor:
         """Fused attention, its weights worked out beside it from the very queries and keys it is given."""
         at = operation_at(FUSED, running) if running else None
-        result = SDPA(*args, **kwargs)
+        result = compute(*args, **kwargs)
         took(at, lambda: of_fused(args, kwargs, result))
         return result
 

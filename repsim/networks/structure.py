@@ -490,8 +490,6 @@ def paper_spots(trace: Trace, path: str, block: Spot) -> Iterator[Spot]:
 
 def attending(trace: Trace) -> set[str]:
     """Paths of modules that make attention weights, by their own code or a softmax that is a part of theirs."""
-    if trace.provenance is None:  # TEMPORARY
-        return set()
     return {_user(trace, weights.at.path) for weights in trace.provenance.attentions} - {""}
 
 
