@@ -99,6 +99,35 @@ def test_a_plain_module():
     assert [layer.name for layer in find_layers(unseen())] == ["conv", "relu", "two", "two:1", "head"]
 
 
+class AddsToItsInput(nn.Module):
+    """A network within a network: what it adds to its input is a row of blocks, none of which adds anything."""
+
+    class Body(nn.Module):
+        def __init__(self):
+            super().__init__()
+            row = [nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU()) for _ in range(3)]
+            self.row = nn.ModuleList(row)
+
+        def forward(self, x):
+            y = x
+            for block in self.row:
+                y = block(y)
+            return x + y
+
+    def __init__(self):
+        super().__init__()
+        self.body = self.Body()
+
+    def forward(self, x):
+        return self.body(x).mean((2, 3))
+
+
+def test_a_network_that_adds_its_input_to_all_it_makes_of_it_is_no_block():
+    network = rs.Network(AddsToItsInput(), "adds", transform=rs.EvalTransform(input_size=(3, 16, 16)))
+    names = [layer.name for layer in find_layers(network) if layer.kind == "block"]
+    assert names == ["body.row.0", "body.row.1", "body.row.2"]
+
+
 def test_one_layer_per_call_of_a_module():
     network = unseen()
     images = noise(network, 4)

@@ -84,33 +84,34 @@ def kind_of(module: nn.Module) -> str:
 def find_blocks(trace: Trace) -> list[tuple[str, Spot]]:
     """The blocks that run: their paths, and where their outputs are."""
     ends = _ends(trace)
-    paths = _whole(trace, list(_block_paths(trace)), ends) or units(trace) or ends
+    paths = _whole(trace, list(_block_paths(trace)), ends) or units(trace) or _outermost(ends)
     paths = _without_parts(trace, _paired(trace, _taken_apart(trace, paths), ends), ends)
     return [(path, block) for path in paths for block in _block_outputs(trace, path)]
 
 
 def _whole(trace: Trace, paths: list[str], ends: list[str]) -> list[str]:
-    """Parts of what ends in one sum or concatenation, and end in none, stand for the whole of it."""
+    """Parts of what ends in one sum or concatenation, and end in none, stand for the whole of it.
+
+    Not so where it holds them all: a network that adds its input to what it makes of it is no block.
+    """
     at = set(ends)
     module = trace.network.module.get_submodule
     several = {type(module(path)) for (path, _), count in _own_ends(trace).items() if count > 1}
     whole = []
     for path in paths:
-        around = [above for above in reversed(_above(path)) if above in at] if not _holds(path, at) else []
-        one = around and type(module(around[0])) not in several
-        whole.append(around[0] if one else path)
+        above = next((each for each in reversed(_above(path)) if each in at and not _holds(path, at)), None)
+        one = above is not None and type(module(above)) not in several
+        whole.append(above if one and not all(_holds(above, {each}) for each in paths) else path)
     return list(dict.fromkeys(whole))
 
 
 def _paired(trace: Trace, paths: list[str], ends: list[str]) -> list[str]:
     """Attention and MLP that end a sum each, one after another in every element of a row, stand for that element."""
     module, at = trace.network.module.get_submodule, set(ends)
-    halves: Counter[str] = Counter(
-        _parent(path)
-        for path in paths
-        if path in at and (_is_attention_like(module(path)) or _is_mlp_like(module(path)))
-    )
-    wholes = {above for above, count in halves.items() if count > 1 and isinstance(module(above), nn.Sequential)}
+    attends = Counter(_parent(path) for path in paths if path in at and _is_attention_like(module(path)))
+    halves = attends + Counter(_parent(path) for path in paths if path in at and _is_mlp_like(module(path)))
+    several = {above for above, count in halves.items() if count == 2 or (count > 2 and attends[above])}
+    wholes = {above for above in several if isinstance(module(above), nn.Sequential)}
     rows = Counter(map(_parent, wholes))
     wholes = {above for above in wholes if above.rpartition(".")[2].isdigit() and rows[_parent(above)] > 1}
     return list(dict.fromkeys(_parent(path) if _parent(path) in wholes else path for path in paths))
@@ -201,9 +202,10 @@ def units(trace: Trace) -> list[str]:
     So do others of their class, though their skip be a projection. Those within another such module are part of it. In
     the order in which they run.
     """
-    if not any(adds_what_it_came_from(op) for op in trace.operations):
-        return []
-    paths = _ends(trace)
+    return _outermost(_ends(trace)) if any(map(adds_what_it_came_from, trace.operations)) else []
+
+
+def _outermost(paths: list[str]) -> list[str]:
     within = set(paths)
     return [path for path in paths if not any(above in within for above in _above(path))]
 
@@ -336,7 +338,7 @@ def _pair(module: nn.Module) -> bool:
     if len(elements) <= 3:
         return elements[-1] in mlps and (is_mlp(elements[-1]) or len(mlps) < len(elements))
     attends = any(_is_attention_like(element) for element in elements)
-    return bool(mlps) and attends and 2 * len({type(element) for element in elements}) > len(elements)
+    return bool(mlps) and attends and 2 * len({type(element) for element in elements}) >= len(elements)
 
 
 def _is_attention_like(module: nn.Module) -> bool:
@@ -351,12 +353,16 @@ def _is_mlp_like(module: nn.Module) -> bool:
     return is_mlp(module) or _plain_sequence(module) or (bool(parts) and all(map(_is_mlp_like, parts)))
 
 
+def _of_one_position(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
+
+
 def _plain_sequence(module: nn.Module) -> bool:
     """An MLP that is a plain sequence: of linear maps there are two, and an activation between."""
     if not isinstance(module, nn.Sequential) or any(map(has_parts, module)):
         return False
     bends = [i for i, part in enumerate(module) if is_activation(part)]
-    maps = [i for i, part in enumerate(module) if isinstance(part, nn.Linear)]
+    maps = [i for i, part in enumerate(module) if isinstance(part, nn.Linear) or _of_one_position(part)]
     return len(maps) == _maps(module) == 2 and len(bends) == 1 and maps[0] < bends[0] < maps[1]
 
 
