@@ -421,9 +421,10 @@ def _elements(trace: Trace, path: str, container: nn.Module) -> Iterator[str]:
                     continue
                 if _row(m):
                     yield from (f"{inner}.{n}.{k}" for k, _ in m.named_children())
+                elif any(_container(rows) and all(map(_pair, rows.children())) for rows in m.children()):
+                    yield from _block_paths(trace, f"{inner}.{n}")
                 else:
-                    holds = not _container(m) and _is_stage(trace, f"{inner}.{n}", m)
-                    yield from (list(_block_paths(trace, f"{inner}.{n}")) if holds else []) or [f"{inner}.{n}"]
+                    yield f"{inner}.{n}"
         else:
             yield from _block_paths(trace, inner)
 

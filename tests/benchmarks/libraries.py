@@ -158,8 +158,16 @@ TIMM: dict[str, tuple[str, int, dict[str, Any]]] = {
     "eva02": ("eva02_tiny_patch14_224", 56, {"img_size": 56, "depth": 3}),
     "cait": ("cait_xxs24_224", 64, {"img_size": 64, "depth": 3}),
     "xcit": ("xcit_nano_12_p16_224", 64, {"depth": 3}),
-    "swin": ("swin_tiny_patch4_window7_224", 64, {"img_size": 64, "window_size": 4, "depths": (1, 1, 2, 1), "embed_dim": 24, "num_heads": (1, 2, 2, 2)}),
-    "swinv2": ("swinv2_tiny_window8_256", 64, {"img_size": 64, "window_size": 4, "depths": (1, 1, 2, 1), "embed_dim": 24, "num_heads": (1, 2, 2, 2)}),
+    "swin": (
+        "swin_tiny_patch4_window7_224",
+        64,
+        {"img_size": 64, "window_size": 4, "depths": (1, 1, 2, 1), "embed_dim": 24, "num_heads": (1, 2, 2, 2)},
+    ),
+    "swinv2": (
+        "swinv2_tiny_window8_256",
+        64,
+        {"img_size": 64, "window_size": 4, "depths": (1, 1, 2, 1), "embed_dim": 24, "num_heads": (1, 2, 2, 2)},
+    ),
     "nest": ("nest_tiny", 64, {"img_size": 64}),
     "efficientvim": ("efficientvim_m1", 128, {}),
     "cspresnet": ("cspresnet50", 64, {}),
@@ -224,7 +232,7 @@ TIMM: dict[str, tuple[str, int, dict[str, Any]]] = {
     "rdnet": ("rdnet_tiny", 64, {}),
     "ghostnet": ("ghostnet_050", 64, {}),
     "tiny_vit": ("tiny_vit_5m_224", 224, {}),
-}  # fmt: skip
+}
 
 TORCHVISION = {
     "vit": ("vit_b_16", {"image_size": 64}),
@@ -251,7 +259,14 @@ TORCHVISION = {
     "fcn_resnet50": ("fcn_resnet50", {"weights_backbone": None}),
 }
 
-SWIN = {"image_size": 64, "patch_size": 4, "embed_dim": 24, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 2, 2], "window_size": 2}  # fmt: skip
+SWIN = {
+    "image_size": 64,
+    "patch_size": 4,
+    "embed_dim": 24,
+    "depths": [1, 1, 2, 1],
+    "num_heads": [1, 2, 2, 2],
+    "window_size": 2,
+}
 TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ViT": ("ViT", HF),
     "DeiT": ("DeiT", HF),
@@ -265,26 +280,74 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     "SiglipVision": ("SiglipVision", HF),
     "Swin": ("Swin", SWIN),
     "Swinv2": ("Swinv2", SWIN),
-    "PvtV2": ("PvtV2", {"image_size": 64, "hidden_sizes": [16, 32, 40, 64], "num_attention_heads": [1, 2, 5, 8], "depths": [1, 2, 1, 1]}),
+    "PvtV2": (
+        "PvtV2",
+        {
+            "image_size": 64,
+            "hidden_sizes": [16, 32, 40, 64],
+            "num_attention_heads": [1, 2, 5, 8],
+            "depths": [1, 2, 1, 1],
+        },
+    ),
     "Pvt": ("Pvt", {"image_size": 64, "hidden_sizes": [16, 32, 40, 64], "depths": [1, 2, 1, 1]}),
-    "Segformer": ("Segformer", {"depths": [1, 2, 1, 1], "hidden_sizes": [16, 32, 40, 64], "num_attention_heads": [1, 2, 5, 8]}),
+    "Segformer": (
+        "Segformer",
+        {"depths": [1, 2, 1, 1], "hidden_sizes": [16, 32, 40, 64], "num_attention_heads": [1, 2, 5, 8]},
+    ),
     "PoolFormer": ("PoolFormer", {"depths": [1, 2, 1, 1], "hidden_sizes": [16, 32, 40, 64]}),
     "ConvNext": ("ConvNext", {"depths": [1, 2, 1, 1], "hidden_sizes": [16, 32, 40, 64]}),
     "ConvNextV2": ("ConvNextV2", {"depths": [1, 2, 1, 1], "hidden_sizes": [16, 32, 40, 64]}),
     "ResNet": ("ResNet", {"embedding_size": 16, "hidden_sizes": [16, 32, 40, 64], "depths": [1, 2, 2, 1]}),
-    "RegNet": ("RegNet", {"embedding_size": 16, "hidden_sizes": [16, 32, 40, 64], "depths": [1, 2, 2, 1], "groups_width": 8}),
+    "RegNet": (
+        "RegNet",
+        {"embedding_size": 16, "hidden_sizes": [16, 32, 40, 64], "depths": [1, 2, 2, 1], "groups_width": 8},
+    ),
     "Bit": ("Bit", {"embedding_size": 32, "num_groups": 8, "hidden_sizes": [32, 64, 64, 128], "depths": [1, 2, 2, 1]}),
     "MobileNetV2": ("MobileNetV2", {"image_size": 64}),
     "MobileViT": ("MobileViT", {"image_size": 64}),
-    "EfficientNet": ("EfficientNet", {"image_size": 64, "width_coefficient": 0.25, "depth_coefficient": 0.5, "hidden_dim": 320}),
+    "EfficientNet": (
+        "EfficientNet",
+        {"image_size": 64, "width_coefficient": 0.25, "depth_coefficient": 0.5, "hidden_dim": 320},
+    ),
     "LevIt": ("Levit", {"image_size": 128, "size": 128}),
     "Cvt": ("Cvt", {"embed_dim": [16, 32, 48], "num_heads": [1, 2, 3], "depth": [1, 2, 3]}),
-    "DPT": ("DPT", {**HF, "num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [16, 16, 16, 16], "fusion_hidden_size": 16}),
-    "DPTForDepthEstimation": ("DPT:ForDepthEstimation", {**HF, "num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [16, 16, 16, 16], "fusion_hidden_size": 16}),
+    "DPT": (
+        "DPT",
+        {
+            **HF,
+            "num_hidden_layers": 4,
+            "backbone_out_indices": [0, 1, 2, 3],
+            "neck_hidden_sizes": [16, 16, 16, 16],
+            "fusion_hidden_size": 16,
+        },
+    ),
+    "DPTForDepthEstimation": (
+        "DPT:ForDepthEstimation",
+        {
+            **HF,
+            "num_hidden_layers": 4,
+            "backbone_out_indices": [0, 1, 2, 3],
+            "neck_hidden_sizes": [16, 16, 16, 16],
+            "fusion_hidden_size": 16,
+        },
+    ),
     "FocalNet": ("FocalNet", {"image_size": 64, "embed_dim": 24, "depths": [1, 1, 2, 1]}),
-    "HieraModel": ("Hiera", {"image_size": [64, 64], "patch_size": [3, 3], "patch_stride": [4, 4], "patch_padding": [1, 1], "embed_dim": 24, "depths": [1, 2, 2, 1], "masked_unit_size": [8, 8], "query_stride": [2, 2], "num_heads": [1, 2, 4, 8]}),
+    "HieraModel": (
+        "Hiera",
+        {
+            "image_size": [64, 64],
+            "patch_size": [3, 3],
+            "patch_stride": [4, 4],
+            "patch_padding": [1, 1],
+            "embed_dim": 24,
+            "depths": [1, 2, 2, 1],
+            "masked_unit_size": [8, 8],
+            "query_stride": [2, 2],
+            "num_heads": [1, 2, 4, 8],
+        },
+    ),
     "SwiftFormer": ("SwiftFormer", {"image_size": 64}),
-}  # fmt: skip
+}
 
 OPEN_CLIP = {"VisionTransformer": CLIP}
 
@@ -295,21 +358,141 @@ VIT_PYTORCH: dict[str, tuple[str, dict[str, Any]]] = {
     "CaiT": ("cait:CaiT", {**VIT, "cls_depth": 2}),
     "ParallelViT": ("parallel_vit:ViT", VIT),
     "PiT": ("pit:PiT", {**VIT, "depth": (1, 2, 1), "patch_size": 8}),
-    "CvT": ("cvt:CvT", {"num_classes": 5, "s1_emb_dim": 16, "s2_emb_dim": 32, "s3_emb_dim": 48, "s1_depth": 1, "s2_depth": 2, "s3_depth": 2}),
-    "LeViT": ("levit:LeViT", {"image_size": 224, "num_classes": 5, "dim": (16, 32, 48), "depth": 2, "heads": (2, 2, 2), "mlp_mult": 2, "size": 224}),
-    "NesT": ("nest:NesT", {"image_size": 64, "patch_size": 4, "dim": 24, "heads": 2, "num_hierarchies": 3, "block_repeats": (2, 2, 2), "num_classes": 5}),
-    "CrossViT": ("cross_vit:CrossViT", {"image_size": 64, "num_classes": 5, "sm_dim": 24, "lg_dim": 32, "depth": 2, "sm_patch_size": 8, "lg_patch_size": 16, "sm_enc_heads": 2, "lg_enc_heads": 2, "cross_attn_heads": 2}),
-    "RegionViT": ("regionvit:RegionViT", {"dim": (16, 32, 48, 64), "depth": (1, 2, 1, 1), "num_classes": 5, "size": 224}),
-    "CrossFormer": ("crossformer:CrossFormer", {"num_classes": 5, "dim": (32, 64, 128, 256), "depth": (1, 2, 1, 1), "size": 224}),
-    "TwinsSVT": ("twins_svt:TwinsSVT", {"num_classes": 5, "s1_emb_dim": 16, "s2_emb_dim": 32, "s3_emb_dim": 48, "s4_emb_dim": 64, "s3_depth": 2, "size": 224}),
+    "CvT": (
+        "cvt:CvT",
+        {
+            "num_classes": 5,
+            "s1_emb_dim": 16,
+            "s2_emb_dim": 32,
+            "s3_emb_dim": 48,
+            "s1_depth": 1,
+            "s2_depth": 2,
+            "s3_depth": 2,
+        },
+    ),
+    "LeViT": (
+        "levit:LeViT",
+        {
+            "image_size": 224,
+            "num_classes": 5,
+            "dim": (16, 32, 48),
+            "depth": 2,
+            "heads": (2, 2, 2),
+            "mlp_mult": 2,
+            "size": 224,
+        },
+    ),
+    "NesT": (
+        "nest:NesT",
+        {
+            "image_size": 64,
+            "patch_size": 4,
+            "dim": 24,
+            "heads": 2,
+            "num_hierarchies": 3,
+            "block_repeats": (2, 2, 2),
+            "num_classes": 5,
+        },
+    ),
+    "CrossViT": (
+        "cross_vit:CrossViT",
+        {
+            "image_size": 64,
+            "num_classes": 5,
+            "sm_dim": 24,
+            "lg_dim": 32,
+            "depth": 2,
+            "sm_patch_size": 8,
+            "lg_patch_size": 16,
+            "sm_enc_heads": 2,
+            "lg_enc_heads": 2,
+            "cross_attn_heads": 2,
+        },
+    ),
+    "RegionViT": (
+        "regionvit:RegionViT",
+        {"dim": (16, 32, 48, 64), "depth": (1, 2, 1, 1), "num_classes": 5, "size": 224},
+    ),
+    "CrossFormer": (
+        "crossformer:CrossFormer",
+        {"num_classes": 5, "dim": (32, 64, 128, 256), "depth": (1, 2, 1, 1), "size": 224},
+    ),
+    "TwinsSVT": (
+        "twins_svt:TwinsSVT",
+        {
+            "num_classes": 5,
+            "s1_emb_dim": 16,
+            "s2_emb_dim": 32,
+            "s3_emb_dim": 48,
+            "s4_emb_dim": 64,
+            "s3_depth": 2,
+            "size": 224,
+        },
+    ),
     "XCiT": ("xcit:XCiT", {**VIT, "cls_depth": 2}),
-    "MaxViT": ("max_vit:MaxViT", {"num_classes": 5, "dim_conv_stem": 16, "dim": 16, "dim_head": 8, "depth": (1, 2), "window_size": 7, "size": 112}),
-    "MobileViT": ("mobile_vit:MobileViT", {"image_size": (64, 64), "dims": [16, 24, 32], "channels": [16, 16, 16, 16, 24, 24, 32, 32, 40, 40, 64], "num_classes": 5}),
-    "T2T": ("t2t:T2TViT", {**{k: v for k, v in VIT.items() if k != "patch_size"}, "t2t_layers": ((7, 4), (3, 2), (3, 2))}),
-    "CCT": ("cct:CCT", {"img_size": 64, "embedding_dim": 32, "n_conv_layers": 2, "num_layers": 3, "num_heads": 2, "mlp_ratio": 2, "num_classes": 5}),
-    "ScalableViT": ("scalable_vit:ScalableViT", {"num_classes": 5, "dim": 16, "heads": (1, 2, 2, 2), "depth": (1, 2, 1, 1), "ssa_dim_key": (8, 8, 8, 8), "reduction_factor": (8, 4, 2, 1), "window_size": (16, 8, 4, 2), "size": 64}),
-    "SepViT": ("sep_vit:SepViT", {"num_classes": 5, "dim": 16, "dim_head": 8, "heads": (1, 2, 2, 2), "depth": (1, 2, 1, 1), "window_size": 7, "size": 224}),
-}  # fmt: skip
+    "MaxViT": (
+        "max_vit:MaxViT",
+        {
+            "num_classes": 5,
+            "dim_conv_stem": 16,
+            "dim": 16,
+            "dim_head": 8,
+            "depth": (1, 2),
+            "window_size": 7,
+            "size": 112,
+        },
+    ),
+    "MobileViT": (
+        "mobile_vit:MobileViT",
+        {
+            "image_size": (64, 64),
+            "dims": [16, 24, 32],
+            "channels": [16, 16, 16, 16, 24, 24, 32, 32, 40, 40, 64],
+            "num_classes": 5,
+        },
+    ),
+    "T2T": (
+        "t2t:T2TViT",
+        {**{k: v for k, v in VIT.items() if k != "patch_size"}, "t2t_layers": ((7, 4), (3, 2), (3, 2))},
+    ),
+    "CCT": (
+        "cct:CCT",
+        {
+            "img_size": 64,
+            "embedding_dim": 32,
+            "n_conv_layers": 2,
+            "num_layers": 3,
+            "num_heads": 2,
+            "mlp_ratio": 2,
+            "num_classes": 5,
+        },
+    ),
+    "ScalableViT": (
+        "scalable_vit:ScalableViT",
+        {
+            "num_classes": 5,
+            "dim": 16,
+            "heads": (1, 2, 2, 2),
+            "depth": (1, 2, 1, 1),
+            "ssa_dim_key": (8, 8, 8, 8),
+            "reduction_factor": (8, 4, 2, 1),
+            "window_size": (16, 8, 4, 2),
+            "size": 64,
+        },
+    ),
+    "SepViT": (
+        "sep_vit:SepViT",
+        {
+            "num_classes": 5,
+            "dim": 16,
+            "dim_head": 8,
+            "heads": (1, 2, 2, 2),
+            "depth": (1, 2, 1, 1),
+            "window_size": 7,
+            "size": 224,
+        },
+    ),
+}
 
 SMP = {
     "Unet resnet18": ("Unet", "resnet18"),
