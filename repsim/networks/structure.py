@@ -303,12 +303,16 @@ def _is_stage(trace: Trace, path: str, module: nn.Module) -> bool:
     """Holds rows of blocks rather than being a block.
 
     Most of its parameters are in such rows, and what the last of them puts out is not worked on any
-    further: neither added to a shortcut nor fed to another compound module.
+    further: neither added to a shortcut nor fed to another compound module. What is passed over (a stage may end with
+    downsampling) counts for neither.
     """
     if _container(module):
         return any(_container(m) or has_parts(m) for m in module.children()) and not _pair(module)
     rows = {name: child for name, child in module.named_children() if _container(child) and not _pair(child)}
-    if sum(map(_size, rows.values())) <= 0.5 * _size(module):
+    over = sum(
+        _size(child) for name, child in module.named_children() if name not in rows and _passed_over(name, child)
+    )
+    if sum(map(_size, rows.values())) <= 0.5 * (_size(module) - over):
         return False
     own = trace.calls_of(path)
     if not own:
@@ -317,10 +321,21 @@ def _is_stage(trace: Trace, path: str, module: nn.Module) -> bool:
     if any(a is not None and a.is_(b) for a, b in itertools.combinations(starts, 2)):
         return False  # parallel branches
     last = max((c for name in rows for c in trace.below(f"{path}.{name}")), key=lambda call: call.ended)
-    after = [c for c in trace.calls if last.ended < c.started < own[-1].ended and has_parts(c.module)]
+    after = [
+        c
+        for c in trace.calls
+        if last.ended < c.started < own[-1].ended and has_parts(c.module) and not _in_passed_over(trace, path, c)
+    ]
     a, b = last.result, own[-1].result
     added = a is not None and b is not None and a.shape == b.shape and a.made is not b.made
     return not after and (not added or _in_bare_rows(trace, path, last))
+
+
+def _in_passed_over(trace: Trace, path: str, call: Call) -> bool:
+    """Whether a call below a path is of what is passed over, or inside it."""
+    module = trace.network.module.get_submodule
+    around = [each for each in (*_above(call.path), call.path) if each.startswith(f"{path}.")]
+    return any(_passed_over(each.rpartition(".")[2], module(each)) for each in around)
 
 
 def _in_bare_rows(trace: Trace, path: str, last: Call) -> bool:
