@@ -34,6 +34,7 @@ import torch
 from torch import nn
 
 import repsim as rs
+from repsim.networks.residual_sums import find_sums
 
 TABLE = Path(__file__).with_suffix(".csv")
 IMAGES = 4
@@ -566,7 +567,8 @@ def studies(network: rs.Network, images: torch.Tensor) -> Iterator[tuple[str, Ca
     yield "maps", lambda: rs.attention_maps(network, images, count=2)
     yield "heads", lambda: rs.head_similarity([network, network], images, batch_size=IMAGES)
     yield "residual", lambda: rs.residual_norms(network, images, batch_size=IMAGES)
-    yield "lesions", lambda: rs.lesions(network, images, blocks=[0], batch_size=IMAGES)
+    first = lambda: [find_sums(network)[0].block]  # noqa: E731
+    yield "lesions", lambda: rs.lesions(network, images, blocks=first(), batch_size=IMAGES)
     yield "localization", lambda: rs.token_localization(network, images, batch_size=IMAGES)
     yield "receptive", lambda: rs.receptive_fields(network, images, channels=1, batch_size=IMAGES)
 
