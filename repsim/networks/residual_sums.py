@@ -4,7 +4,7 @@ A traced forward pass records which operation made which tensor. From each block
 back along the stream: an addition of two tensors of one shape is a residual sum; its skip is the operand
 from which the other was computed (or, with a projection on it, the one with less computed between
 it and the block's input), its branch the other; then on from the skip, to the block's input. So the two operands are
-exactly what the network adds; only what they are called (attention, mlp) is told from the names of classes.
+exactly what the network adds; only what they are called (attention, mlp) is told from names of classes and operations.
 Where the stream cannot be followed back, that is an error.
 """
 
@@ -21,7 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from repsim.errors import RepsimError, UsageError
 from repsim.networks.layers import find_layers
 from repsim.networks.models import Network, as_network
-from repsim.networks.structure import attending, entry_of, find_blocks, is_attention, is_learned, is_mlp, plain_mlp
+from repsim.networks.structure import entry_of, find_blocks, is_attention, is_mlp
+from repsim.networks.sublayers import attending, is_learned, plain_mlp
 from repsim.networks.tokens import Reading
 from repsim.networks.tracing import (
     ADDITION,

@@ -1,7 +1,8 @@
 """What a module is, and which modules of a network are its blocks.
 
-Blocks are found by structure, not by name: the compound elements of a container (`Sequential`,
-`ModuleList`), looked for inside stages where a network has those.
+Blocks are looked for in the structure of modules, not by name: the compound elements of a container (`Sequential`,
+`ModuleList`), inside stages where a network has those. Then the operations correct it: what ends one residual sum, or
+joins branches in a network without sums, is a block as a whole, and what blocks are made of stands between them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 from torch import nn
 
@@ -20,7 +20,6 @@ from repsim.networks.tracing import (
     Spot,
     Trace,
     adds_what_it_came_from,
-    is_sum,
 )
 
 
@@ -108,16 +107,16 @@ def _whole(trace: Trace, paths: list[str], ends: list[str]) -> list[str]:
 def _paired(trace: Trace, paths: list[str], ends: list[str]) -> list[str]:
     """Attention and MLP that end a sum each, one after another in every element of a row, stand for that element."""
     module, at = trace.network.module.get_submodule, set(ends)
-    attends = Counter(_parent(path) for path in paths if path in at and _is_attention_like(module(path)))
-    halves = attends + Counter(_parent(path) for path in paths if path in at and _is_mlp_like(module(path)))
+    attends = Counter(parent_of(path) for path in paths if path in at and _is_attention_like(module(path)))
+    halves = attends + Counter(parent_of(path) for path in paths if path in at and _is_mlp_like(module(path)))
     several = {above for above, count in halves.items() if count == 2 or (count > 2 and attends[above])}
     wholes = {above for above in several if isinstance(module(above), nn.Sequential)}
-    rows = Counter(map(_parent, wholes))
-    wholes = {above for above in wholes if above.rpartition(".")[2].isdigit() and rows[_parent(above)] > 1}
-    return list(dict.fromkeys(_parent(path) if _parent(path) in wholes else path for path in paths))
+    rows = Counter(map(parent_of, wholes))
+    wholes = {above for above in wholes if above.rpartition(".")[2].isdigit() and rows[parent_of(above)] > 1}
+    return list(dict.fromkeys(parent_of(path) if parent_of(path) in wholes else path for path in paths))
 
 
-def _parent(path: str) -> str:
+def parent_of(path: str) -> str:
     return path.rpartition(".")[0]
 
 
@@ -478,130 +477,3 @@ def _handed_on(trace: Trace, path: str) -> Spot | None:
     if following:
         return Spot(min(following, key=lambda call: call.started), "block", path, "input")
     return Spot(around[0], "block", path) if around else None
-
-
-def paper_spots(trace: Trace, path: str, block: Spot) -> Iterator[Spot]:
-    """The paper's layers within one run of a block, but for its output."""
-    calls = trace.below(path)
-    if block.call.path == path:
-        calls = [call for call in calls if _within(call, block.call)]
-    attends = attending(trace)
-    attentions = [c for c in calls if is_attention(c.module) or c.path in attends]
-    mlps = [c for c in calls if is_mlp(c.module)]
-    outer = [c for c in calls if not any(_within(c, other) for other in (*attentions, *mlps))]
-    plain = [mlp for mlp in plain_mlps(trace, block) if {*mlp.first, mlp.second} <= set(outer)]
-    maps = {each for mlp in plain for each in (*mlp.first, mlp.second)}
-    for call in outer:
-        if call in attentions:
-            yield from _pre_norm(call, calls)
-            yield Spot(call, "attention")
-        elif is_mlp(call.module):
-            yield from _pre_norm(call, calls)
-            hidden = [c for c in calls if _within(c, call) and is_activation(c.module)]
-            yield from (Spot(c, "mlp_hidden") for c in hidden[-1:])
-            yield Spot(call, "mlp")
-        elif is_norm(call.module):
-            yield Spot(call, "norm")
-        elif isinstance(call.module, nn.Conv2d) and call not in maps:
-            yield Spot(call, "conv")
-    for mlp in plain:
-        hidden = [c for c in calls if c.result and c.result.made in mlp.between and is_activation(c.module)]
-        yield Spot(hidden[-1], "mlp_hidden") if hidden else _given(path, mlp, plain)
-        yield Spot(mlp.second, "mlp")
-
-
-def attending(trace: Trace) -> set[str]:
-    """Paths of modules that make attention weights, by their own code or a softmax that is a part of theirs."""
-    return {_user(trace, weights.at.path) for weights in trace.provenance.attentions} - {""}
-
-
-def _user(trace: Trace, path: str) -> str:
-    """The module whose own code has the one at a path do something: not a leaf, and no plain sequence."""
-    module = trace.network.module.get_submodule(path)
-    return path if has_parts(module) and not isinstance(module, nn.Sequential) else _user(trace, _parent(path))
-
-
-LEARNED = ("convolution", "mm", "bmm", "addmm", "baddbmm", "linear", "matmul", "einsum", "attention")
-"""Operations (parts of their names in ATen) that make a path between two tensors count as computed."""
-
-
-def is_learned(op: Operation) -> bool:
-    return any(word in op.name.split("_") for word in LEARNED)
-
-
-def is_linear(op: Operation) -> bool:
-    """Whether it maps the channels of each position by weights: a linear map, or a convolution of one position."""
-    if sum(before is not None for before in op.operands) != 1:
-        return False
-    if op.name == "convolution":
-        images, weights = op.shapes[:2]
-        return images[1] == weights[1] and set(weights[2:]) == {1}
-    return op.name in ("addmm", "mm", "linear")
-
-
-class PlainMLP(NamedTuple):
-    """An MLP without a module of its own: two linear maps with an activation between, at the end of a branch."""
-
-    first: tuple[Call, ...]
-    """One, or the two of a gated activation."""
-    second: Call
-    between: set[Operation]
-
-
-def plain_mlps(trace: Trace, block: Spot) -> list[PlainMLP]:
-    """Those in the branches of a block's residual sums, in the order in which they run."""
-    started = block.call.started if block.side == "output" else -1
-    ends = [op for op in trace.operations if is_sum(op) and started < op.when <= block.when]
-    found = (plain_mlp(trace, operand) for op in ends for operand in op.operands if operand is not None)
-    return list({mlp.second: mlp for mlp in found if mlp is not None}.values())
-
-
-def plain_mlp(trace: Trace, branch: Operation) -> PlainMLP | None:
-    """The MLP that a branch ends with; norms, scales and moves of entries may follow it."""
-    second: Operation | None = branch
-    while second is not None and not is_learned(second):
-        before = {op for op in second.operands if op is not None}
-        second = before.pop() if len(before) == 1 else None
-    if second is None or not is_linear(second):
-        return None
-    first, between, waiting = set(), set(), [op for op in second.operands if op is not None]
-    while waiting:
-        op = waiting.pop()
-        if is_learned(op):
-            first.add(op)
-        elif op not in between:
-            between.add(op)
-            waiting += [before for before in op.operands if before is not None]
-    bends = any(word in op.name for op in between for word in BENDS)
-    normalised = any(word in op.name for op in between for word in ("batch_norm", "group_norm", "layer_norm"))
-    if (
-        not bends
-        or (normalised and second.name == "convolution")
-        or not 1 <= len(first) <= 2
-        or not all(map(is_linear, first))
-    ):
-        return None
-    maps = [trace.calls_of(op.at.path)[op.at.call] for op in (*sorted(first, key=lambda op: op.when), second)]
-    return None if any(has_parts(call.module) for call in maps) else PlainMLP(tuple(maps[:-1]), maps[-1], between)
-
-
-BENDS = ("gelu", "relu", "silu", "swish", "sigmoid", "tanh", "erf", "elu", "mish", "softplus")
-"""Parts of the names of operations that make an activation of a linear map."""
-
-
-def _given(path: str, mlp: PlainMLP, plain: list[PlainMLP]) -> Spot:
-    """The hidden layer of an MLP whose activation is no module: what its second map is given."""
-    number = f"{plain.index(mlp) + 1}" if len(plain) > 1 else ""
-    return Spot(mlp.second, "mlp_hidden", f"{path}.mlp_hidden{number}", "input")
-
-
-def _within(call: Call, other: Call) -> bool:
-    return call is not other and other.started < call.started and call.ended < other.ended
-
-
-def _pre_norm(outer: Call, calls: list[Call]) -> Iterator[Spot]:
-    """A norm that is the first thing an attention or MLP module runs is the block's pre-norm."""
-    leaves = [c for c in calls if _within(c, outer) and not has_parts(c.module)]
-    first = min(leaves, key=lambda call: call.started, default=None)
-    if first is not None and is_norm(first.module) and first.input == outer.input:
-        yield Spot(first, "norm")
