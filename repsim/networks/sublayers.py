@@ -41,7 +41,8 @@ def paper_spots(trace: Trace, path: str, block: Spot) -> Iterator[Spot]:
             yield Spot(call, "conv")
     for mlp in plain:
         hidden = [c for c in calls if c.result and c.result.made in mlp.between and is_activation(c.module)]
-        yield Spot(hidden[-1], "mlp_hidden") if hidden else _given(path, mlp, plain)
+        gated = len(mlp.first) > 1
+        yield Spot(hidden[-1], "mlp_hidden") if hidden and not gated else _given(path, mlp, plain)
         yield Spot(mlp.second, "mlp")
 
 
@@ -53,7 +54,8 @@ def attending(trace: Trace) -> set[str]:
 def _user(trace: Trace, path: str) -> str:
     """The module whose own code has the one at a path do something: not a leaf, and no plain sequence."""
     module = trace.network.module.get_submodule(path)
-    return path if has_parts(module) and not isinstance(module, nn.Sequential) else _user(trace, parent_of(path))
+    own = has_parts(module) and not isinstance(module, nn.Sequential)
+    return path if own or not path else _user(trace, parent_of(path))
 
 
 LEARNED = ("convolution", "mm", "bmm", "addmm", "baddbmm", "linear", "matmul", "einsum", "attention")
@@ -125,7 +127,7 @@ BENDS = ("gelu", "relu", "silu", "swish", "sigmoid", "tanh", "erf", "elu", "mish
 
 
 def _given(path: str, mlp: PlainMLP, plain: list[PlainMLP]) -> Spot:
-    """The hidden layer of an MLP whose activation is no module: what its second map is given."""
+    """The hidden layer of an MLP whose activation is no module, or gated: what its second map is given."""
     number = f"{plain.index(mlp) + 1}" if len(plain) > 1 else ""
     return Spot(mlp.second, "mlp_hidden", f"{path}.mlp_hidden{number}", "input")
 
