@@ -10,6 +10,8 @@ from torch import nn
 
 import repsim as rs
 from repsim.networks.layers import find_layers
+from repsim.networks.sublayers import attending
+from repsim.networks.tracing import Trace
 
 
 def test_presets_of_every_family(family: Family):
@@ -126,6 +128,50 @@ def test_a_plain_module():
     names = [layer.name for layer in find_layers(unseen(), "all")]
     assert names == ["conv", "relu", "two.a", "two.a:1", "head"]
     assert [layer.name for layer in find_layers(unseen())] == ["conv", "relu", "two", "two:1", "head"]
+
+
+class BareAttention(nn.Module):
+    """Attention without a module of its own around it."""
+
+    def forward(self, x):
+        x = x.flatten(2).transpose(1, 2)
+        return nn.functional.scaled_dot_product_attention(x, x, x)
+
+
+def test_a_plain_sequence_that_is_the_whole_network_is_no_attention():
+    module = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.ReLU()), BareAttention())
+    network = rs.Network(module, "bare", transform=rs.EvalTransform(input_size=(3, 16, 16)))
+    assert attending(Trace.of(network)) == set()
+    assert [layer.name for layer in find_layers(network, "paper")] == ["0.0", "0.1", "1"]
+
+
+class AddsToItsInput(nn.Module):
+    """A network within a network: what it adds to its input is a row of blocks, none of which adds anything."""
+
+    class Body(nn.Module):
+        def __init__(self):
+            super().__init__()
+            row = [nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU()) for _ in range(3)]
+            self.row = nn.ModuleList(row)
+
+        def forward(self, x):
+            y = x
+            for block in self.row:
+                y = block(y)
+            return x + y
+
+    def __init__(self):
+        super().__init__()
+        self.body = self.Body()
+
+    def forward(self, x):
+        return self.body(x).mean((2, 3))
+
+
+def test_a_network_that_adds_its_input_to_all_it_makes_of_it_is_no_block():
+    network = rs.Network(AddsToItsInput(), "adds", transform=rs.EvalTransform(input_size=(3, 16, 16)))
+    names = [layer.name for layer in find_layers(network) if layer.kind == "block"]
+    assert names == ["body.row.0", "body.row.1", "body.row.2"]
 
 
 def test_one_layer_per_call_of_a_module():

@@ -28,7 +28,6 @@ from repsim.networks.structure import is_attention
 from repsim.networks.tokens import images_first, known_by_name
 from repsim.networks.tracing import (
     FUSED,
-    SDPA,
     Call,
     FusedAttention,
     OperationAt,
@@ -61,18 +60,30 @@ class AttentionMap:
     key_places: np.ndarray
     """(windows, k)."""
 
+    product: OperationAt | None = None
+    """The product that sums values with these weights, for each head and window; None if there is no such product."""
+    width: int = 0
+    """Of a head's values."""
+
     def read(self, weights: Tensor) -> Tensor:
         """(n, heads, windows, q, k)."""
         if self.keys == weights.ndim - 2:
             weights = weights.transpose(-2, -1)
-        each = images_first(weights, *self.images)
-        each = each.reshape(len(each), -1, *weights.shape[-2:])
-        if each.shape[1] != self.groups.numel() or tuple(each.shape[2:]) != (
-            self.query_places.shape[1],
-            self.key_places.shape[1],
-        ):
+        return self._grouped(weights, self.key_places.shape[1])
+
+    def read_product(self, outputs: Tensor) -> Tensor:
+        """(n, heads, windows, q, width), from a product whose axes before the last two may be one."""
+        lead = list(self.shape[:-2])
+        lead[self.images[0]] *= math.prod(outputs.shape[:-2])
+        lead[self.images[0]] //= math.prod(self.shape[:-2])
+        return self._grouped(outputs.reshape(*lead, *outputs.shape[-2:]), self.width)
+
+    def _grouped(self, tensor: Tensor, last: int) -> Tensor:
+        each = images_first(tensor, *self.images)
+        each = each.reshape(len(each), -1, *tensor.shape[-2:])
+        if each.shape[1] != self.groups.numel() or tuple(each.shape[2:]) != (self.query_places.shape[1], last):
             raise RepsimError(
-                f"attention in {self.at.path} is not as it was when it was looked for: {tuple(weights.shape)}"
+                f"attention in {self.at.path} is not as it was when it was looked for: {tuple(tensor.shape)}"
             )
         plain = bool((self.groups.flatten() == torch.arange(self.groups.numel())).all())
         return (each if plain else each[:, self.groups.flatten()]).unflatten(1, tuple(self.groups.shape))
@@ -270,6 +281,9 @@ def _map_of(network: Network, trace: Trace, weights: Weights) -> AttentionMap | 
         groups, known = np.arange(len(rows))[:, None], torch.arange(len(rows))
     if groups is None:
         raise UsageError(f"{where}, {weights.shape}: repsim cannot tell its heads from its windows")
+    product, made = trace.provenance.products.get(at, (None, ()))
+    if math.prod(made[:-1]) != math.prod(weights.shape[:-1]) or weights.axis != ndim - 1:
+        product = None
     return AttentionMap(
         at=at,
         shape=weights.shape,
@@ -279,6 +293,8 @@ def _map_of(network: Network, trace: Trace, weights: Weights) -> AttentionMap | 
         features=tuple(known.tolist()),
         query_places=query_places[first],
         key_places=key_places[first],
+        product=product,
+        width=made[-1] if made else 0,
     )
 
 
@@ -440,23 +456,55 @@ def watch_attention(
     """
     attentions = attentions or find_attention(network)
     wanted = {each.at: (layer, i) for layer in attentions.layers for i, each in enumerate(layer.maps)}
+
+    def took(at: OperationAt, attention: Tensor) -> None:
+        layer, number = wanted[at]
+        take(layer, number, layer.maps[number].read(attention))
+
+    with _watching(network, set(wanted), took, lambda args, kwargs, result: weights(*args, **kwargs), passed):
+        yield
+
+
+@contextmanager
+def watch_heads(
+    network: Network, layer: AttentionLayer, take: Callable[[Tensor], None], *, passed: bool = False
+) -> Iterator[None]:
+    """Within the `with`, `take(outputs)` is called with what each head of one map sums, (n, heads, windows, q, d).
+
+    Args:
+        layer: of a single map, of which the product is known.
+        passed: whether only passes of a sweep count.
+    """
+    (each,) = layer.maps
+    took = lambda at, outputs: take(each.read_product(outputs))  # noqa: E731
+    with _watching(network, {each.product}, took, lambda args, kwargs, result: result, passed):
+        yield
+
+
+@contextmanager
+def _watching(
+    network: Network,
+    wanted: set[OperationAt],
+    take: Callable[[OperationAt, Tensor], None],
+    of_fused: Callable[[tuple, dict, Tensor], Tensor],
+    passed: bool,
+) -> Iterator[None]:
+    """Within it, `take` is told of the results of operations, and of `of_fused` of fused attention, in every pass."""
     running: list[Call] = []
     met: set[OperationAt] = set()
 
-    def took(at: OperationAt | None, attention: Tensor) -> None:
+    def took(at: OperationAt | None, value: Callable[[], Tensor]) -> None:
         if at in wanted:
             met.add(at)
-            layer, number = wanted[at]
             with unobserved():
-                take(layer, number, layer.maps[number].read(attention))
+                take(at, value())
 
-    def attend(args: tuple, kwargs: dict) -> Tensor:
+    def attend(compute: Callable[..., Tensor], args: tuple, kwargs: dict) -> Tensor:
         """Fused attention, its weights worked out beside it from the very queries and keys it is given."""
-        if running:
-            at = operation_at(FUSED, running)
-            with unobserved():
-                took(at, weights(*args, **kwargs))
-        return SDPA(*args, **kwargs)
+        at = operation_at(FUSED, running) if running else None
+        result = compute(*args, **kwargs)
+        took(at, lambda: of_fused(args, kwargs, result))
+        return result
 
     def enter(call: Call, arguments: Any) -> None:
         if not call.path:
@@ -471,7 +519,7 @@ def watch_attention(
         stack.enter_context(following(network.module, running, enter, leave, own))
         names = {at.name for at in wanted}
         if names - {FUSED}:
-            stack.enter_context(_Plain(names, running, took))
+            stack.enter_context(_Plain(names, running, lambda at, result: took(at, lambda: result)))
         if FUSED in names:
             stack.enter_context(FusedAttention(attend))
         yield

@@ -23,10 +23,10 @@ from repsim.networks.structure import (
     kind_of,
     left_out,
     listed,
-    paper_spots,
     parts_of,
     stem_of,
 )
+from repsim.networks.sublayers import paper_spots
 from repsim.networks.tokens import Reading, Tokens, one_of_tokens
 from repsim.networks.tracing import Spot, Trace
 
@@ -38,7 +38,8 @@ class Layer(Reading):
     """One place in a network where an activation is taken, and how to read it there."""
 
     name: str
-    """Path of the module (`blocks.0.norm1`), `path:k` for call k > 0 of one that runs several times, or `stem`."""
+    """Path of the module (`blocks.0.norm1`), `path:k` for call k > 0 of one that runs several times, `stem`, or
+    `<block>.mlp_hidden` where an activation is no module."""
     kind: str
     """`stem`, `block`, `attention`, `norm`, `conv`, `mlp_hidden`, `mlp`, or what the module is."""
     index: int

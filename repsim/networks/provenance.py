@@ -302,6 +302,8 @@ class Provenance:
             self._sources[tensor] = (name,)
         self.attentions: list[Weights] = []
         """What turned out to be attention weights: a product took them as a factor."""
+        self.products: dict[Any, tuple[Any, tuple[int, ...]]] = {}
+        """Place of attention weights -> place and shape of the product of which they are the left factor."""
         self._lost: Any = WeakTensorKeyDictionary()
         """Tensors that depend on the images, but have no label."""
         self.unread: list[Any] = []
@@ -601,6 +603,8 @@ class Provenance:
             if label.weights and self._over_keys(label, axis, (a, b)[axis == -2]):
                 self.attentions += [each for each in label.weights if each not in self.attentions]
                 attends = True
+                if label is of_a:
+                    self.products.update({each.at: (at, tuple(result.shape)) for each in label.weights})
         if not attends and (_over_places(of_a, -1) or _over_places(of_b, -2)):
             self.unread.append(at)
         rows, columns = self._outer(of_a, -1), self._outer(of_b, -2)
@@ -655,6 +659,7 @@ class Provenance:
             columns = columns.repeat_interleave(times, dim=-2)
         label = Label(rows.unsqueeze(-1).expand(shape), columns.unsqueeze(-2).expand(shape))
         self.attentions.append(Weights(at, label, tuple(shape), len(shape) - 1))
+        self.products[at] = at, tuple(result.shape)
         if of_v is not None and lead == value.shape[:-2]:
             values = self._outer(of_v, -2)
             self._labels[result] = self._resolved(rows.unsqueeze(-1), values.unsqueeze(-2), result.shape)

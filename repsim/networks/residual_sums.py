@@ -4,7 +4,7 @@ A traced forward pass records which operation made which tensor. From each block
 back along the stream: an addition of two tensors of one shape is a residual sum; its skip is the operand
 from which the other was computed (or, with a projection on it, the one with less computed between
 it and the block's input), its branch the other; then on from the skip, to the block's input. So the two operands are
-exactly what the network adds; only what they are called (attention, mlp) is told from the names of classes.
+exactly what the network adds; only what they are called (attention, mlp) is told from names of classes and operations.
 Where the stream cannot be followed back, that is an error.
 """
 
@@ -22,6 +22,7 @@ from repsim.errors import RepsimError, UsageError
 from repsim.networks.layers import depths_of, find_layers
 from repsim.networks.models import Network, as_network
 from repsim.networks.structure import entry_of, find_blocks, is_attention, is_mlp
+from repsim.networks.sublayers import attending, is_learned, plain_mlp
 from repsim.networks.tokens import Reading
 from repsim.networks.tracing import (
     ADDITION,
@@ -37,9 +38,6 @@ from repsim.networks.tracing import (
     is_sum,
     operation_at,
 )
-
-LEARNED = ("convolution", "mm", "bmm", "addmm", "baddbmm", "linear", "matmul", "einsum", "attention")
-"""Operations (parts of their names in ATen) that make a path between two tensors count as computed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,14 +102,14 @@ def _stream(trace: Trace, path: str, block: Spot) -> list[tuple[Operation, int]]
     tensor = block.call.result if block.side == "output" else block.call.argument
     here = tensor and tensor.made
     found: list[tuple[Operation, int]] = []
-    while here is not None and entry is not None and here.when > first.started:
+    while here is not None and here.when > first.started:
         if is_sum(here):
             skip = _skip(trace, path, here, entry)
             found.insert(0, (here, skip))
             here = here.operands[skip]
             continue
-        depends = {op for op in here.operands if op is not None}
-        if _learned(here) or len(depends) != 1:
+        depends = _parted_from(here) or {op for op in here.operands if op is not None}
+        if is_learned(here) or len(depends) != 1:
             # A projection of the skip, or a block without one: nothing that is added must lie behind it.
             behind = [op for op in {here, *here.ancestors()} if op.when > first.started and adds_what_it_came_from(op)]
             if behind or (found and len(depends) > 1):
@@ -124,7 +122,21 @@ def _stream(trace: Trace, path: str, block: Spot) -> list[tuple[Operation, int]]
     return found
 
 
-def _skip(trace: Trace, path: str, addition: Operation, entry: Operation) -> int:
+def _parted_from(op: Operation) -> set[Operation]:
+    """What an operation puts together again that was parted (a class token normalised alone, say); empty if nothing."""
+    if op.name != "cat" or None in op.operands:
+        return set()
+    ways: list[list[Operation]] = []
+    for part in op.operands:
+        way: list[Operation] = []
+        while part is not None and not is_learned(part) and len({*part.operands} - {None}) == 1:
+            way.append(part := next(before for before in part.operands if before is not None))
+        ways.append(way)
+    common = [each for each in ways[0] if all(each in way for way in ways)]
+    return {common[0]} if common else set()
+
+
+def _skip(trace: Trace, path: str, addition: Operation, entry: Operation | None) -> int:
     a, b = addition.operands
     if a is None or b is None:
         return 0 if a is None else 1
@@ -135,22 +147,28 @@ def _skip(trace: Trace, path: str, addition: Operation, entry: Operation) -> int
             return skip
     elif lengths[0] != lengths[1]:
         return int(lengths[1] < lengths[0])
+    scaled = [_unscaled(each) in other.ancestors() for each, other in ((a, b), (b, a))]
+    if scaled[0] != scaled[1]:
+        return 0 if scaled[0] else 1
     raise UsageError(
         f"of what {trace.network.name} adds in {path}, repsim cannot tell which is the skip and which the branch"
     )
 
 
-def _learned(op: Operation) -> bool:
-    return any(word in op.name.split("_") for word in LEARNED)
+def _unscaled(op: Operation) -> Operation:
+    """What an operand is that was multiplied by parameters."""
+    while op.name.rstrip("_") in ("mul", "view") and len({*op.operands} - {None}) == 1:
+        op = next(before for before in op.operands if before is not None)
+    return op
 
 
-def _learned_between(op: Operation, entry: Operation) -> float:
+def _learned_between(op: Operation, entry: Operation | None) -> float:
     """The fewest learned operations on a way from a block's input; infinite if there is no way."""
-    fewest: dict[Operation, float] = {entry: 0}
+    fewest: dict[Operation, float] = {} if entry is None else {entry: 0}
     for here in sorted({op, *op.ancestors()}, key=lambda o: o.when):
         if here is not entry:
             before = [fewest[o] for o in here.operands if o in fewest]
-            fewest[here] = min(before, default=float("inf")) + _learned(here)
+            fewest[here] = min(before, default=float("inf")) + is_learned(here)
     return fewest[op]
 
 
@@ -158,13 +176,15 @@ def _sublayers(trace: Trace, path: str, additions: Sequence[tuple[Operation, int
     """What each sum of a block adds, by the modules that ran in its branch and nowhere else."""
     if len(additions) == 1:
         return ["unit"]
-    kinds = []
+    kinds, attends = [], attending(trace)
     for addition, skip in additions:
         stream, branch = addition.operands[skip], addition.operands[1 - skip]
         computed = {branch, *branch.ancestors()} - ({stream, *stream.ancestors()} if stream is not None else set())
         inside = [call for call in trace.below(path) if not call.started < addition.when < call.ended]
-        ran = [c.module for c in inside if any(c.started < op.when < c.ended for op in computed)]
-        kinds.append((any(map(is_attention, ran)), any(map(is_mlp, ran))))
+        ran = [c for c in inside if any(c.started < op.when < c.ended for op in computed)]
+        attention = any(is_attention(c.module) or c.path in attends for c in ran)
+        mlp = any(is_mlp(c.module) for c in ran)
+        kinds.append((attention, mlp or (branch is not None and plain_mlp(trace, branch) is not None)))
     if len(kinds) == 2 and not any(attention for attention, _ in kinds) and any(mlp for _, mlp in kinds):
         return ["token_mixing", "channel_mixing"]
     names = ["attention" if a and not m else "mlp" if m and not a else "unit" for a, m in kinds]

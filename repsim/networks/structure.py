@@ -1,18 +1,26 @@
 """What a module is, and which modules of a network are its blocks.
 
-Blocks are found by structure, not by name: the compound elements of a container (`Sequential`,
-`ModuleList`), looked for inside stages where a network has those.
+Blocks are looked for in the structure of modules, not by name: the compound elements of a container (`Sequential`,
+`ModuleList`), inside stages where a network has those. Then the operations correct it: what ends one residual sum, or
+joins branches in a network without sums, is a block as a whole, and what blocks are made of stands between them.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 
 from torch import nn
 
-from repsim.networks.tracing import Call, Spot, Trace, adds_what_it_came_from
+from repsim.networks.tracing import (
+    Call,
+    Operation,
+    Spot,
+    Trace,
+    adds_what_it_came_from,
+)
 
 
 def has_parts(module: nn.Module) -> bool:
@@ -21,11 +29,13 @@ def has_parts(module: nn.Module) -> bool:
 
 
 def is_a(module: nn.Module, *words: str) -> bool:
+    """Whether the name of a module's class has one of these words in it."""
     name = type(module).__name__.lower()
     return any(word in name for word in words)
 
 
 def is_attention(module: nn.Module) -> bool:
+    """Whether a module is attention, by the name of its class."""
     return is_a(module, "attn", "attention", "mhsa", "gpsa") and not is_a(module, "pool", "norm")
 
 
@@ -40,20 +50,28 @@ def _named_norm(module: nn.Module) -> bool:
 
 def _maps(module: nn.Module) -> int:
     """How many convolutions and linear maps are in it."""
-    return sum(is_a(leaf, "conv", "linear") for leaf in module.modules() if not has_parts(leaf))
+    leaves = [leaf for leaf in module.modules() if not has_parts(leaf)]
+    return sum(is_a(leaf, "conv", "linear") and not NORM.search(type(leaf).__name__) for leaf in leaves)
+
+
+NORM = re.compile(r"norm(\dd)?$", re.I)
+"""At the end of the name of a class that normalises only, be it the norm of a `ConvNext`."""
 
 
 def is_mlp(module: nn.Module) -> bool:
+    """Whether a module is an MLP, by the name of its class."""
     return is_a(module, "mlp", "feedforward", "ffn")
 
 
 def is_activation(module: nn.Module) -> bool:
+    """Whether a module applies an activation function only."""
     return type(module).__module__.startswith(("torch.nn.modules.activation", "timm.layers.activations")) or is_a(
         module, "gelu", "relu", "silu", "swish"
     )
 
 
 def kind_of(module: nn.Module) -> str:
+    """What a module is: `conv`, `norm`, `attention`, `activation`, or something else."""
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         return "conv"
     for kind, holds in (("norm", is_norm), ("attention", is_attention), ("activation", is_activation)):
@@ -69,8 +87,95 @@ def kind_of(module: nn.Module) -> str:
 
 def find_blocks(trace: Trace) -> list[tuple[str, Spot]]:
     """The blocks that run: their paths, and where their outputs are."""
-    paths = _taken_apart(trace, list(_block_paths(trace))) or units(trace)
+    ends = _ends(trace)
+    paths = _whole(trace, list(_block_paths(trace)), ends) or units(trace) or _outermost(ends)
+    paths = _without_parts(trace, _paired(trace, _taken_apart(trace, paths), ends), ends)
     return [(path, block) for path in paths for block in _block_outputs(trace, path)]
+
+
+def _whole(trace: Trace, paths: list[str], ends: list[str]) -> list[str]:
+    """Parts of what ends in one sum or concatenation, and end in none, stand for the whole of it.
+
+    Not so where it holds them all: a network that adds its input to what it makes of it is no block.
+    """
+    at = set(ends)
+    module = trace.network.module.get_submodule
+    several = {type(module(path)) for (path, _), count in _own_ends(trace).items() if count > 1}
+    whole = []
+    for path in paths:
+        above = next((each for each in reversed(_above(path)) if each in at and not _holds(path, at)), None)
+        one = above is not None and type(module(above)) not in several
+        whole.append(above if one and not all(_holds(above, {each}) for each in paths) else path)
+    return list(dict.fromkeys(whole))
+
+
+def _paired(trace: Trace, paths: list[str], ends: list[str]) -> list[str]:
+    """Attention and MLP that end a sum each, one after another in every element of a row, stand for that element."""
+    module, at = trace.network.module.get_submodule, set(ends)
+    attends = Counter(parent_of(path) for path in paths if path in at and _is_attention_like(module(path)))
+    halves = attends + Counter(parent_of(path) for path in paths if path in at and _is_mlp_like(module(path)))
+    several = {above for above, count in halves.items() if count == 2 or (count > 2 and attends[above])}
+    wholes = {above for above in several if isinstance(module(above), nn.Sequential)}
+    rows = Counter(map(parent_of, wholes))
+    wholes = {above for above in wholes if above.rpartition(".")[2].isdigit() and rows[parent_of(above)] > 1}
+    return list(dict.fromkeys(parent_of(path) if parent_of(path) in wholes else path for path in paths))
+
+
+def parent_of(path: str) -> str:
+    """The path of the module that holds another."""
+    return path.rpartition(".")[0]
+
+
+def _without_parts(trace: Trace, paths: list[str], ends: list[str]) -> list[str]:
+    """Of modules of which some end in a sum or concatenation, those that do, or are neither parts of these nor rows.
+
+    What is a plain sequence, or of a class that others are made of, stands between blocks: convolution and norm, say.
+    """
+    module, at = trace.network.module.get_submodule, set(ends)
+    with_ends = [path for path in paths if _holds(path, at) or isinstance(module(path), nn.ModuleList)]
+    parts = {
+        type(part) for path in with_ends if path in at for part in module(path).modules() if part is not module(path)
+    }
+
+    def between(path: str) -> bool:
+        one = module(path)
+        return type(one) in parts or (isinstance(one, nn.Sequential) and type(one).forward is nn.Sequential.forward)
+
+    return [path for path in paths if path in with_ends or not with_ends or not between(path)]
+
+
+def _holds(path: str, ends: set[str]) -> bool:
+    return any(end == path or end.startswith(f"{path}.") for end in ends)
+
+
+def _ends(trace: Trace) -> list[str]:
+    """Paths of modules whose own code ends a residual sum or, in a network without any, joins branches."""
+    at = _own_ends(trace)
+    classes = {type(trace.network.module.get_submodule(path)) for path, _ in at} - {nn.Module}
+    ran = sorted((call for call in trace.calls if call.path), key=lambda call: call.started)
+    return list(dict.fromkeys(call.path for call in ran if type(call.module) in classes and has_parts(call.module)))
+
+
+def _own_ends(trace: Trace) -> Counter[tuple[str, int]]:
+    """How many residual sums the own code of each call ends; in a network without any, how often it joins branches."""
+
+    def counted(ends: Callable[[Operation], bool]) -> Counter[tuple[str, int]]:
+        return Counter((op.at.path, op.at.call) for op in trace.operations if op.at and op.at.path and ends(op))
+
+    return counted(adds_what_it_came_from) or counted(lambda op: _joins(trace, op))
+
+
+def _joins(trace: Trace, op: Operation) -> bool:
+    """Whether it concatenates tensors that its module computed side by side; dense layers work one after another."""
+    operands = {before for before in op.operands if before is not None}
+    if op.name != "cat" or len(operands) < 2:
+        return False
+    call = trace.calls_of(op.at.path)[op.at.call]
+    given = call.argument and call.argument.made
+    if not all(before is given or call.started < before.when for before in operands):
+        return False
+    behind = {before: before.ancestors() for before in operands}
+    return any(a not in behind[b] and b not in behind[a] for a, b in itertools.combinations(operands, 2))
 
 
 def _taken_apart(trace: Trace, paths: list[str]) -> list[str]:
@@ -91,7 +196,7 @@ def _rows(trace: Trace, path: str, units: set[str]) -> list[str]:
         if not _container(row) or any(name.startswith(f"{other}.") for other in found):
             continue
         shapes = {(type(m), *(n for n, _ in m.named_parameters())) for _, m in parts}
-        if len(shapes) == 1 and all(inner in units for inner, _ in parts):
+        if len(shapes) == 1 and all(inner in units or _pair(m) for inner, m in parts):
             found += [inner for inner, _ in parts]
     return found
 
@@ -102,10 +207,10 @@ def units(trace: Trace) -> list[str]:
     So do others of their class, though their skip be a projection. Those within another such module are part of it. In
     the order in which they run.
     """
-    at = {op.at.path for op in trace.operations if op.at is not None and op.at.path and adds_what_it_came_from(op)}
-    classes = {type(trace.network.module.get_submodule(path)) for path in at} - {nn.Module}
-    ran = sorted((call for call in trace.calls if call.path), key=lambda call: call.started)
-    paths = list(dict.fromkeys(call.path for call in ran if type(call.module) in classes and has_parts(call.module)))
+    return _outermost(_ends(trace)) if any(map(adds_what_it_came_from, trace.operations)) else []
+
+
+def _outermost(paths: list[str]) -> list[str]:
     within = set(paths)
     return [path for path in paths if not any(above in within for above in _above(path))]
 
@@ -162,19 +267,22 @@ def stem_of(trace: Trace, blocks: list[tuple[str, Spot]]) -> Spot:
 
 def parts_of(name: str, module: nn.Module) -> list[str]:
     """A part of a network without blocks, or what it is a plain sequence of."""
-    if isinstance(module, nn.Sequential) and not _container(module):
+    if _holds_elements(module) and not _container(module):
         return [f"{name}.{inner}" for inner, _ in module.named_children()]
     return [name]
 
 
 def _container(module: nn.Module) -> bool:
-    """A Sequential or ModuleList whose elements have parts of their own: a row of blocks or stages.
+    """Elements of which some have parts of their own: a row of blocks or stages."""
+    return _holds_elements(module) and any(has_parts(m) for m in module.children())
 
-    In a graph that was traced from a network it is a bare module with numbered children.
-    """
-    row = isinstance(module, (nn.Sequential, nn.ModuleList))
-    bare = type(module) is nn.Module and all(name.isdigit() for name, _ in module.named_children())
-    return (row or bare) and any(has_parts(m) for m in module.children())
+
+def _holds_elements(module: nn.Module) -> bool:
+    """A Sequential, a ModuleList, or what has numbered children and is a dictionary or, in a traced graph, bare."""
+    if isinstance(module, (nn.Sequential, nn.ModuleList)):
+        return True
+    numbered = all(name.isdigit() for name, _ in module.named_children())
+    return numbered and has_parts(module) and (isinstance(module, nn.ModuleDict) or type(module) is nn.Module)
 
 
 def _row(module: nn.Module) -> bool:
@@ -200,12 +308,16 @@ def _is_stage(trace: Trace, path: str, module: nn.Module) -> bool:
     """Holds rows of blocks rather than being a block.
 
     Most of its parameters are in such rows, and what the last of them puts out is not worked on any
-    further: neither added to a shortcut nor fed to another compound module.
+    further: neither added to a shortcut nor fed to another compound module. What is passed over (a stage may end with
+    downsampling) counts for neither.
     """
     if _container(module):
         return any(_container(m) or has_parts(m) for m in module.children()) and not _pair(module)
     rows = {name: child for name, child in module.named_children() if _container(child) and not _pair(child)}
-    if sum(map(_size, rows.values())) <= 0.5 * _size(module):
+    over = sum(
+        _size(child) for name, child in module.named_children() if name not in rows and _passed_over(name, child)
+    )
+    if sum(map(_size, rows.values())) <= 0.5 * (_size(module) - over):
         return False
     own = trace.calls_of(path)
     if not own:
@@ -214,21 +326,64 @@ def _is_stage(trace: Trace, path: str, module: nn.Module) -> bool:
     if any(a is not None and a.is_(b) for a, b in itertools.combinations(starts, 2)):
         return False  # parallel branches
     last = max((c for name in rows for c in trace.below(f"{path}.{name}")), key=lambda call: call.ended)
-    after = [c for c in trace.calls if last.ended < c.started < own[-1].ended and has_parts(c.module)]
+    after = [
+        c
+        for c in trace.calls
+        if last.ended < c.started < own[-1].ended and has_parts(c.module) and not _in_passed_over(trace, path, c)
+    ]
     a, b = last.result, own[-1].result
-    added = a is not None and b is not None and a.shape == b.shape and not a.is_(b)
-    return not after and not added
+    added = a is not None and b is not None and a.shape == b.shape and a.made is not b.made
+    return not after and (not added or _in_bare_rows(trace, path, last))
+
+
+def _in_passed_over(trace: Trace, path: str, call: Call) -> bool:
+    """Whether a call below a path is of what is passed over, or inside it."""
+    module = trace.network.module.get_submodule
+    around = [each for each in (*_above(call.path), call.path) if each.startswith(f"{path}.")]
+    return any(_passed_over(each.rpartition(".")[2], module(each)) for each in around)
+
+
+def _in_bare_rows(trace: Trace, path: str, last: Call) -> bool:
+    """Whether a call is in a part of a row that is no module to call: then who holds the row adds for it."""
+    between = [above for above in _above(last.path) if above.startswith(f"{path}.")]
+    return len(between) > 1 and not any(trace.calls_of(above) for above in between[:2])
 
 
 def _pair(module: nn.Module) -> bool:
-    """The attention and MLP of one block, kept in a bare list (as vit-pytorch does)."""
+    """The attention and MLP of one block, or more parts of different kinds, in a bare list (as vit-pytorch does)."""
     elements = list(module.children())
-    return isinstance(module, nn.ModuleList) and 2 <= len(elements) <= 3 and _is_mlp_like(elements[-1])
+    if not isinstance(module, nn.ModuleList) or len(elements) < 2:
+        return False
+    mlps = [element for element in elements if _is_mlp_like(element)]
+    if len(elements) <= 3:
+        return elements[-1] in mlps and (is_mlp(elements[-1]) or len(mlps) < len(elements))
+    attends = any(_is_attention_like(element) for element in elements)
+    return bool(mlps) and attends and 2 * len({type(element) for element in elements}) >= len(elements)
+
+
+def _is_attention_like(module: nn.Module) -> bool:
+    """Attention without an MLP, wrapped or not."""
+    inside = list(module.modules())
+    return any(map(is_attention, inside)) and not any(map(is_mlp, inside))
 
 
 def _is_mlp_like(module: nn.Module) -> bool:
-    """An MLP, wrapped or not."""
-    return is_mlp(module) or (is_a(module, "prenorm", "residual") and any(is_mlp(m) for m in module.modules()))
+    """An MLP, or several side by side, wrapped or not."""
+    parts = [part for part in module.children() if has_parts(part) and not is_norm(part)]
+    return is_mlp(module) or _plain_sequence(module) or (bool(parts) and all(map(_is_mlp_like, parts)))
+
+
+def _of_one_position(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
+
+
+def _plain_sequence(module: nn.Module) -> bool:
+    """An MLP that is a plain sequence: of linear maps there are two, and an activation between."""
+    if not isinstance(module, nn.Sequential) or any(map(has_parts, module)):
+        return False
+    bends = [i for i, part in enumerate(module) if is_activation(part)]
+    maps = [i for i, part in enumerate(module) if isinstance(part, nn.Linear) or _of_one_position(part)]
+    return len(maps) == _maps(module) == 2 and len(bends) == 1 and maps[0] < bends[0] < maps[1]
 
 
 def _size(module: nn.Module) -> int:
@@ -236,13 +391,17 @@ def _size(module: nn.Module) -> int:
 
 
 def _passed_over(name: str, module: nn.Module) -> bool:
-    """Stems, heads, embeddings, and what stands between blocks: not blocks, nor are there any inside."""
+    """Stems, heads, decoders, embeddings, and what stands between blocks: not blocks, nor are there any inside."""
     return (
         "embed" in name
+        or "downsample" in name
+        or "transition" in name
         or (name.startswith(("pos", "stem")) and not name.startswith("post"))
-        or name in ("head", "heads", "classifier")
-        or is_a(module, "embed", "downsample", "posconv", "merging", "pool")
+        or name in ("neck", "decoder", "decode_head", "segmentation_head")
+        or is_a(module, "embed", "downsample", "posconv", "merging")
+        or type(module).__name__ == "PEG"
         or (_named_norm(module) and _maps(module) <= 1)
+        or ((name in ("head", "heads", "classifier") or is_a(module, "pool")) and not any(map(_row, module.modules())))
     )
 
 
@@ -278,8 +437,14 @@ def _elements(trace: Trace, path: str, container: nn.Module) -> Iterator[str]:
             yield inner
         elif _container(element):
             for n, m in element.named_children():
-                if has_parts(m) and not _passed_over(n, m):
-                    yield from [f"{inner}.{n}.{k}" for k, _ in m.named_children()] if _row(m) else [f"{inner}.{n}"]
+                if not has_parts(m) or _passed_over(n, m):
+                    continue
+                if _row(m):
+                    yield from (f"{inner}.{n}.{k}" for k, _ in m.named_children())
+                elif any(_container(rows) and all(map(_pair, rows.children())) for rows in m.children()):
+                    yield from _block_paths(trace, f"{inner}.{n}")
+                else:
+                    yield f"{inner}.{n}"
         else:
             yield from _block_paths(trace, inner)
 
@@ -318,38 +483,3 @@ def _handed_on(trace: Trace, path: str) -> Spot | None:
     if following:
         return Spot(min(following, key=lambda call: call.started), "block", path, "input")
     return Spot(around[0], "block", path) if around else None
-
-
-def paper_spots(trace: Trace, path: str, block: Spot) -> Iterator[Spot]:
-    """The paper's layers within one run of a block, but for its output."""
-    calls = trace.below(path)
-    if block.call.path == path:
-        calls = [call for call in calls if _within(call, block.call)]
-    attentions = [c for c in calls if is_attention(c.module)]
-    mlps = [c for c in calls if is_mlp(c.module)]
-    outer = [c for c in calls if not any(_within(c, other) for other in (*attentions, *mlps))]
-    for call in outer:
-        if is_attention(call.module):
-            yield from _pre_norm(call, calls)
-            yield Spot(call, "attention")
-        elif is_mlp(call.module):
-            yield from _pre_norm(call, calls)
-            hidden = [c for c in calls if _within(c, call) and is_activation(c.module)]
-            yield from (Spot(c, "mlp_hidden") for c in hidden[-1:])
-            yield Spot(call, "mlp")
-        elif is_norm(call.module):
-            yield Spot(call, "norm")
-        elif isinstance(call.module, nn.Conv2d):
-            yield Spot(call, "conv")
-
-
-def _within(call: Call, other: Call) -> bool:
-    return call is not other and other.started < call.started and call.ended < other.ended
-
-
-def _pre_norm(outer: Call, calls: list[Call]) -> Iterator[Spot]:
-    """A norm that is the first thing an attention or MLP module runs is the block's pre-norm."""
-    leaves = [c for c in calls if _within(c, outer) and not has_parts(c.module)]
-    first = min(leaves, key=lambda call: call.started, default=None)
-    if first is not None and is_norm(first.module) and first.input == outer.input:
-        yield Spot(first, "norm")

@@ -645,25 +645,26 @@ class FusedAttention(TorchFunctionMode):
     """Sees calls of fused attention, also those that `nn.MultiheadAttention` makes.
 
     Args:
-        attend: called with the arguments instead of it.
+        attend: called instead of it, with what computes it and its arguments.
     """
 
-    def __init__(self, attend: Callable[[tuple, dict], Any]) -> None:
+    def __init__(self, attend: Callable[[Callable, tuple, dict], Any]) -> None:
         super().__init__()
         self.attend = attend
 
     def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         if function is SDPA:
-            return self.attend(args, kwargs)
+            return self.attend(SDPA, args, kwargs)
         if function is not nn.functional.multi_head_attention_forward:
             return function(*args, **kwargs)
-        # It is taken as one function, of which the mode does not see the inside.
-        nn.functional.scaled_dot_product_attention = lambda *args, **kwargs: self.attend(args, kwargs)
+        # It is taken as one function, of which the mode does not see the inside; others may look at it too.
+        before = nn.functional.scaled_dot_product_attention
+        nn.functional.scaled_dot_product_attention = lambda *args, **kwargs: self.attend(before, args, kwargs)
         try:
             return function(*args, **kwargs)
         finally:
-            nn.functional.scaled_dot_product_attention = SDPA
+            nn.functional.scaled_dot_product_attention = before
 
 
 class _Fused(FusedAttention):
@@ -673,13 +674,13 @@ class _Fused(FusedAttention):
         super().__init__(self._record)
         self.recorder = recorder
 
-    def _record(self, args: tuple, kwargs: dict) -> Any:
+    def _record(self, compute: Callable, args: tuple, kwargs: dict) -> Any:
         if self.recorder.inside:
-            return SDPA(*args, **kwargs)
+            return compute(*args, **kwargs)
         at = operation_at(FUSED, self.recorder.running)
         self.recorder.inside = True
         try:
-            result = SDPA(*args, **kwargs)
+            result = compute(*args, **kwargs)
         finally:
             self.recorder.inside = False
         names = ("query", "key", "value")

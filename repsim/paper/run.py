@@ -61,7 +61,9 @@ class Plan:
         """Whether training images are needed."""
         return any(isinstance(exhibit, Probed) for exhibit in self.exhibits)
 
-    def make(self, networks: Mapping[str, Network], images: ImageSet, train: ImageSet | None, **options: Any) -> Replication:
+    def make(
+        self, networks: Mapping[str, Network], images: ImageSet, train: ImageSet | None, **options: Any
+    ) -> Replication:
         """Pass the images once, and make what can be made; a figure that cannot is left out with the reason.
 
         Args:

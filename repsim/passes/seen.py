@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from repsim.networks.attention_weights import AttentionLayer, Attentions, watch_attention
+from repsim.networks.attention_weights import AttentionLayer, Attentions, watch_attention, watch_heads
 from repsim.networks.hooks import Reduce, hooked
 from repsim.networks.layers import Layer
 from repsim.networks.models import Network
@@ -48,12 +49,7 @@ class Seen(dict[Hashable, Any]):
         """While active, keep `reduce(layer, activation)` of each layer and batch, (n, ...), under the layer's name."""
 
         def take(layer: Layer, activation: Tensor) -> None:
-            if piece().whole:
-                self[layer.name] = reduce(layer, activation)
-                return
-            self._waiting.setdefault(layer.name, []).append(activation.to("cpu", copy=True))
-            if piece().last:
-                self[layer.name] = reduce(layer, torch.cat(self._waiting.pop(layer.name)).to(activation.device))
+            self._whole(layer.name, activation, lambda x: reduce(layer, x))
 
         with hooked(self.network, layers, take, self._own):
             yield
@@ -84,6 +80,16 @@ class Seen(dict[Hashable, Any]):
             add_piece(self, (layer.name, number), reduce(layer, number, weights))
 
         with watch_attention(self.network, take, attentions, passed=True):
+            yield
+
+    @contextmanager
+    def heads(self, layer: AttentionLayer, name: str, reduce: Callable[[Tensor], Any]) -> Iterator[None]:
+        """While active, keep `reduce(outputs)` of what each head sums, of a whole batch, under this name.
+
+        `watch_heads` says what outputs are, (n, heads, windows, q, d).
+        """
+        take = partial(self._whole, name, reduce=reduce)
+        with watch_heads(self.network, layer, take, passed=True):
             yield
 
     @contextmanager
@@ -118,6 +124,15 @@ class Seen(dict[Hashable, Any]):
             yield
         finally:
             handle.remove()
+
+    def _whole(self, name: str, values: Tensor, reduce: Callable[[Tensor], Any]) -> None:
+        """Keep what is made of values of a whole batch; those of its pieces wait for each other."""
+        if piece().whole:
+            self[name] = reduce(values)
+            return
+        self._waiting.setdefault(name, []).append(values.to("cpu", copy=True))
+        if piece().last:
+            self[name] = reduce(torch.cat(self._waiting.pop(name)).to(values.device))
 
     def begin(self, inputs: Tensor) -> None:
         """Forget the batch before, and take what is asked for of the inputs of this one."""

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import rankdata
-from torch import Tensor, nn
+from torch import Tensor
 
 from repsim.errors import UsageError
 from repsim.images.image_set import Batch, Counts
@@ -47,15 +47,18 @@ class HeadSimilarity(Study):
         self._scratch: Tensor | None = None
 
     def watch(self, index: int, network: Network, seen: Seen) -> AbstractContextManager[None]:
-        return seen.layers(self.layers if index else [self.heads], self._reduce)
+        if index:
+            return seen.layers(self.layers, self._reduce)
+        first = find_attention(network).at(self.heads.path)
+        return seen.heads(first, self.heads.name, lambda outputs: self._reduce(self.heads, outputs))
 
     def _reduce(self, layer: Layer, activation: Tensor) -> list[GramRow]:
+        """Of a layer, or of heads' outputs, (n, heads, ...)."""
         if self._scratch is None or self._scratch.device != activation.device:
             self._scratch = scratch_for(len(activation), activation.device)
         if layer is not self.heads:
             return [gram_row(flatten(activation), self._scratch)]
-        each = activation.unflatten(-1, (self.head_count, -1))
-        return [gram_row(flatten(each[..., head, :]), self._scratch) for head in range(self.head_count)]
+        return [gram_row(flatten(activation[:, head]), self._scratch) for head in range(self.head_count)]
 
     def takes(self, size: int, batches: int) -> Takes:
         layers = [*[self.heads] * self.head_count, *self.layers]
@@ -97,18 +100,21 @@ class HeadSimilarity(Study):
 
 
 def head_layer(network: Network) -> tuple[str, Layer, int]:
-    """The first attention module, the layer of its heads' outputs before the projection, and their number."""
+    """The first attention module, its heads' outputs as a layer before any projection, and their number."""
     try:
         first = find_attention(network).layers[0]
     except UsageError as error:
         raise UsageError(f"{network.name} has no attention heads that can be compared: {error}") from None
-    path, module, count = first.path, network.module.get_submodule(first.path), len(first.order)
-    apart = len(first.maps) == 1 and getattr(module, "num_heads", None) == count
-    if not apart or not isinstance(getattr(module, "proj", None), nn.Module):
-        raise UsageError(f"the heads of {path} in {network.name} cannot be told apart before their projection")
-    (projection,) = find_layers(network, [f"{path}.proj"])
-    shape = (*projection.shape[:-1], module.proj.in_features)
-    return path, dataclasses.replace(projection, side="input", name=f"{path}.heads", shape=shape), count
+    path, each = first.path, first.maps[0]
+    if len(first.maps) > 1 or each.product is None:
+        raise UsageError(
+            f"the heads of {path} in {network.name} cannot be told apart: it attends several times, or by no plain "
+            "product of weights and values"
+        )
+    heads, windows = each.groups.shape
+    (layer,) = find_layers(network, [first.name])
+    shape = (windows * each.query_places.shape[1], heads * each.width)
+    return path, dataclasses.replace(layer, name=f"{path}.heads", shape=shape), heads
 
 
 @study

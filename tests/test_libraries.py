@@ -1,0 +1,199 @@
+"""Networks of the libraries that people use: a third of `benchmarks/libraries.csv`, and numbers of the libraries' own.
+
+The rows of the sample were looked at by eye, against what their authors repeat; the reason stands beside each.
+"""
+
+import pytest
+import torch
+from benchmarks.libraries import layers_of, load, rows
+from conftest import noise
+from torch import nn
+
+import repsim as rs
+from repsim.networks.attention_weights import find_attention, watch_attention, watch_heads
+from repsim.networks.residual_sums import find_sums, watch_sums
+from repsim.networks.tokens import first_tensor
+
+PRE_NORM = "norm attention norm mlp_hidden mlp block"
+POST_NORM = "attention norm mlp_hidden mlp norm block"
+CONVNEXT = "conv norm mlp_hidden mlp block"
+SAMPLE = {
+    ("timm", "vit"): (3, PRE_NORM, "transformer blocks"),
+    ("timm", "xcit"): (5, "norm attention norm conv norm conv norm mlp_hidden mlp block", "and two of a class token"),
+    ("timm", "starnet"): (6, "conv norm conv conv conv norm conv block", "star blocks; convolutions downsample before"),
+    ("timm", "efficientvit_msra"): (6, None, "1, 2 and 3; what downsamples has residual sums too and is no block"),
+    ("timm", "hgnet"): (5, None, "aggregated layers, of which only one block adds its input"),
+    ("torchvision", "swin_t"): (12, PRE_NORM, "2, 2, 6, 2"),
+    ("torchvision", "convnext_tiny"): (18, CONVNEXT, "3, 3, 9, 3"),
+    ("torchvision", "resnet18"): (8, "conv norm conv norm block", "basic units"),
+    ("torchvision", "resnet18 (fx)"): (8, "conv norm conv norm block", "the same, of which no module is called"),
+    ("torchvision", "mobilenet_v3_small"): (11, None, "inverted residuals, whose input is added in place"),
+    ("torchvision", "lraspp"): (15, None, "the same in a dictionary; 15 of the large one"),
+    ("torchvision", "densenet121"): (4, None, "dense blocks without transitions"),
+    ("torchvision", "googlenet"): (9, None, "modules of four branches, which no residual sum ends"),
+    ("torchvision", "squeezenet1_1"): (8, "conv conv conv block", "fire modules"),
+    ("torchvision", "alexnet"): (0, None, "nothing is repeated: its parts stand for it"),
+    ("transformers", "ViT"): (3, PRE_NORM, "transformer blocks"),
+    ("transformers", "Data2VecVision"): (3, PRE_NORM, "its MLP is two modules of one map each"),
+    ("transformers", "Swin"): (5, PRE_NORM, "1, 1, 2, 1"),
+    ("transformers", "Swinv2"): (5, POST_NORM, "1, 1, 2, 1"),
+    ("transformers", "PvtV2"): (5, PRE_NORM, "1, 2, 1, 1"),
+    ("transformers", "PoolFormer"): (5, "norm norm mlp_hidden mlp block", "1, 2, 1, 1; pooling mixes tokens"),
+    ("transformers", "ConvNext"): (5, CONVNEXT, "1, 2, 1, 1"),
+    ("transformers", "ResNet"): (6, None, "bottleneck units: 1, 2, 2, 1"),
+    ("transformers", "DPTForDepthEstimation"): (4, PRE_NORM, "the encoder's; neck and head decode"),
+    ("open_clip", "VisionTransformer"): (3, PRE_NORM, "its MLP is a plain sequence"),
+    ("vit_pytorch", "ViT"): (3, PRE_NORM, "bare lists of attention and MLP"),
+    ("vit_pytorch", "CaiT"): (5, PRE_NORM, "three of patches, two of the class token, their halves wrapped"),
+    ("vit_pytorch", "ParallelViT"): (3, None, "two attentions side by side, then two MLPs"),
+    ("vit_pytorch", "PiT"): (4, PRE_NORM, "1, 2, 1 in transformers with pooling between"),
+    ("vit_pytorch", "CvT"): (5, PRE_NORM, "1, 2, 2 in stages of a convolution, a norm and a transformer"),
+    ("vit_pytorch", "NesT"): (6, PRE_NORM, "2, 2, 2; what aggregates is no block"),
+    ("vit_pytorch", "XCiT"): (
+        5,
+        None,
+        "three of patches, with a convolution between their halves, two of the class token",
+    ),
+    ("smp", "Unet resnet18"): (8, "conv norm conv norm block", "the encoder's units"),
+    ("own", "nn.TransformerEncoder pre-norm, batch first"): (3, PRE_NORM, "its activation is no module"),
+    ("own", "nn.TransformerEncoder post-norm, tokens first"): (3, POST_NORM, "the same"),
+    ("own", "residual sums in one forward"): (0, None, "no module holds a sum: its convolutions stand for it"),
+}
+IMPORTS = {"smp": "segmentation_models_pytorch", "own": "torch"}
+
+
+def loaded(library: str, name: str) -> rs.Network:
+    pytest.importorskip(IMPORTS.get(library, library))
+    return load(library, name)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("library, name", SAMPLE)
+def test_blocks_and_paper_layers_are_as_its_row_says(library, name):
+    blocks, order, _ = SAMPLE[library, name]
+    found = layers_of(loaded(library, name))
+    assert found["blocks"].startswith(f"{blocks}:") and (order is None or found["paper"].endswith(f"; {order}"))
+    row = rows()[library, name]
+    assert found == {column: row[column] for column in found}
+
+
+def test_no_study_crashes_on_any_of_them():
+    assert len(rows()) >= 60
+    assert not [key for key, row in rows().items() if " failed: " in row["refused"]]
+
+
+SAME = {
+    "vit": [
+        ("timm", "vit"),
+        ("transformers", "ViT"),
+        ("transformers", "Data2VecVision"),
+        ("open_clip", "VisionTransformer"),
+        ("vit_pytorch", "ViT"),
+        ("own", "nn.TransformerEncoder pre-norm, batch first"),
+    ],
+    "swinv2": [("timm", "swinv2"), ("transformers", "Swinv2")],
+    "convnext": [("torchvision", "convnext_tiny"), ("transformers", "ConvNext"), ("timm", "convnext")],
+    "resnet": [("timm", "resnet18"), ("torchvision", "resnet18"), ("torchvision", "resnet18 (fx)")],
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("architecture", SAME)
+def test_an_architecture_has_the_same_kinds_of_layers_in_every_library(architecture):
+    kinds = set()
+    for library, name in SAME[architecture]:
+        layers = rs.find_layers(loaded(library, name), "paper")[1:]
+        first = next(i for i, layer in enumerate(layers) if layer.kind == "block")
+        kinds.add(tuple(layer.kind for layer in layers[: first + 1]))
+    assert len(kinds) == 1
+
+
+NUMBERS = [
+    ("timm", "vit"),
+    ("torchvision", "convnext_tiny"),
+    ("transformers", "ViT"),
+    ("transformers", "Swin"),
+    ("transformers", "ConvNext"),
+    ("open_clip", "VisionTransformer"),
+    ("own", "nn.TransformerEncoder pre-norm, batch first"),
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("library, name", NUMBERS)
+def test_cka_and_residual_sums_are_those_of_hooked_blocks(library, name):
+    """CKA of the first and last block is that of what hooks take; the last sum of a block is what it puts out."""
+    network = loaded(library, name)
+    blocks = [layer.name for layer in rs.find_layers(network, "blocks") if layer.kind == "block"]
+    taken, added = {}, {}
+    handles = [
+        network.module.get_submodule(path).register_forward_hook(
+            lambda m, args, out, path=path: taken.update({path: first_tensor(out).clone()})
+        )
+        for path in blocks
+    ]
+    images = noise(network, 8)
+    take = lambda each, skip, branch: added.update({each.layer: skip + branch})  # noqa: E731
+    with torch.no_grad(), watch_sums(network, find_sums(network), take):
+        network.module(images)
+    for handle in handles:
+        handle.remove()
+    assert list(added) == blocks
+    for path in blocks:
+        torch.testing.assert_close(added[path].flatten(1), taken[path].flatten(1))
+    ends = [blocks[0], blocks[-1]]
+    table = rs.layer_cka(network, images=images, batch_size=8, layers=ends).table
+    (row,) = table[(table.layer_a == ends[0]) & (table.layer_b == ends[1])].itertuples()
+    assert row.cka == pytest.approx(float(rs.cka(*(taken[path].flatten(1) for path in ends))), abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["ViT", "CLIPVision", "Dinov2"])
+def test_attention_is_what_transformers_returns(name):
+    network = loaded("transformers", name)
+    network.module.set_attn_implementation("eager")
+    images, taken = noise(network, 2), []
+    with torch.no_grad(), watch_attention(network, lambda layer, number, weights: taken.append(weights)):
+        network.module(images)
+    with torch.no_grad():
+        own = network.module(images, output_attentions=True).attentions
+    assert len(own) == len(taken)
+    for expected, found in zip(own, taken):
+        torch.testing.assert_close(found[:, :, 0], expected)
+
+
+def test_heads_of_an_attention_whose_projection_is_no_module_that_runs():
+    network = loaded("own", "nn.TransformerEncoder pre-norm, batch first")
+    attention, images, taken = network.module.encoder.layers[0].self_attn, noise(network, 2), []
+    with torch.no_grad(), watch_heads(network, find_attention(network).layers[0], taken.append):
+        network.module(images)
+    with torch.no_grad(), rs.capture(network, "encoder.layers.0.norm1") as seen:
+        network.module(images)
+        x = seen["encoder.layers.0.norm1"]
+        weights = attention(x, x, x, average_attn_weights=False)[1]
+        values = nn.functional.linear(x, *(p.chunk(3)[2] for p in (attention.in_proj_weight, attention.in_proj_bias)))
+    expected = weights @ values.unflatten(-1, (2, 16)).transpose(1, 2)
+    torch.testing.assert_close(taken[0][:, :, 0], expected)
+
+
+def test_two_studies_see_the_attention_of_pytorchs_own_module():
+    network = loaded("own", "nn.TransformerEncoder pre-norm, batch first")
+    images = noise(network, 8)
+    found = rs.head_similarity([network, network], images, window=1, batch_size=8).table
+    alone = rs.attention_distance(network, images, batch_size=8).table
+    first = alone[alone.block == 0].set_index("head").distance_px
+    assert len(found)
+    for row in found.itertuples():
+        assert row.distance_px == pytest.approx(first[int(row.heads)])
+
+
+def test_the_hidden_layer_of_an_mlp_whose_activation_is_no_module():
+    network = loaded("own", "nn.TransformerEncoder pre-norm, batch first")
+    layer, images = network.module.encoder.layers[1], noise(network, 2)
+    names = [f"encoder.layers.1{end}" for end in (".norm2", ".mlp_hidden", ".linear2")]
+    assert [found.kind for found in rs.find_layers(network, names)] == ["norm", "mlp_hidden", "mlp"]
+    with torch.no_grad(), rs.capture(network, names) as seen:
+        network.module(images)
+        hidden = nn.functional.gelu(layer.linear1(seen[names[0]]))
+        torch.testing.assert_close(seen[names[1]], hidden)
+        torch.testing.assert_close(seen[names[2]], layer.linear2(hidden))
