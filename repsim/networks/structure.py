@@ -71,7 +71,7 @@ def is_activation(module: nn.Module) -> bool:
 
 
 def kind_of(module: nn.Module) -> str:
-    """What a module is: `conv`, `norm`, `attention`, `activation`, or something else."""
+    """What a module is: `conv`, `norm`, `attention`, `activation`, `linear`, or else the name of its class."""
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         return "conv"
     for kind, holds in (("norm", is_norm), ("attention", is_attention), ("activation", is_activation)):
