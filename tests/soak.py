@@ -216,10 +216,15 @@ class Soak:
     def worker_killed(self) -> int:
         """One of the processes that it started is killed, as the kernel does where memory runs out."""
         process = self.start()
-        time.sleep(self.rng.uniform(0.3, 1) * self.seconds)
-        if process.poll() is None and (children := process.children(recursive=True)):
-            self.counts["processes of a run killed"] += 1
+        children: list[psutil.Process] = []
+        while process.poll() is None and not children:
+            time.sleep(0.05)
+            with suppress(psutil.Error):
+                children = process.children(recursive=True)
+        time.sleep(self.rng.uniform(0, 0.3) * self.seconds)
+        with suppress(psutil.Error, IndexError):
             self.rng.choice(children).kill()
+            self.counts["processes of a run killed"] += 1
         return self.ends(process)
 
     def signalled(self) -> int:
@@ -291,6 +296,8 @@ def main() -> int:
         while time.monotonic() < ends and sum(each["kills"] for each in counts.values()) < options.kills:
             soak = soaks[rounds % len(soaks)]
             fault = FAULTS[(rounds + rounds // len(soaks)) % len(FAULTS)] if options.faults else ""
+            if fault == "worker_killed" and "--workers" not in COMMANDS[soak.command]:  # it has none
+                fault = "signalled"
             rounds += 1
             try:
                 soak.faulty(fault) if fault else soak.killed()
