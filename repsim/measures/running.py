@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Self, TypeVar
 
 import torch
+from scipy.stats import t
 from torch import Tensor
 
 from repsim.errors import RepsimError, UsageError
@@ -14,6 +15,8 @@ from repsim.measures.inputs import tensor
 
 GROUPS = 32
 """Of the jackknife, at most."""
+ROUNDING = 1e-6
+"""A standard error of less, as a share of the value or of 1, is of what float32 cannot tell apart, and says nothing."""
 
 
 Kind = TypeVar("Kind", bound=Callable[..., Any])
@@ -129,7 +132,7 @@ class BatchMeans(GroupedSums):
     >>> for batch in (torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])):
     ...     _ = ratio.update(batch)
     >>> [round(float(number), 3) for number in ratio.compute()]
-    [0.667, 0.133]
+    [0.667, 0.125]
     """
 
     def __init__(self, finish: Callable[[Tensor], Tensor], groups: int = GROUPS) -> None:
@@ -346,3 +349,23 @@ def jackknife(sums: GroupedSums, statistic: Callable[[Tensor], Tensor]) -> tuple
     estimate = groups * theta - sum((1 - 1 / h) * rest for rest, h in without())
     variance = sum((h * theta - (h - 1) * rest - estimate) ** 2 / (h - 1) for rest, h in without()) / groups
     return theta, variance.sqrt()
+
+
+def interval(value: Tensor, se: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """The 95 % interval by Student's t.
+
+    Args:
+        value: of any shape.
+        se: its standard error.
+        groups: of how many independent groups that is; one less are its degrees of freedom.
+
+    Returns:
+        Its lower and upper ends; NaN, which decides nothing, where the standard error is not known, zero or rounding.
+
+    >>> low, high = interval(torch.tensor([1.0, 1.0]), torch.tensor([0.5, 0.0]), 20)
+    >>> [round(float(end), 3) for end in (*low, *high)]
+    [-0.047, nan, 2.047, nan]
+    """
+    half = float(t.ppf(0.975, groups - 1)) * se if groups > 1 else torch.full_like(se, torch.nan)
+    half = torch.where(se > ROUNDING * value.abs().clamp(min=1), half, torch.nan)
+    return value - half, value + half
