@@ -38,7 +38,7 @@ from repsim.passes.seen import Seen
 from repsim.passes.study import Study
 from repsim.passes.sweep import networks_of, sweep
 from repsim.studies.attention import AttentionDistance
-from repsim.studies.heads import HeadSimilarity, head_layer, lower_layers, spearman, windows
+from repsim.studies.heads import HeadSimilarity, correlation, head_layer, lower_layers, windows
 from repsim.studies.localization import Localization, located
 from repsim.studies.probe import Probing
 from repsim.studies.receptive import receptive_fields
@@ -340,18 +340,18 @@ def attention(exhibit: exhibits.Attention, m: Measurements, networks: tuple[str,
 
 @measure.register(exhibits.Heads)
 def heads(exhibit: exhibits.Heads, m: Measurements, networks: tuple[tuple[str, str], ...]) -> Later:
-    """Windows of heads against lower layers, and the rank correlation of distance and CKA."""
+    """Windows of heads against lower layers, and the rank correlation of distance and of CKA, mean over the layers."""
     pairs = [(m.heads(a, b, lower_layers(m.network(b))), m.attention(a)) for a, b in networks]
 
     def later() -> Made:
         tables, found = [], []
         for study, distance in pairs:
-            table = windows(study, distance)
-            mean = table.groupby("heads")[["distance_px", "cka"]].mean()
+            tables.append(windows(study, distance))
             a, b = (network.name for network in study.networks)
             label = f"rank correlation, {a} against {b}"
-            found.append(("rank_correlation", (a, b), label, *spearman(*mean.to_numpy().T)))
-            tables.append(table)
+            value, low, high, p = (float(each[-1]) for each in correlation(study, distance))
+            found.append(("rank_correlation", (a, b), label, value, low, high))
+            found.append(("rank_correlation_p", (a, b), f"{label}: share of orders of heads", p, np.nan, np.nan))
         return Made({"heads": pd.concat(tables, ignore_index=True), "numbers": with_intervals(found)})
 
     return later

@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import t
 from torch import Tensor
 
-from repsim.measures.running import BatchMeans
+from repsim.measures.running import BatchMeans, interval
 from repsim.tables import NUMBERS
 
 
@@ -33,11 +32,11 @@ class Number(NamedTuple):
 
 
 def numbers(found: Sequence[Number]) -> pd.DataFrame:
-    """With 95 % intervals by Student's t; without one where the standard error is not known, or zero."""
+    """The table of numbers, with their intervals; see `interval`."""
     rows = []
-    for key, models, label, value, se, groups in found:
-        half = t.ppf(0.975, groups - 1) * se if groups > 1 and se > 0 else np.nan
-        rows.append((key, models, label, value, value - half, value + half))
+    for *what, value, se, groups in found:
+        low, high = interval(*(torch.tensor(float(each), dtype=torch.float64) for each in (value, se)), groups)
+        rows.append((*what, value, low.item(), high.item()))
     return with_intervals(rows)
 
 
