@@ -16,7 +16,7 @@ from repsim.errors import UsageError
 from repsim.images.image_set import Batch, Counts
 from repsim.measures.cka import GramRow, flatten, gram_row, minibatch_cka, scratch_for, stacked_hsic
 from repsim.measures.heads import distance_correlation, permutation_test, window_cka, windows_of
-from repsim.measures.running import GROUPS, interval, jackknife
+from repsim.measures.running import GROUPS, Together, interval, jackknife
 from repsim.networks.attention_weights import find_attention
 from repsim.networks.layers import Layer, find_layers
 from repsim.networks.models import Network
@@ -170,7 +170,7 @@ def lower_layers(network: Network) -> list[Layer]:
 
 def windows(study: HeadSimilarity, distance: AttentionDistance, window: int | None = None) -> pd.DataFrame:
     """The table of windows of heads, sorted by distance, from a study and the distances of the same pass."""
-    reach = _reach(distance)
+    reach = distance.distances()[0].mean().cpu()
     chosen = windows_of(reach.argsort(stable=True), _size(study, window))
     cka, se = (part.cpu().numpy() for part in study.similarity(chosen))
     names = [network.name for network in study.networks]
@@ -196,15 +196,10 @@ def correlation(
     study: HeadSimilarity, distance: AttentionDistance, window: int | None = None, *, seed: int = 0
 ) -> Correlation:
     """How far windows of heads that look farther resemble layers less, from a study and distances of the same pass."""
-    reach, window = _reach(distance), _size(study, window)
-    value, se = jackknife(study.sums, lambda hsics: distance_correlation(reach, hsics, window))
-    p = permutation_test(reach, study.sums.mean(), window, seed=seed)
-    return Correlation(value, *interval(value, se, study.sums.groups), p)
-
-
-def _reach(distance: AttentionDistance) -> Tensor:
-    """Of the heads of the first block, (heads,)."""
-    return next(iter(distance.sums.values()))[0].mean().cpu()
+    window, sums = _size(study, window), Together([distance.distances()[0], study.sums])
+    value, se = sums.compute(lambda means: distance_correlation(*means, window))
+    p = permutation_test(*sums.mean(), window, seed=seed)
+    return Correlation(value, *interval(value, se, sums.groups), p)
 
 
 def _size(study: HeadSimilarity, window: int | None) -> int:
