@@ -26,17 +26,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 import repsim as rs
-from repsim.measures.cka import normalise_matched
-from repsim.measures.running import jackknife
+from repsim.measures.running import GROUPS, Together
 from repsim.networks.minis import bundled
 from repsim.paper.measuring import Measurements
 from repsim.paper.numbers import third
 from repsim.plots.curves import over_depth
-from repsim.plots.style import Figure, look, save
+from repsim.plots.style import Figure, half_widths, look, save
 from repsim.studies.similarity import MatchedSimilarity
 from repsim.tables import DATA_SCALE, load_table
 
@@ -70,7 +70,7 @@ def similarity(keys: list[str], study: MatchedSimilarity, quantity: str) -> tupl
     """The matched table, and its thirds with their standard errors."""
     rows = []
     for k, where in enumerate(THIRDS):
-        mean, se = jackknife(study.sums["hsic"], lambda hsics, k=k: thirds(normalise_matched(hsics))[k])
+        mean, se = study.sums.compute(lambda cka, k=k: thirds(cka)[k])
         rows += [(key, quantity, where, *each) for key, each in zip(keys, zip(mean.tolist(), se.tolist()))]
     return MatchedSimilarity.table([study]), summary(rows)
 
@@ -88,15 +88,24 @@ def probes(found: dict[str, rs.Network], m: Measurements, shown: str) -> tuple[p
     return pd.concat(summaries, ignore_index=True), summary(rows)
 
 
-def attention(found: dict[str, rs.Network], m: Measurements) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Every head of every network, and the thirds of the blocks; their standard error is at most the one given."""
-    tables, rows = [], []
+def attention(found: dict[str, rs.Network], m: Measurements) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Every head of every network, the mean over heads of each block, and the thirds of the blocks."""
+    tables, blocks, rows = [], [], []
     for key in found:
-        table = m.attention(key).table()
-        tables.append(table)
-        of_block = table.groupby("block")[["distance_px", "distance_px_se"]].mean().to_numpy().T
-        rows += [(key, "attention_distance", where, *each) for where, each in zip(THIRDS, zip(*map(thirds, of_block)))]
-    return pd.concat(tables, ignore_index=True), summary(rows)
+        study = m.attention(key)
+        tables.append(study.table())
+        sums = Together(study.distances())
+        mean, se = (each.numpy() for each in sums.compute(means))
+        of_block = tables[-1].drop_duplicates("block")[["model", "block", "depth"]]
+        blocks.append(of_block.assign(distance_px=mean, se=se))
+        mean, se = sums.compute(lambda heads: torch.stack(thirds(means(heads))))
+        rows += [(key, "attention_distance", *each) for each in zip(THIRDS, mean.tolist(), se.tolist())]
+    return pd.concat(tables, ignore_index=True), pd.concat(blocks, ignore_index=True), summary(rows)
+
+
+def means(heads: list[Tensor]) -> Tensor:
+    """Of the heads of each block."""
+    return torch.stack([block.mean() for block in heads])
 
 
 def summary(rows: list[tuple]) -> pd.DataFrame:
@@ -104,9 +113,17 @@ def summary(rows: list[tuple]) -> pd.DataFrame:
 
 
 def picture(
-    architecture: str, found: dict[str, rs.Network], tables: dict[str, pd.DataFrame], parts: pd.DataFrame, cut: str
+    architecture: str,
+    found: dict[str, rs.Network],
+    tables: dict[str, pd.DataFrame],
+    parts: pd.DataFrame,
+    groups: int,
+    cut: str,
 ) -> Figure:
-    """Above over depth, a line per network; below over the number of images, a line per third of the layers."""
+    """Above over depth, a line per network; below over the number of images, a line per third of the layers.
+
+    Bars and bands are 95 % intervals, over groups of images or draws of training images.
+    """
     quantities = [name for name in LABELS if name in tables]
     names = {network.name: key for key, network in found.items()}
     colours = dict(zip(map(str, SIZES), sns.color_palette("viridis_r", len(SIZES))))
@@ -116,16 +133,19 @@ def picture(
         axes = figure.subplots(2, len(quantities), squeeze=False)
         for (above, below), quantity in zip(axes.T, quantities):
             table, column = tables[quantity]
+            draws = int(table["seeds"].iloc[0]) if "seeds" in table else groups
             for model in dict.fromkeys(table["model"]):
                 key = names[model]
-                over_depth(above, table[table["model"] == model], column, colours[key], label(key))
+                over_depth(above, table[table["model"] == model], column, colours[key], label(key), draws)
             above.set_ylabel(LABELS[quantity])
             for where, colour in zip(THIRDS, sns.color_palette("colorblind", 3)):
                 line = parts[(parts["quantity"] == quantity) & (parts["layers"] == where)].set_index("network")
                 at = [key for key in map(str, SIZES) if key in line.index]
                 style = {"color": colour, "marker": "o", "markersize": 3, "linewidth": 1, "label": f"{where} third"}
                 values = line.loc[at]
-                below.errorbar([600 * int(k) for k in at], values["value"], yerr=2 * values["se"], **style)
+                below.errorbar(
+                    [600 * int(k) for k in at], values["value"], yerr=half_widths(values["se"], draws), **style
+                )
                 if "seed1" in line.index:
                     again = {"color": colour, "marker": "x", "markersize": 4, "linestyle": ""}
                     below.plot([60_000], [line.loc["seed1", "value"]], **again)
@@ -153,8 +173,8 @@ def what_was_cut(architecture: str, found: dict[str, rs.Network]) -> str:
 
 def measured(
     architecture: str, found: dict[str, rs.Network], images: rs.ImageSet, train: rs.ImageSet
-) -> tuple[dict[str, tuple[pd.DataFrame, str]], dict[str, pd.DataFrame], pd.DataFrame]:
-    """What is drawn, what is kept, and the thirds, from one pass of the images."""
+) -> tuple[dict[str, tuple[pd.DataFrame, str]], dict[str, pd.DataFrame], pd.DataFrame, int]:
+    """What is drawn, what is kept, the thirds, and how many groups of batches there are, from one pass."""
     m = Measurements(found.__getitem__, images, train, progress=tqdm if sys.stderr.isatty() else None)
     for key in found:
         m.probing(key, tokens=False)
@@ -162,7 +182,7 @@ def measured(
     references = {name: at for name, at in (("other_seed", "seed1"), ("same_seed", "100")) if at in found}
     compared = {at: [key for key in found if key not in (at, "seed1")] for at in references.values()}
     matched = {name: m.matched(at, *compared[at]) for name, at in references.items()}
-    m.run()
+    counts = m.run()
     drawn, kept, parts = {}, {}, []
     for name, at in references.items():
         table, of_thirds = similarity(compared[at], matched[name], name)
@@ -174,12 +194,10 @@ def measured(
     parts.append(of_thirds)
     drawn["probe_accuracy"] = (summaries[summaries["aggregation"] == SHOWN[architecture]], "accuracy")
     if heads:
-        kept["attention"], of_thirds = attention(found, m)
+        kept["attention"], of_block, of_thirds = attention(found, m)
         parts.append(of_thirds)
-        of_block = kept["attention"].groupby(["model", "block"], sort=False, as_index=False)
-        mean = of_block[["depth", "distance_px", "distance_px_se"]].mean()
-        drawn["attention_distance"] = (mean.rename(columns={"distance_px_se": "se"}), "distance_px")
-    return drawn, kept, pd.concat(parts, ignore_index=True)
+        drawn["attention_distance"] = (of_block, "distance_px")
+    return drawn, kept, pd.concat(parts, ignore_index=True), min(counts.batches, GROUPS)
 
 
 def main() -> None:
@@ -192,10 +210,10 @@ def main() -> None:
         if "100" not in found:
             print(f"{architecture}_100pct is not trained: python analyses/train_minis.py {architecture}_100pct")
             continue
-        drawn, kept, of_thirds = measured(architecture, found, images, train)
+        drawn, kept, of_thirds, groups = measured(architecture, found, images, train)
         for name, table in {**kept, "data_scale": of_thirds.assign(architecture=architecture)}.items():
             tables.setdefault(name, []).append(table)
-        figure = picture(architecture, found, drawn, of_thirds, what_was_cut(architecture, found))
+        figure = picture(architecture, found, drawn, of_thirds, groups, what_was_cut(architecture, found))
         save(figure, out / f"data_scale-{architecture}")
         for name, parts in tables.items():
             pd.concat(parts, ignore_index=True).to_csv(out / f"{name}.csv", index=False, float_format="%.6g")

@@ -64,7 +64,7 @@ LOCALIZATION_SUMMARY = ["model", "layer", "index", "depth", "where", "own_minus_
 
 HEADS = ["model_a", "heads", "distance_px", "model_b", "layer_b", "index_b", "depth_b", "cka", "cka_se"]
 """One row per window of attention heads and layer."""
-HEAD_CORRELATION = ["model_a", "model_b", "layer_b", "index_b", "depth_b", "spearman", "low", "high"]
+HEAD_CORRELATION = ["model_a", "model_b", "layer_b", "index_b", "depth_b", "spearman", "low", "high", "p_permuted"]
 """One row per layer."""
 
 RESIDUAL = [

@@ -69,6 +69,15 @@ def test_a_network_called_na_is_no_missing_number(tmp_path):
     assert check(tmp_path)["source"].tolist() == ["Figure 1: NA"]
 
 
+@pytest.mark.parametrize("p, verdict", [(0.01, "agrees"), (0.06, "undecided"), (None, "undecided")])
+def test_heads_agree_only_where_permuted_ones_would_not(tmp_path, p, verdict):
+    rows = [("rank_correlation", ("vit", "resnet"), "rank correlation", -0.6, -0.9, -0.3)]
+    rows += [("rank_correlation_p", ("vit", "b"), "of another pair", 0.0, np.nan, np.nan)]
+    rows += [("rank_correlation_p", ("vit", "resnet"), "orders", p, np.nan, np.nan)] if p is not None else []
+    plant(tmp_path, "5", *rows)
+    assert check(tmp_path)["verdict"].tolist() == [verdict]
+
+
 def test_nothing_to_check(tmp_path):
     with pytest.raises(rs.UsageError, match="there are no numbers in"):
         check(tmp_path)

@@ -31,7 +31,8 @@ def heads(
 ) -> Path:
     """Local and global heads of A's first block against lower layers of B (paper, Figure 5).
 
-    Writes heads.csv, heads_correlation.csv (Spearman's, with an interval), run.json, heads.png and heads.pdf.
+    Writes heads.csv, heads_correlation.csv (Spearman's, with an interval over images and a test that permutes heads),
+    run.json, heads.png and heads.pdf.
     """
     if job.redraw is not None:
         draw(job.redraw, "heads", job.quiet)

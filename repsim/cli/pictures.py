@@ -56,7 +56,7 @@ def draw(directory: Path, name: str, quiet: bool, **options: Any) -> None:
         options: likewise.
     """
     from repsim.plots.pictures import drawing, pictures
-    from repsim.tables import load_arrays, load_table
+    from repsim.tables import RECORD, load_arrays, load_record, load_table
 
     drawn = drawing(name)
     tables = {file: load_table(directory / f"{file}.csv", columns) for file, columns in drawn.tables.items()}
@@ -64,7 +64,8 @@ def draw(directory: Path, name: str, quiet: bool, **options: Any) -> None:
     arrays = {file: load_arrays(directory / f"{file}.npz") for file in there}
     columns = ("model", "model_a", "model_b")
     models = [model for table in tables.values() for each in columns if each in table for model in table[each].unique()]
-    figures = pictures(name, tables, arrays, **options)
+    record = load_record(directory / RECORD) if (directory / RECORD).exists() else {}
+    figures = pictures(name, tables, arrays, record, **options)
     for file, figure in figures.items():
         finish(directory, file, figure, models, quiet or file != name)
 

@@ -77,6 +77,7 @@ class Counts:
         """What `run.json` says of the pass."""
         return {
             "used": self.used,
+            "batches": self.batches,
             "dropped_in_short_batch": self.dropped,
             "broken": self.broken,
             "broken_count": len(self.broken),

@@ -1,12 +1,19 @@
-"""Sums over batches that can be merged, and the standard error of what is computed from them."""
+"""Sums over batches that can be merged, and the standard error and interval of what is computed from them.
+
+There is one account of error for statistics that compare or join: what is seen of a batch is added to one of at most
+`GROUPS` groups, the same one in all sums of a pass; the `jackknife` leaves one group at a time out of all sums that a
+statistic is of (`Together`); and the `interval` is Student's, with one degree of freedom less than there are groups.
+So what is measured of the same images is paired, whatever is computed of it.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self, TypeVar
 
 import torch
+from scipy.stats import t
 from torch import Tensor
 
 from repsim.errors import RepsimError, UsageError
@@ -14,6 +21,8 @@ from repsim.measures.inputs import tensor
 
 GROUPS = 32
 """Of the jackknife, at most."""
+ROUNDING = 1e-6
+"""A standard error of less, as a share of the value or of 1, is of what float32 cannot tell apart, and says nothing."""
 
 
 Kind = TypeVar("Kind", bound=Callable[..., Any])
@@ -63,6 +72,7 @@ class GroupedSums(Accumulator):
 
     @property
     def batches(self) -> int:
+        """How many were added."""
         return int(self.counts.sum())
 
     @property
@@ -73,15 +83,18 @@ class GroupedSums(Accumulator):
     @torch.no_grad()
     def update(self, value: Tensor, batch: int | None = None) -> GroupedSums:
         """Add the value of one batch; `batch` is its number where batches arrive out of order."""
+        return self._add(value, 1, self.batches if batch is None else batch)
+
+    def _add(self, value: Tensor, count: int, batch: int) -> Self:
         if self.sums is None:
             shape = (len(self.counts), *value.shape)
             self.sums = torch.zeros(shape, dtype=torch.float64, device=value.device)
         if value.shape != self.sums.shape[1:]:
             before, now = tuple(self.sums.shape[1:]), tuple(value.shape)
             raise UsageError(f"every batch needs a value of one shape, as of the same layers: got {now} after {before}")
-        group = (self.batches if batch is None else batch) % len(self.counts)
+        group = batch % len(self.counts)
         self.sums[group] += value
-        self.counts[group] += 1
+        self.counts[group] += count
         return self
 
     def _empty(self) -> Self:
@@ -129,7 +142,7 @@ class BatchMeans(GroupedSums):
     >>> for batch in (torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])):
     ...     _ = ratio.update(batch)
     >>> [round(float(number), 3) for number in ratio.compute()]
-    [0.667, 0.133]
+    [0.667, 0.125]
     """
 
     def __init__(self, finish: Callable[[Tensor], Tensor], groups: int = GROUPS) -> None:
@@ -144,6 +157,68 @@ class BatchMeans(GroupedSums):
         if statistic is None:
             return jackknife(self, self.finish)
         return jackknife(self, lambda mean: statistic(self.finish(mean)))
+
+
+class ImageMeans(GroupedSums):
+    """Means over images of values that images have one each of, in the groups of their batches.
+
+    Attributes:
+        sums: (groups, ...) float64, the sum over the images of each group.
+        counts: (groups,) number of images in each group.
+
+    >>> means = ImageMeans()
+    >>> for number, batch in enumerate((torch.tensor([1.0, 2.0, 3.0]), torch.tensor([6.0]))):
+    ...     _ = means.update(batch, number)
+    >>> means.mean().item()
+    3.0
+    """
+
+    @torch.no_grad()
+    def update(self, values: Tensor, batch: int) -> ImageMeans:
+        """Add (n, ...), the values of the n images of the batch of this number."""
+        return self._add(values.double().sum(0), len(values), batch)
+
+
+class Together:
+    """Sums over the same batches, for statistics of several of them: a group is left out of all at once.
+
+    Args:
+        parts: of one pass. Groups are weighted as in the first of them.
+
+    >>> a, b = GroupedSums(), GroupedSums()
+    >>> for value in (1.0, 2.0, 4.0):
+    ...     _, _ = a.update(torch.tensor(value)), b.update(torch.tensor(value + 1))
+    >>> [round(each.item(), 6) for each in jackknife(Together([a, b]), lambda means: means[1] - means[0])]
+    [1.0, 0.0]
+    """
+
+    def __init__(self, parts: Sequence[GroupedSums]) -> None:
+        self.parts, self.counts = parts, parts[0].counts
+        for part in parts:
+            if not torch.equal(part.counts > 0, self.counts > 0):
+                raise ValueError("sums of different batches have no statistic together")
+
+    @property
+    def batches(self) -> int:
+        return self.parts[0].batches
+
+    @property
+    def groups(self) -> int:
+        """How many groups have batches."""
+        return self.parts[0].groups
+
+    def mean(self) -> list[Tensor]:
+        """Of each part, over all batches."""
+        return [part.mean() for part in self.parts]
+
+    def leave_one_out(self) -> Iterator[tuple[list[Tensor], int]]:
+        """For each group that holds batches: the mean of each part over all others, and the group's size."""
+        for rest in zip(*(part.leave_one_out() for part in self.parts), strict=True):
+            yield [mean for mean, _ in rest], rest[0][1]
+
+    def compute(self, statistic: Callable[[list[Tensor]], Tensor]) -> tuple[Tensor, Tensor]:
+        """A statistic of the means of all parts, with its jackknife standard error; see `jackknife`."""
+        return jackknife(self, statistic)
 
 
 class Moments(Accumulator):
@@ -312,7 +387,7 @@ def merged(a: Sums, b: Sums) -> Sums:
     return type(a)(*each) if hasattr(a, "_fields") else type(a)(each)
 
 
-def jackknife(sums: GroupedSums, statistic: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+def jackknife(sums: GroupedSums | Together, statistic: Callable[[Any], Tensor]) -> tuple[Tensor, Tensor]:
     r"""A function of the mean over batches, with its jackknife standard error.
 
     With g groups of m_j out of k batches, h_j = k / m_j and theta_(-j) the statistic without
@@ -325,8 +400,8 @@ def jackknife(sums: GroupedSums, statistic: Callable[[Tensor], Tensor]) -> tuple
     one size this is the textbook (g-1)/g sum_j (theta_(-j) - mean)^2.
 
     Args:
-        sums: one value per batch, summed in groups.
-        statistic: maps the mean over batches to a tensor of any shape.
+        sums: one value per batch, or per image, summed in groups; or several such sums.
+        statistic: maps the mean over batches, or a list of the means of several sums, to a tensor of any shape.
 
     Returns:
         The statistic and its standard error, of the same shape; NaN where there is one group only.
@@ -346,3 +421,23 @@ def jackknife(sums: GroupedSums, statistic: Callable[[Tensor], Tensor]) -> tuple
     estimate = groups * theta - sum((1 - 1 / h) * rest for rest, h in without())
     variance = sum((h * theta - (h - 1) * rest - estimate) ** 2 / (h - 1) for rest, h in without()) / groups
     return theta, variance.sqrt()
+
+
+def interval(value: Tensor, se: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """The 95 % interval by Student's t.
+
+    Args:
+        value: of any shape.
+        se: its standard error.
+        groups: of how many independent groups that is; one less are its degrees of freedom.
+
+    Returns:
+        Its lower and upper ends; NaN, which decides nothing, where the standard error is not known, zero or rounding.
+
+    >>> low, high = interval(torch.tensor([1.0, 1.0]), torch.tensor([0.5, 0.0]), 20)
+    >>> [round(float(end), 3) for end in (*low, *high)]
+    [-0.047, nan, 2.047, nan]
+    """
+    half = float(t.ppf(0.975, groups - 1)) * se if groups > 1 else torch.full_like(se, torch.nan)
+    half = torch.where(se > ROUNDING * value.abs().clamp(min=1), half, torch.nan)
+    return value - half, value + half

@@ -36,6 +36,8 @@ class Claim:
         above: whether the paper finds it above the boundary.
         boundary: 0 for differences.
         caution: what the interval leaves out.
+        chance: key of the share of permutations that give as much, where intervals do not cover what is permuted; of
+            more than 5 % the claim stays undecided.
     """
 
     claim: str
@@ -44,14 +46,15 @@ class Claim:
     above: bool
     boundary: float = 0.0
     caution: str = ""
+    chance: str = ""
 
     @property
     def direction(self) -> str:
         return f"{'>' if self.above else '<'} {self.boundary:g}"
 
-    def verdict(self, low: float, high: float) -> Verdict:
-        """By whether the interval excludes the boundary; undecided also where there is no interval."""
-        if not (np.isfinite(low) and np.isfinite(high)) or low <= self.boundary <= high:
+    def verdict(self, low: float, high: float, p: float = 0.0) -> Verdict:
+        """By whether the interval excludes the boundary; undecided also where there is no interval, or by chance."""
+        if not (np.isfinite(low) and np.isfinite(high) and p <= 0.05) or low <= self.boundary <= high:
             return "undecided"
         return "agrees" if (low > self.boundary) == self.above else "disagrees"
 
@@ -93,7 +96,7 @@ CLAIMS = [
         figure="5",
         key="rank_correlation",
         above=False,
-        caution=" (too narrow: windows share heads)",
+        chance="rank_correlation_p",
     ),
     Claim(
         "Low ViT layers have larger receptive fields than low ResNet layers",
@@ -184,8 +187,11 @@ def check(directory: Path) -> pd.DataFrame:
         table = load_table(file, NUMBERS)
         untrained = " (random weights)" if _random(file.with_name(RECORD)) else ""
         for row in table[table["key"] == claim.key].itertuples():
-            source = f"Figure {claim.figure}: {row.label}{claim.caution}{untrained}"
-            verdict = claim.verdict(row.low, row.high)
+            by_chance = table.loc[(table["key"] == claim.chance) & (table["models"] == row.models), "value"]
+            p = next(iter(by_chance), np.nan) if claim.chance else 0.0
+            said = f" (p = {p:.2g}, heads permuted)" if claim.chance else claim.caution
+            source = f"Figure {claim.figure}: {row.label}{said}{untrained}"
+            verdict = claim.verdict(row.low, row.high, p)
             rows.append((claim.claim, source, row.value, row.low, row.high, claim.direction, verdict))
     if not rows:
         raise UsageError(f"there are no numbers in {directory}; make some with `repsim figures --out {directory}`")

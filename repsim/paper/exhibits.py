@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from repsim import plots
-from repsim.plots.style import Figure, entitle
+from repsim.plots.style import Figure, entitle, groups_of
 
 
 @dataclass
@@ -95,7 +96,7 @@ class Matched(Exhibit):
     """CKA of the same layers: groups of a reference and what is compared with it."""
 
     def draw(self, made: Made, title: str) -> Figure:
-        figure = plots.matched(made.tables["matched"]).figure
+        figure = plots.matched(made.tables["matched"], groups=groups_of(made.record)).figure
         entitle(figure, title)
         return figure
 
@@ -118,7 +119,8 @@ class Heads(Exhibit):
 
     def draw(self, made: Made, title: str) -> Figure:
         parts = [part for _, part in made.tables["heads"].groupby(["model_a", "model_b"], sort=False)]
-        return plots.side_by_side(plots.head_similarity, parts, title=title)
+        draw = partial(plots.head_similarity, groups=groups_of(made.record))
+        return plots.side_by_side(draw, parts, title=title)
 
 
 # Receptive fields

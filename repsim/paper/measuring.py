@@ -13,10 +13,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
 from repsim.errors import RepsimError, UsageError
 from repsim.images.image_set import Batch, Counts, ImageSet
-from repsim.measures.running import Total
+from repsim.measures.localization import own_minus_rest, places
+from repsim.measures.running import Together, Total
 from repsim.networks.layers import Layer, find_layers
 from repsim.networks.models import Network
 from repsim.paper import exhibits
@@ -24,12 +27,14 @@ from repsim.paper.exhibits import Comparison, Exhibit, Made, classified
 from repsim.paper.numbers import (
     STATISTICS,
     Number,
+    Of,
     Statistic,
     across_blocks,
+    apart,
     difference,
     jackknifed,
+    less,
     numbers,
-    ratio,
     spread,
     third,
     with_intervals,
@@ -38,7 +43,7 @@ from repsim.passes.seen import Seen
 from repsim.passes.study import Study
 from repsim.passes.sweep import networks_of, sweep
 from repsim.studies.attention import AttentionDistance
-from repsim.studies.heads import HeadSimilarity, head_layer, lower_layers, spearman, windows
+from repsim.studies.heads import HeadSimilarity, correlation, head_layer, lower_layers, windows
 from repsim.studies.localization import Localization, located
 from repsim.studies.probe import Probing
 from repsim.studies.receptive import receptive_fields
@@ -314,44 +319,47 @@ def attention(exhibit: exhibits.Attention, m: Measurements, networks: tuple[str,
     """Distances of heads: of the nearest one in the first and in the last block."""
     studies = [m.attention(name) for name in networks]
 
-    def nearest(key: str, model: str, label: str, heads: pd.DataFrame) -> Number:
-        head = heads.loc[heads["distance_px"].idxmin()]
-        return Number(key, (model,), label, head["distance_px"], head["distance_px_se"], len(m.images))
-
     def later() -> Made:
         table = pd.concat([study.table() for study in studies], ignore_index=True)
-        found: list[Number] = []
-        firsts: list[Number] = []
-        for model, part in table.groupby("model", sort=False):
-            low, high = (part[part["block"] == block] for block in (part["block"].min(), part["block"].max()))
-            first = nearest("nearest_head_first", model, f"nearest head of the first block, {model}", low)
-            last = nearest("nearest_head_last", model, f"nearest head of the last block, {model}", high)
-            label = f"nearest head, first / last block, {model}"
-            found += [first, last, ratio("nearest_head_ratio", label, first, last)]
-            firsts.append(first)
-        if len(firsts) > 1:
-            a, b = firsts[:2]
-            label = f"nearest head of the first block, {a.models[0]} - {b.models[0]}"
-            found.append(difference("nearest_head_first_difference", label, a, b))
-        return Made({"attention": table, "numbers": numbers(found)})
+        models = [study.network.name for study in studies]
+        sums = Together([ends for study in studies for ends in (study.distances()[0], study.distances()[-1])])
+        first, last = (lambda means, k: means[2 * k].min()), (lambda means, k: means[2 * k + 1].min())
+        kinds = {
+            "nearest_head_first": ("nearest head of the first block", first),
+            "nearest_head_last": ("nearest head of the last block", last),
+            "nearest_head_ratio": (
+                "nearest head, first / last block",
+                lambda means, k: first(means, k) / last(means, k),
+            ),
+        }
+        found = [
+            Statistic(key, (model,), f"{label}, {model}", partial(of, k=k))
+            for k, model in enumerate(models)
+            for key, (label, of) in kinds.items()
+        ]
+        label = "nearest head of the first block"
+        found += apart(
+            "nearest_head_first_difference", label, models, [partial(first, k=k) for k in range(len(models))]
+        )
+        return Made({"attention": table, "numbers": numbers(jackknifed(sums, found))})
 
     return later
 
 
 @measure.register(exhibits.Heads)
 def heads(exhibit: exhibits.Heads, m: Measurements, networks: tuple[tuple[str, str], ...]) -> Later:
-    """Windows of heads against lower layers, and the rank correlation of distance and CKA."""
+    """Windows of heads against lower layers, and the rank correlation of distance and of CKA, mean over the layers."""
     pairs = [(m.heads(a, b, lower_layers(m.network(b))), m.attention(a)) for a, b in networks]
 
     def later() -> Made:
         tables, found = [], []
         for study, distance in pairs:
-            table = windows(study, distance)
-            mean = table.groupby("heads")[["distance_px", "cka"]].mean()
+            tables.append(windows(study, distance))
             a, b = (network.name for network in study.networks)
             label = f"rank correlation, {a} against {b}"
-            found.append(("rank_correlation", (a, b), label, *spearman(*mean.to_numpy().T)))
-            tables.append(table)
+            value, low, high, p = (float(each[-1]) for each in correlation(study, distance))
+            found.append(("rank_correlation", (a, b), label, value, low, high))
+            found.append(("rank_correlation_p", (a, b), f"{label}: share of orders of heads", p, np.nan, np.nan))
         return Made({"heads": pd.concat(tables, ignore_index=True), "numbers": with_intervals(found)})
 
     return later
@@ -400,32 +408,32 @@ def residual(exhibit: exhibits.Residual, m: Measurements, networks: tuple[str, .
     """Norm ratios of residual sums, of CLS against spatial tokens in both halves of the network."""
     studies = [m.residual(name) for name in networks]
 
-    def mean(key: str, model: str, label: str, part: pd.DataFrame) -> Number:
-        """Of the residual sums, each a mean over its tokens; its standard error is at most that given."""
-        of_sums = part.groupby(["block", "sublayer"])[["ratio", "ratio_se"]].mean()
-        value, se = float(of_sums["ratio"].mean()), float(of_sums["ratio_se"].mean())
-        return Number(key, (model,), label, value, se, len(m.images))
-
     def later() -> Made:
         table = pd.concat([study.table() for study in studies], ignore_index=True)
-        found: list[Number] = []
-        means: list[Number] = []
-        for model, part in table.groupby("model", sort=False):
-            means.append(mean("skip_over_branch", model, f"skip over branch, {model}", part))
-            found.append(means[-1])
+        sums = Together([each for study in studies for each in study.grouped()])
+        found: list[Statistic] = []
+        models = dict(list(table.groupby("model", sort=False)))
+        overall = [mean_ratio(part) for part in models.values()]
+        for (model, part), of in zip(models.items(), overall):
+            found.append(Statistic("skip_over_branch", (model,), f"skip over branch, {model}", of))
             low, cls = part["block"] < (part["block"].max() + 1) / 2, part["token"] == "cls"
             for half, there in (("first", low), ("second", ~low)) if cls.any() else ():
-                of_cls, others = (part[there & chosen] for chosen in (cls, part["token"].str.isdigit()))
-                of_cls, others = mean("", model, "", of_cls), mean("", model, "", others)
+                pair = [mean_ratio(part[there & chosen]) for chosen in (cls, part["token"].str.isdigit())]
                 label = f"CLS - spatial ratio, {half} half, {model}"
-                found.append(difference(f"cls_minus_spatial_{half}_half", label, of_cls, others))
-        if len(means) > 1:
-            a, b = means[:2]
-            label = f"skip over branch, {a.models[0]} - {b.models[0]}"
-            found.append(difference("skip_over_branch_difference", label, a, b))
-        return Made({"residual": table, "numbers": numbers(found)})
+                found.append(Statistic(f"cls_minus_spatial_{half}_half", (model,), label, partial(less, *pair)))
+        found += apart("skip_over_branch_difference", "skip over branch", list(models), overall)
+        return Made({"residual": table, "numbers": numbers(jackknifed(sums, found))})
 
     return later
+
+
+def mean_ratio(part: pd.DataFrame) -> Of:
+    """The mean over residual sums, each a mean over its tokens, of some rows of a table whose ratios are given."""
+    part = part[part["ratio"].notna()]
+    each = part.groupby(["block", "sublayer"])["ratio"]
+    rows = torch.from_numpy(part.index.to_numpy(copy=True))
+    weights = torch.from_numpy(1 / each.transform("size").to_numpy(float))
+    return lambda means: torch.cat(means).cpu()[rows] @ weights / weights.sum()
 
 
 @measure.register(exhibits.Localization)
@@ -437,19 +445,18 @@ def localization(exhibit: exhibits.Localization, m: Measurements, networks: tupl
         parts = [each for study in studies for each in zip(study.parts, study.sums, strict=True)]
         tables = [part.table(*list(part.by_layer(sums))[exhibit.layer]) for part, sums in parts]
         summary = pd.concat([study.summary() for study in studies], ignore_index=True)
-        found: list[Number] = []
-        for part, sums in parts:
-            model = part.network.name
-            chosen = (summary["model"] == model) & (summary["layer"] == part.layers[exhibit.layer].name)
-            row = summary[chosen & (summary["where"] == "interior")].iloc[0]
-            label = f"own patch - rest, interior, {model}"
-            found.append(Number("own_minus_rest", (model,), label, row["own_minus_rest"], row["se"], sums.groups))
-        if len(found) > 1:
-            a, b = found[:2]
-            label = f"own patch - rest, interior, {a.models[0]} - {b.models[0]}"
-            found.append(difference("own_minus_rest_difference", label, a, b))
+        models = [part.network.name for part, _ in parts]
+        at_layer = [sums.part(exhibit.layer) for _, sums in parts]
+        interiors = [np.array(places(part.grid)) == "interior" for part, _ in parts]
+
+        def own(hsics: list[Tensor], k: int) -> Tensor:
+            return own_minus_rest(at_layer[k].finish(hsics[k]))[interiors[k]].nanmean()
+
+        label, each = "own patch - rest, interior", [partial(own, k=k) for k in range(len(parts))]
+        found = [Statistic("own_minus_rest", (model,), f"{label}, {model}", of) for model, of in zip(models, each)]
+        found += apart("own_minus_rest_difference", label, models, each)
         made = {"localization": pd.concat(tables, ignore_index=True), "localization_summary": summary}
-        return Made({**made, "numbers": numbers(found)})
+        return Made({**made, "numbers": numbers(jackknifed(Together(at_layer), found))})
 
     return later
 

@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import t
 from torch import Tensor
 
-from repsim.measures.running import BatchMeans
+from repsim.measures.running import BatchMeans, Together, interval
 from repsim.tables import NUMBERS
 
 
@@ -33,11 +32,11 @@ class Number(NamedTuple):
 
 
 def numbers(found: Sequence[Number]) -> pd.DataFrame:
-    """With 95 % intervals by Student's t; without one where the standard error is not known, or zero."""
+    """The table of numbers, with their intervals; see `interval`."""
     rows = []
-    for key, models, label, value, se, groups in found:
-        half = t.ppf(0.975, groups - 1) * se if groups > 1 and se > 0 else np.nan
-        rows.append((key, models, label, value, value - half, value + half))
+    for *what, value, se, groups in found:
+        low, high = interval(*(torch.tensor(float(each), dtype=torch.float64) for each in (value, se)), groups)
+        rows.append((*what, value, low.item(), high.item()))
     return with_intervals(rows)
 
 
@@ -48,20 +47,10 @@ def with_intervals(rows: Sequence[tuple[str, tuple[str, ...], str, float, float,
 
 
 def difference(key: str, label: str, a: Number, b: Number) -> Number:
-    """One number less another, as if they were independent: measured on the same images, they are rather closer."""
+    """One number of probes less another, as if they were independent: tested on the same images, they are closer."""
     se = float(np.hypot(a.se, b.se))
-    return Number(key, _both(a, b), label, a.value - b.value, se, min(a.groups, b.groups))
-
-
-def ratio(key: str, label: str, a: Number, b: Number) -> Number:
-    """One number over another, as if they were independent."""
-    value = a.value / b.value
-    se = float(abs(value) * np.hypot(a.se / a.value, b.se / b.value))
-    return Number(key, _both(a, b), label, value, se, min(a.groups, b.groups))
-
-
-def _both(a: Number, b: Number) -> tuple[str, ...]:
-    return tuple(dict.fromkeys([*a.models, *b.models]))
+    models = tuple(dict.fromkeys([*a.models, *b.models]))
+    return Number(key, models, label, a.value - b.value, se, min(a.groups, b.groups))
 
 
 def spread(key: str, models: tuple[str, ...], label: str, values: np.ndarray) -> Number:
@@ -76,25 +65,44 @@ def third(values: Any, which: int) -> Any:
     return values[..., cuts[which] : cuts[which + 1]].mean(-1)
 
 
-# Of the CKA of the layers of a group of networks
+# Statistics of what was summed in one pass
+
+Of = Callable[[Any], Tensor]
+"""Of the mean over batches (or of what comes of it: CKA), or of the means of several sums, see `Together`."""
 
 
 class Statistic(NamedTuple):
-    """What a `Number` is of the CKA of a group of networks."""
+    """What a `Number` is of the sums of a pass."""
 
     key: str
     models: tuple[str, ...]
     label: str
-    of: Callable[[Tensor], Tensor]
+    of: Of
 
 
-def jackknifed(sums: BatchMeans, statistics: Sequence[Statistic]) -> list[Number]:
-    """Numbers from functions of CKA, with their jackknife standard errors over minibatches."""
+def jackknifed(sums: BatchMeans | Together, statistics: Sequence[Statistic]) -> list[Number]:
+    """Numbers from sums, with their jackknife standard errors over groups of batches."""
     found = []
     for key, models, label, of in statistics:
         value, se = sums.compute(of)
         found.append(Number(key, models, label, value.item(), se.item(), sums.groups))
     return found
+
+
+def less(a: Of, b: Of, means: Any) -> Tensor:
+    """One statistic less another, of the same images."""
+    return a(means) - b(means)
+
+
+def apart(key: str, label: str, models: Sequence[str], each: Sequence[Of]) -> list[Statistic]:
+    """The difference between the first two networks of what was found of each, if there are two."""
+    if len(models) < 2:
+        return []
+    a, b = models[:2]
+    return [Statistic(key, (a, b), f"{label}, {a} - {b}", partial(less, *each[:2]))]
+
+
+# Of the CKA of the layers of a group of networks
 
 
 def uniformity(names: list[str], where: list[slice]) -> list[Statistic]:
@@ -105,16 +113,9 @@ def uniformity(names: list[str], where: list[slice]) -> list[Statistic]:
         size = -(-len(within) // 3)
         return within[:size, -size:].mean()
 
-    found = [
-        Statistic("low_with_high", (name,), f"low with high layers, {name}", lambda cka, r=rows: of(cka, r))
-        for name, rows in zip(names, where)
-    ]
-    if len(names) > 1:
-        a, b = names[:2]
-        label = f"low with high layers, {a} - {b}"
-        apart = Statistic("low_with_high_difference", (a, b), label, lambda cka: of(cka, where[0]) - of(cka, where[1]))
-        found.append(apart)
-    return found
+    label, each = "low with high layers", [partial(of, rows=rows) for rows in where]
+    found = [Statistic("low_with_high", (name,), f"{label}, {name}", one) for name, one in zip(names, each)]
+    return found + apart("low_with_high_difference", label, names, each)
 
 
 def matching(names: list[str], where: list[slice]) -> list[Statistic]:
@@ -170,7 +171,7 @@ def across_blocks(names: list[str], where: list[slice], blocks: Sequence[int]) -
                 f"{key}_difference",
                 (names[k], names[0]),
                 f"{label}, without its skips - untouched",
-                lambda cka, a=without, b=untouched: a(cka) - b(cka),
+                partial(less, without, untouched),
             ),
         ]
     return found

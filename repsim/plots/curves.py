@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from repsim.errors import UsageError
-from repsim.plots.style import Figure, entitle, label, legend, literal, look, named
+from repsim.plots.style import Figure, entitle, half_widths, label, legend, literal, look, named
 
 PANEL = 3.2
 """Inches of a panel's width."""
@@ -23,7 +23,9 @@ def ends(blocks: list[int], each: int = 2) -> list[int]:
 
 
 def attention_distance(table: pd.DataFrame, *, blocks: list[int] | None = None, ax: Axes | None = None) -> Axes:
-    """Mean attention distance of each head, sorted within its block, with two standard errors (paper, Figure 3).
+    """Mean attention distance of each head, sorted within its block, with its 95 % interval over images (Figure 3).
+
+    The interval is that of the normal distribution, for images are many.
 
     Args:
         table: what `rs.attention_distance` returns, or `attention.csv`.
@@ -44,7 +46,7 @@ def attention_distance(table: pd.DataFrame, *, blocks: list[int] | None = None, 
             points = ax.errorbar(
                 heads.index,
                 heads["distance_px"],
-                yerr=2 * heads["distance_px_se"].fillna(0),
+                yerr=half_widths(heads["distance_px_se"]),
                 color=colour,
                 marker="o",
                 markersize=3,
@@ -72,11 +74,12 @@ def side_by_side(draw: Callable[..., Axes], tables: Sequence[pd.DataFrame], *, t
     return figure
 
 
-def head_similarity(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """CKA of windows of heads with lower layers, over the windows' mean attention distance (paper, Figure 5).
+def head_similarity(table: pd.DataFrame, *, groups: int | None = None, ax: Axes | None = None) -> Axes:
+    """CKA of windows of heads with lower layers, with 95 % intervals, over the windows' mean distance (Figure 5).
 
     Args:
         table: of `rs.head_similarity`, or `heads.csv`.
+        groups: of minibatches, whose number tells how wide the intervals are; see `half_widths`.
         ax: where to draw.
     """
     layers = list(dict.fromkeys(named(table)["layer_b"]))
@@ -86,31 +89,45 @@ def head_similarity(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         drawn = []
         for layer, colour in zip(layers, sns.color_palette("viridis", len(layers))):
             part = table[table["layer_b"] == layer].sort_values("distance_px")
-            se = 2 * part["cka_se"].fillna(0)
+            half = half_widths(part["cka_se"], groups)
             style = {"color": colour, "marker": "o", "markersize": 3, "linewidth": 1}
-            drawn.append((ax.errorbar(part["distance_px"], part["cka"], yerr=se, label=layer, **style), layer))
+            drawn.append((ax.errorbar(part["distance_px"], part["cka"], yerr=half, label=layer, **style), layer))
         ax.set(xlabel="mean attention distance of the heads (px)", ylabel="CKA")
         label(ax, title=f"heads of {table['model_a'].iloc[0]}\nagainst {table['model_b'].iloc[0]}", inches=PANEL)
         legend(ax, drawn)
     return ax
 
 
-def over_depth(ax: Axes, part: pd.DataFrame, column: str, colour: tuple[float, ...], name: str) -> tuple[Line2D, str]:
-    """A column over depth, with a band of two standard errors; returns the line and its name, for a legend."""
+def over_depth(
+    ax: Axes, part: pd.DataFrame, column: str, colour: tuple[float, ...], name: str, groups: int | str | None = None
+) -> tuple[Line2D, str]:
+    """A column over depth, with a band of 95 % intervals where there are standard errors.
+
+    Args:
+        ax: where to draw.
+        part: with depth, the column and perhaps se.
+        column, colour, name: what is drawn and how.
+        groups: see `half_widths`; or the column that has them.
+
+    Returns:
+        The line and its name, for a legend.
+    """
     part = part.sort_values("depth")
     depth, value = part["depth"], part[column]
-    se = 2 * part["se"].fillna(0) if "se" in part else 0 * value
     (line,) = ax.plot(depth, value, color=colour, marker="o", markersize=3, linewidth=1, label=name)
-    ax.fill_between(depth, value - se, value + se, color=colour, alpha=0.25, linewidth=0)
+    if "se" in part:
+        half = half_widths(part["se"], part[groups] if isinstance(groups, str) else groups)
+        ax.fill_between(depth, value - half, value + half, color=colour, alpha=0.25, linewidth=0)
     ax.set_xlabel("depth (0 first layer, 1 last)")
     return line, name
 
 
-def matched(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """CKA of the same layer of a reference and of other networks over depth, with two standard errors (Figure 12).
+def matched(table: pd.DataFrame, *, groups: int | None = None, ax: Axes | None = None) -> Axes:
+    """CKA of the same layer of a reference and of other networks over depth, with 95 % intervals (Figure 12).
 
     Args:
         table: of `rs.matched_cka`, or `matched.csv`.
+        groups: of minibatches, whose number tells how wide the intervals are; see `half_widths`.
         ax: where to draw.
     """
     others = list(dict.fromkeys(named(table)["model_b"]))
@@ -118,18 +135,21 @@ def matched(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         if ax is None:
             ax = Figure(figsize=(4, 3)).subplots()
         colours = zip(others, sns.color_palette("colorblind", len(others)))
-        drawn = [over_depth(ax, table[table["model_b"] == name], "cka", colour, name) for name, colour in colours]
+        drawn = [
+            over_depth(ax, table[table["model_b"] == name], "cka", colour, name, groups) for name, colour in colours
+        ]
         ax.set(ylabel="CKA of the same layer", ylim=(min(0, table["cka"].min()), 1.02))
         label(ax, title=f"compared with {table['model_a'].iloc[0]}", inches=PANEL)
         legend(ax, drawn)
     return ax
 
 
-def each_layer(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+def each_layer(table: pd.DataFrame, *, groups: int | None = None, ax: Axes | None = None) -> Axes:
     """The first value of a table of layers over depth, a curve per network: for studies without a picture of their own.
 
     Args:
         table: with columns model, depth, a value and perhaps se, its standard error.
+        groups: of batches, whose number tells how wide 95 % intervals are; see `half_widths`.
         ax: where to draw.
     """
     models, value = list(dict.fromkeys(named(table)["model"])), values_of(table)[0]
@@ -137,7 +157,7 @@ def each_layer(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         if ax is None:
             ax = Figure(figsize=(4, 3)).subplots()
         colours = zip(models, sns.color_palette("colorblind", len(models)))
-        drawn = [over_depth(ax, table[table["model"] == name], value, colour, name) for name, colour in colours]
+        drawn = [over_depth(ax, table[table["model"] == name], value, colour, name, groups) for name, colour in colours]
         ax.set_ylabel(literal(value))
         legend(ax, drawn)
     return ax
@@ -151,14 +171,15 @@ def values_of(table: pd.DataFrame) -> list[str]:
     return [name for name in numbers if name not in ("index", "depth") and name.rpartition("_")[2] != "se"]
 
 
-def localization_summary(summary: pd.DataFrame) -> Figure:
+def localization_summary(summary: pd.DataFrame, *, groups: int | None = None) -> Figure:
     """How far tokens stand out at their own patch, over depth: interior, edge and corner tokens side by side.
 
     Args:
         summary: of `rs.token_localization`, or `localization_summary.csv`.
+        groups: of minibatches, whose number tells how wide the intervals are; see `half_widths`.
 
     Returns:
-        A panel for each, with a line per model and a band of two standard errors.
+        A panel for each, with a line per model and a band of 95 % intervals.
     """
     present = list(dict.fromkeys(named(summary)["where"]))
     models = list(dict.fromkeys(summary["model"]))
@@ -169,7 +190,7 @@ def localization_summary(summary: pd.DataFrame) -> Figure:
             ax.axhline(0, color="0.6", linewidth=0.8, linestyle=":")
             there, colours = summary[summary["where"] == where], sns.color_palette("colorblind", len(models))
             parts = ((there[there["model"] == name], name, colour) for name, colour in zip(models, colours))
-            drawn = [over_depth(ax, part, "own_minus_rest", colour, name) for part, name, colour in parts]
+            drawn = [over_depth(ax, part, "own_minus_rest", colour, name, groups) for part, name, colour in parts]
             label(ax, title=f"{where} tokens", inches=PANEL)
             if ax is axes[0]:
                 legend(ax, drawn)

@@ -24,7 +24,7 @@ from repsim.plots.maps import attention_maps, localization, receptive_fields
 from repsim.plots.matrices import heatmap
 from repsim.plots.probe import neighbours, probe_tokens, probes
 from repsim.plots.residual import residual
-from repsim.plots.style import Figure
+from repsim.plots.style import Figure, groups_of
 from repsim.studies.token_tables import all_tokens
 
 Tables = Mapping[str, pd.DataFrame]
@@ -40,9 +40,11 @@ class Drawing:
     """The tables that they are drawn from, and their columns."""
     arrays: tuple[str, ...] = ()
     """The arrays, where there are some."""
+    over_batches: bool = False
+    """Whether it draws intervals over batches, whose number it must know."""
 
 
-def pictures(name: str, tables: Tables, arrays: Arrays, **options: Any) -> dict[str, Figure]:
+def pictures(name: str, tables: Tables, arrays: Arrays, record: Mapping[str, Any], **options: Any) -> dict[str, Figure]:
     """All pictures of a study, by the names of their files; the last is that of its main table.
 
     A study that is not among `DRAWINGS` has one if its table is of layers, and else none.
@@ -51,15 +53,19 @@ def pictures(name: str, tables: Tables, arrays: Arrays, **options: Any) -> dict[
         name: of the study.
         tables: by the names of their files.
         arrays: likewise.
+        record: of the run.
         options: `blocks` of attention, `tokens` and `layer` of localization.
     """
     there = name in DRAWINGS or has_picture(name, tables[name])
-    return drawing(name).draw(name, tables, arrays, **options) if there else {}
+    drawn = drawing(name)
+    if drawn.over_batches:
+        options["groups"] = groups_of(record)
+    return drawn.draw(name, tables, arrays, **options) if there else {}
 
 
 def drawing(name: str) -> Drawing:
     """How the pictures of a study are drawn: of one that is not among `DRAWINGS`, as a curve over its layers."""
-    return DRAWINGS.get(name) or Drawing(_one(each_layer), {name: columns.TABLES.get(name, [])})
+    return DRAWINGS.get(name) or Drawing(_one(each_layer), {name: columns.TABLES.get(name, [])}, over_batches=True)
 
 
 def has_picture(name: str, table: pd.DataFrame) -> bool:
@@ -67,11 +73,11 @@ def has_picture(name: str, table: pd.DataFrame) -> bool:
     return len(table) > 0 and (name in DRAWINGS or bool(values_of(table)))
 
 
-def _one(plot: Callable[[pd.DataFrame], Any]) -> Callable[..., dict[str, Figure]]:
+def _one(plot: Callable[..., Any]) -> Callable[..., dict[str, Figure]]:
     """Of studies with one table and one picture."""
 
-    def draw(name: str, tables: Tables, arrays: Arrays) -> dict[str, Figure]:
-        drawn = plot(tables[name])
+    def draw(name: str, tables: Tables, arrays: Arrays, **groups: int | None) -> dict[str, Figure]:
+        drawn = plot(tables[name], **groups)
         return {name: drawn if isinstance(drawn, Figure) else drawn.figure}
 
     return draw
@@ -106,12 +112,13 @@ def _localization(
     *,
     tokens: list[tuple[int, int]] | None = None,
     layer: str | None = None,
+    groups: int | None = None,
 ) -> dict[str, Figure]:
     table = tables[name]
     if arrays:
         table = all_tokens(arrays[name], table, layer)
     return {
-        "localization_summary": localization_summary(tables["localization_summary"]),
+        "localization_summary": localization_summary(tables["localization_summary"], groups=groups),
         name: localization(table, tokens=tokens, layer=layer),
     }
 
@@ -127,10 +134,10 @@ def _probe(name: str, tables: Tables, arrays: Arrays) -> dict[str, Figure]:
 
 DRAWINGS = {
     "cka": Drawing(_one(heatmap), {"cka": columns.SIMILARITY}),
-    "matched": Drawing(_one(matched), {"matched": columns.MATCHED}),
+    "matched": Drawing(_one(matched), {"matched": columns.MATCHED}, over_batches=True),
     "attention": Drawing(_attention, {"attention": columns.ATTENTION}, ("attention_maps",)),
     "attention_maps": Drawing(_attention_maps, {}, ("attention_maps",)),
-    "heads": Drawing(_one(head_similarity), {"heads": columns.HEADS}),
+    "heads": Drawing(_one(head_similarity), {"heads": columns.HEADS}, over_batches=True),
     "residual": Drawing(_one(residual), {"residual": columns.RESIDUAL}),
     "receptive": Drawing(_receptive, {"receptive": columns.RECEPTIVE}, ("receptive",)),
     "receptive_proxy": Drawing(_receptive, {"receptive_proxy": columns.RECEPTIVE}, ("receptive_proxy",)),
@@ -138,6 +145,7 @@ DRAWINGS = {
         _localization,
         {"localization_summary": columns.LOCALIZATION_SUMMARY, "localization": columns.LOCALIZATION},
         ("localization",),
+        over_batches=True,
     ),
     "probe": Drawing(
         _probe,

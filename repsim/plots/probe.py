@@ -31,7 +31,7 @@ def probes(summary: pd.DataFrame, *, title: str | None = None) -> Figure:
         title: above the figure.
 
     Returns:
-        A line per aggregation, with a band of two standard errors over draws.
+        A line per aggregation, with a band of 95 % intervals over draws of training images (Student's t).
     """
     models = list(dict.fromkeys(named(summary)["model"]))
     shots = list(dict.fromkeys(summary["shots"].astype(str)))
@@ -44,7 +44,7 @@ def probes(summary: pd.DataFrame, *, title: str | None = None) -> Figure:
                 for aggregation, what in AGGREGATIONS.items():
                     rows = part[part["aggregation"] == aggregation]
                     if len(rows):
-                        over_depth(ax, rows, "accuracy", COLOURS[aggregation], what)
+                        over_depth(ax, rows, "accuracy", COLOURS[aggregation], what, "seeds")
                 label(ax, title=f"{model}, {'all images' if count == 'all' else f'{count} per class'}", inches=PANEL)
             line[0].set_ylabel("accuracy of the probe")
         entitle(figure, title)
@@ -53,7 +53,7 @@ def probes(summary: pd.DataFrame, *, title: str | None = None) -> Figure:
 
 
 def compared(summary: pd.DataFrame, *, title: str | None = None) -> Figure:
-    """Accuracy of probes over depth, a line per model, in one panel (paper, Figure 13).
+    """Accuracy of probes over depth, a line and a band of 95 % intervals per model, in one panel (paper, Figure 13).
 
     Args:
         summary: as for `probes`, with one aggregation for each model.
@@ -65,7 +65,9 @@ def compared(summary: pd.DataFrame, *, title: str | None = None) -> Figure:
         ax = figure.subplots()
         parts = ((summary[summary["model"] == model], model) for model in models)
         colours = sns.color_palette("colorblind", len(models))
-        drawn = [over_depth(ax, part, "accuracy", colour, name) for (part, name), colour in zip(parts, colours)]
+        drawn = [
+            over_depth(ax, part, "accuracy", colour, name, "seeds") for (part, name), colour in zip(parts, colours)
+        ]
         ax.set_ylabel("accuracy of the probe")
         legend(ax, drawn)
         entitle(figure, title)
@@ -109,7 +111,7 @@ def probe_tokens(table: pd.DataFrame, *, most: int = 5, title: str = "accuracy o
 
 
 def neighbours(table: pd.DataFrame) -> Figure:
-    """Nearest-neighbour accuracy and soft nearest neighbour loss over depth, a row of panels per model.
+    """Nearest-neighbour accuracy and soft nearest neighbour loss over depth, with 95 % intervals over images.
 
     Args:
         table: of `rs.linear_probes`, or `neighbours.csv`.
@@ -127,7 +129,8 @@ def neighbours(table: pd.DataFrame) -> Figure:
                 for aggregation, what in AGGREGATIONS.items():
                     rows = table[(table["model"] == model) & (table["aggregation"] == aggregation)]
                     if len(rows):
-                        over_depth(ax, rows.assign(se=rows[f"{column}_se"]), column, COLOURS[aggregation], what)
+                        rows = rows.assign(se=rows[f"{column}_se"])
+                        over_depth(ax, rows, column, COLOURS[aggregation], what, "images")
                 label(ax, title=model, inches=PANEL)
             line[0].set_ylabel(quantity)
         _legend(figure, columns=4)

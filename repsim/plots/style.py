@@ -9,18 +9,20 @@ from __future__ import annotations
 import io
 import textwrap
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import matplotlib.figure
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.text import Text
+from scipy.stats import t
 
 from repsim.errors import UsageError
 from repsim.tables import whole
@@ -62,6 +64,33 @@ class Figure(matplotlib.figure.Figure):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"Glyph \d+|Matplotlib currently does not support")
             super().draw(renderer)
+
+
+# Intervals on pictures
+
+GROUPS = 32
+"""Of batches, at most, whose standard errors over batches are: those of the jackknife in `measures/running.py`."""
+
+
+def groups_of(record: Mapping[str, Any]) -> int | None:
+    """Of how many groups of batches the standard errors of a run are, by its record; None: it does not say."""
+    batches = record.get("images", {}).get("batches")
+    return min(batches, GROUPS) if isinstance(batches, int) else None
+
+
+def half_widths(se: pd.Series, groups: int | pd.Series | None = None) -> pd.Series:
+    """Half of the 95 % interval of each value, by Student's t.
+
+    Args:
+        se: standard errors.
+        groups: of how many independent draws, or groups of images, each of them is; None: of many, or nobody knows, and
+            the interval is that of the normal distribution, which is too narrow if they are few.
+
+    Returns:
+        NaN, of which nothing is drawn, where a standard error is not known or zero.
+    """
+    freedom = np.inf if groups is None else np.asarray(groups, dtype=float) - 1
+    return (t.ppf(0.975, freedom) * se).where(se > 0)
 
 
 # Names on pictures

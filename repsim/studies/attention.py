@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Unpack
+from typing import NamedTuple, Unpack
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from torch import Tensor
 from repsim.errors import UsageError
 from repsim.images.image_set import FEWEST, Batch, Counts, ImageSet
 from repsim.measures.attention import HeadStatistics, windowed_head_statistics
-from repsim.measures.running import Moments
+from repsim.measures.running import GROUPS, ImageMeans, Moments, kept
 from repsim.networks.attention_weights import (
     AttentionLayer,
     Geometry,
@@ -46,7 +46,7 @@ class AttentionDistance(Study):
 
     def __init__(self, network: Network, *, renormalize: bool = False) -> None:
         self.network, self.networks, self.renormalize = network, [network], renormalize
-        self.sums: dict[str, list[Moments]] = {}
+        self.sums: dict[str, _Sums] = {}
         self.attentions = find_attention(network)
         self._geometry = {
             (layer.name, number): geometry_of(each, self.attentions.places, network.prefix)
@@ -76,8 +76,10 @@ class AttentionDistance(Study):
 
     def takes(self, size: int, batches: int) -> Takes:
         weights = max(math.prod(each.shape) // IMAGES for layer in self.attentions.layers for each in layer.maps)
-        kept = sum(len(layer.order) for layer in self.attentions.layers) * len(HeadStatistics._fields)
-        return Takes(sums=24 * kept, batch=size * (COPIES * 4 * weights + 8 * kept), tables=24 * kept)
+        heads = sum(len(layer.order) for layer in self.attentions.layers)
+        values = heads * len(HeadStatistics._fields)
+        batch = size * (COPIES * 4 * weights + 8 * values)
+        return Takes(sums=24 * values + 8 * GROUPS * heads, batch=batch, tables=24 * values)
 
     def update(self, seen: Sequence[Seen], batch: Batch) -> None:
         for layer in self.attentions.layers:
@@ -85,8 +87,14 @@ class AttentionDistance(Study):
             together = (torch.cat(each, 1)[:, layer.order] for each in zip(*maps))
             statistics = HeadStatistics(*together)
             require_finite([statistics.distance_px], [(self.network.name, layer.name)], batch)
-            for moments, values in zip(self.sums.setdefault(layer.name, [Moments() for _ in statistics]), statistics):
+            sums = self.sums.setdefault(layer.name, _Sums([Moments() for _ in statistics], ImageMeans()))
+            for moments, values in zip(sums.moments, statistics):
                 moments.update(values)
+            sums.distances.update(statistics.distance_px, batch.number)
+
+    def distances(self) -> list[ImageMeans]:
+        """Distances of the heads of each block, first to last."""
+        return [sums.distances for sums in self.sums.values()]
 
     def result(self, counts: Counts) -> Result:
         protocol = {"renormalize": self.renormalize, "batch_size": counts.batch_size}
@@ -96,7 +104,7 @@ class AttentionDistance(Study):
         """One row per block and head."""
         rows = []
         depths = {layer.name: layer.depth for layer in self.attentions.layers}
-        for block, (path, moments) in enumerate(self.sums.items()):
+        for block, (path, (moments, _)) in enumerate(self.sums.items()):
             means = dict(zip(HeadStatistics._fields, (m.mean().tolist() for m in moments)))
             errors = moments[0].se().tolist()
             for head, se in enumerate(errors):
@@ -104,6 +112,13 @@ class AttentionDistance(Study):
                 where = {"model": self.network.name, "layer": path, "depth": depths[path], "block": block, "head": head}
                 rows.append({**where, **values, "distance_px_se": se})
         return pd.DataFrame(rows)[ATTENTION]
+
+
+@kept
+class _Sums(NamedTuple):
+    moments: list[Moments]
+    """Of each of `HeadStatistics`."""
+    distances: ImageMeans
 
 
 def geometry(network: Network, path: str, windows: int, queries: int, keys: int) -> Geometry:

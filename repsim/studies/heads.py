@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Unpack
+from typing import NamedTuple, Unpack
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 from repsim.errors import UsageError
 from repsim.images.image_set import Batch, Counts
-from repsim.measures.cka import GramRow, flatten, gram_row, minibatch_cka, normalise, scratch_for, stacked_hsic
-from repsim.measures.running import GROUPS, jackknife
+from repsim.measures.cka import GramRow, flatten, gram_row, minibatch_cka, scratch_for, stacked_hsic
+from repsim.measures.heads import distance_correlation, permutation_test, window_cka, windows_of
+from repsim.measures.running import GROUPS, Together, interval, jackknife
 from repsim.networks.attention_weights import find_attention
 from repsim.networks.layers import Layer, find_layers
 from repsim.networks.models import Network
@@ -78,25 +78,15 @@ class HeadSimilarity(Study):
         self.sums.update(stacked_hsic(rows, len(batch.positions)), batch.number)
 
     def result(self, counts: Counts) -> Result:
-        cka, se = (part.cpu().numpy() for part in self.similarity([[head] for head in range(self.head_count)]))
+        cka, se = (part.cpu().numpy() for part in self.similarity(torch.eye(self.head_count)))
         heads, layers = np.indices(cka.shape)
         values = {"cka": cka.flatten(), "cka_se": se.flatten()}
         names = [self.layers[layer].name for layer in layers.flatten()]
         return Result("heads", pd.DataFrame({"head": heads.flatten(), "layer_b": names, **values}))
 
-    def similarity(self, subsets: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """CKA of each subset of heads with each layer, and its standard error. (subsets, layers) each."""
-        count = self.head_count + len(self.layers)
-        parts = torch.zeros(len(subsets) + len(self.layers), count, dtype=torch.float64)
-        for row, subset in enumerate(subsets):
-            parts[row, list(subset)] = 1
-        parts[len(subsets) :, self.head_count :] = torch.eye(len(self.layers))
-
-        def of(hsics: Tensor) -> Tensor:
-            joined = parts.to(hsics.device)
-            return normalise(joined @ hsics @ joined.T)[: len(subsets), len(subsets) :]
-
-        return jackknife(self.sums, of)
+    def similarity(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """CKA of sets of heads, (sets, heads) of 0 and 1, with each layer, and its standard error. (sets, layers)."""
+        return jackknife(self.sums, lambda hsics: window_cka(hsics, chosen))
 
 
 def head_layer(network: Network) -> tuple[str, Layer, int]:
@@ -140,12 +130,14 @@ def head_similarity(
         layers: of the other network, see `find_layers`; None: its first five blocks or units.
         window: heads per window; None: a quarter of them.
         batch_size, how: see `layer_cka`.
-        seed: of the bootstrap.
+        seed: of the permutations of more than 8 heads; of fewer all are taken.
 
     Returns:
         `table`: model_a, heads, distance_px, model_b, layer_b, index_b, depth_b, cka, cka_se: one row per window of
-        heads and layer. `correlation`: model_a, model_b, layer_b, index_b, depth_b, spearman, low, high: of distance
-        and CKA, 95 % bootstrap over windows.
+        heads and layer. `correlation`: model_a, model_b, layer_b, index_b, depth_b, spearman, low, high, p_permuted: of
+        distance and CKA over windows; its 95 % interval over images (jackknife over minibatches), which says how these
+        heads would correlate on other images; and the share of all orders of the heads in which it is as strong, which
+        says whether their distances have to do with it.
 
     Reference: paper section 4, Figure 5.
     """
@@ -162,13 +154,12 @@ def head_similarity(
     begun.notices.say(*distance.notices)
     counts = sweep(begun.images, [study, distance], batch_size=batch_size, **how)
     table = windows(study, distance, window)
+    found = correlation(study, distance, window, seed=seed)
     names = [network.name for network in networks]
-    correlations = [
-        (*names, *layer, *spearman(part["distance_px"].to_numpy(), part["cka"].to_numpy(), seed=seed))
-        for layer, part in table.groupby(["layer_b", "index_b", "depth_b"], sort=False)
-    ]
-    tables = {"heads_correlation": pd.DataFrame(correlations, columns=HEAD_CORRELATION)}
-    protocol = {"window": window or "a quarter of the heads", "batch_size": counts.batch_size, "bootstrap_seed": seed}
+    at = [(*names, layer.name, layer.index, layer.depth) for layer in study.layers]
+    rows = [(*where, *values) for where, *values in zip(at, *(each.tolist() for each in found))]
+    tables = {"heads_correlation": pd.DataFrame(rows, columns=HEAD_CORRELATION)}
+    protocol = {"window": window or "a quarter of the heads", "batch_size": counts.batch_size, "permutation_seed": seed}
     return begun.result("heads", table, counts, protocol, tables=tables)
 
 
@@ -179,34 +170,37 @@ def lower_layers(network: Network) -> list[Layer]:
 
 def windows(study: HeadSimilarity, distance: AttentionDistance, window: int | None = None) -> pd.DataFrame:
     """The table of windows of heads, sorted by distance, from a study and the distances of the same pass."""
-    count = study.head_count
-    window = max(count // 4, 1) if window is None else window
-    reach = next(iter(distance.sums.values()))[0].mean().cpu().numpy()
-    order = np.argsort(reach, kind="stable")
-    subsets = [order[i : i + window] for i in range(count - window + 1)]
-    cka, se = (part.cpu().numpy() for part in study.similarity(subsets))
+    reach = distance.distances()[0].mean().cpu()
+    chosen = windows_of(reach.argsort(stable=True), _size(study, window))
+    cka, se = (part.cpu().numpy() for part in study.similarity(chosen))
     names = [network.name for network in study.networks]
-    heads = [(names[0], " ".join(map(str, sorted(subset))), reach[subset].mean()) for subset in subsets]
+    subsets = [row.nonzero()[:, 0] for row in chosen]
+    heads = [(names[0], " ".join(map(str, subset.tolist())), reach[subset].mean().item()) for subset in subsets]
     layers = [(names[1], layer.name, layer.index, layer.depth) for layer in study.layers]
     rows = [(*window, *layer, cka[i, j], se[i, j]) for i, window in enumerate(heads) for j, layer in enumerate(layers)]
     return pd.DataFrame(rows, columns=HEADS)
 
 
-def spearman(x: np.ndarray, y: np.ndarray, *, seed: int = 0, resamples: int = 2000) -> tuple[float, float, float]:
-    """Spearman's rank correlation and its 95 % percentile interval from resampled points.
+class Correlation(NamedTuple):
+    """Of windows' distance and CKA, by ranks: with each layer, and last with the mean over layers. (layers + 1,)."""
 
-    Sliding windows share heads, so points are not independent and the interval is too narrow.
+    spearman: Tensor
+    low: Tensor
+    high: Tensor
+    """The 95 % interval over images."""
+    p_permuted: Tensor
+    """The share of orders of the heads that correlate as strongly."""
 
-    Returns:
-        NaN where a correlation is undefined: fewer than three points, or values that are all the same.
-    """
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return np.nan, np.nan, np.nan
-    which = np.random.default_rng(seed).integers(0, len(x), (resamples, len(x)))
-    which = np.concatenate([np.arange(len(x))[None], which])
-    ranks = [rankdata(values[which], axis=1) for values in (x, y)]
-    a, b = (r - r.mean(1, keepdims=True) for r in ranks)
-    scale = np.sqrt((a**2).sum(1) * (b**2).sum(1))
-    values = (a * b).sum(1)[scale > 0] / scale[scale > 0]  # a resample of one point has no ranks
-    low, high = np.percentile(values[1:], [2.5, 97.5])
-    return float(values[0]), float(low), float(high)
+
+def correlation(
+    study: HeadSimilarity, distance: AttentionDistance, window: int | None = None, *, seed: int = 0
+) -> Correlation:
+    """How far windows of heads that look farther resemble layers less, from a study and distances of the same pass."""
+    window, sums = _size(study, window), Together([distance.distances()[0], study.sums])
+    value, se = sums.compute(lambda means: distance_correlation(*means, window))
+    p = permutation_test(*sums.mean(), window, seed=seed)
+    return Correlation(value, *interval(value, se, sums.groups), p)
+
+
+def _size(study: HeadSimilarity, window: int | None) -> int:
+    return max(study.head_count // 4, 1) if window is None else window

@@ -15,7 +15,7 @@ from torch import Tensor
 from repsim.errors import UsageError
 from repsim.images.image_set import Batch, Counts
 from repsim.measures.residual import SkipStatistics, skip_statistics
-from repsim.measures.running import Moments, Quantiles, kept
+from repsim.measures.running import GROUPS, ImageMeans, Moments, Quantiles, kept
 from repsim.networks.models import Network
 from repsim.networks.residual_sums import ResidualSum, blocks_without, find_sums
 from repsim.passes.plan import Takes
@@ -60,7 +60,7 @@ class ResidualNorms(Study):
         fields, bins = len(SkipStatistics._fields), 2 * Quantiles.OCTAVES * Quantiles.PER_OCTAVE + 2
         widest = max(each.reading.numel for each in found)
         return Takes(
-            sums=tokens * (4 * bins + 16 * (fields + 2)),
+            sums=tokens * (4 * bins + 16 * (fields + 2) + 8 * GROUPS),
             batch=size * (4 * fields * tokens + 4 * 4 * widest),
             tables=tokens * (400 + 4 * 8 * bins // max(len(found), 1)),
             less="fewer networks at a time",
@@ -72,12 +72,14 @@ class ResidualNorms(Study):
             require_finite(norms, [(network.name, name) for name in mapping], batch)
             for each in self.found[index]:
                 statistics = mapping[each.name]
-                sums = self.sums.setdefault((index, each.name), _Sums(Moments(), Quantiles(), Moments(), Moments()))
+                empty = _Sums(Moments(), Quantiles(), Moments(), Moments(), ImageMeans())
+                sums = self.sums.setdefault((index, each.name), empty)
                 sums.means.update(torch.stack(statistics, 1))
                 sums.ratios.update(statistics.ratio)
                 times = statistics.skip_norm / statistics.skip_norm.median(1, keepdim=True).values
                 sums.times.update(times)
                 sums.outlying.update(times > self.outlier)
+                sums.grouped.update(statistics.ratio, batch.number)
 
     def result(self, counts: Counts) -> Result:
         outliers = self.outliers()
@@ -93,6 +95,10 @@ class ResidualNorms(Study):
             median = sums.ratios.compute().cpu().numpy()
             parts.append(rows.assign(**values, ratio_se=errors["ratio"], ratio_median=median))
         return pd.concat(parts, ignore_index=True)[RESIDUAL]
+
+    def grouped(self) -> list[ImageMeans]:
+        """Ratios of the tokens of each residual sum, side by side as many as the table has rows."""
+        return [sums.grouped for _, sums in self._each()]
 
     def outliers(self) -> pd.DataFrame:
         """Tokens whose norm on the skip connection is over `outlier` times the median of their image, in some image."""
@@ -118,6 +124,8 @@ class _Sums(NamedTuple):
     ratios: Quantiles
     times: Moments
     outlying: Moments
+    grouped: ImageMeans
+    """Ratios."""
 
 
 def token_names(network: Network, each: ResidualSum, count: int) -> np.ndarray:

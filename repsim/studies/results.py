@@ -221,7 +221,7 @@ class Result:
         """All pictures, by the names of their files; the last is that of the main table."""
         from repsim.plots.pictures import pictures
 
-        return pictures(self.name, {self.name: self.table, **self.tables}, self.arrays, **options)
+        return pictures(self.name, {self.name: self.table, **self.tables}, self.arrays, self.record, **options)
 
     def plot(self, **options: Any) -> Figure:
         """The picture of the main table.

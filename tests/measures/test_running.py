@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from repsim.errors import RepsimError
-from repsim.measures.running import GroupedSums, Moments, Quantiles, jackknife
+from repsim.measures.running import GroupedSums, ImageMeans, Moments, Quantiles, Together, interval, jackknife
 
 
 def filled(values, groups=32):
@@ -84,3 +84,52 @@ def test_moments_of_one_image_and_of_none():
         Moments().mean()
     with pytest.raises(RepsimError, match="one shape"):
         Moments().update(torch.ones(1, 2)).update(torch.ones(1, 3))
+
+
+def test_means_over_images_are_grouped_by_batch():
+    values = torch.randn(70, 2, dtype=torch.float64)
+    whole, parts = ImageMeans(4), (ImageMeans(4), ImageMeans(4))
+    for number, batch in enumerate(values.split(8)):
+        whole.update(batch, number)
+        parts[number % 2].update(batch, number)
+    torch.testing.assert_close(whole.mean(), values.mean(0))
+    assert whole.counts.tolist() == [22, 16, 16, 16]
+    joined = parts[1].merge(parts[0])
+    assert torch.equal(joined.counts, whole.counts)
+    torch.testing.assert_close(joined.sums, whole.sums)
+    first = [*range(8), *range(32, 40), *range(64, 70)]
+    rest, count = next(whole.leave_one_out())
+    torch.testing.assert_close(rest, values[[i for i in range(70) if i not in first]].mean(0))
+    assert count == 22
+
+
+def test_a_statistic_of_several_sums_is_paired():
+    """What two networks share of the same images is no error of their difference, nor of their ratio."""
+    generator = torch.Generator().manual_seed(0)
+    shared = 10 + torch.randn(400, generator=generator, dtype=torch.float64)
+    own = 0.1 * torch.randn(400, generator=generator, dtype=torch.float64)
+    a, b = ImageMeans(), ImageMeans()
+    for number, (one, other) in enumerate(zip(shared.split(20), (shared + own).split(20))):
+        a.update(one, number)
+        b.update(other, number)
+    sums = Together([a, b])
+    value, se = sums.compute(lambda means: means[1] - means[0])
+    assert value.item() == pytest.approx(own.mean().item(), abs=1e-12)
+    assert se.item() == pytest.approx(own.view(20, 20).mean(1).std().item() / 20**0.5, rel=1e-9)
+    assert sums.compute(lambda means: means[1] / means[0])[1] < jackknife(a, lambda mean: mean / 10)[1] / 5
+
+
+def test_sums_of_different_batches_do_not_go_together():
+    a, b = ImageMeans(4).update(torch.ones(3), 0), ImageMeans(4).update(torch.ones(3), 1)
+    with pytest.raises(ValueError, match="different batches"):
+        Together([a, b])
+
+
+def test_intervals_cover_and_say_nothing_of_rounding():
+    values = torch.randn(4000, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    low, high = interval(values.mean(1), values.std(1) / 8**0.5, 8)
+    assert ((low < 0) & (high > 0)).double().mean().item() == pytest.approx(0.95, abs=0.012)
+    for value, se in ((0.0, 0.0), (1.0, 1e-9), (1e4, 1e-3), (1.0, float("nan"))):
+        low, high = interval(torch.tensor(value), torch.tensor(se), 20)
+        assert low.isnan() and high.isnan()
+    assert interval(torch.tensor(1.0), torch.tensor(0.5), 1)[0].isnan()

@@ -87,5 +87,6 @@ def test_summary_has_a_panel_per_place_and_a_line_per_model():
     assert list(zero.get_ydata()) == [0, 0] and [vit.get_label(), resnet.get_label()] == ["vit", "resnet"]
     assert np.allclose(resnet.get_xdata(), np.arange(4) / 3) and np.allclose(resnet.get_ydata(), [-0.2, -0.1, 0, 0.1])
     band = axes[0].collections[1].get_paths()[0].vertices
-    assert band[:, 1].min() == pytest.approx(-0.24) and band[:, 1].max() == pytest.approx(0.14)
+    half = 1.959964 * 0.02
+    assert band[:, 1].min() == pytest.approx(-0.2 - half) and band[:, 1].max() == pytest.approx(0.1 + half)
     assert "own patch" in axes[0].get_ylabel() and "depth" in axes[0].get_xlabel()

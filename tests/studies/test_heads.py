@@ -7,7 +7,7 @@ from conftest import FAMILIES, noise
 from scipy.stats import spearmanr
 
 import repsim as rs
-from repsim.studies.heads import head_layer, spearman
+from repsim.studies.heads import head_layer
 from repsim.tables import HEAD_CORRELATION, HEADS
 
 
@@ -43,15 +43,21 @@ def test_the_bundled_networks(vit, resnet):
         assert row.distance_px == pytest.approx(first[[int(h) for h in row.heads.split()]].mean())
 
 
-def test_spearman_equals_scipys():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=30)
-    y = -x + rng.normal(size=30)
-    value, low, high = spearman(x, y)
-    assert value == pytest.approx(spearmanr(x, y).statistic) and low < value < high < 0
-    value, low, high = spearman(x, rng.normal(size=30))
-    assert low < 0 < high
-    assert np.isnan(spearman(x[:2], y[:2])).all() and np.isnan(spearman(x, np.ones(30))).all()
+def test_the_correlation_is_that_of_the_windows(vit, resnet):
+    found = rs.head_similarity([vit, resnet], rs.ImageSet(images=512), batch_size=32)
+    for row in found.correlation.itertuples():
+        part = found.table[found.table.layer_b == row.layer_b]
+        assert row.spearman == pytest.approx(spearmanr(part.distance_px, part.cka).statistic)
+        assert np.isnan(row.low) or row.low < row.spearman < row.high
+        assert 0 < row.p_permuted <= 1
+    assert found.record["protocol"]["permutation_seed"] == 0
+
+
+def test_one_batch_has_no_interval_and_one_window_no_correlation(vit, resnet):
+    found = rs.head_similarity([vit, resnet], rs.ImageSet(images=16), batch_size=16).correlation
+    assert found[["low", "high"]].isna().all(axis=None) and found[["spearman", "p_permuted"]].notna().all(axis=None)
+    found = rs.head_similarity([vit, resnet], rs.ImageSet(images=16), window=8, batch_size=8).correlation
+    assert found[["spearman", "low", "high", "p_permuted"]].isna().all(axis=None)
 
 
 def test_bad_calls(vit, resnet):
