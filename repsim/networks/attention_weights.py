@@ -20,17 +20,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from repsim.errors import RepsimError, UsageError
 from repsim.networks.axes import grid_and_order, images_axis
+from repsim.networks.bare_blocks import entered
 from repsim.networks.layers import depths_of
 from repsim.networks.models import Network
 from repsim.networks.places import NOWHERE, REGION, SCATTERED, TOKEN, Places
 from repsim.networks.provenance import Weights, features_in, images_in, places_in, varies
-from repsim.networks.structure import is_attention
+from repsim.networks.structure import find_blocks, is_attention
 from repsim.networks.tokens import images_first, known_by_name
 from repsim.networks.tracing import (
     FUSED,
     Call,
     FusedAttention,
     OperationAt,
+    Spot,
     Trace,
     following,
     is_own,
@@ -142,15 +144,24 @@ def all_attention(network: Network) -> Attentions:
     places = trace.provenance.places
     found: dict[str, list[AttentionMap]] = {}
     pooling: list[str] = []
+    bare = [(path, block) for path, block in find_blocks(trace) if not trace.calls_of(path)]
+    when = {op.at: op.when for op in trace.operations}
     for weights in trace.provenance.attentions:
-        name = Call.name.fget(_Place(weights.at))
+        name = _bare_block(trace, bare, weights.at, when) or Call.name.fget(_Place(weights.at))
         each = _map_of(network, trace, weights)
         if each is None:
             pooling.append(name)
         else:
             found.setdefault(name, []).append(each)
     depth, ended = depths_of(trace), {call.name: call.ended for call in trace.calls}
-    layers = [AttentionLayer(name, maps[0].at.path, depth(ended[name]), tuple(maps)) for name, maps in found.items()]
+    layers = []
+    for name, maps in found.items():
+        last = maps[-1].at
+        layers.append(
+            AttentionLayer(name, last.path, depth(ended[name]), tuple(maps))
+            if name in ended
+            else AttentionLayer(name, name, depth(when[last]), tuple(maps))
+        )
     notices = []
     if pooling:
         names = ", ".join(dict.fromkeys(pooling))
@@ -158,6 +169,17 @@ def all_attention(network: Network) -> Attentions:
             f"attention by queries that no image changes is no row of heads that look around: {names} left out"
         )
     return Attentions(layers, places, notices, pooling)
+
+
+def _bare_block(
+    trace: Trace, bare: Sequence[tuple[str, Spot]], at: OperationAt, when: dict[OperationAt | None, int]
+) -> str | None:
+    """The block, of those that are no modules to call, in which code around them attends."""
+    for path, block in bare:
+        around = not at.path or path.startswith(f"{at.path}.")
+        if around and at in when and entered(trace, path).made.when < when[at] < block.made.when:
+            return path
+    return None
 
 
 @dataclass(frozen=True)
