@@ -637,7 +637,10 @@ class Provenance:
         if place_across and shape[-2] == 1 and bool((places_in(rows) != NOWHERE).all()):  # a single query
             return Label(rows.expand(shape), columns.expand(shape))
         image = torch.where(images_in(rows) == 0, images_in(columns), images_in(rows))
-        place = places_in(columns) if place_across and not place_down else places_in(rows)
+        placed = columns if place_across and not place_down else rows
+        place = places_in(placed)
+        padding = (images_in(placed) == 0) & (place == NOWHERE) & bool((images_in(placed) > 0).any())
+        image = torch.where(padding, 0, image)  # it stays padding, whatever it attends to
         down, across = varies(features_in(rows), -2), varies(features_in(columns), -1)
         if down and across:  # channels with channels: no places, but rows and columns all the same
             return Label(pack(images_in(rows), features_in(rows), place).expand(shape), columns.expand(shape))
