@@ -9,6 +9,7 @@ without a rule makes has no label; where it is added to something that has one, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -250,6 +251,8 @@ class Weights:
     shape: tuple[int, ...]
     axis: int
     """Of the keys."""
+    mixed: bool = False
+    """Whether it is what a learned map made of several heads."""
 
 
 KEPT = set(
@@ -425,7 +428,8 @@ class Provenance:
         if name in KEPT:
             return None if first is None else [first]
         if func.is_view or name in MOVED:
-            return self._moved(func, name, args, kwargs)
+            moved = self._moved(func, name, args, kwargs)
+            return [self._laid_out(label, at) for label in moved]
         if torch.Tag.pointwise in func.tags:
             return [self._pointwise(args, kwargs, result, at)]
         rule = getattr(self, f"_{name.lstrip('_')}", None)
@@ -595,7 +599,10 @@ class Provenance:
         if of_a is None or of_b is None:  # with weights of the network
             label, axis, size = (of_b, -2, result.shape[-2]) if of_a is None else (of_a, -1, result.shape[-1])
             made = label.each(lambda codes: self.rules.contracted(codes, axis, size))
-            if keys_axis(label) % label.codes.ndim == axis % label.codes.ndim:
+            heads = varies(features_in(label.codes), axis) and not _over_places(label, axis)
+            if label.across is None:
+                heads &= any(_over_places(each.label, each.axis) for each in label.weights)
+            if not heads and keys_axis(label) % label.codes.ndim == axis % label.codes.ndim:
                 return replace(made, weights=())
             return self._mixed(label, made, result, at)
         attends = False
@@ -614,13 +621,24 @@ class Provenance:
         """Attention weights are, after their heads were mixed, what came of it."""
         if not label.weights:
             return replace(made, weights=())
-        return replace(made, weights=(Weights(at, made, tuple(result.shape), keys_axis(made) % result.ndim),))
+        return replace(
+            made, weights=(Weights(at, made, tuple(result.shape), keys_axis(made) % result.ndim, mixed=True),)
+        )
+
+    def _laid_out(self, label: Label | None, at: Any) -> Label | None:
+        """Attention weights that lay otherwise, as where a map over heads made them, are read where they lie (q, k)."""
+        if label is None or len(label.weights) != 1 or label.across is None or _is_laid_out(label.weights[0].label):
+            return label
+        shape = tuple(label.codes.shape)
+        if math.prod(shape) != math.prod(label.weights[0].shape):
+            return label
+        return replace(label, weights=(Weights(at, label, shape, keys_axis(label) % len(shape)),))
 
     def _over_keys(self, label: Label, axis: int, tensor: Tensor) -> bool:
         """Whether a product sums over the keys of attention weights."""
         if label.across is not None:
             return keys_axis(label) % tensor.ndim == axis % tensor.ndim
-        return _sums_to_one(tensor, axis)
+        return _sums_to_one(tensor, axis) or (all(each.mixed for each in label.weights) and _over_places(label, axis))
 
     def _outer(self, label: Label, axis: int) -> Tensor:
         """What stays of a factor summed over an axis: of a row and a column, the one along the other axis."""
@@ -801,6 +819,12 @@ def keys_axis(label: Label) -> int:
         if not any(across) and down[:2] == [True, False]:
             return -2
     return -1
+
+
+def _is_laid_out(label: Label) -> bool:
+    """Whether queries and keys are on the last two axes, and neither images nor heads."""
+    along = [of(codes) for of in (images_in, features_in) for codes in (label.codes, label.across)]
+    return label.codes.ndim > 2 and not any(varies(values, axis) for values in along for axis in (-1, -2))
 
 
 def _keys_across(label: Label, axis: int) -> Label:
