@@ -146,6 +146,7 @@ def all_attention(network: Network) -> Attentions:
     trace = Trace.of(network)
     places = trace.provenance.places
     found: dict[str, list[AttentionMap]] = {}
+    mixed: list[str] = []
     left_out: dict[str, list[str]] = {"pooling": [], "placeless": []}
     bare = [(path, block) for path, block in find_blocks(trace) if not trace.calls_of(path)]
     when = {op.at: op.when for op in trace.operations}
@@ -156,6 +157,7 @@ def all_attention(network: Network) -> Attentions:
             left_out[each].append(name)
         else:
             found.setdefault(name, []).append(each)
+            mixed += [name] if weights.mixed else []
     depth, ended = depths_of(trace), {call.name: call.ended for call in trace.calls}
     layers = []
     for name, maps in found.items():
@@ -169,6 +171,8 @@ def all_attention(network: Network) -> Attentions:
     for why, which in (("pooling", "by queries that no image changes"), ("placeless", PLACELESS)):
         if names := ", ".join(dict.fromkeys(left_out[why])):
             notices.append(f"attention {which} is no row of heads that look around: {names} left out")
+    if names := ", ".join(dict.fromkeys(mixed)):
+        notices.append(f"heads are mixed after the softmax, and what is read is the weights before, in {names}")
     return Attentions(layers, places, notices, **left_out)
 
 
@@ -328,7 +332,7 @@ def _map_of(network: Network, trace: Trace, weights: Weights) -> AttentionMap | 
     if groups is None:
         raise UsageError(f"{where}, {weights.shape}: repsim cannot tell its heads from its windows")
     product, made = trace.provenance.products.get(at, (None, ()))
-    if math.prod(made[:-1]) != math.prod(weights.shape[:-1]) or weights.axis != ndim - 1:
+    if math.prod(made[:-1]) != math.prod(weights.shape[:-1]) or weights.axis != ndim - 1 or weights.mixed:
         product = None
     return AttentionMap(
         at=at,

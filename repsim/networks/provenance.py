@@ -9,7 +9,6 @@ without a rule makes has no label; where it is added to something that has one, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -252,7 +251,7 @@ class Weights:
     axis: int
     """Of the keys."""
     mixed: bool = False
-    """Whether it is what a learned map made of several heads."""
+    """Whether a learned map mixed the heads afterwards, and made other things than weights of them."""
 
 
 KEPT = set(
@@ -426,10 +425,9 @@ class Provenance:
             first = _keys_across(first.pair or first, axis)
             return [replace(first, weights=(Weights(at, first, tuple(result.shape), axis),))]
         if name in KEPT:
-            return None if first is None else [first]
+            return None if first is None else [replace(first, weights=()) if "norm" in name else first]
         if func.is_view or name in MOVED:
-            moved = self._moved(func, name, args, kwargs)
-            return [self._laid_out(label, at) for label in moved]
+            return self._moved(func, name, args, kwargs)
         if torch.Tag.pointwise in func.tags:
             return [self._pointwise(args, kwargs, result, at)]
         rule = getattr(self, f"_{name.lstrip('_')}", None)
@@ -618,21 +616,16 @@ class Provenance:
         return self._resolved(rows.unsqueeze(-1), columns.unsqueeze(-2), result.shape)
 
     def _mixed(self, label: Label, made: Label, result: Tensor, at: Any) -> Label:
-        """Attention weights are, after their heads were mixed, what came of it."""
+        """Attention weights are, after their heads were mixed, what came of it, if these are weights still.
+
+        Talking heads mix with factors of any sign and sum: then the weights are those that were mixed.
+        """
         if not label.weights:
             return replace(made, weights=())
-        return replace(
-            made, weights=(Weights(at, made, tuple(result.shape), keys_axis(made) % result.ndim, mixed=True),)
-        )
-
-    def _laid_out(self, label: Label | None, at: Any) -> Label | None:
-        """Attention weights that lay otherwise, as where a map over heads made them, are read where they lie (q, k)."""
-        if label is None or len(label.weights) != 1 or label.across is None or _is_laid_out(label.weights[0].label):
-            return label
-        shape = tuple(label.codes.shape)
-        if math.prod(shape) != math.prod(label.weights[0].shape):
-            return label
-        return replace(label, weights=(Weights(at, label, shape, keys_axis(label) % len(shape)),))
+        axis = keys_axis(made) % result.ndim
+        if _is_laid_out(made) and _sums_to_one(result, axis) and bool((result >= 0).all()):
+            return replace(made, weights=(Weights(at, made, tuple(result.shape), axis),))
+        return replace(made, weights=tuple(replace(each, mixed=True) for each in label.weights))
 
     def _over_keys(self, label: Label, axis: int, tensor: Tensor) -> bool:
         """Whether a product sums over the keys of attention weights."""
@@ -823,8 +816,10 @@ def keys_axis(label: Label) -> int:
 
 def _is_laid_out(label: Label) -> bool:
     """Whether queries and keys are on the last two axes, and neither images nor heads."""
-    along = [of(codes) for of in (images_in, features_in) for codes in (label.codes, label.across)]
-    return label.codes.ndim > 2 and not any(varies(values, axis) for values in along for axis in (-1, -2))
+    if label.across is None or label.codes.ndim < 3:
+        return False
+    others = [of(codes) for of in (images_in, features_in) for codes in (label.codes, label.across)]
+    return not any(varies(values, axis) for values in others for axis in (-1, -2))
 
 
 def _keys_across(label: Label, axis: int) -> Label:
