@@ -125,6 +125,8 @@ class Attentions:
     """Runs of modules in which parameters attend to tokens: their queries are the same for all images."""
     placeless: list[str]
     """Those of which the queries, or the keys, have no two positions in the image."""
+    mixed: list[str]
+    """Names of layers of which the heads are mixed after the softmax, into other things than weights."""
 
     def at(self, name: str) -> AttentionLayer:
         return next(layer for layer in self.layers if name in (layer.name, layer.path))
@@ -173,7 +175,7 @@ def all_attention(network: Network) -> Attentions:
             notices.append(f"attention {which} is no row of heads that look around: {names} left out")
     if names := ", ".join(dict.fromkeys(mixed)):
         notices.append(f"heads are mixed after the softmax, and what is read is the weights before, in {names}")
-    return Attentions(layers, places, notices, **left_out)
+    return Attentions(layers, places, notices, **left_out, mixed=mixed)
 
 
 PLACELESS = "among channels, of tokens that come from parameters, or over a single position"
