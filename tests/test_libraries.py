@@ -3,6 +3,8 @@
 The rows of the sample were looked at by eye, against what their authors repeat; the reason stands beside each.
 """
 
+import re
+
 import pytest
 import torch
 from benchmarks.libraries import layers_of, load, rows
@@ -148,18 +150,135 @@ def test_cka_and_residual_sums_are_those_of_hooked_blocks(library, name):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["ViT", "CLIPVision", "Dinov2"])
+@pytest.mark.parametrize("name", ["ViT", "CLIPVision", "Dinov2", "Data2VecVision", "PvtV2"])
 def test_attention_is_what_transformers_returns(name):
+    """PvtV2 returns a tuple for each of its four stages, with one entry for each block: 1, 2, 1 and 1."""
     network = loaded("transformers", name)
-    network.module.set_attn_implementation("eager")
+    module = type(network.module)._from_config(network.module.config, attn_implementation="eager").eval()
+    network = rs.Network(module, name, transform=network.transform)
     images, taken = noise(network, 2), []
     with torch.no_grad(), watch_attention(network, lambda layer, number, weights: taken.append(weights)):
-        network.module(images)
+        module(images)
     with torch.no_grad():
-        own = network.module(images, output_attentions=True).attentions
-    assert len(own) == len(taken)
+        own = module(images, output_attentions=True).attentions
+    own = [each for stage in own for each in (stage if isinstance(stage, tuple) else [stage])]
+    assert len(own) == len(taken) == (5 if name == "PvtV2" else 3)
     for expected, found in zip(own, taken):
         torch.testing.assert_close(found[:, :, 0], expected)
+
+
+def given(network: rs.Network, ending: str, images: torch.Tensor, *, result: bool = False) -> list[torch.Tensor]:
+    """What modules whose path ends so are given, or give, in the order in which they run."""
+    taken, handles = [], []
+    for path, module in network.module.named_modules():
+        if path.endswith(ending):
+            take = lambda m, args, out: taken.append((out if result else args[0]).clone())  # noqa: E731
+            handles.append(module.register_forward_hook(take))
+    with torch.no_grad():
+        network.module(images)
+    for handle in handles:
+        handle.remove()
+    return taken
+
+
+def of_cascades(network: rs.Network, images: torch.Tensor) -> list[torch.Tensor]:
+    """Softmax of each head's queries and keys, as timm's `CascadedGroupAttention` says."""
+    found = []
+    cascades = [m for m in network.module.modules() if type(m).__name__ == "CascadedGroupAttention"]
+    modules = {module: path for path, module in network.module.named_modules()}
+    for each in cascades:
+        for head in range(each.num_heads):
+            q, k = (
+                given(network, f"{modules[each]}.{part}.{head}", images, result=True)[0] for part in ("dws", "qkvs")
+            )
+            q, k = q.flatten(2) * each.scale, k[:, each.key_dim : 2 * each.key_dim].flatten(2)
+            bias = each.attention_biases[head, each.attention_bias_idxs]
+            found.append((q.transpose(1, 2) @ k + bias).softmax(-1)[:, None])
+    return found
+
+
+SOFTMAX = {
+    ("timm", "cait"): lambda net, x: [w.permute(0, 3, 1, 2) for w in given(net, ".proj_w", x)],
+    ("vit_pytorch", "CaiT"): lambda net, x: given(net, ".attend", x, result=True)[:3],
+    ("vit_pytorch", "CCT"): lambda net, x: given(net, ".attn_drop", x),
+    ("vit_pytorch", "SepViT"): lambda net, x: given(net, "0.attend", x, result=True),
+    ("transformers", "MobileViT"): lambda net, x: [w for w in given(net, ".attention.dropout", x) if w.shape[-1] > 1],
+    ("timm", "efficientvit_msra"): of_cascades,
+}
+LEFT_OUT = {
+    ("timm", "cait"): r"blocks_token_only\.1\.attn left out",
+    ("vit_pytorch", "CaiT"): r"cls_transformer\.layers\.0\.0\.fn\.attend, .* left out",
+    ("vit_pytorch", "CCT"): "classifier left out",
+    ("vit_pytorch", "SepViT"): r"layers\.0\.2\.layers\.0\.0\.window_attend\.0, .* left out",
+    ("transformers", "MobileViT"): r"encoder\.layer\.4\.transformer\.layer\.0\.attention\.attention, .* left out",
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("library, name", SOFTMAX)
+def test_attention_of_an_encoder_is_what_its_softmax_gives_and_the_rest_is_named(library, name):
+    network = loaded(library, name)
+    with torch.no_grad():
+        for parameter in network.module.parameters():  # zeros would make all attention uniform
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    images, taken = noise(network, 2), []
+    with torch.no_grad(), watch_attention(network, lambda layer, number, weights: taken.append(weights.clone())):
+        network.module(images)
+    own = SOFTMAX[library, name](network, images)
+    assert len(own) == len(taken) > 2
+    for expected, found in zip(own, taken):
+        torch.testing.assert_close(found, expected.unflatten(0, (2, -1)).transpose(1, 2))
+    notices = " | ".join(find_attention(network).notices)
+    assert re.search(LEFT_OUT.get((library, name), "^$"), notices)
+    assert ("heads are mixed after the softmax" in notices) == (name.lower() == "cait")
+
+
+@pytest.mark.parametrize("library, name", [("timm", "xcit"), ("vit_pytorch", "XCiT")])
+def test_channel_attention_is_the_reason_why_there_is_no_attention_distance(library, name):
+    network = loaded(library, name)
+    with pytest.raises(rs.UsageError, match=rf"does not apply to {name}: the queries of \w*\.?\w*s\.0\."):
+        rs.attention_distance(network, noise(network, 4))
+
+
+def test_a_module_called_attention_that_mixes_no_tokens_is_none():
+    network = loaded("smp", "Unet resnet18")
+    with pytest.raises(rs.UsageError, match="has no attention to measure"):
+        rs.attention_distance(network, noise(network, 4))
+
+
+def traced(network: rs.Network) -> rs.Network:
+    return rs.Network(torch.fx.symbolic_trace(network.module), "traced", transform=network.transform)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "nf_resnet26", "regnety_002"])
+def test_blocks_of_a_traced_graph_give_what_those_of_the_module_give(name):
+    timm = pytest.importorskip("timm")
+    module = timm.create_model(name, zero_init_last=False) if name == "resnet18" else timm.create_model(name)
+    network = rs.Network(module.eval(), name, transform=rs.EvalTransform(input_size=(3, 64, 64)))
+    images = noise(network, 2)
+    activations = []
+    for each in (network, traced(network)):
+        layers = rs.find_layers(each, "blocks")
+        with torch.no_grad(), rs.capture(each, layers) as seen:
+            each.module(images)
+        activations.append({layer.name: seen[layer.name] for layer in layers if layer.kind == "block"})
+    torch.testing.assert_close(*activations)
+
+
+def test_blocks_of_a_traced_graph_that_no_module_gives_are_refused_but_their_operations_are_read():
+    network = loaded("timm", "vit")
+    for block in network.module.blocks:
+        block.attn.fused_attn = False
+    graph, images = traced(network), noise(network, 4)
+    with pytest.raises(rs.UsageError, match=r"layer 'blocks\.0' of traced cannot be taken: no module"):
+        rs.layer_cka(graph, images=images, batch_size=4)
+    (last,) = rs.find_layers(graph, ["blocks.1.mlp.fc2"])
+    assert last.shape == (17, 192)
+    for study in (rs.residual_norms, rs.attention_distance):
+        tables = [study(each, images, batch_size=4).table for each in (network, graph)]
+        numbers = [table.select_dtypes("number").drop(columns="depth") for table in tables]
+        torch.testing.assert_close(*(torch.tensor(each.to_numpy(float)) for each in numbers), equal_nan=True)
+        assert [name.removesuffix(".attn") for name in tables[0].layer] == list(tables[1].layer)
 
 
 def test_heads_of_an_attention_whose_projection_is_no_module_that_runs():

@@ -294,6 +294,7 @@ UNREAD = {
     ).sum(3),
     "linear": lambda q, k, v: q.relu() @ (k.relu().transpose(-2, -1) @ v),
     "relu": lambda q, k, v: (q @ k.transpose(-2, -1)).relu() @ v,
+    "normalised": lambda q, k, v: nn.functional.layer_norm((q @ k.transpose(-2, -1)).softmax(-1), (k.shape[2],)) @ v,
     "log-softmax": lambda q, k, v: (q @ k.transpose(-2, -1)).log_softmax(-1).exp() @ v,
     "distances": lambda q, k, v: (-torch.cdist(q, k)).softmax(-1) @ v,
     "the nearest": nearest,

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,19 +20,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from repsim.errors import RepsimError, UsageError
 from repsim.networks.axes import grid_and_order, images_axis
+from repsim.networks.bare_blocks import entered
 from repsim.networks.layers import depths_of
 from repsim.networks.models import Network
 from repsim.networks.places import NOWHERE, REGION, SCATTERED, TOKEN, Places
 from repsim.networks.provenance import Weights, features_in, images_in, places_in, varies
-from repsim.networks.structure import is_attention
+from repsim.networks.structure import find_blocks, is_attention
 from repsim.networks.tokens import images_first, known_by_name
 from repsim.networks.tracing import (
     FUSED,
     Call,
     FusedAttention,
     OperationAt,
+    Spot,
     Trace,
     following,
+    is_learned,
     is_own,
     name_of,
     operation_at,
@@ -120,6 +123,10 @@ class Attentions:
     notices: list[str]
     pooling: list[str]
     """Runs of modules in which parameters attend to tokens: their queries are the same for all images."""
+    placeless: list[str]
+    """Those of which the queries, or the keys, have no two positions in the image."""
+    mixed: list[str]
+    """Names of layers of which the heads are mixed after the softmax, into other things than weights."""
 
     def at(self, name: str) -> AttentionLayer:
         return next(layer for layer in self.layers if name in (layer.name, layer.path))
@@ -141,23 +148,49 @@ def all_attention(network: Network) -> Attentions:
     trace = Trace.of(network)
     places = trace.provenance.places
     found: dict[str, list[AttentionMap]] = {}
-    pooling: list[str] = []
+    mixed: list[str] = []
+    left_out: dict[str, list[str]] = {"pooling": [], "placeless": []}
+    bare = [(path, block) for path, block in find_blocks(trace) if not trace.calls_of(path)]
+    when = {op.at: op.when for op in trace.operations}
     for weights in trace.provenance.attentions:
-        name = Call.name.fget(_Place(weights.at))
+        name = _bare_block(trace, bare, weights.at, when) or Call.name.fget(_Place(weights.at))
         each = _map_of(network, trace, weights)
-        if each is None:
-            pooling.append(name)
+        if isinstance(each, str):
+            left_out[each].append(name)
         else:
             found.setdefault(name, []).append(each)
+            mixed += [name] if weights.mixed else []
     depth, ended = depths_of(trace), {call.name: call.ended for call in trace.calls}
-    layers = [AttentionLayer(name, maps[0].at.path, depth(ended[name]), tuple(maps)) for name, maps in found.items()]
-    notices = []
-    if pooling:
-        names = ", ".join(dict.fromkeys(pooling))
-        notices.append(
-            f"attention by queries that no image changes is no row of heads that look around: {names} left out"
+    layers = []
+    for name, maps in found.items():
+        last = maps[-1].at
+        layers.append(
+            AttentionLayer(name, last.path, depth(ended[name]), tuple(maps))
+            if name in ended
+            else AttentionLayer(name, name, depth(when[last]), tuple(maps))
         )
-    return Attentions(layers, places, notices, pooling)
+    notices = []
+    for why, which in (("pooling", "by queries that no image changes"), ("placeless", PLACELESS)):
+        if names := ", ".join(dict.fromkeys(left_out[why])):
+            notices.append(f"attention {which} is no row of heads that look around: {names} left out")
+    if names := ", ".join(dict.fromkeys(mixed)):
+        notices.append(f"heads are mixed after the softmax, and what is read is the weights before, in {names}")
+    return Attentions(layers, places, notices, **left_out, mixed=mixed)
+
+
+PLACELESS = "among channels, of tokens that come from parameters, or over a single position"
+"""Of which the queries or the keys have no two positions in the image."""
+
+
+def _bare_block(
+    trace: Trace, bare: Sequence[tuple[str, Spot]], at: OperationAt, when: dict[OperationAt | None, int]
+) -> str | None:
+    """The block, of those that are no modules to call, in which code around them attends."""
+    for path, block in bare:
+        around = not at.path or path.startswith(f"{at.path}.")
+        if around and at in when and entered(trace, path).made.when < when[at] < block.made.when:
+            return path
+    return None
 
 
 @dataclass(frozen=True)
@@ -176,7 +209,8 @@ class _Place:
 def _check_all(network: Network, trace: Trace, attentions: Attentions) -> None:
     """Raise where something that attends is not among what was found."""
     some = bool(attentions.layers)
-    with_maps = {layer.path for layer in attentions.layers} | {name.partition(":")[0] for name in attentions.pooling}
+    left_out = [*attentions.pooling, *attentions.placeless]
+    with_maps = {layer.path for layer in attentions.layers} | {name.partition(":")[0] for name in left_out}
 
     def holds(path: str) -> bool:
         return any(of == path or of.startswith(f"{path}.") or path.startswith(f"{of}.") for of in with_maps)
@@ -188,7 +222,11 @@ def _check_all(network: Network, trace: Trace, attentions: Attentions) -> None:
                 "makes no one row for each head; have it attend to all of them at once"
             )
     called = {call.path: call.module for call in trace.calls}
-    unread = [path for path, module in called.items() if path and is_attention(module) and not holds(path)]
+    unread = [
+        path
+        for path, module in called.items()
+        if path and is_attention(module) and not holds(path) and _may_attend(trace, path)
+    ]
     hidden = [
         f"{call.path or 'the network itself'} ({type(call.module).__name__})"
         for call in trace.calls
@@ -207,11 +245,11 @@ def _check_all(network: Network, trace: Trace, attentions: Attentions) -> None:
         for at in trace.provenance.unread
         if at is not None
     ]
-    if not some and attentions.pooling:
-        listed = ", ".join(list(dict.fromkeys(attentions.pooling))[:4])
+    if not some and left_out:
+        listed = ", ".join(list(dict.fromkeys([*attentions.placeless, *attentions.pooling]))[:4])
         raise UsageError(
             f"attention distance does not apply to {network.name}: the queries of {listed} have no positions in the "
-            "image (attention among channels, or by parameters that pool tokens)"
+            f"image (attention {PLACELESS}, or by parameters that pool tokens)"
         )
     if not some and not (unread or otherwise or hidden or foreign):
         raise UsageError(f"{network.name} has no attention to measure; take a transformer with self-attention")
@@ -222,6 +260,17 @@ def _check_all(network: Network, trace: Trace, attentions: Attentions) -> None:
             f"the attention of {network.name} cannot be read, or not all of it: in {listed} repsim sees no weights "
             "between queries and keys; have these modules compute plain or PyTorch's own attention"
         )
+
+
+def _may_attend(trace: Trace, path: str) -> bool:
+    """Whether anything in a module could sum tokens with factors that come from the image.
+
+    That takes a product of two activations, a softmax, or an operation of which repsim has no rule.
+    """
+    inside = [op for op in trace.operations if op.at is not None and f"{op.at.path}.".startswith(f"{path}.")]
+    unknown = any(at is not None and f"{at.path}.".startswith(f"{path}.") for at, _ in trace.provenance.unknown)
+    products = (is_learned(op) and sum(before is not None for before in op.operands) > 1 for op in inside)
+    return unknown or any(products) or any("softmax" in op.name for op in inside)
 
 
 def _in_parts(layer: AttentionLayer, places: Places) -> bool:
@@ -235,15 +284,21 @@ def _in_parts(layer: AttentionLayer, places: Places) -> bool:
     return False
 
 
-def _map_of(network: Network, trace: Trace, weights: Weights) -> AttentionMap | None:
-    """How to read attention weights; None where the queries are the same for all images.
+def _map_of(network: Network, trace: Trace, weights: Weights) -> AttentionMap | Literal["pooling", "placeless"]:
+    """How to read attention weights.
+
+    `pooling` where the queries are the same for all images, `placeless` where they, or the keys, have no two positions.
 
     Raises:
-        UsageError: it is not known what their axes are, or their queries or keys are nowhere in the image.
+        UsageError: it is not known what their axes are, or where their queries or keys are in the image.
     """
     at, places = weights.at, trace.provenance.places
     where = f"attention in {at.path or 'the network itself'} of {network.name}"
     ndim = len(weights.shape)
+    if _pools(weights):
+        return "pooling"
+    if weights.shape[weights.axis] == 1 or (weights.mixed and weights.label.across is None):
+        return "placeless"
     if weights.axis not in (ndim - 1, ndim - 2) or ndim < 3:
         raise UsageError(f"{where}, {weights.shape}, has its keys on an axis that repsim cannot read")
     down, across = weights.label.codes, weights.label.across
@@ -256,20 +311,17 @@ def _map_of(network: Network, trace: Trace, weights: Weights) -> AttentionMap | 
     columns = across.select(queries_axis, 0)
     images = images_axis(rows, 3) or images_axis(columns, 3)
     if not bool((images_in(rows) > 0).any()):
-        return None
+        return "pooling"
     if images is None or images[0] >= ndim - 2:
         raise UsageError(f"{where}, {weights.shape}, has no axis of images that is known")
     rows, columns = (torch.atleast_2d(images_first(each, *images)[0]).flatten(0, -2) for each in (rows, columns))
     for what, codes in (("queries", rows), ("keys", columns)):
         numbers = places.resolved(places_in(codes).numpy())
-        kinds = places.kind[numbers]
-        if len(np.unique(numbers[np.isin(kinds, (REGION, SCATTERED))])) < 2:
-            raise UsageError(
-                f"attention distance does not apply to {network.name}: the {what} of {at.path} have no positions in "
-                "the image (attention among channels, of a class token alone, or over a single position)"
-            )
-        if bool((torch.from_numpy(numbers == NOWHERE) & (images_in(codes) > 0)).any()):
+        nowhere = numbers == NOWHERE
+        if nowhere.all() or bool((torch.from_numpy(nowhere) & (images_in(codes) > 0)).any()):
             raise UsageError(f"{where}: it is not known where in the image its {what} are")
+        if len(np.unique(numbers[np.isin(places.kind[numbers], (REGION, SCATTERED))])) < 2:
+            return "placeless"
     query_places, key_places = (places.resolved(places_in(codes).numpy()) for codes in (rows, columns))
     features = features_in(rows)[:, 0]
     joined = np.concatenate([query_places, key_places], 1)
@@ -282,7 +334,7 @@ def _map_of(network: Network, trace: Trace, weights: Weights) -> AttentionMap | 
     if groups is None:
         raise UsageError(f"{where}, {weights.shape}: repsim cannot tell its heads from its windows")
     product, made = trace.provenance.products.get(at, (None, ()))
-    if math.prod(made[:-1]) != math.prod(weights.shape[:-1]) or weights.axis != ndim - 1:
+    if math.prod(made[:-1]) != math.prod(weights.shape[:-1]) or weights.axis != ndim - 1 or weights.mixed:
         product = None
     return AttentionMap(
         at=at,
@@ -296,6 +348,13 @@ def _map_of(network: Network, trace: Trace, weights: Weights) -> AttentionMap | 
         product=product,
         width=made[-1] if made else 0,
     )
+
+
+def _pools(weights: Weights) -> bool:
+    """Whether it is one row of weights over an image's tokens, by a learned map of each: there are no queries."""
+    label, others = weights.label, [axis for axis in range(len(weights.shape)) if axis != weights.axis]
+    one = not any(_vary(label.codes, axis) or varies(features_in(label.codes), axis) for axis in others)
+    return label.across is None and one and _vary(label.codes, weights.axis)
 
 
 def _vary(codes: Tensor, axis: int) -> bool:

@@ -289,6 +289,11 @@ def _layers(trace: Trace, spots: Sequence[Spot]) -> list[Layer]:
 
 def _layer(trace: Trace, spot: Spot, index: int, depth: float) -> Layer:
     call = spot.call
+    if spot.lost is not None:
+        raise UsageError(
+            f"layer {spot.name!r} of {trace.network.name} cannot be taken: no module is given it or gives it, as in a "
+            "traced graph; choose other layers, or pass the module as it was before it was traced"
+        )
     return Layer(
         name=spot.name or call.name,
         kind=spot.kind,

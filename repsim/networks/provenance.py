@@ -250,6 +250,8 @@ class Weights:
     shape: tuple[int, ...]
     axis: int
     """Of the keys."""
+    mixed: bool = False
+    """Whether a learned map mixed the heads afterwards, and made other things than weights of them."""
 
 
 KEPT = set(
@@ -423,7 +425,7 @@ class Provenance:
             first = _keys_across(first.pair or first, axis)
             return [replace(first, weights=(Weights(at, first, tuple(result.shape), axis),))]
         if name in KEPT:
-            return None if first is None else [first]
+            return None if first is None else [replace(first, weights=()) if "norm" in name else first]
         if func.is_view or name in MOVED:
             return self._moved(func, name, args, kwargs)
         if torch.Tag.pointwise in func.tags:
@@ -595,7 +597,10 @@ class Provenance:
         if of_a is None or of_b is None:  # with weights of the network
             label, axis, size = (of_b, -2, result.shape[-2]) if of_a is None else (of_a, -1, result.shape[-1])
             made = label.each(lambda codes: self.rules.contracted(codes, axis, size))
-            if keys_axis(label) % label.codes.ndim == axis % label.codes.ndim:
+            heads = varies(features_in(label.codes), axis) and not _over_places(label, axis)
+            if label.across is None:
+                heads &= any(_over_places(each.label, each.axis) for each in label.weights)
+            if not heads and keys_axis(label) % label.codes.ndim == axis % label.codes.ndim:
                 return replace(made, weights=())
             return self._mixed(label, made, result, at)
         attends = False
@@ -611,16 +616,22 @@ class Provenance:
         return self._resolved(rows.unsqueeze(-1), columns.unsqueeze(-2), result.shape)
 
     def _mixed(self, label: Label, made: Label, result: Tensor, at: Any) -> Label:
-        """Attention weights are, after their heads were mixed, what came of it."""
+        """Attention weights are, after their heads were mixed, what came of it, if these are weights still.
+
+        Talking heads mix with factors of any sign and sum: then the weights are those that were mixed.
+        """
         if not label.weights:
             return replace(made, weights=())
-        return replace(made, weights=(Weights(at, made, tuple(result.shape), keys_axis(made) % result.ndim),))
+        axis = keys_axis(made) % result.ndim
+        if _is_laid_out(made) and _sums_to_one(result, axis) and bool((result >= 0).all()):
+            return replace(made, weights=(Weights(at, made, tuple(result.shape), axis),))
+        return replace(made, weights=tuple(replace(each, mixed=True) for each in label.weights))
 
     def _over_keys(self, label: Label, axis: int, tensor: Tensor) -> bool:
         """Whether a product sums over the keys of attention weights."""
         if label.across is not None:
             return keys_axis(label) % tensor.ndim == axis % tensor.ndim
-        return _sums_to_one(tensor, axis)
+        return _sums_to_one(tensor, axis) or (all(each.mixed for each in label.weights) and _over_places(label, axis))
 
     def _outer(self, label: Label, axis: int) -> Tensor:
         """What stays of a factor summed over an axis: of a row and a column, the one along the other axis."""
@@ -637,7 +648,10 @@ class Provenance:
         if place_across and shape[-2] == 1 and bool((places_in(rows) != NOWHERE).all()):  # a single query
             return Label(rows.expand(shape), columns.expand(shape))
         image = torch.where(images_in(rows) == 0, images_in(columns), images_in(rows))
-        place = places_in(columns) if place_across and not place_down else places_in(rows)
+        placed = columns if place_across and not place_down else rows
+        place = places_in(placed)
+        padding = (images_in(placed) == 0) & (place == NOWHERE) & bool((images_in(placed) > 0).any())
+        image = torch.where(padding, 0, image)  # it stays padding, whatever it attends to
         down, across = varies(features_in(rows), -2), varies(features_in(columns), -1)
         if down and across:  # channels with channels: no places, but rows and columns all the same
             return Label(pack(images_in(rows), features_in(rows), place).expand(shape), columns.expand(shape))
@@ -798,6 +812,14 @@ def keys_axis(label: Label) -> int:
         if not any(across) and down[:2] == [True, False]:
             return -2
     return -1
+
+
+def _is_laid_out(label: Label) -> bool:
+    """Whether queries and keys are on the last two axes, and neither images nor heads."""
+    if label.across is None or label.codes.ndim < 3:
+        return False
+    others = [of(codes) for of in (images_in, features_in) for codes in (label.codes, label.across)]
+    return not any(varies(values, axis) for values in others for axis in (-1, -2))
 
 
 def _keys_across(label: Label, axis: int) -> Label:

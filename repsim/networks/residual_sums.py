@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from repsim.errors import RepsimError, UsageError
-from repsim.networks.layers import depths_of, find_layers
+from repsim.networks.bare_blocks import entered
+from repsim.networks.layers import depths_of
 from repsim.networks.models import Network, as_network
 from repsim.networks.structure import entry_of, find_blocks, is_attention, is_mlp
-from repsim.networks.sublayers import attending, is_learned, plain_mlp
+from repsim.networks.sublayers import attending, plain_mlp
 from repsim.networks.tokens import Reading
 from repsim.networks.tracing import (
     ADDITION,
@@ -34,6 +35,7 @@ from repsim.networks.tracing import (
     adds_what_it_came_from,
     following,
     is_addition,
+    is_learned,
     is_own,
     is_sum,
     operation_at,
@@ -90,17 +92,15 @@ def find_sums(network: Network | nn.Module | str) -> list[ResidualSum]:
 def blocks_without(network: Network, sums: Sequence[ResidualSum]) -> list[str]:
     """A sentence on the blocks that have no residual sum, if there are any."""
     have = {each.layer for each in sums}
-    blocks = [layer.name.partition(":")[0] for layer in find_layers(network) if layer.kind == "block"]
-    names = [name for name in blocks if name not in have]
+    names = [path for path, _ in find_blocks(Trace.of(network)) if path not in have]
     return [f"{len(names)} blocks of {network.name} have no residual sum: {', '.join(names)}"] if names else []
 
 
 def _stream(trace: Trace, path: str, block: Spot) -> list[tuple[Operation, int]]:
     """The residual sums of a block, first to last, each with the number of its skip operand."""
     first = entry_of(trace, path, block)
-    entry = first.argument and first.argument.made
-    tensor = block.call.result if block.side == "output" else block.call.argument
-    here = tensor and tensor.made
+    entry = (first.argument and first.argument.made) if trace.calls_of(path) else entered(trace, path).made
+    here = block.made
     found: list[tuple[Operation, int]] = []
     while here is not None and here.when > first.started:
         if is_sum(here):
@@ -177,12 +177,14 @@ def _sublayers(trace: Trace, path: str, additions: Sequence[tuple[Operation, int
     if len(additions) == 1:
         return ["unit"]
     kinds, attends = [], attending(trace)
+    weights = {each.at for each in trace.provenance.attentions}
     for addition, skip in additions:
         stream, branch = addition.operands[skip], addition.operands[1 - skip]
         computed = {branch, *branch.ancestors()} - ({stream, *stream.ancestors()} if stream is not None else set())
         inside = [call for call in trace.below(path) if not call.started < addition.when < call.ended]
         ran = [c for c in inside if any(c.started < op.when < c.ended for op in computed)]
         attention = any(is_attention(c.module) or c.path in attends for c in ran)
+        attention |= any(op.at in weights for op in computed)
         mlp = any(is_mlp(c.module) for c in ran)
         kinds.append((attention, mlp or (branch is not None and plain_mlp(trace, branch) is not None)))
     if len(kinds) == 2 and not any(attention for attention, _ in kinds) and any(mlp for _, mlp in kinds):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 
 from torch import nn
 
+from repsim.networks.bare_blocks import entered, first_call, handed_on
 from repsim.networks.tracing import (
     Call,
     Operation,
@@ -90,7 +91,13 @@ def find_blocks(trace: Trace) -> list[tuple[str, Spot]]:
     ends = _ends(trace)
     paths = _whole(trace, list(_block_paths(trace)), ends) or units(trace) or _outermost(ends)
     paths = _without_parts(trace, _paired(trace, _taken_apart(trace, paths), ends), ends)
-    return [(path, block) for path in paths for block in _block_outputs(trace, path)]
+    uncalled = [path for path in paths if not trace.calls_of(path) and any(c.result for c in trace.below(path))]
+    ends = dict(zip(uncalled, handed_on(trace, uncalled)))
+    return [
+        (path, block)
+        for path in paths
+        for block in ([ends[path]] if path in ends else [Spot(call, "block") for call in trace.calls_of(path)])
+    ]
 
 
 def _whole(trace: Trace, paths: list[str], ends: list[str]) -> list[str]:
@@ -262,7 +269,8 @@ def listed(names: list[str]) -> str:
 
 def stem_of(trace: Trace, blocks: list[tuple[str, Spot]]) -> Spot:
     """What enters the first block."""
-    return Spot(first_call(trace, blocks[0][0]), "stem", "stem", "input")
+    path = blocks[0][0]
+    return Spot(first_call(trace, path), "stem", "stem", "input") if trace.calls_of(path) else entered(trace, path)
 
 
 def parts_of(name: str, module: nn.Module) -> list[str]:
@@ -449,37 +457,6 @@ def _elements(trace: Trace, path: str, container: nn.Module) -> Iterator[str]:
             yield from _block_paths(trace, inner)
 
 
-def first_call(trace: Trace, path: str) -> Call:
-    """The first module to run at or below a path."""
-    return min([*trace.calls_of(path), *trace.below(path)], key=lambda call: call.started)
-
-
 def entry_of(trace: Trace, path: str, block: Spot) -> Call:
     """The module that is given what enters a block."""
     return block.call if block.call.path == path else first_call(trace, path)
-
-
-def _block_outputs(trace: Trace, path: str) -> list[Spot]:
-    """The output of a block, of each of its runs; of one that is a bare list, what is handed on after its parts."""
-    calls = [Spot(call, "block") for call in trace.calls_of(path)]
-    if calls:
-        return calls
-    handed_on = _handed_on(trace, path)
-    return [] if handed_on is None else [handed_on]
-
-
-def _handed_on(trace: Trace, path: str) -> Spot | None:
-    below = [c for c in trace.below(path) if c.output is not None]
-    if not below:
-        return None
-    last = max(below, key=lambda call: call.ended)
-    parent = path.rpartition(".")[0].rpartition(".")[0]
-    around = [c for c in trace.calls_of(parent) if c.ended > last.ended]
-    following = [
-        c
-        for c in trace.calls
-        if c.started > last.ended and c.input == last.output and (not around or c.ended < around[0].ended)
-    ]
-    if following:
-        return Spot(min(following, key=lambda call: call.started), "block", path, "input")
-    return Spot(around[0], "block", path) if around else None

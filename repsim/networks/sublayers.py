@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torch import nn
 
 from repsim.networks.structure import has_parts, is_activation, is_attention, is_mlp, is_norm, parent_of
-from repsim.networks.tracing import Call, Operation, Spot, Trace, is_sum
+from repsim.networks.tracing import Call, Operation, Spot, Trace, bends, is_learned, is_sum
 
 
 def paper_spots(trace: Trace, path: str, block: Spot) -> Iterator[Spot]:
@@ -58,15 +58,6 @@ def _user(trace: Trace, path: str) -> str:
     return path if own or not path else _user(trace, parent_of(path))
 
 
-LEARNED = ("convolution", "mm", "bmm", "addmm", "baddbmm", "linear", "matmul", "einsum", "attention")
-"""Operations (parts of their names in ATen) that make a path between two tensors count as computed."""
-
-
-def is_learned(op: Operation) -> bool:
-    """Whether an operation takes parameters."""
-    return any(word in op.name.split("_") for word in LEARNED)
-
-
 def is_linear(op: Operation) -> bool:
     """Whether it maps the channels of each position by weights: a linear map, or a convolution of one position."""
     if sum(before is not None for before in op.operands) != 1:
@@ -110,10 +101,9 @@ def plain_mlp(trace: Trace, branch: Operation) -> PlainMLP | None:
         elif op not in between:
             between.add(op)
             waiting += [before for before in op.operands if before is not None]
-    bends = any(word in op.name for op in between for word in BENDS)
     normalised = any(word in op.name for op in between for word in ("batch_norm", "group_norm", "layer_norm"))
     if (
-        not bends
+        not any(map(bends, between))
         or (normalised and second.name == "convolution")
         or not 1 <= len(first) <= 2
         or not all(map(is_linear, first))
@@ -121,10 +111,6 @@ def plain_mlp(trace: Trace, branch: Operation) -> PlainMLP | None:
         return None
     maps = [trace.calls_of(op.at.path)[op.at.call] for op in (*sorted(first, key=lambda op: op.when), second)]
     return None if any(has_parts(call.module) for call in maps) else PlainMLP(tuple(maps[:-1]), maps[-1], between)
-
-
-BENDS = ("gelu", "relu", "silu", "swish", "sigmoid", "tanh", "erf", "elu", "mish", "softplus")
-"""Parts of the names of operations that make an activation of a linear map."""
 
 
 def _given(path: str, mlp: PlainMLP, plain: list[PlainMLP]) -> Spot:

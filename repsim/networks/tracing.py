@@ -89,13 +89,23 @@ class Spot:
     kind: str
     name: str | None = None
     side: Literal["output", "input"] = "output"
+    lost: Operation | None = None
+    """What makes it, where no module is given it or gives it: then no hook can take it, and the call is near it."""
 
     @property
     def activation(self) -> Activation | None:
         return self.call.output if self.side == "output" else self.call.input
 
     @property
+    def made(self) -> Operation | None:
+        """The operation that makes it."""
+        value = self.call.result if self.side == "output" else self.call.argument
+        return self.lost or (value and value.made)
+
+    @property
     def when(self) -> int:
+        if self.lost is not None:
+            return self.lost.when
         return self.call.ended if self.side == "output" else self.call.started
 
 
@@ -124,6 +134,8 @@ class Operation:
     at: OperationAt | None
     scaled: bool = False
     """Whether it is an addition of a multiple."""
+    parameters: tuple[str, ...] = ()
+    """Names of the parameters among those tensors, or that these were made of."""
     output: Activation | None = None
 
     def ancestors(self) -> set[Operation]:
@@ -171,6 +183,18 @@ class Trace:
     def below(self, path: str) -> list[Call]:
         """Calls of the modules inside the one at a path."""
         return [call for call in self.calls if call.path.startswith(f"{path}.")]
+
+    def following(self, op: Operation) -> list[Operation]:
+        """The operations that take what an operation makes."""
+        return self._following.get(op, [])
+
+    @cached_property
+    def _following(self) -> dict[Operation, list[Operation]]:
+        found: dict[Operation, list[Operation]] = {}
+        for op in self.operations:
+            for before in {*op.operands} - {None}:
+                found.setdefault(before, []).append(op)
+        return found
 
     @cached_property
     def _by_path(self) -> dict[str, list[Call]]:
@@ -592,6 +616,22 @@ def adds_what_it_came_from(op: Operation) -> bool:
     return a in b.ancestors() or b in a.ancestors()
 
 
+LEARNED = ("convolution", "mm", "bmm", "addmm", "baddbmm", "linear", "matmul", "einsum", "attention")
+"""Operations (parts of their names in ATen) that make a path between two tensors count as computed."""
+BENDS = ("gelu", "relu", "silu", "swish", "sigmoid", "tanh", "erf", "elu", "mish", "softplus")
+"""Parts of the names of operations that make an activation of a linear map."""
+
+
+def is_learned(op: Operation) -> bool:
+    """Whether an operation takes parameters."""
+    return any(word in op.name.split("_") for word in LEARNED)
+
+
+def bends(op: Operation) -> bool:
+    """Whether an operation is an activation function, or a part of one."""
+    return any(word in op.name for word in BENDS)
+
+
 class _Recorder(TorchDispatchMode):
     """Records every operation on what depends on the images."""
 
@@ -633,10 +673,12 @@ class _Recorder(TorchDispatchMode):
         operands = tuple(self.maker.get(x) for x in given)
         if not any(operands):
             return
+        without = [x for x, before in zip(given, operands) if before is None]
+        names = tuple(dict.fromkeys(name for x in without for name in self.provenance.sources(x)))
         scaled = kwargs.get("alpha", 1) != 1  # x + 2y: counted, but no sum of what a skip and a branch carry
         for tensor in (x for x in tree_iter(result) if isinstance(x, Tensor)):
             shapes = tuple(tuple(x.shape) for x in given)
-            operation = Operation(name, next(self.clock), operands, shapes, at, scaled)
+            operation = Operation(name, next(self.clock), operands, shapes, at, scaled, names)
             self.operations.append(operation)
             self.maker[tensor] = operation
 
