@@ -21,11 +21,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from repsim.errors import RepsimError, UsageError
 from repsim.networks.axes import grid_and_order, images_axis
 from repsim.networks.bare_blocks import entered
+from repsim.networks.kinds import is_attention
 from repsim.networks.layers import depths_of
 from repsim.networks.models import Network
 from repsim.networks.places import NOWHERE, REGION, SCATTERED, TOKEN, Places
 from repsim.networks.provenance import Weights, features_in, images_in, places_in, varies
-from repsim.networks.structure import find_blocks, is_attention
+from repsim.networks.structure import find_blocks
 from repsim.networks.tokens import images_first, known_by_name
 from repsim.networks.tracing import (
     FUSED,

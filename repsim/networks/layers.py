@@ -15,12 +15,10 @@ import numpy as np
 from torch import nn
 
 from repsim.errors import UsageError, near
+from repsim.networks.kinds import has_parts, is_norm, kind_of
 from repsim.networks.models import Network, as_network
 from repsim.networks.structure import (
     find_blocks,
-    has_parts,
-    is_norm,
-    kind_of,
     left_out,
     listed,
     parts_of,

@@ -20,9 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from repsim.errors import RepsimError, UsageError
 from repsim.networks.bare_blocks import entered
+from repsim.networks.kinds import is_attention, is_mlp
 from repsim.networks.layers import depths_of
 from repsim.networks.models import Network, as_network
-from repsim.networks.structure import entry_of, find_blocks, is_attention, is_mlp
+from repsim.networks.structure import entry_of, find_blocks
 from repsim.networks.sublayers import attending, plain_mlp
 from repsim.networks.tokens import Reading
 from repsim.networks.tracing import (

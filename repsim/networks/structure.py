@@ -1,4 +1,4 @@
-"""What a module is, and which modules of a network are its blocks.
+"""Which modules of a network are its blocks.
 
 Blocks are looked for in the structure of modules, not by name: the compound elements of a container (`Sequential`,
 `ModuleList`), inside stages where a network has those. Then the operations correct it: what ends one residual sum, or
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from torch import nn
 
 from repsim.networks.bare_blocks import entered, first_call, handed_on
+from repsim.networks.kinds import has_parts, is_a, is_attention_like, is_mlp, is_mlp_like, maps_in, named_norm
 from repsim.networks.tracing import (
     Call,
     Operation,
@@ -22,66 +23,6 @@ from repsim.networks.tracing import (
     Trace,
     adds_what_it_came_from,
 )
-
-
-def has_parts(module: nn.Module) -> bool:
-    """Whether it is made of other modules; what computes a parametrised weight is no part."""
-    return any(name != "parametrizations" for name, _ in module.named_children())
-
-
-def is_a(module: nn.Module, *words: str) -> bool:
-    """Whether the name of a module's class has one of these words in it."""
-    name = type(module).__name__.lower()
-    return any(word in name for word in words)
-
-
-def is_attention(module: nn.Module) -> bool:
-    """Whether a module is attention, by the name of its class."""
-    return is_a(module, "attn", "attention", "mhsa", "gpsa") and not is_a(module, "pool", "norm")
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether it normalises only; a `NormFreeBlock` or a `ConvNormAct` does other things."""
-    return _named_norm(module) and not _maps(module)
-
-
-def _named_norm(module: nn.Module) -> bool:
-    return is_a(module, "norm") and not is_a(module, "prenorm")
-
-
-def _maps(module: nn.Module) -> int:
-    """How many convolutions and linear maps are in it."""
-    leaves = [leaf for leaf in module.modules() if not has_parts(leaf)]
-    return sum(is_a(leaf, "conv", "linear") and not NORM.search(type(leaf).__name__) for leaf in leaves)
-
-
-NORM = re.compile(r"norm(\dd)?$", re.I)
-"""At the end of the name of a class that normalises only, be it the norm of a `ConvNext`."""
-
-
-def is_mlp(module: nn.Module) -> bool:
-    """Whether a module is an MLP, by the name of its class."""
-    return is_a(module, "mlp", "feedforward", "ffn")
-
-
-def is_activation(module: nn.Module) -> bool:
-    """Whether a module applies an activation function only."""
-    return type(module).__module__.startswith(("torch.nn.modules.activation", "timm.layers.activations")) or is_a(
-        module, "gelu", "relu", "silu", "swish"
-    )
-
-
-def kind_of(module: nn.Module) -> str:
-    """What a module is: `conv`, `norm`, `attention`, `activation`, `linear`, or else the name of its class."""
-    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        return "conv"
-    for kind, holds in (("norm", is_norm), ("attention", is_attention), ("activation", is_activation)):
-        if holds(module):
-            return kind
-    if isinstance(module, nn.Linear):
-        return "linear"
-    return type(module).__name__.lower()
-
 
 # Blocks
 
@@ -119,8 +60,8 @@ def _whole(trace: Trace, paths: list[str], ends: list[str]) -> list[str]:
 def _paired(trace: Trace, paths: list[str], ends: list[str]) -> list[str]:
     """Attention and MLP that end a sum each, one after another in every element of a row, stand for that element."""
     module, at = trace.network.module.get_submodule, set(ends)
-    attends = Counter(parent_of(path) for path in paths if path in at and _is_attention_like(module(path)))
-    halves = attends + Counter(parent_of(path) for path in paths if path in at and _is_mlp_like(module(path)))
+    attends = Counter(parent_of(path) for path in paths if path in at and is_attention_like(module(path)))
+    halves = attends + Counter(parent_of(path) for path in paths if path in at and is_mlp_like(module(path)))
     several = {above for above, count in halves.items() if count == 2 or (count > 2 and attends[above])}
     wholes = {above for above in several if isinstance(module(above), nn.Sequential)}
     rows = Counter(map(parent_of, wholes))
@@ -362,36 +303,11 @@ def _pair(module: nn.Module) -> bool:
     elements = list(module.children())
     if not isinstance(module, nn.ModuleList) or len(elements) < 2:
         return False
-    mlps = [element for element in elements if _is_mlp_like(element)]
+    mlps = [element for element in elements if is_mlp_like(element)]
     if len(elements) <= 3:
         return elements[-1] in mlps and (is_mlp(elements[-1]) or len(mlps) < len(elements))
-    attends = any(_is_attention_like(element) for element in elements)
+    attends = any(is_attention_like(element) for element in elements)
     return bool(mlps) and attends and 2 * len({type(element) for element in elements}) >= len(elements)
-
-
-def _is_attention_like(module: nn.Module) -> bool:
-    """Attention without an MLP, wrapped or not."""
-    inside = list(module.modules())
-    return any(map(is_attention, inside)) and not any(map(is_mlp, inside))
-
-
-def _is_mlp_like(module: nn.Module) -> bool:
-    """An MLP, or several side by side, wrapped or not."""
-    parts = [part for part in module.children() if has_parts(part) and not is_norm(part)]
-    return is_mlp(module) or _plain_sequence(module) or (bool(parts) and all(map(_is_mlp_like, parts)))
-
-
-def _of_one_position(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
-
-
-def _plain_sequence(module: nn.Module) -> bool:
-    """An MLP that is a plain sequence: of linear maps there are two, and an activation between."""
-    if not isinstance(module, nn.Sequential) or any(map(has_parts, module)):
-        return False
-    bends = [i for i, part in enumerate(module) if is_activation(part)]
-    maps = [i for i, part in enumerate(module) if isinstance(part, nn.Linear) or _of_one_position(part)]
-    return len(maps) == _maps(module) == 2 and len(bends) == 1 and maps[0] < bends[0] < maps[1]
 
 
 def _size(module: nn.Module) -> int:
@@ -408,7 +324,7 @@ def _passed_over(name: str, module: nn.Module) -> bool:
         or name in ("neck", "decoder", "decode_head", "segmentation_head")
         or is_a(module, "embed", "downsample", "posconv", "merging")
         or type(module).__name__ == "PEG"
-        or (_named_norm(module) and _maps(module) <= 1)
+        or (named_norm(module) and maps_in(module) <= 1)
         or ((name in ("head", "heads", "classifier") or is_a(module, "pool")) and not any(map(_row, module.modules())))
     )
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from repsim.networks.structure import has_parts, is_activation, is_attention, is_mlp, is_norm, parent_of
+from repsim.networks.kinds import has_parts, is_activation, is_attention, is_mlp, is_norm
+from repsim.networks.structure import parent_of
 from repsim.networks.tracing import Call, Operation, Spot, Trace, bends, is_learned, is_sum
 
 
