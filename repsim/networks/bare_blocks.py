@@ -92,11 +92,12 @@ def _owns(path: str, op: Operation) -> bool:
 def _taken_after(trace: Trace, path: str, end: Operation) -> Spot:
     """Where a module is given what a block hands on, or gives it."""
     last = max(trace.below(path), key=lambda call: call.ended)
-    given = [call for call in trace.calls if call.started > last.ended and call.argument and call.argument.made is end]
-    if given:
-        return Spot(min(given, key=lambda call: call.started), "block", path, "input")
-    gives = [call for call in trace.calls if call.ended >= last.ended and call.result and call.result.made is end]
-    return Spot(gives[0], "block", path) if gives else Spot(last, "block", path, lost=end)
+    given = [Spot(call, "block", path, "input") for call in trace.calls if call.argument and call.argument.made is end]
+    gives = [Spot(call, "block", path) for call in trace.calls if call.result and call.result.made is end]
+    after = [spot for spot in (*given, *gives) if spot.when > last.ended]
+    if after:
+        return min(after, key=lambda spot: spot.when)
+    return gives[0] if gives else Spot(last, "block", path, lost=end)
 
 
 def entered(trace: Trace, path: str) -> Spot:

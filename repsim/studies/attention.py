@@ -234,17 +234,17 @@ def _maps(network: Network, images: ImageSet, count: int, skip_broken: bool) -> 
     batch = next(images.batches([network.transform], max(count, FEWEST), skip_broken=skip_broken))
     inputs = batch.inputs[network.transform][:count].to(network.device, network.dtype)
     attentions = find_attention(network)
-    for why, names in (("is left out", attentions.placeless), ("is not what values are summed with", attentions.mixed)):
-        if names:
-            raise UsageError(
-                f"attention maps need the attention of all blocks; in {network.name} that of {names[0]} {why}"
-            )
     maps = [each for layer in attentions.layers for each in layer.maps]
     for each in maps:
         same = np.array_equal(each.query_places, maps[0].query_places)
         if each.groups.shape[1] > 1 or not same or not np.array_equal(each.key_places, each.query_places):
             raise UsageError(
                 f"attention maps need one grid of tokens from the first block to the last; {network.name} changes it"
+            )
+    for why, names in (("is left out", attentions.placeless), ("is not what values are summed with", attentions.mixed)):
+        if names:
+            raise UsageError(
+                f"attention maps need the attention of all blocks; in {network.name} that of {names[0]} {why}"
             )
     seen: dict[str, dict[int, Tensor]] = {}
 

@@ -61,6 +61,15 @@ def fx_(name: str, size: int = 64) -> tuple[nn.Module, int]:
     return create_feature_extractor(torchvision.models.get_model(name, weights=None), ["flatten"]), size
 
 
+def fx_vit(size: int = 64) -> tuple[nn.Module, int]:
+    """Its norms and sums are no modules in the graph, and fused attention cannot be traced."""
+    name, _, args = TIMM["vit"]
+    module, _ = timm_(name, size, **args)
+    for block in module.blocks:
+        block.attn.fused_attn = False
+    return torch.fx.symbolic_trace(module), size
+
+
 def transformers_(name: str, size: int = 64, **args: Any) -> tuple[nn.Module, int]:
     import transformers
 
@@ -511,6 +520,7 @@ def networks() -> dict[tuple[str, str], Builder]:
         found["torchvision", name] = _of(torchvision_, model, **args)
     for name in ("resnet18", "vgg11"):
         found["torchvision", f"{name} (fx)"] = _of(fx_, name)
+    found["timm", "vit (fx)"] = fx_vit
     for name, (model, args) in TRANSFORMERS.items():
         found["transformers", name] = _of(transformers_, model, **args)
     for name, args in OPEN_CLIP.items():
@@ -597,7 +607,7 @@ def examine(library: str, name: str) -> dict[str, str]:
     row |= attempt("layers", lambda: layers_of(network)) or {}
     for what, run in studies(network, images):
         attempt(what, run)
-    return row | {"applies": " ".join(applies[1:]), "refused": " | ".join(refused)}
+    return row | {"applies": " ".join(each for each in applies if each != "layers"), "refused": " | ".join(refused)}
 
 
 def rows() -> dict[tuple[str, str], dict[str, str]]:
