@@ -195,7 +195,12 @@ class Correlation(NamedTuple):
 def correlation(
     study: HeadSimilarity, distance: AttentionDistance, window: int | None = None, *, seed: int = 0
 ) -> Correlation:
-    """How far windows of heads that look farther resemble layers less, from a study and distances of the same pass."""
+    """How far windows of heads that look farther resemble layers less, from a study and distances of the same pass.
+
+    Ranks jump, and the jackknife is made for what is smooth: on numbers made up, 20 batches and 8 heads, its intervals
+    covered twelve true correlations in 78 to 100 % of draws (mean 92 %), and there was none in 2 to 67 % of draws, in
+    which no rank moved.
+    """
     window, sums = _size(study, window), Together([distance.distances()[0], study.sums])
     value, se = sums.compute(lambda means: distance_correlation(*means, window))
     p = permutation_test(*sums.mean(), window, seed=seed)
