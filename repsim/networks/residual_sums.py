@@ -148,12 +148,26 @@ def _skip(trace: Trace, path: str, addition: Operation, entry: Operation | None)
             return skip
     elif lengths[0] != lengths[1]:
         return int(lengths[1] < lengths[0])
-    scaled = [_unscaled(each) in other.ancestors() for each, other in ((a, b), (b, a))]
+    scaled = [_is_made_of(other, _unscaled(each)) for each, other in ((a, b), (b, a))]
     if scaled[0] != scaled[1]:
         return 0 if scaled[0] else 1
     raise UsageError(
         f"of what {trace.network.name} adds in {path}, repsim cannot tell which is the skip and which the branch"
     )
+
+
+def _is_made_of(op: Operation, source: Operation) -> bool:
+    """Whether an operation depends on another one, and on nothing before that but through it, as a gated sum does."""
+    if source not in op.ancestors():
+        return False
+    before, waiting, met = source.ancestors(), [op], {source}
+    while waiting:
+        here = waiting.pop()
+        if here in before:
+            return False
+        met.add(here)
+        waiting += [each for each in here.operands if each is not None and each not in met]
+    return True
 
 
 def _unscaled(op: Operation) -> Operation:
