@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 import repsim as rs
 from repsim.networks.layers import find_layers
@@ -46,9 +48,18 @@ def gap(vit: rs.Network) -> rs.Network:
     return rs.load_model("vit_mini_gap", device=vit.device)
 
 
+OF_A_VIT: dict[str, Callable[[rs.Network, Any], pd.DataFrame]] = {
+    "cka": lambda net, images: rs.layer_cka(net, images, batch_size=8).table,
+    "attention": lambda net, images: rs.attention_distance(net, images).table,
+    "residual": lambda net, images: rs.residual_norms(net, images).table,
+    "receptive": lambda net, images: rs.receptive_fields(net, images, channels=2).table,
+    "lesions": lambda net, images: rs.lesions(net, images, blocks=[1], batch_size=8).table,
+}
+"""Tables of a single small ViT, of whichever library and however it is wrapped."""
+
+
 def heads(vit: rs.Network, resnet: rs.Network) -> Study:
-    _, layer, count = head_layer(vit)
-    return HeadSimilarity([vit, resnet], layer, count, lower_layers(resnet))
+    return HeadSimilarity([vit, resnet], *head_layer(vit), lower_layers(resnet))
 
 
 def probes(vit: rs.Network, resnet: rs.Network, images: rs.ImageSet, **how) -> rs.Result:

@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from every_study import OF_A_VIT
 from PIL import Image
 from torch import nn
 
@@ -420,26 +421,17 @@ class Batched(nn.Module):
         return {"features": self.vit(batch["image"]).last_hidden_state, "mask": batch["image"][:, 0] > 0}
 
 
-STUDIES = {
-    "cka": lambda net: rs.layer_cka(net, IMAGES, batch_size=8).table,
-    "attention": lambda net: rs.attention_distance(net, IMAGES).table,
-    "residual": lambda net: rs.residual_norms(net, IMAGES).table,
-    "receptive": lambda net: rs.receptive_fields(net, IMAGES, channels=2).table,
-    "lesions": lambda net: rs.lesions(net, IMAGES, blocks=[1], batch_size=8).table,
-}
-
-
-@pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.parametrize("study", OF_A_VIT)
 def test_a_network_that_takes_a_dictionary(study):
     torch.manual_seed(0)
     vit = tf.ViTModel(tf.ViTConfig(**VIT)).eval()
     module = Batched(vit)
     transform = rs.EvalTransform(input_size=(3, SIDE, SIDE))
     with pytest.raises(rs.RepsimError, match="cannot run on images of 3x32x32"):
-        STUDIES[study](rs.Network(module, "net", transform=transform))
+        OF_A_VIT[study](rs.Network(module, "net", transform=transform), IMAGES)
     called = rs.Network(module, "net", transform=transform, call=lambda images: module({"image": images}))
-    found = STUDIES[study](called)
-    expected = STUDIES[study](rs.Network(vit, "net", transform=transform))
+    found = OF_A_VIT[study](called, IMAGES)
+    expected = OF_A_VIT[study](rs.Network(vit, "net", transform=transform), IMAGES)
     bare = found.replace(r"^vit\.", "", regex=True)
     layers = [name for name in found if "layer" in name]
     assert len(found) == len(expected) and bare[layers].equals(expected[layers])

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 import torch.distributed
+from every_study import OF_A_VIT
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -27,18 +28,9 @@ def small() -> nn.Module:
     return timm.models.vision_transformer.VisionTransformer(**args).eval()
 
 
-STUDIES = {
-    "cka": lambda net: rs.layer_cka(net, IMAGES, batch_size=8).table,
-    "attention": lambda net: rs.attention_distance(net, IMAGES).table,
-    "residual": lambda net: rs.residual_norms(net, IMAGES).table,
-    "receptive": lambda net: rs.receptive_fields(net, IMAGES, channels=2).table,
-    "lesions": lambda net: rs.lesions(net, IMAGES, blocks=[1], batch_size=8).table,
-}
-
-
 @pytest.fixture(scope="module")
 def expected():
-    return {name: study(rs.Network(small(), "net", transform=TRANSFORM)) for name, study in STUDIES.items()}
+    return {name: study(rs.Network(small(), "net", transform=TRANSFORM), IMAGES) for name, study in OF_A_VIT.items()}
 
 
 @pytest.fixture
@@ -101,17 +93,17 @@ def same(found, expected, *, renamed: bool = False) -> None:
     np.testing.assert_allclose(found[numbers], expected[numbers], rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.parametrize("study", OF_A_VIT)
 @pytest.mark.parametrize("how", WRAPPED)
 def test_a_wrapped_network_is_as_without(how, study, expected):
-    found = STUDIES[study](rs.Network(WRAPPED[how](), "net", transform=TRANSFORM))
+    found = OF_A_VIT[study](rs.Network(WRAPPED[how](), "net", transform=TRANSFORM), IMAGES)
     same(found, expected[study], renamed=how == "checkpointed blocks")
 
 
-@pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.parametrize("study", OF_A_VIT)
 def test_distributed_data_parallel(study, expected, alone):
     module = nn.parallel.DistributedDataParallel(small())
-    same(STUDIES[study](rs.Network(module, "net", transform=TRANSFORM)), expected[study])
+    same(OF_A_VIT[study](rs.Network(module, "net", transform=TRANSFORM), IMAGES), expected[study])
 
 
 def sharded() -> nn.Module:
@@ -131,12 +123,12 @@ def sharded_in_place() -> nn.Module:
 def test_a_sharded_network_on_one_process(build, expected, alone):
     network = rs.Network(build(), "net", transform=TRANSFORM)
     for study in ("cka", "residual"):
-        same(STUDIES[study](network), expected[study], renamed=True)
+        same(OF_A_VIT[study](network, IMAGES), expected[study], renamed=True)
     with pytest.raises(rs.UsageError, match=r"net is sharded \(FSDP\), so its gradients cannot be taken"):
-        STUDIES["receptive"](network)
+        OF_A_VIT["receptive"](network, IMAGES)
 
 
-@pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.parametrize("study", OF_A_VIT)
 def test_a_module_of_lightning(study, expected):
     lightning = pytest.importorskip("lightning")
 
@@ -148,7 +140,7 @@ def test_a_module_of_lightning(study, expected):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.net(x)
 
-    found = STUDIES[study](rs.Network(Trained(), "net", transform=TRANSFORM))
+    found = OF_A_VIT[study](rs.Network(Trained(), "net", transform=TRANSFORM), IMAGES)
     same(found.replace(r"^net\.", "", regex=True), expected[study])
 
 

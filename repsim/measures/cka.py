@@ -279,6 +279,20 @@ def gram_row(x: Tensor, scratch: Tensor | None = None) -> GramRow:
     return row
 
 
+class Grams:
+    """Reduces activations to the rows of their Grams, one after another in the same memory; see `gram_row`."""
+
+    def __init__(self) -> None:
+        self._scratch: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> GramRow:
+        """Of one batch, (n, ...)."""
+        x = flatten(x)
+        if self._scratch is None or self._scratch.device != x.device:
+            self._scratch = scratch_for(len(x), x.device)
+        return gram_row(x, self._scratch)
+
+
 def _row(gram: Tensor, *, eps: float = 0.0) -> GramRow:
     """The row of a Gram whose products have this eps; of one that is known to be precise, without it."""
     trace, gram = gram.trace(), u_centre(gram)

@@ -189,6 +189,8 @@ class Probed(Exhibit):
     """Ten-shot probes of every layer."""
 
     compare: tuple[Comparison, ...] = ()
+    tokens: bool = False
+    """Whether single tokens are probed, their mean is one of the aggregations, and it is what is compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,9 +206,6 @@ class ProbesCompared(Probed):
 @dataclass(frozen=True, kw_only=True)
 class ProbesAggregated(Probed):
     """All aggregations, a panel per network."""
-
-    tokens: bool = False
-    """Whether the mean of single tokens is one of them, and what is compared."""
 
     def draw(self, made: Made, title: str) -> Figure:
         return plots.probes(made.tables["probe_summary"], title=title)

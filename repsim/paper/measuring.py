@@ -128,8 +128,7 @@ class Measurements:
 
         def make() -> HeadSimilarity:
             networks = [self.network(name), self.network(other)]
-            _, heads, count = head_layer(networks[0])
-            return HeadSimilarity(networks, heads, count, layers)
+            return HeadSimilarity(networks, *head_layer(networks[0]), layers)
 
         return self._once(self._studies, ("heads", name, other), make)
 
@@ -442,40 +441,30 @@ def localization(exhibit: exhibits.Localization, m: Measurements, networks: tupl
     studies = [m.localization(name) for name in networks]
 
     def later() -> Made:
-        parts = [each for study in studies for each in zip(study.parts, study.sums, strict=True)]
-        tables = [part.table(*list(part.by_layer(sums))[exhibit.layer]) for part, sums in parts]
+        parts = [part for study in studies for part in study.parts]
+        sums = [each.part(exhibit.layer) for study in studies for each in study.sums]
+        tables = [part.table(part.layers[exhibit.layer], of_layer) for part, of_layer in zip(parts, sums)]
         summary = pd.concat([study.summary() for study in studies], ignore_index=True)
-        models = [part.network.name for part, _ in parts]
-        at_layer = [sums.part(exhibit.layer) for _, sums in parts]
-        interiors = [np.array(places(part.grid)) == "interior" for part, _ in parts]
+        models = [part.network.name for part in parts]
+        interiors = [np.array(places(part.grid)) == "interior" for part in parts]
 
         def own(hsics: list[Tensor], k: int) -> Tensor:
-            return own_minus_rest(at_layer[k].finish(hsics[k]))[interiors[k]].nanmean()
+            return own_minus_rest(sums[k].finish(hsics[k]))[interiors[k]].nanmean()
 
         label, each = "own patch - rest, interior", [partial(own, k=k) for k in range(len(parts))]
         found = [Statistic("own_minus_rest", (model,), f"{label}, {model}", of) for model, of in zip(models, each)]
         found += apart("own_minus_rest_difference", label, models, each)
         made = {"localization": pd.concat(tables, ignore_index=True), "localization_summary": summary}
-        return Made({**made, "numbers": numbers(jackknifed(Together(at_layer), found))})
+        return Made({**made, "numbers": numbers(jackknifed(Together(sums), found))})
 
     return later
 
 
 @measure.register(exhibits.ProbesCompared)
-def probes_compared(exhibit: exhibits.ProbesCompared, m: Measurements, networks: tuple[str, ...]) -> Later:
-    """Accuracies of aggregated tokens, between networks."""
-    for name in networks:
-        m.probing(name, tokens=False)
-
-    def later() -> Made:
-        summary, found = _accuracies(m, networks, _aggregated, exhibit.compare)
-        return Made({"probe_summary": _without(summary, "token", "token_mean"), "numbers": found})
-
-    return later
-
-
 @measure.register(exhibits.ProbesAggregated)
-def probes_aggregated(exhibit: exhibits.ProbesAggregated, m: Measurements, networks: tuple[str, ...]) -> Later:
+def probes_aggregated(
+    exhibit: exhibits.ProbesCompared | exhibits.ProbesAggregated, m: Measurements, networks: tuple[str, ...]
+) -> Later:
     """Accuracies by kind of aggregation."""
     for name in networks:
         m.probing(name, tokens=exhibit.tokens)

@@ -122,6 +122,14 @@ def over_depth(
     return line, name
 
 
+def _each_over_depth(
+    ax: Axes, table: pd.DataFrame, by: str, names: Sequence[str], column: str, groups: int | None
+) -> list[tuple[Line2D, str]]:
+    """A curve for each network, in a colour of its own; see `over_depth`."""
+    colours = zip(names, sns.color_palette("colorblind", len(names)))
+    return [over_depth(ax, table[table[by] == name], column, colour, name, groups) for name, colour in colours]
+
+
 def matched(table: pd.DataFrame, *, groups: int | None = None, ax: Axes | None = None) -> Axes:
     """CKA of the same layer of a reference and of other networks over depth, with 95 % intervals (Figure 12).
 
@@ -134,10 +142,7 @@ def matched(table: pd.DataFrame, *, groups: int | None = None, ax: Axes | None =
     with look():
         if ax is None:
             ax = Figure(figsize=(4, 3)).subplots()
-        colours = zip(others, sns.color_palette("colorblind", len(others)))
-        drawn = [
-            over_depth(ax, table[table["model_b"] == name], "cka", colour, name, groups) for name, colour in colours
-        ]
+        drawn = _each_over_depth(ax, table, "model_b", others, "cka", groups)
         ax.set(ylabel="CKA of the same layer", ylim=(min(0, table["cka"].min()), 1.02))
         label(ax, title=f"compared with {table['model_a'].iloc[0]}", inches=PANEL)
         legend(ax, drawn)
@@ -156,8 +161,7 @@ def each_layer(table: pd.DataFrame, *, groups: int | None = None, ax: Axes | Non
     with look():
         if ax is None:
             ax = Figure(figsize=(4, 3)).subplots()
-        colours = zip(models, sns.color_palette("colorblind", len(models)))
-        drawn = [over_depth(ax, table[table["model"] == name], value, colour, name, groups) for name, colour in colours]
+        drawn = _each_over_depth(ax, table, "model", models, value, groups)
         ax.set_ylabel(literal(value))
         legend(ax, drawn)
     return ax
@@ -188,9 +192,8 @@ def localization_summary(summary: pd.DataFrame, *, groups: int | None = None) ->
         axes = figure.subplots(1, len(present), sharey=True, squeeze=False)[0]
         for ax, where in zip(axes, present):
             ax.axhline(0, color="0.6", linewidth=0.8, linestyle=":")
-            there, colours = summary[summary["where"] == where], sns.color_palette("colorblind", len(models))
-            parts = ((there[there["model"] == name], name, colour) for name, colour in zip(models, colours))
-            drawn = [over_depth(ax, part, "own_minus_rest", colour, name, groups) for part, name, colour in parts]
+            there = summary[summary["where"] == where]
+            drawn = _each_over_depth(ax, there, "model", models, "own_minus_rest", groups)
             label(ax, title=f"{where} tokens", inches=PANEL)
             if ax is axes[0]:
                 legend(ax, drawn)

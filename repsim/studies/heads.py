@@ -14,10 +14,10 @@ from torch import Tensor
 
 from repsim.errors import UsageError
 from repsim.images.image_set import Batch, Counts
-from repsim.measures.cka import GramRow, flatten, gram_row, minibatch_cka, scratch_for, stacked_hsic
+from repsim.measures.cka import GramRow, Grams, minibatch_cka, stacked_hsic
 from repsim.measures.heads import distance_correlation, permutation_test, window_cka, windows_of
 from repsim.measures.running import GROUPS, Together, interval, jackknife
-from repsim.networks.attention_weights import find_attention
+from repsim.networks.attention_weights import AttentionLayer, find_attention
 from repsim.networks.layers import Layer, find_layers
 from repsim.networks.models import Network
 from repsim.passes.plan import Takes
@@ -41,24 +41,25 @@ class HeadSimilarity(Study):
     enough for those of any subset of them, which need not be known while the images pass.
     """
 
-    def __init__(self, networks: Sequence[Network], heads: Layer, head_count: int, layers: Sequence[Layer]) -> None:
-        self.networks, self.heads, self.head_count, self.layers = networks, heads, head_count, layers
+    def __init__(
+        self, networks: Sequence[Network], attention: AttentionLayer, heads: Layer, layers: Sequence[Layer]
+    ) -> None:
+        """Of what `head_layer` finds in the first network, and layers of the second."""
+        self.networks, self.attention, self.heads, self.layers = networks, attention, heads, layers
+        self.head_count = len(attention.order)
         self.sums = minibatch_cka()
-        self._scratch: Tensor | None = None
+        self._grams = Grams()
 
     def watch(self, index: int, network: Network, seen: Seen) -> AbstractContextManager[None]:
         if index:
             return seen.layers(self.layers, self._reduce)
-        first = find_attention(network).at(self.heads.path)
-        return seen.heads(first, self.heads.name, lambda outputs: self._reduce(self.heads, outputs))
+        return seen.heads(self.attention, self.heads.name, lambda outputs: self._reduce(self.heads, outputs))
 
     def _reduce(self, layer: Layer, activation: Tensor) -> list[GramRow]:
         """Of a layer, or of heads' outputs, (n, heads, ...)."""
-        if self._scratch is None or self._scratch.device != activation.device:
-            self._scratch = scratch_for(len(activation), activation.device)
         if layer is not self.heads:
-            return [gram_row(flatten(activation), self._scratch)]
-        return [gram_row(flatten(activation[:, head]), self._scratch) for head in range(self.head_count)]
+            return [self._grams(activation)]
+        return [self._grams(activation[:, head]) for head in range(self.head_count)]
 
     def takes(self, size: int, batches: int) -> Takes:
         layers = [*[self.heads] * self.head_count, *self.layers]
@@ -89,8 +90,8 @@ class HeadSimilarity(Study):
         return jackknife(self.sums, lambda hsics: window_cka(hsics, chosen))
 
 
-def head_layer(network: Network) -> tuple[str, Layer, int]:
-    """The first attention module, its heads' outputs as a layer before any projection, and their number."""
+def head_layer(network: Network) -> tuple[AttentionLayer, Layer]:
+    """The first attention, and its heads' outputs as a layer before any projection."""
     try:
         first = find_attention(network).layers[0]
     except UsageError as error:
@@ -104,7 +105,7 @@ def head_layer(network: Network) -> tuple[str, Layer, int]:
     heads, windows = each.groups.shape
     (layer,) = find_layers(network, [first.name])
     shape = (windows * each.query_places.shape[1], heads * each.width)
-    return path, dataclasses.replace(layer, name=f"{path}.heads", shape=shape), heads
+    return first, dataclasses.replace(layer, name=f"{path}.heads", shape=shape)
 
 
 @study
@@ -145,11 +146,12 @@ def head_similarity(
     networks = begun.networks
     if len(networks) != 2:
         raise UsageError(f"heads are compared between two networks, got {len(networks)}")
-    _, heads, count = head_layer(networks[0])
+    attention, heads = head_layer(networks[0])
+    count = len(attention.order)
     found = lower_layers(networks[1]) if layers is None else find_layers(networks[1], layers)
     if window is not None and not 1 <= window <= count:
         raise UsageError(f"a window holds 1 to {count} heads of {networks[0].name}, got {window}")
-    study = HeadSimilarity(networks, heads, count, found)
+    study = HeadSimilarity(networks, attention, heads, found)
     distance = AttentionDistance(networks[0])
     begun.notices.say(*distance.notices)
     counts = sweep(begun.images, [study, distance], batch_size=batch_size, **how)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from repsim.errors import UsageError, one_of
 from repsim.images.image_set import Batch, ImageSet
-from repsim.measures.cka import GramRow, flatten, gram_row, matched_hsic, normalise_matched, scratch_for
+from repsim.measures.cka import GramRow, Grams, matched_hsic, normalise_matched
 from repsim.measures.running import GROUPS, BatchMeans, Moments, kept
 from repsim.networks.hooks import capture
 from repsim.networks.layers import Layer, find_layers
@@ -220,7 +220,7 @@ class _Surgery:
         self.after = reached_after(network, tried, layers)
         self.seen = Seen(network)
         self.lesion = tried[0]
-        self.scratch: Tensor | None = None
+        self.grams = Grams()
 
     @contextmanager
     def watch(self, sums: Sequence[ResidualSum]) -> Iterator[None]:
@@ -235,10 +235,7 @@ class _Surgery:
     def _reduce(self, layer: Layer, activation: Tensor) -> GramRow | None:
         if layer.name not in self.after[self.lesion.name]:
             return None
-        x = flatten(activation)
-        if self.scratch is None:
-            self.scratch = scratch_for(len(x), x.device)
-        return gram_row(x, self.scratch)
+        return self.grams(activation)
 
     def run(self, lesion: Lesion, inputs: Tensor, batch: Batch) -> tuple[Tensor, dict[str, GramRow]]:
         """The output, and the Gram of each layer after the lesion."""

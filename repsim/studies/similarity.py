@@ -15,16 +15,7 @@ from torch import Tensor
 
 from repsim.errors import UsageError
 from repsim.images.image_set import Batch, Counts
-from repsim.measures.cka import (
-    GramRow,
-    flatten,
-    gram_row,
-    matched_hsic,
-    minibatch_cka,
-    normalise_matched,
-    scratch_for,
-    stacked_hsic,
-)
+from repsim.measures.cka import GramRow, Grams, matched_hsic, minibatch_cka, normalise_matched, stacked_hsic
 from repsim.measures.running import GROUPS, BatchMeans
 from repsim.networks.layers import Layer, find_layers
 from repsim.networks.models import Network
@@ -50,7 +41,7 @@ class LayerSimilarity(Study):
     def __init__(self, networks: Sequence[Network], layers: Sequence[Sequence[Layer]], tokens: Tokens = "all") -> None:
         self.networks, self.layers, self.tokens = networks, layers, tokens
         self.sums = minibatch_cka()
-        self._scratch: Tensor | None = None
+        self._grams = Grams()
         self._last: tuple[Any, ...] | None = None
 
     def watch(self, index: int, network: Network, seen: Seen) -> AbstractContextManager[None]:
@@ -61,10 +52,7 @@ class LayerSimilarity(Study):
         same = (activation._version, layer.layout, layer.order, layer.prefix, layer.positions)
         if self._last is not None and self._last[0]() is activation and self._last[1] == same:
             return self._last[2]
-        x = flatten(layer.select(activation, self.tokens))
-        if self._scratch is None or self._scratch.device != x.device:
-            self._scratch = scratch_for(len(x), x.device)
-        row = gram_row(x, self._scratch)
+        row = self._grams(layer.select(activation, self.tokens))
         self._last = (weakref.ref(activation), same, row)
         return row
 

@@ -23,14 +23,16 @@ import csv
 import re
 import sys
 import time
-import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.survey import Attempts, rows_of
 
 import repsim as rs
 
@@ -103,21 +105,7 @@ def examine(name: str) -> dict[str, Any]:
     network = load(name)
     images = torch.randn(IMAGES, *network.input_size, generator=torch.Generator().manual_seed(0))
     row: dict[str, Any] = {}
-    applies, refused = [], []
-
-    def attempt(what: str, run: Callable[[], Any]) -> Any:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                result = run()
-        except rs.RepsimError as error:
-            refused.append(f"{what}: {error}")
-            return None
-        except Exception:
-            refused.append(f"{what} failed: {traceback.format_exc().strip().splitlines()[-1]}")
-            return None
-        applies.append(what)
-        return result
+    attempt = Attempts()
 
     for preset, column in (("blocks", "blocks_found"), ("paper", "paper_layers")):
         layers = attempt(f"find_layers({preset})", lambda preset=preset: rs.find_layers(network, preset))
@@ -125,8 +113,8 @@ def examine(name: str) -> dict[str, Any]:
     row["blocks_run"] = len(blocks_that_run(network))
     for what, run in studies(network, images):
         attempt(what, run)
-    row["applies"] = " ".join(what for what in applies if not what.startswith("find_layers"))
-    row["refused"] = " | ".join(refused)
+    row["applies"] = " ".join(what for what in attempt.applies if not what.startswith("find_layers"))
+    row["refused"] = " | ".join(attempt.refused)
     return row
 
 
@@ -138,10 +126,7 @@ def main(wanted: list[str]) -> None:
         for family in wanted:
             print(row_of(family))
         return
-    done = set()
-    if TABLE.exists():
-        with TABLE.open(newline="") as file:
-            done = {row["family"] for row in csv.DictReader(file)}
+    done = {row["family"] for row in rows_of(TABLE)}
     with TABLE.open("a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         if not done:

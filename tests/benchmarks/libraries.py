@@ -23,7 +23,6 @@ import itertools
 import re
 import sys
 import time
-import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -32,6 +31,10 @@ from typing import Any
 
 import torch
 from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.survey import Attempts, rows_of
 
 import repsim as rs
 from repsim.networks.residual_sums import find_sums
@@ -588,34 +591,20 @@ def examine(library: str, name: str) -> dict[str, str]:
     network = load(library, name)
     images = torch.randn(IMAGES, *network.input_size, generator=torch.Generator().manual_seed(0))
     row = {"library": library, "network": name}
-    applies, refused = [], []
-
-    def attempt(what: str, run: Callable[[], Any]) -> Any:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                result = run()
-        except rs.RepsimError as error:
-            refused.append(f"{what}: {error}")
-            return None
-        except Exception:
-            refused.append(f"{what} failed: {traceback.format_exc().strip().splitlines()[-1]}")
-            return None
-        applies.append(what)
-        return result
+    attempt = Attempts()
 
     row |= attempt("layers", lambda: layers_of(network)) or {}
     for what, run in studies(network, images):
         attempt(what, run)
-    return row | {"applies": " ".join(each for each in applies if each != "layers"), "refused": " | ".join(refused)}
+    return row | {
+        "applies": " ".join(each for each in attempt.applies if each != "layers"),
+        "refused": " | ".join(attempt.refused),
+    }
 
 
 def rows() -> dict[tuple[str, str], dict[str, str]]:
     """Those of the table, by library and network."""
-    if not TABLE.exists():
-        return {}
-    with TABLE.open(newline="") as file:
-        return {(row["library"], row["network"]): row for row in csv.DictReader(file)}
+    return {(row["library"], row["network"]): row for row in rows_of(TABLE)}
 
 
 def main(words: list[str]) -> None:

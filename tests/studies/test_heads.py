@@ -17,7 +17,8 @@ def test_windows_equal_cka_of_concatenated_outputs(name, window):
     images = noise(a, 16)
     found = rs.head_similarity([a, b], images, window=window, batch_size=16)
     assert list(found.table.columns) == HEADS and list(found.correlation.columns) == HEAD_CORRELATION
-    path, layer, count = head_layer(a)
+    attention, _ = head_layer(a)
+    path, count = attention.path, len(attention.order)
     order = torch.from_numpy(rs.ImageSet(images).chosen)
     outputs = []
     handle = a.module.get_submodule(path).proj.register_forward_pre_hook(lambda m, args: outputs.append(args[0]))
