@@ -45,13 +45,13 @@ _HOME = {
     "RepsimError": "repsim.errors",
     "UsageError": "repsim.errors",
 }
-__all__ = [*_HOME, "plots"]
+__all__ = [*_HOME, "paper", "plots"]
 __version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name == "plots":
-        return importlib.import_module("repsim.plots")
+    if name in ("paper", "plots"):
+        return importlib.import_module(f"repsim.{name}")
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'repsim' has no attribute {name!r}")

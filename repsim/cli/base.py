@@ -235,7 +235,7 @@ class Job:
         called: str | None = None,
         beside: Collection[str] = (),
     ) -> Run:
-        """Look at everything that is cheap to look at first; then load networks and make the directory.
+        """Load networks, see `ready`, and make the directory.
 
         Args:
             asked: the networks.
@@ -244,31 +244,14 @@ class Job:
             called: what the directory is called without `--out`; None: after the command and its networks.
             beside: options that may differ between runs whose results lie in one directory.
         """
-        check_range("--images", self.images, 4)
-        check_range("--batch-size", self.batch_size, 4)
-        if self.workers is not None:
-            check_range("--workers", self.workers, 0, PROCESSES)
-
         from repsim.cli.directory import before, digest, own_directory
-        from repsim.images.image_set import ImageSet
-        from repsim.networks.memory import give_back_blocks
-        from repsim.networks.models import check_name, told_apart
         from repsim.passes import processes
-        from repsim.passes.plan import limited
         from repsim.passes.resume import FOLDER, Resume
-        from repsim.studies.results import hearing
         from repsim.tables import prepare, recording
 
         started = time.perf_counter()
         context = click.get_current_context()
-        give_back_blocks()
-        context.with_resource(limited(self.memory, lambda text: say(text, self.quiet)))
-        for of in asked:
-            check_name(of.model)
-        data = self.data or default_data([of.model for of in asked])
-        chosen = ImageSet(data, split=self.split, root=self.data_dir, images=self.images, seed=self.seed)
-        how = {name: getattr(self, name) for name in ("precision", "compiled", "seed_each_pass")}
-        networks = told_apart(load(asked, self.device, self.seed, **how))
+        networks, chosen = self.ready(asked)
         apart = about(self, networks, chosen, train)
         common = {name: value for name, value in apart["options"].items() if name not in beside}
         settings, out, old = digest({**apart, "options": common}), self.out, {}
@@ -300,6 +283,31 @@ class Job:
         run = Run(self, networks, chosen, out, started, resume, settings, old, written)
         context.meta[RUN] = run
         context.call_on_close(run.let_go_of_what_nobody_would_know)
+        return run
+
+    def ready(self, asked: list[Asked]) -> tuple[list[Any], Any]:
+        """Look at everything that is cheap to look at first; the networks, and the images. Nothing is written."""
+        check_range("--images", self.images, 4)
+        if self.batch_size is not None:
+            check_range("--batch-size", self.batch_size, 4)
+        if self.workers is not None:
+            check_range("--workers", self.workers, 0, PROCESSES)
+
+        from repsim.images.image_set import ImageSet
+        from repsim.networks.memory import give_back_blocks
+        from repsim.networks.models import check_name, told_apart
+        from repsim.passes.plan import limited
+        from repsim.studies.results import hearing
+
+        context = click.get_current_context()
+        give_back_blocks()
+        context.with_resource(limited(self.memory, lambda text: say(text, self.quiet)))
+        for of in asked:
+            check_name(of.model)
+        data = self.data or default_data([of.model for of in asked])
+        chosen = ImageSet(data, split=self.split, root=self.data_dir, images=self.images, seed=self.seed)
+        how = {name: getattr(self, name) for name in ("precision", "compiled", "seed_each_pass")}
+        networks = told_apart(load(asked, self.device, self.seed, **how))
         heard: set[str] = set()
 
         def hear(notice: str) -> None:
@@ -308,7 +316,7 @@ class Job:
                 say(notice, self.quiet)
 
         context.with_resource(hearing(hear))
-        return run
+        return networks, chosen
 
 
 @dataclass(frozen=True)
@@ -467,7 +475,7 @@ def job_options(command: str, images: int, batch_size: int, of: str) -> Callable
                     out = function(job, **given)
             if RUN in click.get_current_context().meta:
                 click.get_current_context().meta[RUN].finish()
-            if job.as_json:
+            if job.as_json and out is not None:
                 print_json({"directory": str(out), **said_of(out)})
 
         return decorate(called)
@@ -540,13 +548,21 @@ def each_model(
     keys: tuple[str, ...],
     args: tuple[str, ...],
     side: str = "",
+    role: str = "",
 ) -> list[Asked]:
-    """Each network with its weights; a key that is given once is that of every file."""
+    """Each network with its weights; a key that is given once is that of every file.
+
+    Args:
+        models, weights, keys, args: what was given of one side, or of one role.
+        side: how the options end that are of one of two sides.
+        role: before what is given, where options are of roles.
+    """
 
     def spread(option: str, given: tuple[str, ...]) -> tuple[str, ...]:
         if len(given) not in (1, len(models)):
+            of, per = (f" {role}=", f"network {role}=") if role else (side, f"model{side}")
             raise UsageError(
-                f"give --{option}{side} once, or once per --model{side}: "
+                f"give --{option}{of} once, or once per --{per}: "
                 f"there are {len(models)} models and {len(given)} {option.replace('-', ' ')}{'s' * ('key' in option)}"
             )
         return given * len(models) if len(given) == 1 else given

@@ -3,131 +3,262 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from repsim.cli.base import AS_JSON, Asked, Job, Place, Source, default_data, is_first, job_options, main
+from repsim.cli.base import (
+    AS_JSON,
+    Asked,
+    Job,
+    Place,
+    Source,
+    default_data,
+    each_model,
+    is_first,
+    job_options,
+    label,
+    main,
+)
 from repsim.cli.words import check_range, print_json, say
 from repsim.errors import UsageError, one_of
+
+if TYPE_CHECKING:
+    from repsim.paper.roles import Roles
 
 NOISE_TO_TRAIN = 48
 """Training images of a dry run."""
 
 
+class OfRole(Source):
+    """`ROLE=` and a known word or a path, or one of these alone."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        role, found = of_role(str(value))
+        found = super().convert(found, param, ctx)
+        return f"{role}={found}" if role else found
+
+
+def of_role(given: str, separator: str = "=") -> tuple[str, str]:
+    """The role that a value is of, and the value; no role where none of them stands before it."""
+    from repsim.paper.roles import ROLES
+
+    role, between, value = given.partition(separator)
+    return (role, value) if between and role in ROLES else ("", given)
+
+
 @main.command()
 @click.argument("numbers", nargs=-1, metavar="[NUMBER]...")
 @click.option(
-    "--preset", type=click.Choice(["mini", "paper"]), default="mini", show_default=True, help="Which networks."
+    "--network",
+    "networks",
+    multiple=True,
+    metavar="ROLE=MODEL",
+    help="A network of yours and what it is: vit, cnn, gap, little, small, mixer, tuned, seed; repeatable, also for "
+    "several of a role.",
 )
 @click.option(
-    "--weights", type=Source(), metavar="WEIGHTS", default="pretrained", show_default=True, help="`random`: a dry run."
+    "--preset", type=click.Choice(["mini", "paper"]), help="Which networks, without --network.  [default: mini]"
 )
+@click.option(
+    "--weights",
+    type=OfRole(),
+    multiple=True,
+    metavar="[ROLE=]WEIGHTS",
+    help="`pretrained`, `random` (a dry run), or ROLE=FILE: once for all of a role, or once per network of it.  "
+    "[default: pretrained]",
+)
+@click.option("--weights-key", multiple=True, metavar="ROLE=KEY", help="Which of the weights in a file, likewise.")
+@click.option("--arg", multiple=True, metavar="ROLE.KEY=VALUE", help="Model argument, as vit.img_size=384; repeatable.")
+@click.option("--plan", "only_plan", is_flag=True, help="Say which figures and passes there would be, and stop.")
 @click.option("--layers", help="See `repsim cka`.  [default: blocks; of `paper`, paper]")
 @click.option("--channels", default=16, show_default=True, help="Per layer, of receptive fields; 0: all.")
 @click.option(
     "--train-data", type=Source(), metavar="DATA", help="Where the training images of probes are.  [default: in DATA]"
 )
 @click.option("--train-split", metavar="SPLIT", help="Which split or folder they are.  [default: train]")
-@job_options("figures", images=None, batch_size=None, of="minibatch  [default: 250; of `paper`, 1024]")
+@job_options(
+    "figures",
+    images=None,
+    batch_size=None,
+    of="minibatch  [default: 250; of `paper`, 1024; of your networks a tenth of the images, 8 to 256]",
+)
 def figures(
     job: Job,
     numbers: tuple[str, ...],
-    preset: str,
-    weights: str,
+    networks: tuple[str, ...],
+    preset: str | None,
+    weights: tuple[str, ...],
+    weights_key: tuple[str, ...],
+    arg: tuple[str, ...],
+    only_plan: bool,
     layers: str | None,
     channels: int,
     train_data: str | None,
     train_split: str | None,
-) -> Path:
+) -> Path | None:
     """The figures of the paper, such as 1 or C.5; all of them without NUMBER.
 
-    Forward-only figures share one forward pass per network and image. Writes a folder per figure, figure-NUMBER, with
-    its tables, the numbers its claims are checked by (numbers.csv), run.json and the picture. `mini` has the bundled
-    networks and images; `paper` the public checkpoints nearest to the paper's, ImageNet's validation images and
-    the paper's protocol.
-    """
-    from repsim.paper.figures import FIGURES, PRESETS
+    Of your own networks, `--network vit=MODEL --network cnn=MODEL` makes all that these allow, and says which other
+    roles the rest needs; either alone works for its own figures. `mini` has the bundled networks and images; `paper`
+    the public checkpoints nearest to the paper's, ImageNet's validation images and the paper's protocol. What is made
+    of what, in which passes, is said before anything runs.
 
-    chosen = {number.upper(): number for number in numbers}
-    for number in chosen:
-        if number not in FIGURES:
-            raise one_of("figure", chosen[number], FIGURES)
-    wanted = [FIGURES[number] for number in chosen] or list(FIGURES.values())
+    Forward-only figures share one forward pass per network and image. Writes a folder per figure, figure-NUMBER, with
+    its tables, the numbers its claims are checked by (numbers.csv), run.json and the picture; what the paper claims and
+    whether they agree (claims.csv, claims.md); and one page of all (report.html), if plotly is installed.
+    """
+    from repsim.paper.figures import PRESETS
+    from repsim.paper.report import check_pages
+    from repsim.paper.run import Cast, replicate, wanted
+    from repsim.paper.run import plan as planned
+
+    exhibits = wanted(numbers or None)
     if job.redraw is not None:
-        redraw_figures(job.redraw, wanted if chosen else [], job.quiet)
+        redraw_figures(job.redraw, exhibits if numbers else [], job.quiet)
         return job.redraw
     check_range("--channels", channels, 0)
-    of_preset = PRESETS[preset]
-    if job.images is None:
-        job = replace(job, images=of_preset["images"])
-    if job.batch_size is None:
-        job = replace(job, batch_size=of_preset["batch_size"])
+    if networks:
+        if preset is not None:
+            raise UsageError("give --network or --preset, not both")
+        cast = Cast.of(exhibits, own_roles(networks, weights, weights_key, arg))
+    else:
+        cast = Cast.of(exhibits, PRESETS[preset or "mini"])
+        cast = cast.played_by({name: Asked(name, of_preset(weights, weights_key, arg)) for name in cast.players})
 
     from repsim.images.image_set import ImageSet, train_and_test
-    from repsim.networks.minis import bundled
-    from repsim.paper.files import save_figure
-    from repsim.paper.run import Plan
 
-    plan = Plan.of(wanted, preset, bundled())
-    data, split, train, without = job.data or default_data(plan.names), job.split, None, ""
+    job = replace(job, images=cast.roles.images if job.images is None else job.images)
+    data, split, train, without = job.data, job.split, None, ""
+    data = data or default_data([of.model for of in cast.players])
     try:
         (train_data, train_split), (data, split) = train_and_test(data, split, train_data, train_split)
-        if plan.probes:
+        if cast.probes:
             few = NOISE_TO_TRAIN if data == "noise" else None
             train = ImageSet(train_data, split=train_split, root=job.data_dir, images=few, seed=job.seed)
     except UsageError as error:  # only figures of probes need training images
-        without = str(error)
-    name = f"figures-{preset}" + ("-random" if weights == "random" else "")
+        without = f"no training images: {error}"
     job = replace(job, data=data, split=split)
-    writes = [f"figure-{exhibit.number}" for exhibit in plan.exhibits]
-    asked = [Asked(name, weights) for name in plan.names]
-    run = job.start(asked, writes, train=train, called=name, beside=["numbers"])
-    layers = layers or of_preset["layers"]
-
-    from repsim.studies.results import begin
-
-    begun = begin(run.networks, run.images, layers=layers, minibatch=job.batch_size)
-    if train is not None and train.left_out:
-        begun.notices.say(train.left_out_in_words)
-    if without and plan.probes:
-        begun.notices.say(f"no training images: {without}")
-    begun.notices.say(*(f"figure {number} is left out: {reason}" for number, reason in plan.left_out.items()))
-    options = {"layers": layers, "batch_size": job.batch_size, "channels": channels}
-    images = run.images
-    if data == "noise" and plan.probes:
-        begun.notices.say("probes of noise: two classes are made up, to try them out")
+    if only_plan:
+        loaded, images = job.ready(cast.players)
+    else:
+        run = job.start(
+            cast.players,
+            [f"figure-{exhibit.number}" for exhibit in cast.exhibits],
+            train=train,
+            called=called(cast.roles, cast.players),
+            beside=["numbers", "only_plan"],
+        )
+        loaded, images = run.networks, run.images
+        check_pages(run.out)
+    if without and cast.probes:
+        say(without, job.quiet)
+    if data == "noise" and cast.probes:
+        say("probes of noise: two classes are made up, to try them out", job.quiet)
         train, images = (of.labelled([i % 2 for i in range(len(of))]) for of in (train, images))
-    made = plan.make(dict(zip(plan.names, run.networks)), images, train, **options, **run.how())
-    begun.notices.say(*made.left_out)
-    record = run.record(begun.record(made.counts, {"preset": preset, **options, **made.protocol}))
-    shared = {key: record[key] for key in ("command", "date", "images", "random")}
-    for exhibit, of in made.figures:
-        save_figure(exhibit, of, run.out, preset, shared)
+    given = (cast.played_by(dict(zip(cast.players, loaded))), images, train)
+    options = {"layers": layers, "batch_size": job.batch_size, "channels": channels}
+    if only_plan:
+        plan = planned(*given, **options, workers=job.workers, skip_broken=job.skip_broken)
+        if job.as_json:
+            print_json(plan.record())
+        elif is_first():
+            click.echo(plan)
+        return None
+    found = replicate(*given, **options, tell=lambda plan: say(str(plan), job.quiet), **run.how())
+    found = replace(found, record=run.record(found.record))
+    found.save_tables(run.out)
     if is_first():
-        redraw_figures(run.out, [exhibit for exhibit, _ in made.figures], job.quiet)
+        finish(run.out, [exhibit for exhibit, _ in found.made], found, job.quiet)
     return run.out
+
+
+def of_preset(weights: tuple[str, ...], keys: tuple[str, ...], args: tuple[str, ...]) -> str:
+    """The weights of a preset's networks."""
+    if keys or args or any(of_role(each)[0] for each in weights):
+        raise UsageError("--weights ROLE=..., --weights-key and --arg are of networks that --network names")
+    return weights[-1] if weights else "pretrained"
+
+
+def own_roles(
+    networks: tuple[str, ...], weights: tuple[str, ...], keys: tuple[str, ...], args: tuple[str, ...]
+) -> Roles:
+    """Who plays which role, as networks that were asked for."""
+    from repsim.paper.roles import Roles
+
+    of_all = [each for each in weights if not of_role(each)[0]]
+    if wrong := [each for each in of_all if each not in ("pretrained", "random")]:
+        raise UsageError(
+            f"say whose weights these are, --weights ROLE={wrong[0]}; only pretrained and random are of all"
+        )
+    models = by_role("--network", networks)
+    own = by_role("--weights", [each for each in weights if each not in of_all], models)
+    its_keys, its_args = by_role("--weights-key", keys, models), by_role("--arg", args, models, ".")
+    return Roles.of(
+        {
+            role: each_model(
+                tuple(names),
+                tuple(own.get(role) or of_all[-1:]),
+                tuple(its_keys.get(role, ())),
+                tuple(its_args.get(role, ())),
+                role=role,
+            )
+            for role, names in models.items()
+        }
+    )
+
+
+def by_role(
+    option: str, given: tuple[str, ...] | list[str], roles: Mapping[str, Any] | None = None, separator: str = "="
+) -> dict[str, list[str]]:
+    """What was given of an option for each role, which is one of some, in the order of the roles."""
+    from repsim.paper.roles import ROLES
+
+    found: dict[str, list[str]] = {}
+    for each in given:
+        role, value = of_role(each, separator)
+        if not role or not value:
+            before = each.partition(separator)[0]
+            if separator in each and before not in ROLES:
+                raise one_of("role", before, ROLES)
+            raise UsageError(f"{option} takes ROLE{separator}..., got {each!r}; roles are {', '.join(ROLES)}")
+        if roles is not None and role not in roles:
+            raise UsageError(f"{option} {each} is of no network; give --network {role}=MODEL")
+        found.setdefault(role, []).append(value)
+    return {role: found[role] for role in ROLES if role in found}
+
+
+def called(roles: Roles, players: list[Asked]) -> str | None:
+    """What the directory of a run is called: after its preset, or as of other commands after its networks."""
+    from repsim.paper.roles import OWN
+
+    if roles.preset == OWN:
+        return "-".join(["figures", *(label(of.model, of.weights, of.key) for of in players)])
+    return f"figures-{roles.preset}" + ("-random" if players[0].weights == "random" else "")
+
+
+def finish(out: Path, exhibits: list[Any], found: Any, quiet: bool) -> None:
+    """Draw pictures, write claims and the page, and say what was found."""
+    from repsim.paper.findings import in_lines
+    from repsim.paper.report import conclude
+
+    redraw_figures(out, exhibits, quiet)
+    _, lacks = conclude(out)
+    if lacks:
+        say(f"there is no page: {lacks}", quiet)
+    if len(found.claims):
+        say(in_lines(found.findings), quiet)
 
 
 def redraw_figures(out: Path, wanted: list[Any], quiet: bool) -> None:
     """Draw the pictures of figures from their tables; of all that are there, unless some are wanted."""
-    from repsim import plots
-    from repsim.paper.figures import FIGURES
-    from repsim.paper.files import load_figure, picture_file
+    from repsim.paper.files import draw_figures
 
-    drawn = []
-    for exhibit in wanted or FIGURES.values():
-        made = load_figure(exhibit, out)
-        if made is None and wanted:
-            raise UsageError(f"there is no figure {exhibit.number} in {out}; make it first")
-        if made is not None:
-            plots.save(exhibit.draw(made, exhibit.caption(made.record)), picture_file(exhibit, made, out))
-            drawn.append(exhibit.number)
-    if not drawn:
-        raise UsageError(f"there are no figures in {out}; give the directory of a finished run")
-    say(f"figures {', '.join(drawn)} are in {out}", quiet)
+    folders = dict.fromkeys(path.parent.name for path in draw_figures(out, wanted))
+    say(f"figures {', '.join(name.removeprefix('figure-') for name in folders)} are in {out}", quiet)
 
 
 @main.command()
@@ -140,14 +271,11 @@ def claims(directory: Path, quiet: bool, as_json: bool) -> None:
     A claim is the side of a boundary on which the paper finds a number. It agrees or disagrees if the number's 95 %
     interval lies on one side of it, and is undecided otherwise. Also writes claims.csv and claims.md.
     """
-    from repsim.paper.claims import CLAIMS_COLUMNS, HEAD, check, markdown
-    from repsim.tables import check_own, prepare, save_table, save_text
+    from repsim.paper.claims import check, markdown
+    from repsim.paper.files import save_claims
 
     table = check(directory)
-    check_own(directory / "claims.csv", ",".join(CLAIMS_COLUMNS))
-    check_own(directory / "claims.md", HEAD)
-    save_table(table, prepare(directory) / "claims.csv")
-    save_text(markdown(table), directory / "claims.md")
+    save_claims(directory)
     if as_json:
         print_json(json.loads(table.to_json(orient="records")))
     elif not quiet:

@@ -1,1 +1,19 @@
-"""The figures of the paper: which networks, which studies, which pictures and numbers each is made of."""
+"""The figures of the paper: which roles, which studies, which pictures and numbers each is made of.
+
+import repsim as rs
+found = rs.paper.replicate({"vit": vit, "cnn": cnn}, images, train)
+found.claims, found.findings
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__all__ = ["plan", "replicate"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(importlib.import_module("repsim.paper.run"), name)
+    raise AttributeError(f"module 'repsim.paper' has no attribute {name!r}")

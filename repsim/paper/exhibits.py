@@ -1,19 +1,21 @@
-"""Each kind of figure in the paper: what there is to choose about it, and how it is drawn from its saved tables.
+"""Each kind of figure in the paper: which roles it shows, what there is to choose, and how it is drawn from its tables.
 
-How it is measured is in `measuring`. No torch.
+How it is measured is in `measuring`; who plays the roles, in `roles`. No torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from repsim import plots
+from repsim.paper.roles import Case
 from repsim.plots.style import Figure, entitle, groups_of
 
 
@@ -28,6 +30,27 @@ class Made:
     """Of a figure read from its files: how it was made."""
 
 
+class Comparison(NamedTuple):
+    """What an exhibit finds of one role less what it finds of another: of each network of the first with each of those.
+
+    Of exhibits of one number there is nothing more to say; probes have several.
+    """
+
+    first: str
+    second: str
+    key: str = ""
+    label: str = ""
+
+
+class Compared(NamedTuple):
+    """A comparison of two networks of an exhibit, by their numbers among them."""
+
+    key: str
+    label: str
+    first: int
+    second: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Exhibit:
     """One figure of the paper.
@@ -36,8 +59,9 @@ class Exhibit:
         number: as in the paper: `1`, `C.5`.
         title: above the picture.
         shows: what the paper shows there, and what to expect.
-        networks: preset -> names of its networks, in tuples where they pass together; the figure cannot be made with
-            a preset that is not there.
+        roles: whose networks it shows, in this order.
+        needs: those of them without which there is no such figure; of the others one network suffices.
+        compare: which roles are compared in its numbers.
         notes: preset -> what is not as the paper had it, and is written on the picture; where there are no networks,
             why.
     """
@@ -45,12 +69,38 @@ class Exhibit:
     number: str
     title: str
     shows: str
-    networks: Mapping[str, tuple[Any, ...]]
+    roles: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    compare: tuple[Comparison, ...] = ()
     notes: Mapping[str, str] = field(default_factory=dict)
 
-    def names(self, preset: str) -> list[str]:
-        """All networks it needs."""
-        return list(dict.fromkeys(_flat(self.networks.get(preset, ()))))
+    def networks(self, cases: Sequence[Case], apart: Collection[frozenset[str]] = ()) -> tuple[Any, ...]:
+        """Its networks, or the groups of them that pass together; none if it cannot be made.
+
+        Args:
+            cases: who plays, in one case after the other.
+            apart: networks that cannot be in one group.
+        """
+        return tuple(dict.fromkeys(name for case in cases for role in self.roles for name in case.get(role, ())))
+
+    def players(self, cases: Sequence[Case], apart: Collection[frozenset[str]] = ()) -> list[Any]:
+        """All its networks, each once."""
+        return list(self.networks(cases, apart))
+
+    def compared(self, cases: Sequence[Case]) -> list[Compared]:
+        """Which of its networks are compared; where those of a label are several, it names them."""
+        names, found = list(self.networks(cases)), []
+        for first, second, key, label in self.compare:
+            pairs = [pair for case in cases for pair in product(case.get(first, ()), case.get(second, ()))]
+            for a, b in dict.fromkeys(pairs):
+                of = f"{label}, {a} - {b}" if len(set(pairs)) > 1 else label
+                found.append(Compared(key, of, names.index(a), names.index(b)))
+        return found
+
+    def lacking(self, cases: Sequence[Case]) -> list[str]:
+        """The roles that somebody must play for it to be made."""
+        missing = [role for role in self.needs if not any(case.get(role) for case in cases)]
+        return missing or ([] if self.networks(cases) else list(self.roles))
 
     def note(self, preset: str) -> str:
         return self.notes.get(preset, "")
@@ -65,16 +115,29 @@ class Exhibit:
         return f"{first}\n(here: {note})" if note else first
 
 
-def _flat(names: Any) -> list[str]:
-    return [names] if isinstance(names, str) else [name for each in names for name in _flat(each)]
+@dataclass(frozen=True, kw_only=True)
+class Grouped(Exhibit):
+    """An exhibit whose networks pass in groups: one of each role that somebody plays, in every combination."""
+
+    def networks(self, cases: Sequence[Case], apart: Collection[frozenset[str]] = ()) -> tuple[tuple[str, ...], ...]:
+        groups = dict.fromkeys(group for case in cases for group in self.groups(case))
+        return tuple(group for group in groups if not any(names <= set(group) for names in apart))
+
+    def players(self, cases: Sequence[Case], apart: Collection[frozenset[str]] = ()) -> list[Any]:
+        return list(dict.fromkeys(player for group in self.networks(cases, apart) for player in group))
+
+    def groups(self, case: Case) -> list[tuple[str, ...]]:
+        """Those of one case."""
+        played = [case[role] for role in self.roles if case.get(role)]
+        return list(product(*played)) if played and all(case.get(role) for role in self.needs) else []
 
 
 # Similarity of layers
 
 
 @dataclass(frozen=True, kw_only=True)
-class Similarity(Exhibit):
-    """Heatmaps of CKA; networks are groups that pass together, of which `panels` draws some pairs."""
+class Similarity(Grouped):
+    """Heatmaps of CKA, of which `panels` draws some pairs of a group."""
 
     panels: Literal["within", "across", "all", "pairs"] = "within"
     """`within` each network, `across` from the first to each other of a group, `all` of these; or all `pairs`."""
@@ -92,8 +155,12 @@ class Similarity(Exhibit):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Matched(Exhibit):
-    """CKA of the same layers: groups of a reference and what is compared with it."""
+class Matched(Grouped):
+    """CKA of the same layers: of the first role, the reference, and of all others, each of them with it."""
+
+    def groups(self, case: Case) -> list[tuple[str, ...]]:
+        others = [name for role in self.roles[1:] for name in case.get(role, ())]
+        return list(product(case.get(self.roles[0], ()), others))
 
     def draw(self, made: Made, title: str) -> Figure:
         figure = plots.matched(made.tables["matched"], groups=groups_of(made.record)).figure
@@ -114,8 +181,8 @@ class Attention(Exhibit):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heads(Exhibit):
-    """Windows of heads of a first block against lower layers: pairs of networks."""
+class Heads(Grouped):
+    """Windows of heads of a first block against lower layers of another network."""
 
     def draw(self, made: Made, title: str) -> Figure:
         parts = [part for _, part in made.tables["heads"].groupby(["model_a", "model_b"], sort=False)]
@@ -128,7 +195,7 @@ class Heads(Exhibit):
 
 @dataclass(frozen=True, kw_only=True)
 class Receptive(Exhibit):
-    """Effective receptive fields after every residual sum, or of what enters it, of one or two networks."""
+    """Effective receptive fields after every residual sum, or of what enters it."""
 
     branch: bool = False
     against_sums: bool = False
@@ -174,21 +241,10 @@ class Localization(Exhibit):
 # Probes
 
 
-class Comparison(NamedTuple):
-    """The accuracy of probes of one of an exhibit's networks less that of another."""
-
-    key: str
-    label: str
-    first: int
-    second: int
-    """Numbers of the networks, from 0; -1: the last."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Probed(Exhibit):
     """Ten-shot probes of every layer."""
 
-    compare: tuple[Comparison, ...] = ()
     tokens: bool = False
     """Whether single tokens are probed, their mean is one of the aggregations, and it is what is compared."""
 

@@ -1,15 +1,29 @@
-"""The files of each figure: a folder with its tables, arrays and record. No torch."""
+"""The files of figures: of each a folder with its tables, arrays, record and picture; of all, claims. No torch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from repsim import tables
-from repsim.errors import RepsimError
+from repsim import plots, tables
+from repsim.errors import RepsimError, UsageError
+from repsim.paper.claims import CLAIMS, OWN_PAGE, OWN_TABLE, Numbers, check, markdown
 from repsim.paper.exhibits import Exhibit, Made
-from repsim.paper.figures import PRESETS
-from repsim.tables import RECORD, load_arrays, load_record, load_table, prepare, save_arrays, save_record, save_table
+from repsim.paper.figures import FIGURES, PRESETS
+from repsim.paper.roles import OWN
+from repsim.tables import (
+    RECORD,
+    check_own,
+    load_arrays,
+    load_record,
+    load_table,
+    prepare,
+    save_arrays,
+    save_record,
+    save_table,
+    save_text,
+)
 
 COLUMNS = {
     "numbers": tables.NUMBERS,
@@ -33,11 +47,14 @@ def folder(exhibit: Exhibit, out: Path) -> Path:
     return out / f"figure-{exhibit.number}"
 
 
-def save_figure(exhibit: Exhibit, made: Made, out: Path, preset: str, of_run: dict[str, Any]) -> None:
+def save_figure(exhibit: Exhibit, made: Made, out: Path, of_run: dict[str, Any]) -> list[Path]:
     """The tables, arrays and record of one figure, in a folder of its own, from which an earlier one's are removed.
 
     Args:
-        of_run: what the run's record says of all its figures: command, date, images, random.
+        of_run: what is known of the run beside what the figure's own record says.
+
+    Returns:
+        The files.
     """
     where = prepare(folder(exhibit, out))
     pictures = [f"{where.name}{of}{suffix}" for of in ("", "-random") for suffix in (".png", ".pdf")]
@@ -47,10 +64,9 @@ def save_figure(exhibit: Exhibit, made: Made, out: Path, preset: str, of_run: di
         save_table(table, where / f"{name}.csv")
     if made.arrays:
         save_arrays(made.arrays, where / "maps.npz")
-    record = {"number": exhibit.number, "title": exhibit.title, "paper_shows": exhibit.shows, "preset": preset}
-    networks = {"networks": exhibit.networks[preset], "differs": exhibit.note(preset)}
     files = [*(f"{name}.csv" for name in made.tables), *([MAPS] if made.arrays else [])]
-    save_record({**record, **networks, **of_run, "files": files}, where / RECORD)
+    save_record({**made.record, **of_run, "files": files}, where / RECORD)
+    return [where / name for name in (*files, RECORD)]
 
 
 def _files(where: Path) -> list[str]:
@@ -72,8 +88,8 @@ def load_figure(exhibit: Exhibit, out: Path) -> Made | None:
     if not (where / RECORD).exists():
         return None
     record = load_record(where / RECORD, "random", "preset")
-    if record["preset"] not in PRESETS:
-        must = f"its preset must be {' or '.join(PRESETS)}, got {record['preset']!r}"
+    if record["preset"] not in (*PRESETS, OWN):
+        must = f"its preset must be {', '.join(PRESETS)} or {OWN}, got {record['preset']!r}"
         raise RepsimError(f"cannot read {where / RECORD}: {must}")
     files = [where / name for name in sorted(_files(where)) if name.endswith(".csv") and (where / name).exists()]
     found = {file.stem: load_table(file, COLUMNS.get(file.stem, [])) for file in files}
@@ -84,3 +100,53 @@ def load_figure(exhibit: Exhibit, out: Path) -> Made | None:
 def picture_file(exhibit: Exhibit, made: Made, out: Path) -> Path:
     """Where its picture is, without the suffix; untrained networks are named in it."""
     return folder(exhibit, out) / f"figure-{exhibit.number}{'-random' if made.record['random'] else ''}"
+
+
+def draw_figures(out: Path, wanted: Sequence[Exhibit] = ()) -> list[Path]:
+    """Draw the pictures of figures from their tables; of all that are there, unless some are wanted.
+
+    Returns:
+        The pictures.
+
+    Raises:
+        UsageError: there are none, or not all that are wanted.
+    """
+    drawn: list[Path] = []
+    for exhibit in wanted or FIGURES.values():
+        made = load_figure(exhibit, out)
+        if made is None and wanted:
+            raise UsageError(f"there is no figure {exhibit.number} in {out}; make it first")
+        if made is not None:
+            drawn += plots.save(exhibit.draw(made, exhibit.caption(made.record)), picture_file(exhibit, made, out))
+    if not drawn:
+        raise UsageError(f"there are no figures in {out}; give the directory of a finished run")
+    return drawn
+
+
+def numbers_of(figures: Sequence[tuple[Exhibit, Made]]) -> dict[str, Numbers]:
+    """The numbers of figures of which something is claimed."""
+    claimed = {claim.figure for claim in CLAIMS}
+    return {
+        exhibit.number: Numbers(made.tables["numbers"], made.record["random"])
+        for exhibit, made in figures
+        if exhibit.number in claimed
+    }
+
+
+def check_claims_own(directory: Path) -> None:
+    """Raise `UsageError` where claims are to be written, and a file lies there that is not repsim's."""
+    check_own(directory / "claims.csv", OWN_TABLE)
+    check_own(directory / "claims.md", OWN_PAGE)
+
+
+def save_claims(directory: Path) -> list[Path]:
+    """Check the claims against the figures in a directory, and write `claims.csv` and `claims.md` into it.
+
+    Raises:
+        UsageError: there are no numbers in it.
+    """
+    table = check(directory)
+    check_claims_own(directory)
+    save_table(table, prepare(directory) / "claims.csv")
+    save_text(markdown(table), directory / "claims.md")
+    return [directory / "claims.csv", directory / "claims.md"]

@@ -5,8 +5,9 @@ An exhibit asks `Measurements` for studies before the images pass, and its table
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import partial, singledispatch
 from itertools import combinations
 from typing import Any
@@ -23,7 +24,7 @@ from repsim.measures.running import Together, Total
 from repsim.networks.layers import Layer, find_layers
 from repsim.networks.models import Network
 from repsim.paper import exhibits
-from repsim.paper.exhibits import Comparison, Exhibit, Made, classified
+from repsim.paper.exhibits import Compared, Exhibit, Made, classified
 from repsim.paper.numbers import (
     STATISTICS,
     Number,
@@ -39,17 +40,64 @@ from repsim.paper.numbers import (
     third,
     with_intervals,
 )
+from repsim.passes.plan import Takes, fits, size_in_words
 from repsim.passes.seen import Seen
-from repsim.passes.study import Study
-from repsim.passes.sweep import networks_of, sweep
+from repsim.passes.study import Study, Summing
+from repsim.passes.sweep import networks_of, runs_of, sweep
 from repsim.studies.attention import AttentionDistance
 from repsim.studies.heads import HeadSimilarity, correlation, head_layer, lower_layers, windows
 from repsim.studies.localization import Localization, located
-from repsim.studies.probe import Probing
-from repsim.studies.receptive import receptive_fields
+from repsim.studies.probe import Probing, check_labels
+from repsim.studies.probe_passes import Features, Fitting
+from repsim.studies.receptive import Fields, places_of, receptive_fields
 from repsim.studies.residual import ResidualNorms
 from repsim.studies.results import Begun, Notices, Result
 from repsim.studies.similarity import LayerSimilarity, MatchedSimilarity
+
+
+class Cannot(RepsimError):
+    """A network cannot give what a figure shows of it, or several cannot together; others may."""
+
+    def __init__(self, error: RepsimError, *networks: str) -> None:
+        super().__init__(str(error))
+        self.networks = frozenset(networks)
+
+
+@contextmanager
+def asking(*networks: str) -> Iterator[None]:
+    """Within it, an error is of these networks alone."""
+    try:
+        yield
+    except Cannot:
+        raise
+    except RepsimError as error:
+        raise Cannot(error, *networks) from error
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass over images that is planned, or several alike."""
+
+    what: str
+    networks: list[str]
+    images: int
+    batch_size: int
+    memory: int | str
+    """Bytes that it takes of main memory; or why it does not fit into what there is."""
+    times: int = 1
+
+    def record(self) -> dict[str, Any]:
+        kept = {"pass": self.what, "networks": self.networks, "images": self.images, "batch_size": self.batch_size}
+        fits = isinstance(self.memory, int)
+        return {**kept, "times": self.times, "memory_bytes" if fits else "does_not_fit": self.memory}
+
+    def __str__(self) -> str:
+        memory = size_in_words(self.memory) if isinstance(self.memory, int) else self.memory
+        times = f"{self.times} passes of" if self.times > 1 else "one pass of"
+        images = f"{self.images} images" + (
+            f" in batches of {self.batch_size}" if self.batch_size < self.images else ""
+        )
+        return f"{times} {images} {self.what}: {', '.join(self.networks)} ({memory})"
 
 
 class Measurements:
@@ -88,6 +136,9 @@ class Measurements:
         self._probed: dict[str, bool] = {}
         """Name of a network -> whether single tokens are probed too."""
         self._probes: dict[str, Result | RepsimError] = {}
+        self._probing: list[tuple[list[str], Probing]] | None = None
+        self._receptive: dict[tuple[str, bool], Fields] = {}
+        """Name of a network, and whether of branches -> what its receptive fields will be summed in."""
         self.passes: dict[str, dict[str, int]] = {}
         """Images that each network saw in a forward pass, counted as it ran: `test` and, for probes, `train`."""
 
@@ -97,9 +148,9 @@ class Measurements:
         return self._networks[name]
 
     @property
-    def networks(self) -> list[Network]:
-        """All that were asked for."""
-        return list(self._networks.values())
+    def notices(self) -> list[str]:
+        """What studies leave out of networks."""
+        return [notice for of in self._studies.values() if isinstance(of, AttentionDistance) for notice in of.notices]
 
     def _once(self, made: dict, key: Hashable, make: Callable[[], Any]) -> Any:
         if key not in made:
@@ -107,8 +158,11 @@ class Measurements:
         return made[key]
 
     def _found(self, names: Sequence[str], layers: str) -> tuple[list[Network], list[list[Layer]]]:
-        networks = [self.network(name) for name in names]
-        return networks, [find_layers(network, layers) for network in networks]
+        networks, found = [self.network(name) for name in names], []
+        for name, network in zip(names, networks):
+            with asking(name):
+                found.append(find_layers(network, layers))
+        return networks, found
 
     def similarity(self, *names: str, layers: str | None = None) -> LayerSimilarity:
         """CKA of all layers of all these networks."""
@@ -118,35 +172,57 @@ class Measurements:
 
     def matched(self, reference: str, *others: str) -> MatchedSimilarity:
         names = (reference, *others)
-        return self._once(self._studies, ("matched", names), lambda: MatchedSimilarity(*self._found(names, "blocks")))
+        with asking(*names):
+            return self._once(
+                self._studies, ("matched", names), lambda: MatchedSimilarity(*self._found(names, "blocks"))
+            )
 
     def attention(self, name: str) -> AttentionDistance:
-        return self._once(self._studies, ("attention", name), lambda: AttentionDistance(self.network(name)))
+        with asking(name):
+            return self._once(self._studies, ("attention", name), lambda: AttentionDistance(self.network(name)))
 
-    def heads(self, name: str, other: str, layers: Sequence[Layer]) -> HeadSimilarity:
-        """Heads of the first block of one against layers of the other."""
+    def heads(self, name: str, other: str) -> HeadSimilarity:
+        """Heads of the first block of one against the lower layers of the other."""
 
         def make() -> HeadSimilarity:
             networks = [self.network(name), self.network(other)]
-            return HeadSimilarity(networks, *head_layer(networks[0]), layers)
+            with asking(name):
+                attention = head_layer(networks[0])
+            with asking(other):
+                layers = lower_layers(networks[1])
+                if not layers:
+                    raise UsageError(f"{other} has no blocks or units whose layers heads could be compared with")
+            return HeadSimilarity(networks, *attention, layers)
 
         return self._once(self._studies, ("heads", name, other), make)
 
     def residual(self, name: str) -> ResidualNorms:
-        return self._once(self._studies, ("residual", name), lambda: ResidualNorms([self.network(name)]))
+        with asking(name):
+            return self._once(self._studies, ("residual", name), lambda: ResidualNorms([self.network(name)]))
 
-    def localization(self, name: str) -> Localization:
+    def localization(self, name: str, layer: int = -1) -> Localization:
+        """Of all layers with places, of which there must be one of this number."""
+
         def make() -> Localization:
             network = self.network(name)
             return Localization([network], [located(network, "blocks")[0]])
 
-        return self._once(self._studies, ("localization", name), make)
+        with asking(name):
+            study = self._once(self._studies, ("localization", name), make)
+            if not -len(study.parts[0].layers) <= layer < len(study.parts[0].layers):
+                raise UsageError(
+                    f"{name} has {len(study.parts[0].layers)} block with places in the image, and no other"
+                )
+        return study
 
     def probing(self, name: str, *, tokens: bool) -> None:
         """Have a network probed, its single tokens too or not; what comes of it is in `probes`."""
         if self.train is None:
             raise UsageError("probes need training images with labels, and there are none")
-        self.network(name)
+        check_labels(self.train, self.images)
+        network = self.network(name)
+        with asking(name):
+            Features.of(network, find_layers(network, "blocks"), single=tokens)
         self._probed[name] = self._probed.get(name, False) or tokens
 
     def probes(self, name: str) -> Result:
@@ -162,7 +238,10 @@ class Measurements:
         return list(found.values())
 
     def receptive(self, name: str, *, branch: bool = False) -> list[Result]:
-        """Receptive fields of groups of four of the first 32 images, by gradients: passes of their own."""
+        """Receptive fields of groups of four of the first 32 images, by gradients: passes of their own.
+
+        It is asked for by `fields` before images pass.
+        """
 
         def make() -> list[Result]:
             groups = np.arange(min(32, len(self.images)) // 4 * 4).reshape(-1, 4)
@@ -174,29 +253,88 @@ class Measurements:
                 for group in progress(groups, total=len(groups))
             ]
 
-        return self._once(self._fields, (name, branch), make)
+        with asking(name):
+            return self._once(self._fields, (name, branch), make)
+
+    def fields(self, name: str, *, branch: bool = False) -> None:
+        """Ask for receptive fields, of layers that have places in the image."""
+        network = self.network(name)
+        with asking(name):
+            layers, _ = places_of(network, branch=branch)
+        self._receptive[name, branch] = Fields.of(network, layers)
 
     def _how(self, what: str) -> dict[str, Any]:
         """How a pass is made, its progress named after what passes."""
         progress = self.how.get("progress")
         return {**self.how, "progress": progress and partial(progress, desc=what)}
 
+    def _probed_together(self) -> list[tuple[list[str], Probing]]:
+        """Names of networks and their probes: those with and those without single tokens."""
+        if self._probing is None:
+            self._probing = []
+            for tokens in sorted(set(self._probed.values())):
+                names = [name for name, single in self._probed.items() if single == tokens]
+                begun = Begun([self.network(name) for name in names], self.images, Notices())
+                try:
+                    probing = Probing.of(begun, self.train, tokens=tokens, neighbours=0)
+                    self._probing.append((names, probing))
+                except UsageError as error:  # too few images of a class
+                    self._probes |= dict.fromkeys(names, error)
+        return self._probing
+
+    def plan(self) -> list[Pass]:
+        """The passes of what was asked for, in the order in which they run."""
+        found, studies, fitted = [], list(self._studies.values()), Takes()
+        size, networks = min(self.batch_size, len(self.images)), networks_of(studies)
+        for names, probing in self._probed_together():
+            parts, used = probing.parts(), len(probing.split.used)
+            for part in parts:
+                of = [probing.networks[number] for number in part]
+                fitting = Fitting(of, list(part.values()), probing.labels, probing.split, list(part))
+                memory = self._memory(self.train.only(probing.split.used), of, [fitting], min(size, used))
+                what = f"to fit probes{' of single tokens too' if probing.asked['single_tokens'] else ''}"
+                found.append(Pass(what, [names[number] for number in part], used, min(size, used), memory))
+                fitted += tested_by(fitting, size)
+            networks += [network for network in probing.networks if network not in networks]
+        if networks:
+            memory = self._memory(self.images, networks, studies, size, fitted)
+            names, used = [network.name for network in networks], len(self.images) // size * size
+            found.append(Pass("of all figures that need no gradients", names, used, size, memory))
+        for (name, branch), fields in self._receptive.items():
+            count = min(32, len(self.images)) // 4
+            memory = self._memory(self.images, [self.network(name)], [fields], 4, gradients=True)
+            what = f"with gradients, of {self.channels or 'all'} channels a layer{', of branches' if branch else ''}"
+            found.append(Pass(what, [name], 4, 4, memory, count))
+        return found
+
+    def _memory(
+        self,
+        images: ImageSet,
+        networks: Sequence[Network],
+        summing: Sequence[Summing],
+        size: int,
+        beside: Takes = Takes(),  # noqa: B008  it is frozen
+        gradients: bool = False,
+    ) -> int | str:
+        """Bytes that a pass takes of main memory, or why it does not fit."""
+        takes, runs = runs_of(images, networks, summing, gradients)
+        try:
+            return fits(lambda size: takes(size) + beside, runs, size).total
+        except UsageError as error:
+            return f"it does not fit: {error}"
+
     def run(self) -> Counts:
         """Pass the images; afterwards every study that was asked for has its sums."""
         studies, fitted = list(self._studies.values()), []
-        for tokens in sorted(set(self._probed.values())):
-            names = [name for name, single in self._probed.items() if single == tokens]
-            networks = [self.network(name) for name in names]
+        for names, probing in self._probed_together():
             try:
-                begun = Begun(networks, self.images, Notices())
-                probing = Probing.of(begun, self.train, tokens=tokens, neighbours=0)
-                passes = Passes(networks)
+                passes = Passes(probing.begun.networks)
                 how = self._how("training images")
                 probes, trained_on = probing.fit(batch_size=self.batch_size, beside=passes.among, **how)
                 self._count(passes, "train")
                 studies.append(probing.testing(probes))
                 fitted.append((names, partial(probing.result, studies[-1], trained_on)))
-            except UsageError as error:  # too few images of a class, or too little memory
+            except UsageError as error:  # too little memory
                 self._probes |= dict.fromkeys(names, error)
         if not studies:
             return Counts()
@@ -231,6 +369,15 @@ class Passes(Study):
         """Nothing more: it was counted when the images went in."""
 
 
+def tested_by(fitting: Fitting, size: int) -> Takes:
+    """What the probes of a study of training images take of a pass over test images, once they are fitted."""
+    features, draws = fitting.bytes_of_features(size), len(fitting.members) - 1
+    probes = [each for of in fitting.features for layer in of for each in layer.sizes.values()]
+    weights = 4 * fitting.classes * draws * sum(count * width for count, width in probes)
+    scores = 4 * fitting.classes * draws * size * max(count for count, _ in probes)
+    return Takes(sums=weights, batch=sum(features) + 2 * max(features) + 2 * scores)
+
+
 # What each kind of exhibit is made of
 
 Later = Callable[[], Made]
@@ -238,32 +385,39 @@ Later = Callable[[], Made]
 
 
 @singledispatch
-def measure(exhibit: Exhibit, m: Measurements, networks: tuple[Any, ...]) -> Later:
+def measure(exhibit: Exhibit, m: Measurements, networks: tuple[Any, ...], compared: Sequence[Compared] = ()) -> Later:
     """Ask for the studies of an exhibit; what is returned makes its tables and numbers once the images have passed.
 
     Args:
         exhibit: what is measured depends on its kind.
         m: what shares studies and passes.
-        networks: its names of one preset.
+        networks: names, or groups of names.
+        compared: which of them are compared, in exhibits that are not of groups.
+
+    Raises:
+        Cannot: one of the networks has no such thing, or a group of them. What is returned may raise it too.
     """
     raise NotImplementedError(f"nothing is known of how exhibits of the kind {type(exhibit).__name__} are measured")
 
 
 @measure.register(exhibits.Similarity)
-def similarity(exhibit: exhibits.Similarity, m: Measurements, networks: tuple[tuple[str, ...], ...]) -> Later:
+def similarity(
+    exhibit: exhibits.Similarity, m: Measurements, networks: tuple[tuple[str, ...], ...], compared: Any = ()
+) -> Later:
     """CKA of all layers, and the statistics of it that the figure is about."""
     studies = [m.similarity(*group, layers=exhibit.layers) for group in networks]
 
     def later() -> Made:
-        parts, found = [], []
+        parts, once = [], {}
         for study in studies:
             names = [network.name for network in study.networks]
             table = LayerSimilarity.table([study])
             pairs = drawn_pairs(exhibit.panels, names)
             parts.append(table[[pair in pairs for pair in zip(table["model_a"], table["model_b"])]])
-            found += jackknifed(study.sums, _statistics(exhibit, names, rows_of(study)))
+            for one in jackknifed(study.sums, _statistics(exhibit, names, rows_of(study))):
+                once.setdefault((one.key, one.models), one)  # a network may be in several groups
         cka = pd.concat(parts).drop_duplicates(["model_a", "layer_a", "model_b", "layer_b"])
-        return Made({"cka": cka.reset_index(drop=True), "numbers": numbers(found)})
+        return Made({"cka": cka.reset_index(drop=True), "numbers": numbers(list(once.values()))})
 
     return later
 
@@ -289,7 +443,9 @@ def _statistics(exhibit: exhibits.Similarity, names: list[str], where: list[slic
 
 
 @measure.register(exhibits.Matched)
-def matched(exhibit: exhibits.Matched, m: Measurements, networks: tuple[tuple[str, ...], ...]) -> Later:
+def matched(
+    exhibit: exhibits.Matched, m: Measurements, networks: tuple[tuple[str, ...], ...], compared: Any = ()
+) -> Later:
     """CKA of the same layers, and by how much it falls from low to high ones."""
     studies = [m.matched(*group) for group in networks]
 
@@ -314,7 +470,9 @@ def matched(exhibit: exhibits.Matched, m: Measurements, networks: tuple[tuple[st
 
 
 @measure.register(exhibits.Attention)
-def attention(exhibit: exhibits.Attention, m: Measurements, networks: tuple[str, ...]) -> Later:
+def attention(
+    exhibit: exhibits.Attention, m: Measurements, networks: tuple[str, ...], compared: Sequence[Compared] = ()
+) -> Later:
     """Distances of heads: of the nearest one in the first and in the last block."""
     studies = [m.attention(name) for name in networks]
 
@@ -336,19 +494,17 @@ def attention(exhibit: exhibits.Attention, m: Measurements, networks: tuple[str,
             for k, model in enumerate(models)
             for key, (label, of) in kinds.items()
         ]
-        label = "nearest head of the first block"
-        found += apart(
-            "nearest_head_first_difference", label, models, [partial(first, k=k) for k in range(len(models))]
-        )
+        label, each = "nearest head of the first block", [partial(first, k=k) for k in range(len(models))]
+        found += each_apart("nearest_head_first_difference", label, models, each, compared)
         return Made({"attention": table, "numbers": numbers(jackknifed(sums, found))})
 
     return later
 
 
 @measure.register(exhibits.Heads)
-def heads(exhibit: exhibits.Heads, m: Measurements, networks: tuple[tuple[str, str], ...]) -> Later:
+def heads(exhibit: exhibits.Heads, m: Measurements, networks: tuple[tuple[str, str], ...], compared: Any = ()) -> Later:
     """Windows of heads against lower layers, and the rank correlation of distance and of CKA, mean over the layers."""
-    pairs = [(m.heads(a, b, lower_layers(m.network(b))), m.attention(a)) for a, b in networks]
+    pairs = [(m.heads(a, b), m.attention(a)) for a, b in networks]
 
     def later() -> Made:
         tables, found = [], []
@@ -365,8 +521,14 @@ def heads(exhibit: exhibits.Heads, m: Measurements, networks: tuple[tuple[str, s
 
 
 @measure.register(exhibits.Receptive)
-def receptive(exhibit: exhibits.Receptive, m: Measurements, networks: tuple[str, ...]) -> Later:
+def receptive(
+    exhibit: exhibits.Receptive, m: Measurements, networks: tuple[str, ...], compared: Sequence[Compared] = ()
+) -> Later:
     """Receptive fields, and how their radius grows with depth."""
+    for name in networks:
+        m.fields(name, branch=exhibit.branch)
+        if exhibit.against_sums:
+            m.fields(name)
     own = [m.network(name).name for name in networks]
 
     def later() -> Made:
@@ -393,17 +555,19 @@ def receptive(exhibit: exhibits.Receptive, m: Measurements, networks: tuple[str,
                 label = "share of the own patch, after the sum - branch"
                 of_model.append(("own_patch_sum_minus_branch", label, more))
             found += [spread(key, (model,), f"{what}, {model}", values) for key, what, values in of_model]
-        if len(own) > 1:
-            a, b = own[:2]
+        for *_, first, second in compared:
+            a, b = own[first], own[second]
             label = f"half-mass radius, lowest third, {a} - {b}"
-            found.append(spread("radius_lowest_third_difference", (a, b), label, lowest[0] - lowest[1]))
+            found.append(spread("radius_lowest_third_difference", (a, b), label, lowest[first] - lowest[second]))
         return Made({"receptive": pd.concat(tables, ignore_index=True), "numbers": numbers(found)}, arrays)
 
     return later
 
 
 @measure.register(exhibits.Residual)
-def residual(exhibit: exhibits.Residual, m: Measurements, networks: tuple[str, ...]) -> Later:
+def residual(
+    exhibit: exhibits.Residual, m: Measurements, networks: tuple[str, ...], compared: Sequence[Compared] = ()
+) -> Later:
     """Norm ratios of residual sums, of CLS against spatial tokens in both halves of the network."""
     studies = [m.residual(name) for name in networks]
 
@@ -420,10 +584,18 @@ def residual(exhibit: exhibits.Residual, m: Measurements, networks: tuple[str, .
                 pair = [mean_ratio(part[there & chosen]) for chosen in (cls, part["token"].str.isdigit())]
                 label = f"CLS - spatial ratio, {half} half, {model}"
                 found.append(Statistic(f"cls_minus_spatial_{half}_half", (model,), label, partial(less, *pair)))
-        found += apart("skip_over_branch_difference", "skip over branch", list(models), overall)
+        found += each_apart("skip_over_branch_difference", "skip over branch", list(models), overall, compared)
         return Made({"residual": table, "numbers": numbers(jackknifed(sums, found))})
 
     return later
+
+
+def each_apart(
+    key: str, label: str, models: Sequence[str], each: Sequence[Of], compared: Sequence[Compared]
+) -> list[Statistic]:
+    """The differences of what was found of networks that are compared."""
+    pairs = [(first, second) for *_, first, second in compared]
+    return [one for a, b in pairs for one in apart(key, label, [models[a], models[b]], [each[a], each[b]])]
 
 
 def mean_ratio(part: pd.DataFrame) -> Of:
@@ -436,9 +608,11 @@ def mean_ratio(part: pd.DataFrame) -> Of:
 
 
 @measure.register(exhibits.Localization)
-def localization(exhibit: exhibits.Localization, m: Measurements, networks: tuple[str, ...]) -> Later:
+def localization(
+    exhibit: exhibits.Localization, m: Measurements, networks: tuple[str, ...], compared: Sequence[Compared] = ()
+) -> Later:
     """CKA of tokens and patches at one layer, and how far a token's own patch stands out."""
-    studies = [m.localization(name) for name in networks]
+    studies = [m.localization(name, exhibit.layer) for name in networks]
 
     def later() -> Made:
         parts = [part for study in studies for part in study.parts]
@@ -453,7 +627,7 @@ def localization(exhibit: exhibits.Localization, m: Measurements, networks: tupl
 
         label, each = "own patch - rest, interior", [partial(own, k=k) for k in range(len(parts))]
         found = [Statistic("own_minus_rest", (model,), f"{label}, {model}", of) for model, of in zip(models, each)]
-        found += apart("own_minus_rest_difference", label, models, each)
+        found += each_apart("own_minus_rest_difference", label, models, each, compared)
         made = {"localization": pd.concat(tables, ignore_index=True), "localization_summary": summary}
         return Made({**made, "numbers": numbers(jackknifed(Together(sums), found))})
 
@@ -463,7 +637,10 @@ def localization(exhibit: exhibits.Localization, m: Measurements, networks: tupl
 @measure.register(exhibits.ProbesCompared)
 @measure.register(exhibits.ProbesAggregated)
 def probes_aggregated(
-    exhibit: exhibits.ProbesCompared | exhibits.ProbesAggregated, m: Measurements, networks: tuple[str, ...]
+    exhibit: exhibits.ProbesCompared | exhibits.ProbesAggregated,
+    m: Measurements,
+    networks: tuple[str, ...],
+    compared: Sequence[Compared] = (),
 ) -> Later:
     """Accuracies by kind of aggregation."""
     for name in networks:
@@ -472,20 +649,22 @@ def probes_aggregated(
     others = ("token",) if exhibit.tokens else ("token", "token_mean")
 
     def later() -> Made:
-        summary, found = _accuracies(m, networks, accuracy, exhibit.compare)
+        summary, found = _accuracies(m, networks, accuracy, compared)
         return Made({"probe_summary": _without(summary, *others), "numbers": found})
 
     return later
 
 
 @measure.register(exhibits.ProbesOfTokens)
-def probes_of_tokens(exhibit: exhibits.ProbesOfTokens, m: Measurements, networks: tuple[str, ...]) -> Later:
+def probes_of_tokens(
+    exhibit: exhibits.ProbesOfTokens, m: Measurements, networks: tuple[str, ...], compared: Sequence[Compared] = ()
+) -> Later:
     """Accuracies of each single token."""
     for name in networks:
         m.probing(name, tokens=True)
 
     def later() -> Made:
-        summary, found = _accuracies(m, networks, _of_tokens, exhibit.compare)
+        summary, found = _accuracies(m, networks, _of_tokens, compared)
         single = []
         for name in networks:
             table = m.probes(name).table
@@ -499,7 +678,7 @@ def _accuracies(
     m: Measurements,
     networks: tuple[str, ...],
     accuracy: Callable[[str, pd.DataFrame], Number],
-    compare: Sequence[Comparison],
+    compare: Sequence[Compared],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The summary of the probes of networks, and their accuracies, alone and compared."""
     parts, found = [], []

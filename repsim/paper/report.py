@@ -16,10 +16,11 @@ from typing import Any
 import pandas as pd
 
 from repsim.errors import UsageError
-from repsim.paper.claims import COVERED, check
+from repsim.paper.claims import COVERED, check, claims_of, saved_numbers
 from repsim.paper.exhibits import Exhibit, Made
 from repsim.paper.figures import FIGURES
-from repsim.paper.files import load_figure, picture_file
+from repsim.paper.files import check_claims_own, load_figure, picture_file, save_claims
+from repsim.paper.findings import findings
 from repsim.plots.matrices import colour_range
 from repsim.plots.style import SIMILARITY_CMAP
 from repsim.tables import RECORD, check_own, load_record, regular, save_text
@@ -65,6 +66,26 @@ def write_report(directory: Path, file: Path | None = None) -> Path:
     return file
 
 
+def check_pages(directory: Path) -> None:
+    """Raise `UsageError` where `conclude` is to write, and a file lies there that is not repsim's."""
+    check_claims_own(directory)
+    check_own(directory / "report.html", BEGINS)
+
+
+def conclude(directory: Path) -> tuple[list[Path], str]:
+    """What is said of all figures in a directory: their claims, if there are some, and the page, if plotly is here.
+
+    Returns:
+        The files, and why there is no page.
+    """
+    written = save_claims(directory) if len(claims_of(saved_numbers(directory))) else []
+    try:
+        _plotly()
+    except UsageError as error:
+        return written, str(error)
+    return [*written, write_report(directory)], ""
+
+
 def _page(directory: Path, found: list[tuple[Exhibit, Made]]) -> Iterator[str]:
     script = _plotly().offline.get_plotlyjs()
     record = load_record(directory / RECORD)
@@ -78,6 +99,7 @@ def _page(directory: Path, found: list[tuple[Exhibit, Made]]) -> Iterator[str]:
     for notice in record.get("notices", []):
         yield f'<p class="note">{escape(str(notice))}</p>'
     yield "<nav>" + "".join(f'<a href="#figure-{e.number}">{e.number}</a>' for e, _ in found) + "</nav>"
+    yield from _findings(directory)
     yield from _claims(directory)
     for exhibit, made in found:
         yield from _figure(directory, exhibit, made)
@@ -100,6 +122,14 @@ def _images(record: dict[str, Any]) -> str:
     return f"{images.get('used') or images.get('chosen')} images of {images.get('data')}"
 
 
+def _findings(directory: Path) -> Iterator[str]:
+    """The summary: what the paper found, and what was found here."""
+    yield "<h2>In half a minute</h2><ol>"
+    for row in findings(saved_numbers(directory)).itertuples():
+        yield f"<li>{escape(row.finding)}: <b>{escape(row.verdict)}</b>. {escape(row.found)}</li>"
+    yield "</ol>"
+
+
 def _claims(directory: Path) -> Iterator[str]:
     try:
         table = check(directory)
@@ -109,12 +139,12 @@ def _claims(directory: Path) -> Iterator[str]:
     yield "<h2>What the paper claims</h2><p>" + ", ".join(f"{n} {escape(v)}" for v, n in counts.items()) + ". "
     yield f"A claim agrees or disagrees if the 95 % interval lies on one side of the boundary. {escape(COVERED)}</p>"
     yield '<div class="table"><table><tr><th>claim</th><th></th><th>measured</th>'
-    yield "<th>95 % interval</th><th>paper</th></tr>"
+    yield "<th>95 % interval</th><th>paper</th><th>its own networks</th></tr>"
     for row in table.itertuples():
         yield f'<tr><td>{escape(row.claim)}<br><span class="note">{escape(row.source)}</span></td>'
         yield f'<td class="{row.verdict}">{row.verdict}</td>'
         yield f'<td class="n">{row.measured:.3f}</td><td class="n">{row.low:.3f} to {row.high:.3f}</td>'
-        yield f'<td class="n">{escape(row.direction)}</td></tr>'
+        yield f'<td class="n">{escape(row.direction)}</td><td>{escape(row.paper)}</td></tr>'
     yield "</table></div>"
 
 

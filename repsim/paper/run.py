@@ -1,92 +1,361 @@
-"""Making figures: which can be made, and all of them from one pass of the images."""
+"""Making figures: which can be made of the networks there are, what that takes, and all of them from one pass."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Self
 
-from repsim.errors import RepsimError, UsageError
-from repsim.images.image_set import Counts, ImageSet
-from repsim.networks.models import Network
+import pandas as pd
+
+from repsim.errors import RepsimError, UsageError, one_of
+from repsim.images.image_set import ImageSet, as_image_set
+from repsim.networks.minis import bundled
+from repsim.paper.claims import claims_of
 from repsim.paper.exhibits import Exhibit, Made, Probed
-from repsim.paper.figures import PRESETS
-from repsim.paper.measuring import Measurements, measure
+from repsim.paper.figures import FIGURES, PRESETS
+from repsim.paper.files import draw_figures, numbers_of, save_figure
+from repsim.paper.findings import findings
+from repsim.paper.measuring import Cannot, Later, Measurements, Pass, measure
+from repsim.paper.report import conclude
+from repsim.paper.roles import Case, Roles, in_words
+from repsim.passes.plan import unsaid
+from repsim.plots.style import Figure
+from repsim.studies.results import AnyImages, Begun, Result, begin, study
+from repsim.tables import RECORD, prepare, save_record
+
+
+def wanted(numbers: Sequence[str] | None = None) -> list[Exhibit]:
+    """Figures by their numbers, such as 1 or C.5; None: all of them."""
+    chosen = {number.upper(): number for number in numbers or FIGURES}
+    for number, given in chosen.items():
+        if number not in FIGURES:
+            raise one_of("figure", given, FIGURES)
+    return [FIGURES[number] for number in chosen]
 
 
 @dataclass(frozen=True)
-class Replication:
-    """Figures that were measured, and what is known of the run."""
+class Cast:
+    """Which figures can be made by those who play, and why others cannot."""
 
-    figures: list[tuple[Exhibit, Made]]
-    left_out: list[str]
-    """Figures that turned out not to be possible, and why."""
-    counts: Counts
-    """What became of the test images, which every network saw once."""
-    protocol: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which figures can be made with a preset, and what they need."""
-
-    preset: str
+    roles: Roles
     exhibits: list[Exhibit]
-    left_out: dict[str, str]
-    """Number -> why it cannot be made."""
+    left_out: list[str]
+    """A sentence for each role that nobody plays, and for each other reason."""
 
     @classmethod
-    def of(cls, wanted: Sequence[Exhibit], preset: str, bundled: Collection[str]) -> Plan:
-        possible, left_out = [], {}
-        for exhibit in wanted:
-            names = exhibit.names(preset)
-            missing = [name for name in names if PRESETS[preset]["bundled"] and name not in bundled]
-            if missing:
-                left_out[exhibit.number] = f"not trained: {', '.join(missing)} (analyses/train_minis.py)"
-            elif not names:
-                left_out[exhibit.number] = exhibit.note(preset)
+    def of(cls, exhibits: Sequence[Exhibit], roles: Roles, trained: Collection[str] | None = None) -> Self:
+        """Of those figures that are wanted.
+
+        Args:
+            exhibits: figures.
+            roles: who plays; of bundled networks, by their names.
+            trained: the bundled networks that there are; None: as they lie here.
+
+        Raises:
+            UsageError: none can be made.
+        """
+        trained = bundled() if trained is None else trained
+        possible: list[Exhibit] = []
+        why: dict[str, list[str]] = {}
+        for exhibit in exhibits:
+            lacking = roles.lacking(exhibit)
+            players = [] if lacking or not roles.bundled else exhibit.players(roles.cases(exhibit))
+            missing = [name for name in players if name not in trained]
+            if lacking:
+                why.setdefault(exhibit.note(roles.preset) or in_words(lacking), []).append(exhibit.number)
+            elif missing:
+                reason = f"not trained: {', '.join(missing)} (analyses/train_minis.py)"
+                why.setdefault(reason, []).append(exhibit.number)
             else:
                 possible.append(exhibit)
         if not possible:
-            raise UsageError("; ".join(f"figure {number} cannot be made: {why}" for number, why in left_out.items()))
-        return cls(preset, possible, left_out)
+            each = (f"{_figures(numbers)} cannot be made: {reason}" for reason, numbers in why.items())
+            raise UsageError("; ".join(each))
+        left_out = [f"{_figures(numbers)} left out: {reason}" for reason, numbers in why.items()]
+        return cls(roles, possible, [_verb(sentence) for sentence in left_out])
 
     @property
-    def names(self) -> list[str]:
-        """All networks, each once."""
-        return list(dict.fromkeys(name for exhibit in self.exhibits for name in exhibit.names(self.preset)))
+    def players(self) -> list[Any]:
+        """All who play, each once."""
+        return self.roles.players(self.exhibits)
+
+    def played_by(self, who: Mapping[Any, Any]) -> Self:
+        """The same figures, each player replaced by another."""
+        return replace(self, roles=self.roles.played_by(who))
 
     @property
     def probes(self) -> bool:
         """Whether training images are needed."""
         return any(isinstance(exhibit, Probed) for exhibit in self.exhibits)
 
-    def make(
-        self, networks: Mapping[str, Network], images: ImageSet, train: ImageSet | None, **options: Any
-    ) -> Replication:
-        """Pass the images once, and make what can be made; a figure that cannot is left out with the reason.
 
-        Args:
-            networks: by name.
-            images, train: test images, and training images of probes.
-            options: of `Measurements`.
+def _figures(numbers: Sequence[str]) -> str:
+    return f"figure{'s' * (len(numbers) > 1)} {', '.join(numbers)}"
+
+
+def _verb(sentence: str) -> str:
+    verb = "are" if sentence.startswith("figures") else "is"
+    return sentence.replace(" left out: ", f" {verb} left out: ", 1)
+
+
+@dataclass
+class Part:
+    """One figure of a plan: who plays in it, and, once it was asked for, what makes it."""
+
+    exhibit: Exhibit
+    roles: Roles
+    cases: list[Case]
+    apart: set[frozenset[str]] = field(default_factory=set)
+    """Networks of which a group has not all."""
+    later: Later | None = None
+
+    @property
+    def networks(self) -> tuple[Any, ...]:
+        return self.exhibit.networks(self.cases, self.apart)
+
+    @property
+    def players(self) -> list[str]:
+        return self.exhibit.players(self.cases, self.apart)
+
+    def ask(self, m: Measurements, say: Callable[[str], None]) -> bool:
+        """Ask for what makes it of those who can give it, and say who cannot; whether somebody can."""
+        return self._among_those_who_can(lambda: None, m, say)
+
+    def make(self, m: Measurements, say: Callable[[str], None]) -> Made | None:
+        """What it is made of, once the images have passed, of those who can give it; None: nobody can."""
+        found: list[Made] = []
+        self._among_those_who_can(lambda: found.append(self.later()), m, say)
+        return found[0] if found else None
+
+    def _among_those_who_can(self, then: Callable[[], None], m: Measurements, say: Callable[[str], None]) -> bool:
+        number = self.exhibit.number
+        while True:
+            try:
+                if self.later is None:
+                    self.later = measure(self.exhibit, m, self.networks, self.exhibit.compared(self.cases))
+                then()
+                return True
+            except Cannot as error:
+                self.later = None
+                self._without(error.networks)
+                if not self.networks or self.roles.lacking(self.exhibit, self.cases):
+                    say(f"figure {number} is left out: {error}")
+                    return False
+                say(f"figure {number} is without {' with '.join(sorted(error.networks))}: {error}")
+            except RepsimError as error:
+                say(f"figure {number} is left out: {error}")
+                return False
+
+    def _without(self, networks: frozenset[str]) -> None:
+        if len(networks) > 1:
+            self.apart.add(networks)
+            return
+        self.cases = [
+            {role: tuple(name for name in names if name not in networks) for role, names in case.items()}
+            for case in self.cases
+        ]
+
+    def record(self) -> dict[str, Any]:
+        """What is known of the figure."""
+        exhibit = self.exhibit
+        known = {"number": exhibit.number, "title": exhibit.title, "paper_shows": exhibit.shows}
+        shown = [{role: case[role] for role in exhibit.roles if case.get(role)} for case in self.cases]
+        who = {"preset": self.roles.preset, "networks": self.networks, "roles": shown}
+        return {**known, **who, "differs": exhibit.note(self.roles.preset)}
+
+
+@dataclass
+class Plan:
+    """Which figures are made of which networks, and what that takes; nothing has run of it."""
+
+    begun: Begun
+    parts: list[Part]
+    passes: list[Pass]
+    protocol: dict[str, Any]
+    _m: Measurements
+
+    @property
+    def left_out(self) -> list[str]:
+        """What is not made, and why; and whatever else there is to know."""
+        return self.begun.notices
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.parts)} figures, of {', '.join(network.name for network in self.begun.networks)}:"]
+        for names, parts in groupby(self.parts, lambda part: part.players):
+            lines.append(f"  {', '.join(part.exhibit.number for part in parts)}: {', '.join(names)}")
+        return "\n".join(
+            [*lines, "passes over images, and the memory of each:", *(f"  {each}" for each in self.passes)]
+        )
+
+    def record(self) -> dict[str, Any]:
+        """The plan as JSON has it."""
+        figures = [{key: part.record()[key] for key in ("number", "title", "networks")} for part in self.parts]
+        passes = [each.record() for each in self.passes]
+        return {"figures": figures, "passes": passes, **self.protocol, "notices": list(self.left_out)}
+
+    def run(self) -> Replication:
+        """Pass the images, and make the figures; one that turns out not to be possible is left out, with the reason.
+
+        Raises:
+            RepsimError: none is possible.
         """
-        m = Measurements(networks.__getitem__, images, train, **options)
-        begun, left_out, figures = [], [], []
-        for exhibit in self.exhibits:
-            try:
-                begun.append((exhibit, measure(exhibit, m, exhibit.networks[self.preset])))
-            except RepsimError as error:
-                left_out.append(f"figure {exhibit.number} is left out: {error}")
-        if not begun:
-            raise RepsimError("; ".join(left_out))
-        counts = m.run()
-        for exhibit, later in begun:
-            try:
-                figures.append((exhibit, later()))
-            except RepsimError as error:
-                left_out.append(f"figure {exhibit.number} is left out: {error}")
-        if not figures:
-            raise RepsimError("; ".join(left_out))
-        protocol = {"batch_size": counts.batch_size, "batches": counts.batches, "forward_passes": m.passes}
-        return Replication(figures, left_out, counts, protocol | {"probes": m.probe_protocols()})
+        m, say = self._m, self.begun.notices.say
+        with unsaid():
+            counts = m.run()
+            made = [(part, found) for part in self.parts if (found := part.make(m, say)) is not None]
+        if not made:
+            raise RepsimError("; ".join(notice for notice in self.left_out if "left out" in notice))
+        ran = {"batch_size": counts.batch_size, "batches": counts.batches, "forward_passes": m.passes}
+        record = self.begun.record(counts, {**self.protocol, **ran, "probes": m.probe_protocols()})
+        shared = {key: record[key] for key in ("images", "random")}
+        for part, found in made:
+            found.record = {**part.record(), **shared}
+        figures = [(part.exhibit, found) for part, found in made]
+        claims = claims_of(numbers_of(figures))
+        return Replication("claims", claims, record, made=figures)
+
+
+@study
+def plan(
+    networks: Mapping[str, Any] | Roles | Cast | str,
+    images: AnyImages = None,
+    train: ImageSet | None = None,
+    figures: Sequence[str] | None = None,
+    *,
+    layers: str | None = None,
+    batch_size: int | None = None,
+    channels: int = 16,
+    **how: Any,
+) -> Plan:
+    """What `replicate` would do with the same arguments: it says so when it is printed."""
+    cast = _cast(networks, figures)
+    roles = cast.roles
+    if images is None and train is None and cast.probes:
+        train = ImageSet("sample", split="train")
+    images = as_image_set(images, roles.images)
+    layers, batch_size = layers or roles.layers, batch_size or roles.minibatch(len(images))
+    players = cast.players
+    begun = begin(players, images, layers=layers, minibatch=batch_size)
+    names = dict(zip(players, [network.name for network in begun.networks]))
+    named = roles.played_by(names)
+    by_name = {network.name: network for network in begun.networks}
+    say = begun.notices.say
+    say(*cast.left_out)
+    if train is not None and train.left_out:
+        say(train.left_out_in_words)
+    m = Measurements(
+        by_name.__getitem__, begun.images, train, layers=layers, batch_size=batch_size, channels=channels, **how
+    )
+    parts = [Part(exhibit, named, named.cases(exhibit)) for exhibit in cast.exhibits]
+    parts = [part for part in parts if part.ask(m, say)]
+    if not parts:
+        raise RepsimError("; ".join(notice for notice in begun.notices if "left out" in notice))
+    say(*m.notices)
+    protocol = {"preset": roles.preset, "layers": layers, "batch_size": batch_size, "channels": channels}
+    if not roles.figures:
+        protocol["roles"] = {role: list(players) for role, players in named.every.items()}
+    return Plan(begun, parts, m.plan(), protocol, m)
+
+
+@study
+def replicate(
+    networks: Mapping[str, Any] | Roles | Cast | str,
+    images: AnyImages = None,
+    train: ImageSet | None = None,
+    figures: Sequence[str] | None = None,
+    *,
+    layers: str | None = None,
+    batch_size: int | None = None,
+    channels: int = 16,
+    tell: Callable[[Plan], None] | None = None,
+    **how: Any,
+) -> Replication:
+    """The figures of the paper of networks that play its roles, what it claims of them, and what is found.
+
+    Forward-only figures share one pass, in which every network sees every image once; probes are fitted before it, and
+    receptive fields take passes of their own afterwards.
+
+    Args:
+        networks: role -> the network that plays it, or several: panels or curves of one figure, of which every claim
+            is checked for each. Roles: `vit` and `cnn`, each enough for its own figures; `gap` (a ViT without CLS),
+            `little` (trained on little data), `small` (of another size), `mixer`, `tuned` (fine-tuned from `vit`) and
+            `seed` (another training run of `vit`: the ceiling that chance allows); `roles.ROLES` has some more. Or the
+            name of a preset, `mini` or `paper`.
+        images: see `layer_cka`; None: 2,560 of the bundled sample, or as many as the preset has.
+        train: training images with labels, for probes; None: there are none, but for the bundled sample.
+        figures: numbers such as 1 or C.5; None: all that the roles allow.
+        layers: of similarity, see `find_layers`; None: `blocks`, or those of the preset.
+        batch_size: images per minibatch; None: a tenth of them, from 8 to 256, or as many as the preset has.
+        channels: of each layer, of receptive fields; 0: all.
+        tell: gets the plan before anything runs.
+        how: see `repsim.passes.sweep.Passing`.
+
+    Returns:
+        `claims`: one row per claim of the paper and number: claim, source, measured, low, high, direction, paper (what
+        it finds of its own networks, where it gives a value), verdict. `findings`: the paper's six, each with what was
+        found here. `save` writes the files of `repsim figures`.
+
+    Raises:
+        UsageError: no figure can be made of these roles.
+        RepsimError: none can be made of these networks.
+    """
+    options = {"layers": layers, "batch_size": batch_size, "channels": channels}
+    planned = plan(networks, images, train, figures, **options, **how)
+    if tell is not None:
+        tell(planned)
+    return planned.run()
+
+
+def _cast(networks: Mapping[str, Any] | Roles | Cast | str, figures: Sequence[str] | None) -> Cast:
+    if isinstance(networks, Cast):
+        return networks
+    if isinstance(networks, str):
+        if networks not in PRESETS:
+            raise one_of("preset", networks, PRESETS)
+        networks = PRESETS[networks]
+    return Cast.of(wanted(figures), networks if isinstance(networks, Roles) else Roles.of(networks))
+
+
+@dataclass(frozen=True, repr=False)
+class Replication(Result):
+    """The figures that were made; `table` is that of the claims."""
+
+    made: list[tuple[Exhibit, Made]] = field(default_factory=list)
+    """Each figure with its tables and numbers."""
+
+    @property
+    def claims(self) -> pd.DataFrame:
+        """What the paper claims, and the verdict on each number of it."""
+        return self.table
+
+    @property
+    def findings(self) -> pd.DataFrame:
+        """The six findings of the paper, and what was found here."""
+        return findings(numbers_of(self.made))
+
+    def figures(self, **options: Any) -> dict[str, Figure]:
+        """All pictures, by the names of their files."""
+        return {f"figure-{of.number}": of.draw(made, of.caption(made.record)) for of, made in self.made}
+
+    def save_tables(self, directory: Path) -> list[Path]:
+        """A folder for each figure, with its tables and record."""
+        of_run = {key: self.record[key] for key in ("command", "date") if key in self.record}
+        return [path for exhibit, made in self.made for path in save_figure(exhibit, made, directory, of_run)]
+
+    def save(self, directory: str | Path, **options: Any) -> list[Path]:
+        """Write what `repsim figures` writes: figures, their pictures, claims and the page, over what is there."""
+        directory = prepare(directory)
+        written = self.save_tables(directory)
+        save_record(self.record, directory / RECORD)
+        drawn = draw_figures(directory, [exhibit for exhibit, _ in self.made])
+        concluded, _ = conclude(directory)
+        return [*written, directory / RECORD, *drawn, *concluded]
+
+    def _repr_html_(self) -> str:
+        return self.findings._repr_html_() + self.table._repr_html_()
+
+    def _repr_png_(self) -> None:
+        return None

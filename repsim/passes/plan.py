@@ -107,6 +107,14 @@ AHEAD = 3
 
 
 def plan(takes: Callable[[int], Takes], networks: Sequence[Runs], batch_size: int) -> Plan:
+    """How a pass that is about to begin fits into the budget; see `fits`. Who listens is told."""
+    found, limit = fits(takes, networks, batch_size), _current()
+    if limit.say is not None:
+        limit.say(f"memory: {_words(found)}; {size_in_words(limit.budget)} may be taken")
+    return found
+
+
+def fits(takes: Callable[[int], Takes], networks: Sequence[Runs], batch_size: int) -> Plan:
     """How a pass fits into the budget: with whole batches, or with networks that get them in pieces.
 
     Args:
@@ -116,13 +124,25 @@ def plan(takes: Callable[[int], Takes], networks: Sequence[Runs], batch_size: in
     Raises:
         UsageError: it does not fit; the message says what would.
     """
-    limit = _limit.get() or _Limit(int(SHARE * free()), None)
-    found = _fitting(takes, networks, batch_size, limit.budget)
+    budget = _current().budget
+    found = _fitting(takes, networks, batch_size, budget)
     if found is None:
-        raise UsageError(_too_much(takes, networks, batch_size, limit.budget))
-    if limit.say is not None:
-        limit.say(f"memory: {_words(found)}; {_size(limit.budget)} may be taken")
+        raise UsageError(_too_much(takes, networks, batch_size, budget))
     return found
+
+
+@contextmanager
+def unsaid() -> Iterator[None]:
+    """Within it, nobody is told what passes take, which was said of all of them before."""
+    token = _limit.set(_current()._replace(say=None))
+    try:
+        yield
+    finally:
+        _limit.reset(token)
+
+
+def _current() -> _Limit:
+    return _limit.get() or _Limit(int(SHARE * free()), None)
 
 
 def _fitting(takes: Callable[[int], Takes], networks: Sequence[Runs], batch_size: int, budget: int) -> Plan | None:
@@ -151,8 +171,9 @@ def _too_much(takes: Callable[[int], Takes], networks: Sequence[Runs], batch_siz
         smaller //= 2
     fits = [f"--batch-size {smaller} fits"] if smaller >= 4 else []
     fits += [needed.takes.less] if needed.takes.less else []
+    takes, may = size_in_words(needed.total), size_in_words(budget)
     return (
-        f"this takes {_size(needed.total)} of memory ({_words(needed)}), and {_size(budget)} may be taken, "
+        f"this takes {takes} of memory ({_words(needed)}), and {may} may be taken, "
         f"{SHARE:.0%} of what is free unless --memory says otherwise; {', or '.join(fits) or 'take fewer layers'}"
     )
 
@@ -160,10 +181,11 @@ def _too_much(takes: Callable[[int], Takes], networks: Sequence[Runs], batch_siz
 def _words(made: Plan) -> str:
     pieces = f", {min(made.at_once.values())} images at a time" if made.at_once else ""
     return (
-        f"{_size(made.takes.sums)} for sums, {_size(made.batch)} for the largest batch{pieces}, "
-        f"{_size(made.takes.tables)} for tables"
+        f"{size_in_words(made.takes.sums)} for sums, {size_in_words(made.batch)} for the largest batch{pieces}, "
+        f"{size_in_words(made.takes.tables)} for tables"
     )
 
 
-def _size(number: int) -> str:
+def size_in_words(number: int) -> str:
+    """Bytes, in MiB or GiB."""
     return f"{number / 2**30:,.1f} GiB" if number >= 2**30 else f"{number / 2**20:,.0f} MiB"

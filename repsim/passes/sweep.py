@@ -278,6 +278,13 @@ def planned(
     Raises:
         UsageError: it is too small in any case.
     """
+    return plan(*runs_of(images, networks, summing, gradients), size).at_once
+
+
+def runs_of(
+    images: ImageSet, networks: Sequence[Network], summing: Sequence[Summing], gradients: bool
+) -> tuple[Callable[[int], Takes], list[Runs]]:
+    """What a pass takes of main memory: its sums with batches of so many images, and its networks for each of them."""
     on_cpu = [network for network in networks if network.device.type == "cpu"]
     runs = [
         Runs(
@@ -293,7 +300,7 @@ def planned(
         all_of_them = sum((of.takes(size, max(len(images) // size, 1)) for of in summing), Takes())
         return all_of_them if on_cpu else replace(all_of_them, batch=0, waiting=0)
 
-    return plan(takes, runs, size).at_once
+    return takes, runs
 
 
 def forward(network: Network, inputs: Tensor, batch: Batch, seen: Iterable[Seen] = ()) -> Any:

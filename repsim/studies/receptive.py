@@ -17,7 +17,7 @@ from repsim.images.image_set import FEWEST, Batch
 from repsim.measures.receptive import centre_gradients, field_statistics
 from repsim.measures.running import Moments
 from repsim.networks.layers import Layer, find_layers, grid_of, residual_layers
-from repsim.networks.models import evaluating
+from repsim.networks.models import Network, evaluating
 from repsim.networks.wrappers import check_gradients
 from repsim.passes.plan import Takes
 from repsim.passes.seen import Seen
@@ -69,15 +69,13 @@ def receptive_fields(
     (network,), images = begun.networks, begun.images
     if layers is not None and branch:
         raise UsageError("give either layers or branch: branch chooses its own layers")
-    found = residual_layers(network, branch=branch) if layers is None else find_layers(network, layers)
-    grids = {layer.name: grid_of(layer, network) for layer in found}
+    found, grids = places_of(network, layers, branch=branch)
     chosen = {layer.name: _channels(layer, channels, seed) for layer in found}
     largest = max(math.prod(layer.shape) for layer in found)
 
     batch_size = _divisor(len(images), batch_size)
     at_once = max(1, BUDGET // (4 * 4 * largest * batch_size))
-    colours, height, width = network.input_size
-    fields = _Fields(found, height * width, colours * height * width)
+    fields = Fields.of(network, found)
 
     def reduce(layer: Layer, x: Tensor) -> Tensor:
         return centre(layer, x, grids[layer.name])
@@ -120,13 +118,30 @@ def receptive_fields(
     return begun.result(name, pd.DataFrame(rows, columns=RECEPTIVE), counts, protocol, arrays=arrays)
 
 
-class _Fields(Summing):
+def places_of(
+    network: Network, layers: str | Sequence[str] | None = None, *, branch: bool = False
+) -> tuple[list[Layer], dict[str, tuple[int, int]]]:
+    """The layers that have receptive fields, see `receptive_fields`, and the grid of each.
+
+    Raises:
+        UsageError: there are none, or one is not a map or a grid of tokens.
+    """
+    found = residual_layers(network, branch=branch) if layers is None else find_layers(network, layers)
+    return found, {layer.name: grid_of(layer, network) for layer in found}
+
+
+class Fields(Summing):
     """What a pass adds to: layer -> |gradients| of every image, (h, w)."""
 
     def __init__(self, layers: Sequence[Layer], pixels: int, image: int) -> None:
         self.sums: dict[str, Moments] = {}
         self.layers, self.pixels, self.image = layers, pixels, image
         """Layers, pixels of a map, and numbers of an image."""
+
+    @classmethod
+    def of(cls, network: Network, layers: Sequence[Layer]) -> Fields:
+        colours, height, width = network.input_size
+        return cls(layers, height * width, colours * height * width)
 
     def takes(self, size: int, batches: int) -> Takes:
         channels = max(layer.width for layer in self.layers)

@@ -1,0 +1,124 @@
+"""Roles: what a network is in the figures of the paper, and who plays which. No torch.
+
+A figure says which roles it shows (`exhibits`); a preset, or a user's own networks, say who plays them. All go through
+the same plan (`run`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from repsim.errors import UsageError, one_of
+
+if TYPE_CHECKING:
+    from repsim.paper.exhibits import Exhibit
+
+ROLES = {
+    "vit": "a ViT",
+    "cnn": "a CNN",
+    "gap": "a ViT without CLS",
+    "little": "the ViT, trained on little data",
+    "small": "a ViT of another size",
+    "mixer": "an MLP-Mixer",
+    "tuned": "the ViT, fine-tuned",
+    "seed": "another training run of the ViT: the ceiling that chance allows",
+    "other": "another ViT; where nobody plays it, who plays `gap`, `small` or `seed`",
+    "noskip1": "the ViT, trained without the skips of its block 1 (from 0)",
+    "noskip5": "of its block 5",
+    "noskip9": "of its block 9",
+}
+"""What plays each."""
+STANDS_IN = {"other": ("gap", "small", "seed")}
+"""Role -> the roles of which the first that is played stands in for it."""
+OWN = "own"
+"""What records call a run of networks that a user chose, in the place of a preset."""
+
+Case = Mapping[str, tuple[Any, ...]]
+"""Role -> who plays it: names of networks, or whatever stands for one."""
+
+
+def case(**players: Any) -> Case:
+    """A case from one or several players of each role.
+
+    >>> case(vit="vit_b16", cnn=["resnet50", "resnet152"])
+    {'vit': ('vit_b16',), 'cnn': ('resnet50', 'resnet152')}
+    """
+    several = {role: of if isinstance(of, (list, tuple)) else (of,) for role, of in players.items()}
+    if unknown := [role for role in several if role not in ROLES]:
+        raise one_of("role", str(unknown[0]), ROLES)
+    return {role: tuple(of) for role, of in several.items() if of}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roles:
+    """Who plays which role, and what is taken where nothing else is asked for."""
+
+    every: Case
+    """Of every figure that is not among `figures`."""
+    figures: Mapping[str, Sequence[Case]] = field(default_factory=dict)
+    """Number of a figure -> its cases, which are complete as they are, whatever the figure needs otherwise."""
+    preset: str = OWN
+    images: int = 2560
+    batch_size: int | None = None
+    """Images per minibatch; None: a tenth of them, see `minibatch`."""
+    layers: str = "blocks"
+    bundled: bool = False
+    """Whether the networks are bundled, if they were trained."""
+
+    @classmethod
+    def of(cls, players: Mapping[str, Any]) -> Roles:
+        """Of a user's own networks, one or several of each role."""
+        found = cls(every=case(**players))
+        if not found.every:
+            raise UsageError("no network plays a role; give one at least, such as vit or cnn")
+        return found
+
+    def cases(self, exhibit: Exhibit) -> list[Case]:
+        """Who plays in a figure."""
+        if exhibit.number in self.figures:
+            return list(self.figures[exhibit.number])
+        stand_ins = {
+            role: next(self.every[other] for other in others if self.every.get(other))
+            for role, others in STANDS_IN.items()
+            if not self.every.get(role) and any(self.every.get(other) for other in others)
+        }
+        return [{**self.every, **stand_ins}]
+
+    def lacking(self, exhibit: Exhibit, cases: Sequence[Case] | None = None) -> list[str]:
+        """The roles that somebody must play for a figure to be made.
+
+        Args:
+            cases: who plays in it, if that are not all who could.
+        """
+        cases = self.cases(exhibit) if cases is None else cases
+        stated = exhibit.number in self.figures and exhibit.networks(cases)
+        return [] if stated else exhibit.lacking(cases)
+
+    def players(self, exhibits: Sequence[Exhibit]) -> list[Any]:
+        """All who play in figures, each once."""
+        return list(dict.fromkeys(player for exhibit in exhibits for player in exhibit.players(self.cases(exhibit))))
+
+    def played_by(self, who: Mapping[Any, Any]) -> Roles:
+        """The same roles, each player replaced by another; those for whom there is none play no more."""
+
+        def of(case: Case) -> Case:
+            return {role: tuple(who[player] for player in players if player in who) for role, players in case.items()}
+
+        figures = {number: [of(case) for case in cases] for number, cases in self.figures.items()}
+        return replace(self, every=of(self.every), figures=figures)
+
+    def minibatch(self, images: int) -> int:
+        """Images per minibatch, of so many; where nothing says how many a tenth, from 8 to 256."""
+        return self.batch_size or min(max(images // 10, 8), 256)
+
+
+def in_words(roles: Sequence[str]) -> str:
+    """That nobody plays them.
+
+    >>> in_words(["little"]), in_words(["other"])
+    ('nobody plays little', 'nobody plays other (or gap, small, seed)')
+    """
+    named = [f"{role} (or {', '.join(STANDS_IN[role])})" if role in STANDS_IN else role for role in roles]
+    return f"nobody plays {' or '.join(named)}"
