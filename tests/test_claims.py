@@ -44,6 +44,14 @@ def test_a_planted_table_disagrees(tmp_path):
     assert table["direction"].tolist() == ["> 0", "> 0"]
     text = markdown(table)
     assert "**disagrees**" in text and "\n1 agrees, 1 disagrees, 0 undecided. Intervals are over" in text
+    assert table["paper"].tolist() == ["", ""]
+
+
+def test_values_of_the_papers_own_networks_stand_beside(tmp_path):
+    plant(tmp_path, "13", ("accuracy_more_data", ("vit", "little"), "more data", 0.1, 0.05, 0.15))
+    table = check(tmp_path)
+    assert table["paper"].tolist() == ["0.30, JFT-300M against ImageNet"]
+    assert "| > 0 | 0.30, JFT-300M against ImageNet | **agrees** |" in markdown(table)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +66,7 @@ def test_networks_of_any_name(tmp_path, name):
     assert row.source == f"Figure 1: low with high layers, {name} - b" and row.verdict == "agrees"
     lines = markdown(check(tmp_path)).splitlines()
     cells = re.split(r"(?<!\\)\|", lines[2])
-    assert len(lines) == 5 and len(cells) == 7  # a row, and no cell more
+    assert len(lines) == 5 and len(cells) == 8  # a row, and no cell more
     written = cells[1].replace("<br>", "\n")
     assert not re.search(r"<|(?<!\\)[$*\[\]]", written)
     assert html.unescape(re.sub(r"\\(.)", r"\1", written)) == f" {row.claim} ({row.source}) "

@@ -291,7 +291,7 @@ def test_commands_say_which_record_is_damaged(command, text, finished):
 
 def test_a_figure_of_no_known_preset(finished):
     save_record({"random": False, "preset": "x"}, finished / "figure-1" / "run.json")
-    assert "its preset must be mini or paper, got 'x'" in one_line("figures", "--redraw", finished, code=1)
+    assert "its preset must be mini, paper or own, got 'x'" in one_line("figures", "--redraw", finished, code=1)
 
 
 # Streams and the environment

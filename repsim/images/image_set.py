@@ -183,9 +183,9 @@ class ImageSet:
         return {what: hashlib.sha256(repr(each).encode()).hexdigest() for what, each in values.items()}
 
     def only(self, positions: np.ndarray) -> ImageSet:
-        """Some of the chosen images, by their positions in `chosen`."""
+        """Some of the chosen images, by their positions in `chosen`; nobody asked for more of them."""
         other = object.__new__(ImageSet)
-        other.__dict__ = {**self.__dict__, "chosen": self.chosen[positions]}
+        other.__dict__ = {**self.__dict__, "chosen": self.chosen[positions], "asked": None}
         return other
 
     def labelled(self, labels: np.ndarray) -> ImageSet:

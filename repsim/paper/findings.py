@@ -63,7 +63,7 @@ FINDINGS = (
             ),
             Phrase(
                 *("5", "rank_correlation"),
-                "how far heads of {a} look and how much they resemble low layers of {b} have a rank correlation of {value}",
+                "how far heads of {a} look and how they resemble low layers of {b} have a rank correlation of {value}",
             ),
         ),
     ),

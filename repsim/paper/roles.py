@@ -115,10 +115,10 @@ class Roles:
 
 
 def in_words(roles: Sequence[str]) -> str:
-    """That nobody plays them.
+    """That no network has them.
 
-    >>> in_words(["little"]), in_words(["other"])
-    ('nobody plays little', 'nobody plays other (or gap, small, seed)')
+    >>> in_words(["little"]), in_words(["other", "cnn"])
+    ('no network has the role little', 'no network has the role other (or gap, small, seed) or cnn')
     """
     named = [f"{role} (or {', '.join(STANDS_IN[role])})" if role in STANDS_IN else role for role in roles]
-    return f"nobody plays {' or '.join(named)}"
+    return f"no network has the role {' or '.join(named)}"

@@ -36,14 +36,32 @@ def wanted(numbers: Sequence[str] | None = None) -> list[Exhibit]:
     return [FIGURES[number] for number in chosen]
 
 
+class Reasons(dict[tuple[str, str], list[str]]):
+    """Why figures, or networks in figures, are left out: what is without what and why -> numbers of figures."""
+
+    def add(self, exhibit: Exhibit, reason: str, without: str = "") -> None:
+        """Of one figure; of a part of it, the networks that it is `without`."""
+        self.setdefault((without, reason), []).append(exhibit.number)
+
+    def sentences(self, how: str = "") -> list[str]:
+        """One for each reason, whatever the number of figures."""
+        found = []
+        for (without, reason), numbers in self.items():
+            several = len(numbers) > 1
+            verb = "are" if several else "is"
+            said = how or (f"{verb} without {without}" if without else f"{verb} left out")
+            found.append(f"figure{'s' * several} {', '.join(numbers)} {said}: {reason}")
+        return found
+
+
 @dataclass(frozen=True)
 class Cast:
     """Which figures can be made by those who play, and why others cannot."""
 
     roles: Roles
     exhibits: list[Exhibit]
-    left_out: list[str]
-    """A sentence for each role that nobody plays, and for each other reason."""
+    left_out: Reasons
+    """Why others cannot: for each role that nobody plays, and for each other reason."""
 
     @classmethod
     def of(cls, exhibits: Sequence[Exhibit], roles: Roles, trained: Collection[str] | None = None) -> Self:
@@ -58,24 +76,20 @@ class Cast:
             UsageError: none can be made.
         """
         trained = bundled() if trained is None else trained
-        possible: list[Exhibit] = []
-        why: dict[str, list[str]] = {}
+        possible, why = [], Reasons()
         for exhibit in exhibits:
             lacking = roles.lacking(exhibit)
             players = [] if lacking or not roles.bundled else exhibit.players(roles.cases(exhibit))
             missing = [name for name in players if name not in trained]
             if lacking:
-                why.setdefault(exhibit.note(roles.preset) or in_words(lacking), []).append(exhibit.number)
+                why.add(exhibit, exhibit.note(roles.preset) or in_words(lacking))
             elif missing:
-                reason = f"not trained: {', '.join(missing)} (analyses/train_minis.py)"
-                why.setdefault(reason, []).append(exhibit.number)
+                why.add(exhibit, f"not trained: {', '.join(missing)} (analyses/train_minis.py)")
             else:
                 possible.append(exhibit)
         if not possible:
-            each = (f"{_figures(numbers)} cannot be made: {reason}" for reason, numbers in why.items())
-            raise UsageError("; ".join(each))
-        left_out = [f"{_figures(numbers)} left out: {reason}" for reason, numbers in why.items()]
-        return cls(roles, possible, [_verb(sentence) for sentence in left_out])
+            raise UsageError("; ".join(why.sentences("cannot be made")))
+        return cls(roles, possible, why)
 
     @property
     def players(self) -> list[Any]:
@@ -90,15 +104,6 @@ class Cast:
     def probes(self) -> bool:
         """Whether training images are needed."""
         return any(isinstance(exhibit, Probed) for exhibit in self.exhibits)
-
-
-def _figures(numbers: Sequence[str]) -> str:
-    return f"figure{'s' * (len(numbers) > 1)} {', '.join(numbers)}"
-
-
-def _verb(sentence: str) -> str:
-    verb = "are" if sentence.startswith("figures") else "is"
-    return sentence.replace(" left out: ", f" {verb} left out: ", 1)
 
 
 @dataclass
@@ -120,18 +125,17 @@ class Part:
     def players(self) -> list[str]:
         return self.exhibit.players(self.cases, self.apart)
 
-    def ask(self, m: Measurements, say: Callable[[str], None]) -> bool:
-        """Ask for what makes it of those who can give it, and say who cannot; whether somebody can."""
-        return self._among_those_who_can(lambda: None, m, say)
+    def ask(self, m: Measurements, why: Reasons) -> bool:
+        """Ask for what makes it of those who can give it; whether somebody can, and `why` others cannot."""
+        return self._of_those_who_can(lambda: None, m, why)
 
-    def make(self, m: Measurements, say: Callable[[str], None]) -> Made | None:
+    def make(self, m: Measurements, why: Reasons) -> Made | None:
         """What it is made of, once the images have passed, of those who can give it; None: nobody can."""
         found: list[Made] = []
-        self._among_those_who_can(lambda: found.append(self.later()), m, say)
+        self._of_those_who_can(lambda: found.append(self.later()), m, why)
         return found[0] if found else None
 
-    def _among_those_who_can(self, then: Callable[[], None], m: Measurements, say: Callable[[str], None]) -> bool:
-        number = self.exhibit.number
+    def _of_those_who_can(self, then: Callable[[], None], m: Measurements, why: Reasons) -> bool:
         while True:
             try:
                 if self.later is None:
@@ -142,11 +146,11 @@ class Part:
                 self.later = None
                 self._without(error.networks)
                 if not self.networks or self.roles.lacking(self.exhibit, self.cases):
-                    say(f"figure {number} is left out: {error}")
+                    why.add(self.exhibit, str(error))
                     return False
-                say(f"figure {number} is without {' with '.join(sorted(error.networks))}: {error}")
+                why.add(self.exhibit, str(error), " with ".join(sorted(error.networks)))
             except RepsimError as error:
-                say(f"figure {number} is left out: {error}")
+                why.add(self.exhibit, str(error))
                 return False
 
     def _without(self, networks: frozenset[str]) -> None:
@@ -177,11 +181,6 @@ class Plan:
     protocol: dict[str, Any]
     _m: Measurements
 
-    @property
-    def left_out(self) -> list[str]:
-        """What is not made, and why; and whatever else there is to know."""
-        return self.begun.notices
-
     def __str__(self) -> str:
         lines = [f"{len(self.parts)} figures, of {', '.join(network.name for network in self.begun.networks)}:"]
         for names, parts in groupby(self.parts, lambda part: part.players):
@@ -194,7 +193,7 @@ class Plan:
         """The plan as JSON has it."""
         figures = [{key: part.record()[key] for key in ("number", "title", "networks")} for part in self.parts]
         passes = [each.record() for each in self.passes]
-        return {"figures": figures, "passes": passes, **self.protocol, "notices": list(self.left_out)}
+        return {"figures": figures, "passes": passes, **self.protocol, "notices": list(self.begun.notices)}
 
     def run(self) -> Replication:
         """Pass the images, and make the figures; one that turns out not to be possible is left out, with the reason.
@@ -202,12 +201,13 @@ class Plan:
         Raises:
             RepsimError: none is possible.
         """
-        m, say = self._m, self.begun.notices.say
+        m, why = self._m, Reasons()
         with unsaid():
             counts = m.run()
-            made = [(part, found) for part in self.parts if (found := part.make(m, say)) is not None]
+            made = [(part, found) for part in self.parts if (found := part.make(m, why)) is not None]
         if not made:
-            raise RepsimError("; ".join(notice for notice in self.left_out if "left out" in notice))
+            raise RepsimError("; ".join(why.sentences()))
+        self.begun.notices.say(*why.sentences())
         ran = {"batch_size": counts.batch_size, "batches": counts.batches, "forward_passes": m.passes}
         record = self.begun.record(counts, {**self.protocol, **ran, "probes": m.probe_protocols()})
         shared = {key: record[key] for key in ("images", "random")}
@@ -243,20 +243,21 @@ def plan(
     named = roles.played_by(names)
     by_name = {network.name: network for network in begun.networks}
     say = begun.notices.say
-    say(*cast.left_out)
+    say(*cast.left_out.sentences())
     if train is not None and train.left_out:
         say(train.left_out_in_words)
     m = Measurements(
         by_name.__getitem__, begun.images, train, layers=layers, batch_size=batch_size, channels=channels, **how
     )
     parts = [Part(exhibit, named, named.cases(exhibit)) for exhibit in cast.exhibits]
-    parts = [part for part in parts if part.ask(m, say)]
+    why = Reasons()
+    parts = [part for part in parts if part.ask(m, why)]
     if not parts:
-        raise RepsimError("; ".join(notice for notice in begun.notices if "left out" in notice))
-    say(*m.notices)
+        raise RepsimError("; ".join(why.sentences()))
+    say(*why.sentences(), *m.notices)
     protocol = {"preset": roles.preset, "layers": layers, "batch_size": batch_size, "channels": channels}
     if not roles.figures:
-        protocol["roles"] = {role: list(players) for role, players in named.every.items()}
+        protocol["roles"] = {role: list(players) for role, players in named.every.items() if players}
     return Plan(begun, parts, m.plan(), protocol, m)
 
 

@@ -22,7 +22,7 @@ import torch
 import repsim as rs
 from repsim.measures.attention import HeadStatistics
 from repsim.measures.running import BatchMeans, GroupedSums, ImageMeans, Moments, Quantiles
-from repsim.paper.figures import FIGURES
+from repsim.paper.figures import FIGURES, PRESETS
 from repsim.paper.measuring import Measurements, measure
 from repsim.passes.study import Study
 from repsim.studies import attention, residual
@@ -69,7 +69,11 @@ def main(replicates: int = 200) -> None:
     torch.set_num_threads(1)
     images = rs.ImageSet("sample", images=BATCH * BATCHES)
     m = Measurements(rs.load_model, images, None, batch_size=BATCH)
-    later = {number: measure(FIGURES[number], m, FIGURES[number].networks["mini"]) for number in CHOSEN}
+    cases = {number: PRESETS["mini"].cases(FIGURES[number]) for number in CHOSEN}
+    later = {
+        number: measure(FIGURES[number], m, FIGURES[number].networks(of), FIGURES[number].compared(of))
+        for number, of in cases.items()
+    }
     studies = list(m._studies.values())
     for study in studies:
         a_group_for_each_batch(study)

@@ -16,18 +16,17 @@ from PIL import Image
 
 import repsim as rs
 from repsim.cli import main
-from repsim.cli.paper import figures, redraw_figures
+from repsim.cli.paper import figures
 from repsim.networks.aliases import ALIASES
 from repsim.networks.minis import ARCHITECTURES, bundled
 from repsim.paper.claims import CLAIMS, check
-from repsim.paper.exhibits import Exhibit, Receptive
+from repsim.paper.exhibits import Compared, Exhibit, Receptive
 from repsim.paper.figures import FIGURES, PRESETS
-from repsim.paper.files import load_figure, save_figure
+from repsim.paper.files import load_figure
 from repsim.paper.measuring import measure
 from repsim.paper.numbers import Number, difference, numbers
-from repsim.paper.report import write_report
-from repsim.paper.run import Plan
-from repsim.tables import NUMBERS, RECEPTIVE, TABLES, load_table, save_record
+from repsim.paper.run import Cast
+from repsim.tables import NUMBERS, RECEPTIVE, TABLES, load_table
 
 SOME = ["1", "2", "3", "5", "7", "9", "12", "D.2", "E.2", "F.3"]
 """One or more of each kind."""
@@ -44,14 +43,17 @@ def run(tmp_path_factory):
     return out, result.output
 
 
-@pytest.fixture(scope="module")
-def plan():
-    return Plan.of([FIGURES[number] for number in SOME], "mini", bundled())
+MINI = PRESETS["mini"]
 
 
-def test_every_figure_has_tables_numbers_a_record_and_pictures(run, plan):
+def players(number, roles=MINI):
+    """Who plays in a figure."""
+    return FIGURES[number].players(roles.cases(FIGURES[number]))
+
+
+def test_every_figure_has_tables_numbers_a_record_and_pictures(run):
     out, _ = run
-    for exhibit in plan.exhibits:
+    for exhibit in map(FIGURES.__getitem__, SOME):
         where = out / f"figure-{exhibit.number}"
         names = {path.name for path in where.iterdir()}
         assert {"run.json", f"figure-{exhibit.number}.png", f"figure-{exhibit.number}.pdf"} <= names
@@ -62,25 +64,28 @@ def test_every_figure_has_tables_numbers_a_record_and_pictures(run, plan):
         assert (of["low"].isna() | (of["low"] <= of["value"] + 1e-9)).all()
         assert not of.duplicated(["key", "models"]).any()
         for models, label in zip(of["models"].map(json.loads), of["label"]):
-            assert models and set(models) <= set(exhibit.names("mini")), label
+            assert models and set(models) <= set(players(exhibit.number)), label
         record = json.loads((where / "run.json").read_text())
         assert record["number"] == exhibit.number and record["preset"] == "mini"
 
 
-def test_every_network_sees_every_image_once(run, plan):
+def test_every_network_sees_every_image_once(run):
     record = json.loads((run[0] / "run.json").read_text())
     passes = record["protocol"]["forward_passes"]
     # Receptive fields are gradients, and have passes of their own.
-    swept = {name for exhibit in plan.exhibits if not isinstance(exhibit, Receptive) for name in exhibit.names("mini")}
+    swept = {name for number in SOME if not isinstance(FIGURES[number], Receptive) for name in players(number)}
     assert set(passes) == swept
     for name, of in passes.items():
         assert of["test"] == record["images"]["used"] == IMAGES, name
         assert of.get("train", 0) in {0, *(each["training_images"]["used"] for each in record["protocol"]["probes"])}
 
 
-def test_what_is_left_out_is_said(run, plan):
-    for number in plan.left_out:
-        assert f"figure {number} is left out: not trained" in run[1]
+def test_what_is_left_out_is_said():
+    cast = Cast.of([FIGURES[number] for number in ("1", "8")], MINI, {"vit_mini", "resnet_mini", "vit_mini_noskip1"})
+    assert [exhibit.number for exhibit in cast.exhibits] == ["1"]
+    assert cast.left_out.sentences() == [
+        "figure 8 is left out: not trained: vit_mini_noskip5, vit_mini_noskip9 (analyses/train_minis.py)"
+    ]
 
 
 def test_pictures_are_drawn_again_from_the_tables(run):
@@ -92,11 +97,10 @@ def test_pictures_are_drawn_again_from_the_tables(run):
     assert CliRunner().invoke(main, ["figures", "1", "--redraw", str(out / "figure-1")]).exit_code == 2
 
 
-def test_every_claim_has_its_number(run, plan):
-    made = {exhibit.number for exhibit in plan.exhibits}
+def test_every_claim_has_its_number(run):
     for claim in CLAIMS:
         assert claim.figure in FIGURES
-        if claim.figure in made:
+        if claim.figure in SOME:
             of = pd.read_csv(run[0] / f"figure-{claim.figure}" / "numbers.csv")
             assert claim.key in set(of["key"]), claim
 
@@ -131,11 +135,12 @@ def test_all_figures_of_the_paper_are_there():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_networks_of_a_preset_are_known(preset):
-    for exhibit in FIGURES.values():
-        for name in exhibit.names(preset):
+    roles = PRESETS[preset]
+    for number, exhibit in FIGURES.items():
+        for name in players(number, roles):
             known = ALIASES if preset == "paper" else [*ARCHITECTURES, *bundled()]
-            assert name in known or name.startswith("vit_mini_"), (exhibit.number, name)
-        assert exhibit.names(preset) or exhibit.note(preset)
+            assert name in known or name.startswith("vit_mini_"), (number, name)
+        assert exhibit.note(preset) if roles.lacking(exhibit) else players(number, roles)
 
 
 def test_bad_input():
@@ -174,7 +179,9 @@ def test_receptive_fields_are_means_over_groups_of_images():
     m = SimpleNamespace(
         network=lambda name: SimpleNamespace(name=name), receptive=lambda name, branch=False: fields[name, branch]
     )
-    made = measure(FIGURES["6"], m, ("vit", "resnet"))()
+    m.fields = lambda name, branch=False: None
+    first_two = [Compared("", "", 0, 1)]
+    made = measure(FIGURES["6"], m, ("vit", "resnet"), first_two)()
     of = made.tables["numbers"].set_index("label")["value"]
     assert of["half-mass radius, last layer, vit"] == 9.5 and of["half-mass radius, lowest third, vit - resnet"] == 4
     assert of["half-mass radius, highest - lowest third, resnet"] == 6
@@ -185,7 +192,7 @@ def test_receptive_fields_are_means_over_groups_of_images():
         7.5,
     ]
     assert len(FIGURES["6"].draw(made, "title").axes) >= 4
-    branches = measure(FIGURES["C.4"], m, ("vit", "resnet"))().tables["numbers"].set_index("label")["value"]
+    branches = measure(FIGURES["C.4"], m, ("vit", "resnet"), first_two)().tables["numbers"].set_index("label")["value"]
     assert branches["share of the own patch, after the sum - branch, vit"] == pytest.approx(0.3)
     assert branches["share of the own patch, after the sum - branch, resnet"] == pytest.approx(0.0)
 
@@ -215,7 +222,7 @@ def test_a_folder_without_training_images_leaves_probes_out(tmp_path, monkeypatc
     assert result.exit_code == 0, result.output
     said = json.loads(result.stdout)
     assert said["directory"] == "runs/figures-mini-random"
-    assert any("figure 11 is left out" in notice for notice in said["notices"])
+    assert any(notice.startswith("figures 13, 11 are left out: probes need") for notice in said["notices"])
     assert "runs/figures-mini-random/figure-1/figure-1-random.png" in said["files"]
     record = json.loads((tmp_path / "runs/figures-mini-random/figure-1/run.json").read_text())
     assert record["random"] and record["images"]["used"] == 16  # of val alone
@@ -251,50 +258,40 @@ NAMES = {
 """What users may call their networks; one begins as another, and one is a difference of others."""
 
 
-def renamed(names):
-    return NAMES[names] if isinstance(names, str) else tuple(map(renamed, names))
-
-
 def test_names_of_networks_change_nothing_else(run, tmp_path):
     chosen = ["1", "2", "3", "5", "7", "9", "12", "F.3"]
-    exhibits = [
-        dataclasses.replace(FIGURES[number], networks={"mini": renamed(FIGURES[number].networks["mini"])})
-        for number in chosen
-    ]
-    plan = Plan.of(exhibits, "mini", NAMES.values())
-    networks = {new: dataclasses.replace(rs.load_model(old), name=new) for old, new in NAMES.items()}
+    networks = {old: dataclasses.replace(rs.load_model(old), name=new) for old, new in NAMES.items()}
     images, train = rs.ImageSet("sample", images=IMAGES), rs.ImageSet("sample", split="train")
-    made = plan.make(networks, images, train, batch_size=8)
-    assert not made.left_out and [exhibit.number for exhibit, _ in made.figures] == chosen
-    for exhibit, each in made.figures:
-        save_figure(exhibit, each, tmp_path, "mini", {"random": False})
-        found, expected = (load_figure(exhibit, place).tables["numbers"] for place in (tmp_path, run[0]))
+    roles = dataclasses.replace(MINI.played_by(networks), bundled=False)
+    made = rs.paper.replicate(roles, images, train, chosen, batch_size=8)
+    made.save(tmp_path)
+    for number in chosen:
+        found, expected = (load_figure(FIGURES[number], place).tables["numbers"] for place in (tmp_path, run[0]))
         numbers = [column for column in NUMBERS if column not in ("models", "label")]
         pd.testing.assert_frame_equal(found[numbers], expected[numbers], rtol=1e-9)
         models = [[NAMES[name] for name in json.loads(each)] for each in expected["models"]]
         assert found["models"].map(json.loads).tolist() == models
         assert all(name in label for label, names in zip(found["label"], models) for name in names[:1])
-    redraw_figures(tmp_path, [], quiet=True)
     assert all((tmp_path / f"figure-{number}" / f"figure-{number}.png").exists() for number in chosen)
     claims, expected = check(tmp_path), check(run[0])
     expected = expected[expected["claim"].isin(claims["claim"])].reset_index(drop=True)
     assert len(claims) >= 10 and any(source.endswith(", my net 2 - my net") for source in claims["source"])
     pd.testing.assert_frame_equal(claims.drop(columns="source"), expected.drop(columns="source"), rtol=1e-9)
-    save_record({"random": False}, tmp_path / "run.json")
-    page = write_report(tmp_path).read_text(encoding="utf-8")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "low with high layers, my net 2 - my net" in page and "my net 2 (up) and my net (right)" in page
 
 
 def test_presets_are_those_of_the_command():
     (preset,) = (option for option in figures.params if option.name == "preset")
     assert list(preset.type.choices) == list(PRESETS)
-    assert all(set(exhibit.networks) <= set(PRESETS) >= set(exhibit.notes) for exhibit in FIGURES.values())
+    assert all(set(PRESETS) >= set(exhibit.notes) for exhibit in FIGURES.values())
+    assert all(set(roles.figures) <= set(FIGURES) for roles in PRESETS.values())
 
 
 def test_what_draws_reads_tables_alone():
     code = "import repsim.paper.report, repsim.paper.files, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
-    for module in ("exhibits", "figures", "claims", "files"):
+    for module in ("exhibits", "figures", "roles", "claims", "findings", "files"):
         tree = ast.parse((Path(rs.__file__).parent / "paper" / f"{module}.py").read_text())
         inner = [node for of in ast.walk(tree) if isinstance(of, ast.FunctionDef) for node in ast.walk(of)]
         assert not any(isinstance(node, ast.Import | ast.ImportFrom) for node in inner), module

@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import t
 
 import repsim as rs
+from repsim.paper.exhibits import Compared
 from repsim.paper.figures import FIGURES
 from repsim.paper.measuring import Measurements, measure
 
@@ -18,7 +19,8 @@ def measured():
     """Figure -> its numbers by key and networks, from one pass."""
     m = Measurements(rs.load_model, IMAGES, None, batch_size=BATCH)
     chosen = {"3": (VIT, "vit_mini_gap"), "5": ((VIT, RESNET),), "7": (VIT, RESNET), "9": (VIT, RESNET)}
-    later = {number: measure(FIGURES[number], m, networks) for number, networks in chosen.items()}
+    first_two = [Compared("", "", 0, 1)]
+    later = {number: measure(FIGURES[number], m, networks, first_two) for number, networks in chosen.items()}
     m.run()
     return {number: make().tables["numbers"].set_index(["key", "models"]) for number, make in later.items()}
 

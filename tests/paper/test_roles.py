@@ -1,0 +1,323 @@
+"""A user's own networks in the roles of the paper: which figures they allow, and that numbers stay what they are."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from test_resume import interrupted
+
+import repsim as rs
+from repsim.cli import main
+from repsim.paper.claims import Numbers
+from repsim.paper.exhibits import Compared
+from repsim.paper.figures import FIGURES, PRESETS
+from repsim.paper.findings import findings
+from repsim.paper.numbers import with_intervals
+from repsim.paper.roles import Roles, case
+from repsim.paper.run import Cast
+from repsim.tables import load_table
+
+VIT, CNN = "vit_mini", "resnet_mini"
+IMAGES, BATCH = 24, 8
+CHOSEN = ["1", "2", "3", "5", "6", "7", "9", "D.2", "E.2"]
+
+
+def images():
+    return rs.ImageSet("sample", images=IMAGES)
+
+
+def repsim(*arguments, code=0):
+    result = CliRunner().invoke(main, [*map(str, arguments)])
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def own():
+    """A run of a ViT and a CNN."""
+    return rs.paper.replicate({"vit": VIT, "cnn": CNN}, images(), figures=CHOSEN, batch_size=BATCH, channels=2)
+
+
+@pytest.fixture(scope="module")
+def tables(own):
+    """Figure -> its tables."""
+    return {exhibit.number: made.tables for exhibit, made in own.made}
+
+
+# Who plays
+
+
+def test_mini_is_one_assignment_but_for_figures_of_half_the_steps():
+    assert set(PRESETS["mini"].figures) == {"4", "12", "13", "G.2", "D.1"}
+    own = Roles.of(dict(PRESETS["mini"].every))
+    same = [
+        number
+        for number, exhibit in FIGURES.items()
+        if exhibit.networks(own.cases(exhibit)) == exhibit.networks(PRESETS["mini"].cases(exhibit))
+    ]
+    assert set(FIGURES) - set(same) == set(PRESETS["mini"].figures)
+
+
+def test_a_role_that_nobody_plays_is_named():
+    cast = Cast.of(list(FIGURES.values()), Roles.of({"vit": VIT, "cnn": CNN}))
+    said = cast.left_out.sentences()
+    assert "figures 4, 12, F.1 are left out: no network has the role little" in said
+    assert "figure 10 is left out: no network has the role gap" in said
+    made = {exhibit.number for exhibit in cast.exhibits}
+    assert {"1", "2", "3", "5", "6", "7", "9", "11", "13"} < made and not made & {"4", "8", "10", "12", "G.1", "H.1"}
+    for number, role in (("4", "little"), ("G.1", "vit or tuned"), ("2", "cnn")):
+        with pytest.raises(rs.UsageError, match=f"figure {number} cannot be made: no network has the role {role}"):
+            Cast.of([FIGURES[number]], Roles.of({"mixer": "m"} if "or" in role else {"vit": VIT}))
+
+
+@pytest.mark.parametrize("role, number", [("vit", "1"), ("cnn", "1"), ("vit", "6"), ("cnn", "C.2"), ("gap", "C.5")])
+def test_either_alone_has_its_own_figures(role, number):
+    assert Roles.of({role: "a"}).players([FIGURES[number]]) == ["a"]
+
+
+def test_several_of_a_role():
+    roles = Roles.of({"vit": ["a", "b"], "cnn": ["c", "d"], "little": "l", "seed": "s"})
+
+    def networks(number):
+        return FIGURES[number].networks(roles.cases(FIGURES[number]))
+
+    assert networks("1") == networks("5") == (("a", "c"), ("a", "d"), ("b", "c"), ("b", "d"))
+    assert networks("3") == ("a", "b") and networks("9") == ("a", "b", "c", "d")
+    assert networks("12") == (("a", "l"), ("a", "s"), ("b", "l"), ("b", "s"))
+    compared = FIGURES["9"].compared(roles.cases(FIGURES["9"]))
+    assert [each[2:] for each in compared] == [(0, 2), (0, 3), (1, 2), (1, 3)]
+    (first, *_) = FIGURES["13"].compared(roles.cases(FIGURES["13"]))
+    assert first == Compared("accuracy_more_data", "accuracy, aggregated, middle third, more data, a - l", 0, 2)
+
+
+def test_unknown_roles():
+    with pytest.raises(rs.UsageError, match="unknown role 'vits'; did you mean 'vit'"):
+        rs.paper.replicate({"vits": VIT})
+    with pytest.raises(rs.UsageError, match="no network plays a role"):
+        rs.paper.replicate({})
+    with pytest.raises(rs.UsageError, match="unknown preset 'min'"):
+        rs.paper.replicate("min")
+
+
+@pytest.mark.parametrize("images, size", [(2560, 256), (752, 75), (64, 8), (10**5, 256), (4, 8)])
+def test_a_minibatch_is_a_tenth_of_the_images(images, size):
+    assert Roles.of({"vit": VIT}).minibatch(images) == size
+    assert PRESETS["mini"].minibatch(images) == 250
+
+
+# Numbers
+
+
+def test_roles_find_the_numbers_of_the_preset(own, tmp_path):
+    some = ["1", "2", "3", "5", "7", "9"]
+    few = ["--images", IMAGES, "--batch-size", BATCH, "--quiet", "--out", tmp_path]
+    repsim("figures", *some, *few)
+    for exhibit, made in own.made:
+        if exhibit.number in some:
+            place = tmp_path / f"figure-{exhibit.number}"
+            for name, table in made.tables.items():
+                pd.testing.assert_frame_equal(load_table(place / f"{name}.csv"), table, rtol=1e-9, check_dtype=False)
+
+
+def test_figures_are_what_the_separate_functions_give(own, tables):
+    how = {"batch_size": BATCH}
+    cka = rs.layer_cka([VIT, CNN], images(), **how).table
+    across = cka[(cka["model_a"] == VIT) & (cka["model_b"] == CNN)]
+    within = cka[cka["model_a"] == cka["model_b"]]
+    localized = rs.token_localization([VIT, CNN], images(), **how).table
+    last = [part[part["index"] == part["index"].max()] for _, part in localized.groupby("model", sort=False)]
+    ratios = rs.residual_norms([VIT, CNN], images(), **how).table
+    expected = {
+        ("1", "cka", "cka"): within["cka"],
+        ("1", "cka", "se"): within["se"],
+        ("2", "cka", "cka"): across["cka"],
+        ("3", "attention", "distance_px"): rs.attention_distance(VIT, images(), **how).table["distance_px"],
+        ("5", "heads", "cka"): rs.head_similarity([VIT, CNN], images(), **how).table["cka"],
+        ("7", "residual", "ratio"): ratios["ratio"],
+        ("E.2", "residual", "cos_output"): ratios["cos_output"],
+        ("9", "localization", "cka"): pd.concat(last)["cka"],
+    }
+    for (number, name, column), values in expected.items():
+        np.testing.assert_allclose(tables[number][name][column], values, atol=1e-6, err_msg=number)
+    groups = [images().only(np.arange(k, k + 4)) for k in range(0, IMAGES, 4)]
+    radii = [rs.receptive_fields(VIT, of, channels=2).table["radius50_px"] for of in groups]
+    fields = tables["6"]["receptive"]
+    np.testing.assert_allclose(fields[fields["model"] == VIT]["radius50_px"], np.mean(radii, 0), atol=1e-6)
+
+
+def test_checkpoints_are_compared_with_the_vit(tmp_path):
+    roles = {"vit": VIT, "little": "vit_mini_3pct", "seed": "vit_mini_100pct_seed1", "tuned": "vit_mini_rotation"}
+    found = rs.paper.replicate(roles, images(), figures=["12", "G.1"], batch_size=BATCH)
+    made = {exhibit.number: of.tables["matched"] for exhibit, of in found.made}
+    others = ["vit_mini_3pct", "vit_mini_100pct_seed1"]
+    expected = rs.matched_cka([VIT, *others], images(), batch_size=BATCH).table
+    np.testing.assert_allclose(made["12"]["cka"], expected["cka"], atol=1e-9)
+    assert list(dict.fromkeys(made["12"]["model_b"])) == others and set(made["G.1"]["model_b"]) == {"vit_mini_rotation"}
+    assert found.claims["claim"].str.contains("Fine-tuning").sum() == 1 and len(found.claims) == 3
+
+
+def test_every_claim_is_checked_for_each_network():
+    found = rs.paper.replicate(
+        {"vit": [VIT, "vit_mini_gap"], "cnn": CNN}, images(), figures=["1", "3", "9"], batch_size=BATCH
+    )
+    sources = found.claims["source"]
+    for claimed in ("vit_mini - resnet_mini", "vit_mini_gap - resnet_mini"):
+        assert sources.str.endswith(f"low with high layers, {claimed}").sum() == 1
+        assert sources.str.endswith(f"own patch - rest, interior, {claimed}").sum() == 1
+    assert sources.str.contains("Figure 3: nearest head, first / last block").sum() == 2
+    for exhibit, made in found.made:
+        assert not made.tables["numbers"].duplicated(["key", "models"]).any()
+        assert exhibit.draw(made, "title").axes
+    (within, *_) = (made.tables["cka"] for exhibit, made in found.made if exhibit.number == "1")
+    assert list(dict.fromkeys(within["model_a"])) == [VIT, CNN, "vit_mini_gap"]
+
+
+# What a network cannot give
+
+
+def test_what_a_network_has_not_is_left_out_of_its_figure_only():
+    with pytest.warns(rs.Notice) as said:
+        plan = rs.paper.plan({"vit": [CNN, VIT], "cnn": CNN}, images(), figures=["1", "3", "5", "7"], batch_size=BATCH)
+    sentences = [str(each.message) for each in said]
+    assert any(each.startswith(f"figure 3 is without {CNN}: ") for each in sentences), sentences
+    assert any(each.startswith(f"figure 5 is without {CNN}: ") for each in sentences), sentences
+    assert {part.exhibit.number: part.networks for part in plan.parts}["3"] == (VIT,)
+    assert "7" in {part.exhibit.number for part in plan.parts}
+
+
+def test_a_cnn_as_vit_leaves_out_what_needs_attention():
+    with pytest.warns(rs.Notice, match="figures 3, 5 are left out: .*attention"):
+        plan = rs.paper.plan({"vit": "resnet_mini", "cnn": "mixer_mini"}, images(), figures=["1", "3", "5"])
+    assert [part.exhibit.number for part in plan.parts] == ["1"]
+    with pytest.warns(rs.Notice), pytest.raises(rs.RepsimError, match="figure 3 is left out"):
+        rs.paper.replicate({"vit": CNN}, images(), figures=["3"])
+
+
+def test_probes_need_training_images():
+    with pytest.warns(rs.Notice, match="figures 11, 13 are left out: probes need training images"):
+        rs.paper.plan({"vit": VIT, "cnn": CNN}, images(), figures=["1", "11", "13"], batch_size=BATCH)
+
+
+def test_networks_without_the_same_layers_are_not_matched():
+    with pytest.warns(rs.Notice, match=f"figure G.1 is without .*{CNN}.* do not have the same layers"):
+        plan = rs.paper.plan(
+            {"vit": VIT, "tuned": ["vit_mini_rotation", CNN]}, images(), figures=["G.1"], batch_size=BATCH
+        )
+    assert plan.parts[0].networks == ((VIT, "vit_mini_rotation"),)
+
+
+# The plan, and the command
+
+
+def test_the_plan_says_what_would_run_and_nothing_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = ["figures", "1", "3", "6", "13", "--network", f"vit={VIT}", "--network", f"cnn={CNN}", "--data", "sample"]
+    few = ["--images", IMAGES, "--plan"]
+    said = repsim(*asked, *few)
+    assert f"1: {VIT}, {CNN}" in said.stdout and f"one pass of {IMAGES} images in batches of 8" in said.stdout
+    assert "8 passes of 4 images with gradients" not in said.stdout and "6 passes of 4 images with grad" in said.stdout
+    assert "to fit probes" in said.stdout and "MiB" in said.stdout
+    planned = json.loads(repsim(*asked, *few, "--json", "--quiet").stdout)
+    assert [each["number"] for each in planned["figures"]] == ["1", "3", "6", "13"]
+    assert planned["roles"] == {"vit": [VIT], "cnn": [CNN]}
+    assert all(each["memory_bytes"] > 0 for each in planned["passes"])
+    assert not list(tmp_path.iterdir())
+    sizes = [each["images"] for each in planned["passes"] if each["networks"] == [VIT, CNN]]
+    assert IMAGES in sizes
+
+
+def test_the_command_writes_what_the_function_saves(own, tmp_path):
+    networks = ["--network", f"vit={VIT}", "--network", f"cnn={CNN}", "--data", "sample", "--channels", 2]
+    said = repsim("figures", *CHOSEN, *networks, "--images", IMAGES, "--batch-size", BATCH, "--out", tmp_path / "a")
+    assert "passes over images, and the memory of each:" in said.output and "memory: " not in said.output
+    assert "The six findings of the paper, and what was found here:" in said.output
+    own.save(tmp_path / "b")
+    places = [tmp_path / name for name in "ab"]
+    files = [sorted(path.relative_to(place) for path in place.rglob("*") if path.is_file()) for place in places]
+    assert files[0] == files[1] and {"claims.csv", "claims.md", "report.html"} <= set(map(str, files[0]))
+    for file in files[0]:
+        if file.suffix not in (".json", ".html"):
+            assert (places[0] / file).read_bytes() == (places[1] / file).read_bytes(), file
+    record = json.loads((places[0] / "figure-2" / "run.json").read_text())
+    assert record["preset"] == "own" and record["roles"] == [{"vit": [VIT], "cnn": [CNN]}]
+
+
+def test_weights_and_arguments_of_roles(tmp_path):
+    asked = ["figures", "1", "--network", "vit=vit_mini", "--network", "vit=vit_mini", "--data", "noise", "--plan"]
+    few = ["--images", 16, "--batch-size", 8, "--json"]
+    weights = rs.networks.minis.WEIGHTS / "vit_mini_3pct.safetensors"
+    said = json.loads(repsim(*asked, *few, "--weights", "vit=random", "--weights", f"vit={weights}").stdout)
+    assert said["roles"] == {"vit": ["vit_mini-random", "vit_mini@vit_mini_3pct"]}
+    said = json.loads(repsim(*asked, *few, "--weights", "random").stdout)
+    assert said["roles"] == {"vit": ["vit_mini-random"]}
+    deep = [*asked[:4], *asked[6:], *few, "--weights", "random", "--arg", "vit.depth=2"]
+    assert json.loads(repsim(*deep).stdout)["roles"] == {"vit": ["vit_mini-random"]}
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        (["--network", "vits=vit_mini"], "unknown role 'vits'; did you mean 'vit'?"),
+        (["--network", "vit_mini"], "--network takes ROLE=..., got 'vit_mini'"),
+        (["--network", "vit="], "--network takes ROLE=..., got 'vit='"),
+        (["--network", "vit=vit_mini", "--preset", "mini"], "give --network or --preset, not both"),
+        (["--network", "vit=vit_mini", "--weights", "cnn=random"], "--weights cnn=random is of no network"),
+        (["--network", "vit=vit_mini", "--weights", "x.pt"], "say whose weights these are, --weights ROLE=x.pt"),
+        (["--network", "vit=vit_mini", "--arg", "depth=2"], "--arg takes ROLE...., got 'depth=2'"),
+        (["--arg", "vit.depth=2"], "are of networks that --network names"),
+        (
+            ["--network", "vit=a", "--network", "vit=b", *["--weights", "vit=random"] * 3],
+            "give --weights vit= once, or once per --network vit=: there are 2 models and 3 weights",
+        ),
+    ],
+)
+def test_bad_input(options, says):
+    assert says in repsim("figures", *options, code=2).output
+
+
+def test_it_goes_on_where_it_was(own, tables, tmp_path):
+    some = ["1", "6", "9"]
+    how = {"figures": some, "batch_size": BATCH, "channels": 2}
+    again = interrupted(
+        tmp_path, lambda resume: rs.paper.replicate({"vit": VIT, "cnn": CNN}, images(), resume=resume, **how)
+    )
+    for exhibit, made in again.made:
+        for name, table in made.tables.items():
+            assert table.to_csv() == tables[exhibit.number][name].to_csv(), (exhibit.number, name)
+
+
+# What was found
+
+
+def numbers(*rows):
+    return Numbers(with_intervals(rows), False)
+
+
+def test_findings_are_sentences_of_the_numbers():
+    found = {
+        "1": numbers(("low_with_high_difference", ("a", "b"), "", 0.034, 0.028, 0.04)),
+        "3": numbers(("nearest_head_ratio", ("a",), "", 0.98, 0.97, 0.99)),
+        "9": numbers(
+            ("own_minus_rest_difference", ("a", "b"), "", -0.2, -0.3, -0.1),
+            ("own_minus_rest_difference", ("c", "b"), "", 0.1, -0.1, 0.3),
+        ),
+    }
+    table = findings(found)
+    assert len(table) == 6
+    assert table["verdict"].tolist() == ["seen", "not measured", "not seen", "not measured", "not seen", "not measured"]
+    uniform, global_, local, _, places, _ = table["found"]
+    assert uniform.startswith(
+        "Low and high layers are more alike in a than in b, by a CKA of 0.034 (0.028 to 0.04). 1 "
+    )
+    assert global_ == "No number of this run tells; figures 5, 6 would."
+    assert local.startswith("The nearest head of the first block of a looks 0.98 times as far as that of the last")
+    assert places.startswith("Tokens stand out at their own place less in a than in b, by a CKA of 0.2 (0.1 to 0.3); ")
+    assert (
+        "more in c than in b, by a CKA of 0.1 (-0.1 to 0.3), undecided. 2 checks: 1 disagrees, 1 undecided." in places
+    )
+
+
+def test_a_case_holds_one_player_or_several():
+    assert case(vit="a", cnn=["b", "c"], gap=[]) == {"vit": ("a",), "cnn": ("b", "c")}
