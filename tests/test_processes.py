@@ -109,9 +109,12 @@ def test_a_process_that_fails_ends_the_job(tmp_path):
     assert found.returncode != 0 and "exitcode  : 7" in found.stderr, found.stderr[-2000:]
 
 
-@pytest.mark.parametrize("figure", ["1", "5", "7"])
+OWN = ["--network", "vit=vit_mini", "--network", "cnn=resnet_mini", "--data", "sample"]
+
+
+@pytest.mark.parametrize("figure", [["1"], ["5"], ["7"], ["9", *OWN]])
 def test_the_first_batch_of_each_process_is_the_same_again(figure, server, tmp_path):
-    arguments = ["figures", figure, "--images", "52", "--batch-size", "8", "--quiet", "--out", str(tmp_path / "out")]
+    arguments = ["figures", *figure, "--images", "52", "--batch-size", "8", "--quiet", "--out", str(tmp_path / "out")]
     keep = "from repsim.passes.resume import Resume; Resume._forget = lambda self: None"
     assert run(server, 2, arguments, keep) == [0, 0]
     assert run(server, 2, arguments, keep) == [0, 0]

@@ -154,11 +154,12 @@ def figures(
         )
         loaded, images = run.networks, run.images
         check_pages(run.out)
-    if without and cast.probes:
-        say(without, job.quiet)
+    said = [without] if without and cast.probes else []
     if data == "noise" and cast.probes:
-        say("probes of noise: two classes are made up, to try them out", job.quiet)
+        said.append("probes of noise: two classes are made up, to try them out")
         train, images = (of.labelled([i % 2 for i in range(len(of))]) for of in (train, images))
+    for notice in said:
+        say(notice, job.quiet)
     given = (cast.played_by(dict(zip(cast.players, loaded))), images, train)
     options = {"layers": layers, "batch_size": job.batch_size, "channels": channels}
     if only_plan:
@@ -169,7 +170,8 @@ def figures(
             click.echo(plan)
         return None
     found = replicate(*given, **options, tell=lambda plan: say(str(plan), job.quiet), **run.how())
-    found = replace(found, record=run.record(found.record))
+    record = {**found.record, "notices": [*said, *found.record["notices"]]}
+    found = replace(found, record=run.record(record))
     found.save_tables(run.out)
     if is_first():
         finish(run.out, [exhibit for exhibit, _ in found.made], found, job.quiet)

@@ -48,7 +48,7 @@ def case(**players: Any) -> Case:
     several = {role: of if isinstance(of, (list, tuple)) else (of,) for role, of in players.items()}
     if unknown := [role for role in several if role not in ROLES]:
         raise one_of("role", str(unknown[0]), ROLES)
-    return {role: tuple(of) for role, of in several.items() if of}
+    return {role: tuple(dict.fromkeys(of)) for role, of in several.items() if of}
 
 
 @dataclass(frozen=True, kw_only=True)
