@@ -133,7 +133,7 @@ TEXT = frozenset(
     [
         *("model", "model_a", "model_b", "layer", "layer_a", "layer_b", "kind_a", "kind_b", "heads"),
         *("removed", "where", "sublayer", "token", "aggregation", "shots"),
-        *("key", "models", "label", "claim", "source", "direction", "paper", "verdict", "finding", "found"),
+        *("key", "models", "label", "claim", "source", "direction", "paper", "verdict"),
         *("name", "architecture", "task", "device", "network", "quantity", "layers", "weights"),
     ]
 )

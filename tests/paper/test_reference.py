@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from repsim.cli import main
 from repsim.paper.claims import CLAIMS_COLUMNS, check
 from repsim.paper.figures import FIGURES
+from repsim.tables import load_table
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "figures"
@@ -44,7 +45,7 @@ def test_the_reference_run_has_every_figure(number):
 
 
 def test_its_claims_are_those_of_its_numbers():
-    kept = pd.read_csv(REFERENCE / "claims.csv")
+    kept = load_table(REFERENCE / "claims.csv")
     assert list(kept) == CLAIMS_COLUMNS
     pd.testing.assert_frame_equal(kept, check(REFERENCE), rtol=1e-9)
 
