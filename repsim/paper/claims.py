@@ -247,6 +247,17 @@ def checked(found: Mapping[str, Numbers]) -> list[Checked]:
     return rows
 
 
+def unchecked(found: Mapping[str, Numbers]) -> list[str]:
+    """A sentence on the claims of figures that were made, of which there is no number; none if there are no such."""
+    without = [
+        f"{claim.claim} (Figure {claim.figure})"
+        for claim in CLAIMS
+        if claim.figure in found and claim.key not in set(found[claim.figure].table["key"])
+    ]
+    why = "a role that they compare is not played, or no network has what they are about"
+    return [f"claims that no number of this run tells of, for {why}: {'; '.join(without)}"] if without else []
+
+
 def claims_of(found: Mapping[str, Numbers]) -> pd.DataFrame:
     """The table of claims, from the numbers of figures."""
     rows = [

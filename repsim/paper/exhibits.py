@@ -163,7 +163,11 @@ class Matched(Grouped):
         return list(product(case.get(self.roles[0], ()), others))
 
     def draw(self, made: Made, title: str) -> Figure:
-        figure = plots.matched(made.tables["matched"], groups=groups_of(made.record)).figure
+        draw = partial(plots.matched, groups=groups_of(made.record))
+        parts = [part for _, part in made.tables["matched"].groupby("model_a", sort=False)]
+        if len(parts) > 1:  # a panel for each reference
+            return plots.side_by_side(draw, parts, title=title)
+        figure = draw(made.tables["matched"]).figure
         entitle(figure, title)
         return figure
 
@@ -209,8 +213,9 @@ class Receptive(Exhibit):
             table = pd.concat(chosen).assign(label=lambda t: t["model"] + "\n" + t["layer"])
         else:
             table = table.assign(label=table["layer"])
+        columns = len(chosen[0]) if len(models) > 1 else None
         table["layer"] = table["model"] + "/" + table["layer"]
-        return plots.receptive_fields(table, made.arrays, most=len(table), title=title)
+        return plots.receptive_fields(table, made.arrays, most=len(table), columns=columns, title=title)
 
 
 # Skip connections, places
@@ -223,8 +228,10 @@ class Residual(Exhibit):
     shown: Literal["ratio", "cosine", "both"] = "both"
 
     def draw(self, made: Made, title: str) -> Figure:
-        draw = {"ratio": plots.norm_ratios, "cosine": plots.cosines, "both": plots.residual}[self.shown]
-        return draw(made.tables["residual"], title=title)
+        table = made.tables["residual"]
+        shown = "both" if self.shown == "ratio" and not plots.share_tokens(table) else self.shown
+        draw = {"ratio": plots.norm_ratios, "cosine": plots.cosines, "both": plots.residual}[shown]
+        return draw(table, title=title)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import pandas as pd
 from repsim.errors import RepsimError, UsageError, one_of
 from repsim.images.image_set import ImageSet, as_image_set
 from repsim.networks.minis import bundled
-from repsim.paper.claims import claims_of
+from repsim.paper.claims import claims_of, unchecked
 from repsim.paper.exhibits import Exhibit, Made, Probed
 from repsim.paper.figures import FIGURES, PRESETS
 from repsim.paper.files import draw_figures, numbers_of, save_figure
@@ -207,15 +207,16 @@ class Plan:
             made = [(part, found) for part in self.parts if (found := part.make(m, why)) is not None]
         if not made:
             raise RepsimError("; ".join(why.sentences()))
-        self.begun.notices.say(*why.sentences())
+        figures = [(part.exhibit, found) for part, found in made]
+        for part, found in made:
+            found.record = {**part.record(), "random": self.begun.untrained}
+        numbers = numbers_of(figures)
+        self.begun.notices.say(*why.sentences(), *unchecked(numbers))
         ran = {"batch_size": counts.batch_size, "batches": counts.batches, "forward_passes": m.passes}
         record = self.begun.record(counts, {**self.protocol, **ran, "probes": m.probe_protocols()})
-        shared = {key: record[key] for key in ("images", "random")}
-        for part, found in made:
-            found.record = {**part.record(), **shared}
-        figures = [(part.exhibit, found) for part, found in made]
-        claims = claims_of(numbers_of(figures))
-        return Replication("claims", claims, record, made=figures)
+        for _, found in figures:
+            found.record["images"] = record["images"]
+        return Replication("claims", claims_of(numbers), record, made=figures)
 
 
 @study

@@ -66,6 +66,7 @@ def receptive_fields(
     *,
     quantity: str = "|d centre / d pixel|",
     most: int = 12,
+    columns: int | None = None,
     title: str | None = None,
 ) -> Figure:
     """Each layer's receptive field, scaled to its own maximum; evenly spaced layers where there are many.
@@ -75,10 +76,11 @@ def receptive_fields(
         maps: layer -> (h, w).
         quantity: what the maps show, for the title.
         most: panels drawn.
+        columns: panels side by side; None: six, or as many as make a square of more than twelve.
         title: above the figure; None: the model and the quantity.
     """
     rows = named(table) if len(table) <= most else table.iloc[np.linspace(0, len(table) - 1, most).round().astype(int)]
-    columns = min(6, len(rows)) if len(rows) <= 12 else math.isqrt(len(rows) - 1) + 1
+    columns = columns or (min(6, len(rows)) if len(rows) <= 12 else math.isqrt(len(rows) - 1) + 1)
     lines = -(-len(rows) // columns)
     with look():
         figure = Figure(figsize=(1.5 * columns, 1.75 * lines + 0.5))

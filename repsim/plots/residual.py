@@ -48,6 +48,11 @@ def residual(table: pd.DataFrame, *, title: str | None = None) -> Figure:
     return figure
 
 
+def share_tokens(table: pd.DataFrame) -> bool:
+    """Whether the blocks of some network all have the same tokens, so that there is a heatmap of it."""
+    return next(_heatmaps(named(table).assign(token=table["token"].astype(str))), None) is not None
+
+
 def norm_ratios(table: pd.DataFrame, *, title: str | None = None) -> Figure:
     """The norm ratio of every block and token, a row of panels per network (Figure E.1); see `residual`.
 

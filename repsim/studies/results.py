@@ -119,6 +119,11 @@ class Begun:
         """What a study found, with the whole record."""
         return replace(found, record=self.record(counts, found.protocol))
 
+    @property
+    def untrained(self) -> bool:
+        """Whether some network has random weights."""
+        return any(network.weights == "random" for network in self.networks)
+
     def record(self, counts: Counts | dict[str, Any], protocol: Mapping[str, Any]) -> dict[str, Any]:
         """What `run.json` says of a study; see `result`."""
         images = self.images.record(counts) if isinstance(counts, Counts) else counts
@@ -132,7 +137,7 @@ class Begun:
             "networks": [network.record() for network in self.networks],
             "images": images,
             "protocol": {**protocol, "seed": self.images.seed},
-            "random": any(network.weights == "random" for network in self.networks),
+            "random": self.untrained,
             "notices": list(self.notices),
             "versions": versions(self.networks),
             "device": device_name(self.networks[0].device),

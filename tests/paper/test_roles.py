@@ -10,14 +10,14 @@ from test_resume import interrupted
 
 import repsim as rs
 from repsim.cli import main
-from repsim.paper.claims import Numbers
-from repsim.paper.exhibits import Compared
+from repsim.paper.claims import Numbers, unchecked
+from repsim.paper.exhibits import Compared, Made
 from repsim.paper.figures import FIGURES, PRESETS
 from repsim.paper.findings import findings
 from repsim.paper.numbers import with_intervals
 from repsim.paper.roles import Roles, case
 from repsim.paper.run import Cast
-from repsim.tables import load_table
+from repsim.tables import RECEPTIVE, load_table
 
 VIT, CNN = "vit_mini", "resnet_mini"
 IMAGES, BATCH = 24, 8
@@ -319,5 +319,54 @@ def test_findings_are_sentences_of_the_numbers():
     )
 
 
+def test_claims_without_a_number_are_named():
+    found = {"7": numbers(("skip_over_branch_difference", ("a", "b"), "", 1.0, 0.9, 1.1))}
+    (said,) = unchecked(found)
+    assert "CLS is carried more than other tokens in the first half (Figure 7)" in said and "Skips carry" not in said
+    assert unchecked({"3": numbers(("nearest_head_ratio", ("a",), "", 0.4, 0.3, 0.5))}) == []
+
+
 def test_a_case_holds_one_player_or_several():
     assert case(vit="a", cnn=["b", "c"], gap=[]) == {"vit": ("a",), "cnn": ("b", "c")}
+
+
+# Pictures of several networks
+
+
+def draw(number, **tables):
+    record = {"random": False, "preset": "own", "images": {"batches": 3}}
+    return FIGURES[number].draw(Made({name: pd.DataFrame(of) for name, of in tables.items()}, record=record), "title")
+
+
+def test_each_reference_has_a_panel_of_its_own():
+    depth = [0.0, 0.5, 1.0]
+    rows = [
+        {"model_a": a, "model_b": b, "layer": f"l{d}", "index": 0, "depth": d, "cka": 0.5, "se": 0.1}
+        for a, b in (("a", "x"), ("b", "x"), ("b", "y"))
+        for d in depth
+    ]
+    first, second = draw("12", matched=rows).axes
+    assert [len(ax.lines) for ax in (first, second)] == [1, 2]
+    assert [line.get_xdata().tolist() for line in first.lines] == [depth]
+    assert [ax.get_title() for ax in (first, second)] == ["compared with a", "compared with b"]
+
+
+def test_receptive_fields_have_a_row_for_each_network():
+    names = [(model, f"l{i}") for model in "abc" for i in range(9)]
+    table = [(model, layer, i % 9, 0.5, 1.0, 2.0, 0.5) for i, (model, layer) in enumerate(names)]
+    maps = {f"{model}/{layer}": np.eye(4) for model, layer in names}
+    made = Made({"receptive": pd.DataFrame(table, columns=RECEPTIVE)}, maps)
+    figure = FIGURES["6"].draw(made, "title")
+    assert figure.axes[0].get_gridspec().get_geometry() == (3, 6)
+    assert [ax.get_title()[0] for ax in figure.axes] == [*"aaaaaabbbbbbcccccc"]
+
+
+def test_ratios_of_networks_whose_blocks_share_no_tokens_are_curves():
+    rows = [
+        {"model": "a", "sublayer": "unit", "block": block, "depth": block / 2, "token": str(token), "ratio": 2.0}
+        | {"cos_output": 0.5}
+        for block in range(3)
+        for token in range(4 - block)
+    ]
+    left, right = draw("E.1", residual=rows).axes
+    assert len(left.lines) == 2 and len(right.lines) == 1  # one is at ratio 1
