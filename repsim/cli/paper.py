@@ -144,7 +144,7 @@ def claims(directory: Path, quiet: bool, as_json: bool) -> None:
     from repsim.tables import check_own, prepare, save_table, save_text
 
     table = check(directory)
-    check_own(directory / "claims.csv", ",".join(CLAIMS_COLUMNS))
+    check_own(directory / "claims.csv", ",".join(CLAIMS_COLUMNS[:7]))
     check_own(directory / "claims.md", HEAD)
     save_table(table, prepare(directory) / "claims.csv")
     save_text(markdown(table), directory / "claims.md")
