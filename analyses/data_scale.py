@@ -31,14 +31,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 import repsim as rs
-from repsim.measures.running import GROUPS, Together
+from repsim.measures.running import Together, crossed
 from repsim.networks.minis import bundled
 from repsim.paper.measuring import Measurements
 from repsim.paper.numbers import third
 from repsim.plots.curves import over_depth
 from repsim.plots.style import Figure, half_widths, look, save
 from repsim.studies.similarity import MatchedSimilarity
-from repsim.tables import DATA_SCALE, load_table
+from repsim.tables import DATA_SCALE, MATCHED, load_table
 
 FIGURES = Path(__file__).parent.parent / "figures"
 SIZES = (3, 10, 30, 100)
@@ -68,11 +68,11 @@ def networks_of(architecture: str) -> dict[str, rs.Network]:
 
 def similarity(keys: list[str], study: MatchedSimilarity, quantity: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The matched table, and its thirds with their standard errors."""
-    rows = []
+    rows, df = [], study.sums.groups - 1
     for k, where in enumerate(THIRDS):
         mean, se = study.sums.compute(lambda cka, k=k: thirds(cka)[k])
-        rows += [(key, quantity, where, *each) for key, each in zip(keys, zip(mean.tolist(), se.tolist()))]
-    return MatchedSimilarity.table([study]), summary(rows)
+        rows += [(key, quantity, where, *each, df) for key, each in zip(keys, zip(mean.tolist(), se.tolist()))]
+    return MatchedSimilarity.table([study]).assign(df=df), summary(rows)
 
 
 def probes(found: dict[str, rs.Network], m: Measurements, shown: str) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -81,10 +81,9 @@ def probes(found: dict[str, rs.Network], m: Measurements, shown: str) -> tuple[p
     for key, network in found.items():
         of = m.probes(key)
         summaries.append(of.summary[of.summary["model"] == network.name])
-        table = of.table[(of.table["model"] == network.name) & (of.table["aggregation"] == shown)]
-        by_seed = np.array(thirds(table.pivot(index="seed", columns="index", values="accuracy").to_numpy()))
-        se = by_seed.std(1, ddof=1) / by_seed.shape[1] ** 0.5
-        rows += [(key, "probe_accuracy", *each) for each in zip(THIRDS, by_seed.mean(1), se)]
+        sums = Together([right for place, right in m.right(key).items() if place.aggregation == shown])
+        of_thirds = crossed(sums, lambda layers: torch.stack(thirds(torch.cat(layers, 1)), 1))
+        rows += [(key, "probe_accuracy", *each) for each in zip(THIRDS, *(part.tolist() for part in of_thirds))]
     return pd.concat(summaries, ignore_index=True), summary(rows)
 
 
@@ -97,9 +96,10 @@ def attention(found: dict[str, rs.Network], m: Measurements) -> tuple[pd.DataFra
         sums = Together(study.distances())
         mean, se = (each.numpy() for each in sums.compute(means))
         of_block = tables[-1].drop_duplicates("block")[["model", "block", "depth"]]
-        blocks.append(of_block.assign(distance_px=mean, se=se))
+        df = sums.groups - 1
+        blocks.append(of_block.assign(distance_px=mean, se=se, df=df))
         mean, se = sums.compute(lambda heads: torch.stack(thirds(means(heads))))
-        rows += [(key, "attention_distance", *each) for each in zip(THIRDS, mean.tolist(), se.tolist())]
+        rows += [(key, "attention_distance", *each, df) for each in zip(THIRDS, mean.tolist(), se.tolist())]
     return pd.concat(tables, ignore_index=True), pd.concat(blocks, ignore_index=True), summary(rows)
 
 
@@ -109,7 +109,7 @@ def means(heads: list[Tensor]) -> Tensor:
 
 
 def summary(rows: list[tuple]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=DATA_SCALE[:5])
+    return pd.DataFrame(rows, columns=DATA_SCALE[:-1])
 
 
 def picture(
@@ -117,12 +117,11 @@ def picture(
     found: dict[str, rs.Network],
     tables: dict[str, pd.DataFrame],
     parts: pd.DataFrame,
-    groups: int,
     cut: str,
 ) -> Figure:
     """Above over depth, a line per network; below over the number of images, a line per third of the layers.
 
-    Bars and bands are 95 % intervals, over groups of images or draws of training images.
+    Bars and bands are 95 % intervals over images, of probes also over draws of training images.
     """
     quantities = [name for name in LABELS if name in tables]
     names = {network.name: key for key, network in found.items()}
@@ -133,19 +132,17 @@ def picture(
         axes = figure.subplots(2, len(quantities), squeeze=False)
         for (above, below), quantity in zip(axes.T, quantities):
             table, column = tables[quantity]
-            draws = int(table["seeds"].iloc[0]) if "seeds" in table else groups
             for model in dict.fromkeys(table["model"]):
                 key = names[model]
-                over_depth(above, table[table["model"] == model], column, colours[key], label(key), draws)
+                over_depth(above, table[table["model"] == model], column, colours[key], label(key))
             above.set_ylabel(LABELS[quantity])
             for where, colour in zip(THIRDS, sns.color_palette("colorblind", 3)):
                 line = parts[(parts["quantity"] == quantity) & (parts["layers"] == where)].set_index("network")
                 at = [key for key in map(str, SIZES) if key in line.index]
                 style = {"color": colour, "marker": "o", "markersize": 3, "linewidth": 1, "label": f"{where} third"}
                 values = line.loc[at]
-                below.errorbar(
-                    [600 * int(k) for k in at], values["value"], yerr=half_widths(values["se"], draws), **style
-                )
+                half = half_widths(values["se"], values["df"])
+                below.errorbar([600 * int(k) for k in at], values["value"], yerr=half, **style)
                 if "seed1" in line.index:
                     again = {"color": colour, "marker": "x", "markersize": 4, "linestyle": ""}
                     below.plot([60_000], [line.loc["seed1", "value"]], **again)
@@ -173,8 +170,8 @@ def what_was_cut(architecture: str, found: dict[str, rs.Network]) -> str:
 
 def measured(
     architecture: str, found: dict[str, rs.Network], images: rs.ImageSet, train: rs.ImageSet
-) -> tuple[dict[str, tuple[pd.DataFrame, str]], dict[str, pd.DataFrame], pd.DataFrame, int]:
-    """What is drawn, what is kept, the thirds, and how many groups of batches there are, from one pass."""
+) -> tuple[dict[str, tuple[pd.DataFrame, str]], dict[str, pd.DataFrame], pd.DataFrame]:
+    """What is drawn, what is kept, and the thirds, from one pass."""
     m = Measurements(found.__getitem__, images, train, progress=tqdm if sys.stderr.isatty() else None)
     for key in found:
         m.probing(key, tokens=False)
@@ -182,13 +179,13 @@ def measured(
     references = {name: at for name, at in (("other_seed", "seed1"), ("same_seed", "100")) if at in found}
     compared = {at: [key for key in found if key not in (at, "seed1")] for at in references.values()}
     matched = {name: m.matched(at, *compared[at]) for name, at in references.items()}
-    counts = m.run()
+    m.run()
     drawn, kept, parts = {}, {}, []
     for name, at in references.items():
         table, of_thirds = similarity(compared[at], matched[name], name)
         parts.append(of_thirds)
         drawn[name] = (table.rename(columns={"model_b": "model"}), "cka")
-    kept["matched"] = pd.concat([table.rename(columns={"model": "model_b"}) for table, _ in drawn.values()])
+    kept["matched"] = pd.concat([table.rename(columns={"model": "model_b"})[MATCHED] for table, _ in drawn.values()])
     summaries, of_thirds = probes(found, m, SHOWN[architecture])
     kept["probe_summary"] = summaries
     parts.append(of_thirds)
@@ -197,7 +194,7 @@ def measured(
         kept["attention"], of_block, of_thirds = attention(found, m)
         parts.append(of_thirds)
         drawn["attention_distance"] = (of_block, "distance_px")
-    return drawn, kept, pd.concat(parts, ignore_index=True), min(counts.batches, GROUPS)
+    return drawn, kept, pd.concat(parts, ignore_index=True)
 
 
 def main() -> None:
@@ -210,10 +207,10 @@ def main() -> None:
         if "100" not in found:
             print(f"{architecture}_100pct is not trained: python analyses/train_minis.py {architecture}_100pct")
             continue
-        drawn, kept, of_thirds, groups = measured(architecture, found, images, train)
+        drawn, kept, of_thirds = measured(architecture, found, images, train)
         for name, table in {**kept, "data_scale": of_thirds.assign(architecture=architecture)}.items():
             tables.setdefault(name, []).append(table)
-        figure = picture(architecture, found, drawn, of_thirds, groups, what_was_cut(architecture, found))
+        figure = picture(architecture, found, drawn, of_thirds, what_was_cut(architecture, found))
         save(figure, out / f"data_scale-{architecture}")
         for name, parts in tables.items():
             pd.concat(parts, ignore_index=True).to_csv(out / f"{name}.csv", index=False, float_format="%.6g")

@@ -36,11 +36,11 @@ from repsim.errors import RepsimError, UsageError, first_line
 SIMILARITY = [
     *("model_a", "layer_a", "kind_a", "index_a", "depth_a"),
     *("model_b", "layer_b", "kind_b", "index_b", "depth_b"),
-    *("cka", "se"),
+    *("cka", "se", "skewed"),
 ]
 """One row per ordered pair of layers."""
 
-MATCHED = ["model_a", "model_b", "layer", "index", "depth", "cka", "se"]
+MATCHED = ["model_a", "model_b", "layer", "index", "depth", "cka", "se", "skewed"]
 """One row per network compared with `model_a`, the reference, and layer: the same layer of both."""
 
 ATTENTION = [
@@ -51,12 +51,15 @@ ATTENTION = [
 ATTENTION_MAPS = ["model", "image"]
 """One row per image."""
 
-RECEPTIVE = ["model", "layer", "index", "depth", "radius50_px", "radius95_px", "centre_share"]
+RECEPTIVE = [
+    *("model", "layer", "index", "depth"),
+    *("radius50_px", "radius50_px_se", "radius95_px", "radius95_px_se", "centre_share", "centre_share_se"),
+]
 """One row per layer."""
 
 LOCALIZATION = [
     *("model", "layer", "index", "depth"),
-    *("token_row", "token_col", "patch_row", "patch_col", "cka", "se"),
+    *("token_row", "token_col", "patch_row", "patch_col", "cka", "se", "skewed"),
 ]
 """One row per token and input patch."""
 LOCALIZATION_SUMMARY = ["model", "layer", "index", "depth", "where", "own_minus_rest", "se"]
@@ -86,19 +89,20 @@ PROBE = [
     *("shots", "seed", "l2", "accuracy"),
 ]
 """One row per layer, aggregation (of `token`: position) and draw of training images."""
-PROBE_SUMMARY = [*PROBE[:8], "seeds", "accuracy", "se"]
-"""One row per probe: mean and standard error over its draws."""
+PROBE_SUMMARY = [*PROBE[:8], "seeds", "accuracy", "se", "df"]
+"""One row per probe: mean over its draws, with a standard error over these and test images, its degrees of freedom."""
 NEIGHBOURS = [
     *(*PROBE[:5], "images", "k"),
     *("knn_accuracy", "knn_accuracy_se", "soft_loss", "soft_loss_se", "temperature"),
 ]
 """One row per layer and aggregation."""
 
-NUMBERS = ["key", "models", "label", "value", "low", "high"]
+NUMBERS = ["key", "models", "label", "value", "low", "high", "df"]
 """One row per number that the paper makes a claim about: what it is of (`key`, by which claims find it), of which
-networks (`models`, a JSON list of names), both in words (`label`), and its 95 % interval, if there is one."""
+networks (`models`, a JSON list of names), both in words (`label`), its 95 % interval, if there is one, and the degrees
+of freedom of that."""
 
-DATA_SCALE = ["network", "quantity", "layers", "value", "se", "architecture"]
+DATA_SCALE = ["network", "quantity", "layers", "value", "se", "df", "architecture"]
 UNIFORMITY = ["weights", "seed", "vit", "vit_se", "resnet", "resnet_se", "difference", "difference_se"]
 TRAINING = ["name", "architecture", "task", "images", "seed", "steps", "test_accuracy", "minutes", "device"]
 """These three are written by `analyses/`."""
@@ -126,14 +130,11 @@ TABLES = {
     "training": TRAINING,
 }
 """Name of a file without `.csv` -> its columns, of which docs/tables.md tells the meaning."""
-REPEATED = ["sd_repeats"]
-"""What `cka` and `matched` have beside, of several repeats."""
-
 TEXT = frozenset(
     [
         *("model", "model_a", "model_b", "layer", "layer_a", "layer_b", "kind_a", "kind_b", "heads"),
         *("removed", "where", "sublayer", "token", "aggregation", "shots"),
-        *("key", "models", "label", "claim", "source", "direction", "paper", "verdict"),
+        *("key", "models", "label", "claim", "source", "direction", "paper", "verdict", "why", "verdict_holm"),
         *("name", "architecture", "task", "device", "network", "quantity", "layers", "weights"),
     ]
 )

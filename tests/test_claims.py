@@ -5,17 +5,19 @@ import json
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy.stats import t
 
 import repsim as rs
-from repsim.paper.claims import CLAIMS_COLUMNS, Claim, check, markdown
-from repsim.paper.numbers import with_intervals
+from repsim.paper.claims import CLAIMS_COLUMNS, Claim, by_chance, check, markdown
 from repsim.tables import NUMBERS, load_table, save_table
 
 
-def plant(directory, figure, *rows):
+def plant(directory, figure, *rows, df=19):
     (directory / f"figure-{figure}").mkdir()
-    save_table(with_intervals(rows), directory / f"figure-{figure}" / "numbers.csv")
+    found = [(key, json.dumps(models), *rest, df) for key, models, *rest in rows]
+    save_table(pd.DataFrame(found, columns=NUMBERS), directory / f"figure-{figure}" / "numbers.csv")
 
 
 @pytest.mark.parametrize(
@@ -84,6 +86,48 @@ def test_heads_agree_only_where_permuted_ones_would_not(tmp_path, p, verdict):
     rows += [("rank_correlation_p", ("vit", "resnet"), "orders", p, np.nan, np.nan)] if p is not None else []
     plant(tmp_path, "5", *rows)
     assert check(tmp_path)["verdict"].tolist() == [verdict]
+
+
+def test_undecided_says_why(tmp_path):
+    key, models, label = "low_with_high_difference", ("vit", "resnet"), "vit - resnet"
+    cases = {"holds": (0.1, -0.1, 0.3, 19), "nothing": (0.1, np.nan, np.nan, 19), "alone": (0.1, np.nan, np.nan, 0)}
+    said = {}
+    for name, (*number, df) in cases.items():
+        (tmp_path / name).mkdir()
+        plant(tmp_path / name, "1", (key, models, label, *number), df=df)
+        table = check(tmp_path / name)
+        assert table["verdict"].tolist() == ["undecided"]
+        said[name] = table["why"].iloc[0]
+        assert f"**undecided** ({said[name]})" in markdown(table) and "nan" not in markdown(table)
+    assert said == {
+        "holds": "the interval holds 0",
+        "nothing": "no interval",
+        "alone": "no interval: one group of images",
+    }
+
+
+def test_p_values_are_those_of_the_intervals_and_adjusted_as_holm_does(tmp_path):
+    df, se = 9, [0.05, 0.08, 0.2]
+    figures = {
+        "1": ("low_with_high_difference", 0.15),
+        "C.4": ("own_patch_sum_minus_branch", 0.2),
+        "G.1": ("lowest_minus_highest_third", 0.1),
+    }
+    expected = []
+    for (figure, (key, value)), error in zip(figures.items(), se):
+        half = t.ppf(0.975, df) * error
+        plant(tmp_path, figure, (key, ("a", "b"), key, value, value - half, value + half), df=df)
+        expected.append(2 * t.sf(value / error, df))
+    table = check(tmp_path)
+    assert table["p"].tolist() == pytest.approx(expected)
+    assert table["p_holm"].tolist() == pytest.approx([3 * expected[0], 2 * expected[1], expected[2]])
+    assert table["verdict"].tolist() == ["agrees", "agrees", "undecided"]
+    assert 0.025 < expected[1] < 0.05  # decided alone, and not among three
+    assert table["verdict_holm"].tolist() == ["agrees", "undecided", "undecided"]
+    assert "agrees**, undecided after Holm" in markdown(table)
+    assert "0.1 of these 3 numbers would be decided by chance" in by_chance(table) and "1 stay decided" in by_chance(
+        table
+    )
 
 
 def test_nothing_to_check(tmp_path):

@@ -31,7 +31,7 @@ from torch import Tensor
 from repsim.errors import RepsimError, UsageError
 from repsim.measures import bounds
 from repsim.measures.inputs import real_images, tensor, whole
-from repsim.measures.running import BatchMeans, kept
+from repsim.measures.running import BatchMeans, effective_groups, kept
 
 BLOCK = 2048
 """Features multiplied at a time; a Gram is a sum of products of blocks of this width."""
@@ -337,6 +337,28 @@ def matched_hsic(reference: Sequence[GramRow], others: Sequence[Sequence[GramRow
     """
     own = [paired_hsic(rows, rows, n) for rows in (reference, *others)]
     return torch.stack([*own, *(paired_hsic(reference, rows, n) for rows in others)])
+
+
+NEAR_ZERO = 0.05
+"""CKA below which intervals by Student's t cover too little: 0.86 to 0.93 of the time, see docs/intervals.md."""
+
+
+def skewed(cka: Tensor, own_a: Tensor, own_b: Tensor) -> Tensor:
+    """Which CKA have batches too skewed for an interval by Student's t.
+
+    It is near zero, or one of its sides varies in few images, so that fewer than half of the groups of batches give as
+    good as all of its HSIC with itself: `effective_groups`. Both by measurement, see docs/intervals.md.
+
+    Args:
+        cka: (...).
+        own_a, own_b: HSIC of either side with itself, summed in groups: (groups, ...), as `cka` or to be spread so.
+
+    Returns:
+        As `cka`, of booleans; False where there is no interval, as of one group.
+    """
+    groups = (own_a.flatten(1) != 0).any(1).sum()
+    few = torch.minimum(effective_groups(own_a), effective_groups(own_b)) < groups / 2
+    return ((cka < NEAR_ZERO) | few) & ~cka.isnan() & (groups > 1)
 
 
 @kept

@@ -55,9 +55,57 @@ class FieldStatistics(NamedTuple):
 
     radius50_px: float
     radius95_px: float
-    """Distance from the centre within which half, and 95 %, of the mass lies."""
+    """Distance from the centre within which half, and 95 %, of the mass lies, linear between distances of pixels."""
     centre_share: float
     """Share of the mass on the centre's own patch (or cell of the map)."""
+
+
+class Rings:
+    """The mass of fields by its distance from a centre: what their radii and centre share are made of.
+
+    Args:
+        height, width: of the fields.
+        grid: (rows, columns) of the map whose centre, cell (rows // 2, columns // 2), was differentiated.
+
+    Attributes:
+        distances: (r,) float64 from the centre, each once, growing: pixels at the same distance are a ring.
+
+    Raises:
+        UsageError: the grid is finer than the field.
+    """
+
+    def __init__(self, height: int, width: int, grid: tuple[int, int]) -> None:
+        rows, columns = _grid(grid, height, width)
+        y, x = (
+            torch.arange(side, dtype=torch.float64) + 0.5 - (count // 2 + 0.5) * side / count
+            for side, count in ((height, rows), (width, columns))
+        )
+        exact = (y[:, None] ** 2 + x[None, :] ** 2).sqrt().flatten()
+        self.distances, self._ring = exact.round(decimals=9).unique(return_inverse=True)
+        inside = (y.abs() <= height / rows / 2)[:, None] & (x.abs() <= width / columns / 2)[None, :]
+        self._inside = inside.flatten()
+
+    def masses(self, fields: Tensor) -> Tensor:
+        """(..., r + 1) float64, on the CPU, of fields (..., h, w): the mass of every ring, and on the own patch."""
+        flat = fields.double().cpu().flatten(-2)
+        found = flat.new_zeros(*flat.shape[:-1], len(self.distances) + 1)
+        found[..., :-1].index_add_(-1, self._ring, flat)
+        found[..., -1] = flat[..., self._inside].sum(-1)
+        return found
+
+    def statistics(self, masses: Tensor) -> Tensor:
+        """(..., 3) radii of half and of 95 %, and centre share; NaN where there is no mass. See `FieldStatistics`."""
+        rings, own = masses[..., :-1], masses[..., -1:]
+        total = rings.sum(-1, keepdim=True)
+        within = rings.cumsum(-1) / torch.where(total > 0, total, torch.nan)
+        shares = within.new_tensor([0.5, 0.95]).expand(*within.shape[:-1], 2).contiguous()
+        outer = torch.searchsorted(within.contiguous(), shares).clamp(max=len(self.distances) - 1)
+        inner = (outer - 1).clamp(min=0)
+        high, low = within.gather(-1, outer), within.gather(-1, inner)
+        part = ((shares - low) / torch.where(high > low, high - low, 1)).clamp(0, 1)
+        near, far = self.distances[inner], self.distances[outer]
+        radii = torch.where(total > 0, near + part * (far - near), torch.nan)
+        return torch.cat([radii, own / torch.where(total > 0, total, torch.nan)], -1)
 
 
 def _grid(grid: tuple[int, int], height: int, width: int) -> tuple[int, int]:
@@ -83,21 +131,10 @@ def field_statistics(field: Tensor, grid: tuple[int, int]) -> FieldStatistics:
         UsageError: a field that is negative or not finite somewhere, or a grid that is finer than it.
     """
     field = tensor(field, "field", "(h, w)")
-    height, width = field.shape
-    rows, columns = _grid(grid, height, width)
+    rings = Rings(*field.shape, grid)
     if not (torch.isfinite(field).all() and (field >= 0).all()):
         raise UsageError("a receptive field must be finite and not negative: take absolute values of gradients")
-    cell_h, cell_w = height / rows, width / columns
-    row, column = rows // 2, columns // 2
-    y = torch.arange(height, dtype=torch.float64) + 0.5 - (row + 0.5) * cell_h
-    x = torch.arange(width, dtype=torch.float64) + 0.5 - (column + 0.5) * cell_w
-    distance, order = (y[:, None] ** 2 + x[None, :] ** 2).sqrt().flatten().sort()
-    mass = field.double().cpu().flatten()
-    if not mass.max() > 0:
-        return FieldStatistics(torch.nan, torch.nan, torch.nan)
-    if not bool(bounds.SMALLEST < mass.max() < bounds.LARGEST):
-        mass = mass / mass.max()  # shares do not depend on scale; sums may overflow
-    within = (mass[order] / mass.sum()).cumsum(0)
-    radius = [distance[int((within < share).sum().clamp(max=len(within) - 1))].item() for share in (0.5, 0.95)]
-    inside = (y.abs() <= cell_h / 2)[:, None] & (x.abs() <= cell_w / 2)[None, :]
-    return FieldStatistics(*radius, (mass[inside.flatten()].sum() / mass.sum()).item())
+    field, largest = field.double(), field.max()
+    if largest > 0 and not bool(bounds.SMALLEST < largest < bounds.LARGEST):
+        field = field / largest  # shares do not depend on scale; sums may overflow
+    return FieldStatistics(*rings.statistics(rings.masses(field)).tolist())

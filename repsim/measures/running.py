@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
+import numpy as np
 import torch
 from scipy.stats import t
 from torch import Tensor
@@ -423,21 +424,93 @@ def jackknife(sums: GroupedSums | Together, statistic: Callable[[Any], Tensor]) 
     return theta, variance.sqrt()
 
 
-def interval(value: Tensor, se: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+def effective_groups(parts: Tensor) -> Tensor:
+    """How many groups a sum is really of: as many as there are where all give as much, 1 where one gives all.
+
+    The square of their sum over the sum of their squares (Kish, Survey Sampling, 1965).
+
+    Args:
+        parts: (groups, ...) what each gives, not negative.
+
+    Returns:
+        (...); NaN where nothing is given.
+
+    >>> effective_groups(torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 3.0]])).tolist()
+    [3.0, 1.0]
+    """
+    return parts.sum(0).square() / parts.square().sum(0)
+
+
+class Crossed(NamedTuple):
+    """A mean over draws of a statistic of images."""
+
+    value: Tensor
+    se: Tensor
+    """Its standard error: over what is drawn, and over images."""
+    df: Tensor
+    """Degrees of freedom of that."""
+
+
+def crossed(sums: GroupedSums | Together, statistic: Callable[[Any], Tensor]) -> Crossed:
+    r"""The mean over draws of a statistic of images, where every draw has seen the same images.
+
+    Draws (of training images) and groups of (test) images are the two random factors of a table with one value in each
+    cell. With V_g the jackknife variance of the mean over draws, V_r the variance of that mean by the spread of draws,
+    and V_e what both have in them, the variance of what is left of each draw,
+
+    .. math:: V = V_g + V_r - V_e, \quad
+              \nu = V^2 / \left(\frac{V_g^2}{g - 1} + \frac{V_r^2}{r - 1} + \frac{V_e^2}{(g - 1)(r - 1)}\right)
+
+    but where V_e, an estimate too, is larger than one of the others, the other alone. Of a single draw V is V_g: what
+    another draw would give is not in it.
+
+    Args:
+        sums: of values per image, (draws, ...), in groups; or several such sums.
+        statistic: maps their mean, or the list of their means, to (draws, ...).
+
+    Returns:
+        The mean over draws, (...), with its standard error, NaN of a single group, and degrees of freedom.
+
+    Reference: two-way random effects without replication (Searle, Casella & McCulloch, Variance Components, 1992,
+    section 4.7); degrees of freedom by Satterthwaite (1946).
+    """
+
+    def mean_and_rest(means: Any) -> Tensor:
+        each = statistic(means)
+        mean = each.mean(0, keepdim=True)
+        return torch.cat([mean, each - mean])
+
+    theta, se = jackknife(sums, mean_and_rest)
+    groups, draws = sums.groups - 1, len(theta) - 2  # less 1
+    of_groups = se[0].square()
+    if not draws:
+        return Crossed(theta[0], se[0], torch.full_like(theta[0], groups))
+    of_draws, of_both = (each[1:].square().sum(0) / draws / (draws + 1) for each in (theta, se))
+    larger = torch.maximum(of_groups, of_draws)
+    alone = torch.minimum(of_groups, of_draws) <= of_both
+    variance = torch.where(alone, larger, of_groups + of_draws - of_both)
+    squares = of_groups**2 / groups + of_draws**2 / draws + of_both**2 / (groups * draws)
+    single = torch.where(of_groups >= of_draws, groups, draws)
+    df = torch.where(alone, single, variance**2 / squares) if groups else torch.full_like(variance, torch.nan)
+    return Crossed(theta[0], variance.sqrt(), df)
+
+
+def interval(value: Tensor, se: Tensor, df: Tensor | float) -> tuple[Tensor, Tensor]:
     """The 95 % interval by Student's t.
 
     Args:
         value: of any shape.
         se: its standard error.
-        groups: of how many independent groups that is; one less are its degrees of freedom.
+        df: degrees of freedom of that: one less than there are independent groups.
 
     Returns:
         Its lower and upper ends; NaN, which decides nothing, where the standard error is not known, zero or rounding.
 
-    >>> low, high = interval(torch.tensor([1.0, 1.0]), torch.tensor([0.5, 0.0]), 20)
+    >>> low, high = interval(torch.tensor([1.0, 1.0]), torch.tensor([0.5, 0.0]), 19)
     >>> [round(float(end), 3) for end in (*low, *high)]
     [-0.047, nan, 2.047, nan]
     """
-    half = float(t.ppf(0.975, groups - 1)) * se if groups > 1 else torch.full_like(se, torch.nan)
+    df = torch.as_tensor(df, dtype=torch.float64)
+    half = torch.from_numpy(np.asarray(t.ppf(0.975, df.where(df > 0, torch.nan)))).to(se) * se
     half = torch.where(se > ROUNDING * value.abs().clamp(min=1), half, torch.nan)
     return value - half, value + half

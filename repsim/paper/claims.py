@@ -12,16 +12,20 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t
 
 from repsim.errors import UsageError
 from repsim.tables import NUMBERS, RECORD, load_record, load_table
 
 COVERED = (
-    "Intervals are over images, or over draws of training images for probes; none covers how another training run of "
+    "Intervals are over images, of probes also over draws of training images; none covers how another training run of "
     "the same network would come out."
 )
 """What intervals say, and what they do not."""
-CLAIMS_COLUMNS = ["claim", "source", "measured", "low", "high", "direction", "paper", "verdict"]
+CLAIMS_COLUMNS = [
+    *("claim", "source", "measured", "low", "high", "direction", "paper", "verdict"),
+    *("why", "p", "p_holm", "verdict_holm"),
+]
 OWN_TABLE = ",".join(CLAIMS_COLUMNS[:6])
 """How `claims.csv` begins, by which repsim knows it as its own, and an older version's."""
 OWN_PAGE = "| the paper claims | measured | 95 % interval | the paper finds |"
@@ -60,9 +64,30 @@ class Claim:
 
     def verdict(self, low: float, high: float, p: float = 0.0) -> Verdict:
         """By whether the interval excludes the boundary; undecided also where there is no interval, or by chance."""
-        if not (np.isfinite(low) and np.isfinite(high) and p <= 0.05) or low <= self.boundary <= high:
+        if self.why(low, high, p):
             return "undecided"
         return "agrees" if (low > self.boundary) == self.above else "disagrees"
+
+    def why(self, low: float, high: float, p: float = 0.0, df: float = np.nan) -> str:
+        """Why a number with this interval decides nothing; nothing where it does."""
+        if not (np.isfinite(low) and np.isfinite(high)):
+            return "no interval: one group of images" if df == 0 else "no interval"
+        if low <= self.boundary <= high:
+            return f"the interval holds {self.boundary:g}"
+        return "" if p <= 0.05 else "heads in another order do as much"
+
+    def p_value(self, value: float, low: float, high: float, df: float, p: float = 0.0) -> float:
+        """How often a number at least so far from the boundary comes where there is nothing, by Student's t.
+
+        Args:
+            value, low, high, df: the number, its 95 % interval, and the degrees of freedom of that.
+            p: of the permutations, where the claim has some; the larger of both is taken.
+
+        Returns:
+            From 0 to 1; NaN where there is no interval, or no permutations that the claim asks for.
+        """
+        se = (high - low) / 2 / t.ppf(0.975, df)
+        return float(np.maximum(2 * t.sf(abs(value - self.boundary) / se, df), p))
 
 
 CLAIMS = [
@@ -227,6 +252,9 @@ class Checked(NamedTuple):
     low: float
     high: float
     verdict: Verdict
+    why: str
+    """Why it is undecided."""
+    p: float
 
 
 def checked(found: Mapping[str, Numbers]) -> list[Checked]:
@@ -242,8 +270,10 @@ def checked(found: Mapping[str, Numbers]) -> list[Checked]:
             p = next(iter(by_chance), np.nan) if claim.chance else 0.0
             said = f" (p = {p:.2g}, heads permuted)" if claim.chance else claim.caution
             source = f"Figure {claim.figure}: {row.label}{said}{untrained}"
-            verdict = claim.verdict(row.low, row.high, p)
-            rows.append(Checked(claim, json.loads(row.models), source, row.value, row.low, row.high, verdict))
+            of = row.value, row.low, row.high, row.df
+            verdict, why = claim.verdict(row.low, row.high, p), claim.why(row.low, row.high, p, row.df)
+            found_p = claim.p_value(*of, p)
+            rows.append(Checked(claim, json.loads(row.models), source, *of[:3], verdict, why, found_p))
     return rows
 
 
@@ -261,10 +291,42 @@ def unchecked(found: Mapping[str, Numbers]) -> list[str]:
 def claims_of(found: Mapping[str, Numbers]) -> pd.DataFrame:
     """The table of claims, from the numbers of figures."""
     rows = [
-        (of.claim.claim, of.source, of.measured, of.low, of.high, of.claim.direction, of.claim.paper, of.verdict)
+        (
+            *(of.claim.claim, of.source, of.measured, of.low, of.high, of.claim.direction, of.claim.paper),
+            *(of.verdict, of.why, of.p),
+        )
         for of in checked(found)
     ]
-    return pd.DataFrame(rows, columns=CLAIMS_COLUMNS)
+    table = pd.DataFrame(rows, columns=CLAIMS_COLUMNS[:-2])
+    adjusted = holm(table["p"].to_numpy(float))
+    return table.assign(p_holm=adjusted, verdict_holm=table["verdict"].where(adjusted <= 0.05, "undecided"))
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Holm's adjusted p values: the chance that any of them is so small by chance is at most what they say.
+
+    Args:
+        p: (n,) of tests that may depend on each other; NaN are none.
+
+    Reference: Holm (1979), "A simple sequentially rejective multiple test procedure".
+
+    >>> holm(np.array([0.01, np.nan, 0.04, 0.03])).round(3).tolist()
+    [0.03, nan, 0.06, 0.06]
+    """
+    known = np.flatnonzero(~np.isnan(p))
+    order = known[np.argsort(p[known], kind="stable")]
+    adjusted = np.full(len(p), np.nan)
+    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)).clip(max=1)
+    return adjusted
+
+
+def by_chance(table: pd.DataFrame) -> str:
+    """Sentences on how many of the table of `check` chance alone would decide, and how many stay decided after Holm."""
+    tested, stay = int(table["p"].notna().sum()), int((table["verdict_holm"] != "undecided").sum())
+    return (
+        f"Were there nothing to find, {0.05 * tested:.1f} of these {tested} numbers would be decided by chance; with p "
+        f"values adjusted for their number (Holm), {stay} stay decided."
+    )
 
 
 def _random(record: Path) -> bool:
@@ -287,9 +349,21 @@ def markdown(table: pd.DataFrame) -> str:
     lines = [f"{OWN_PAGE} of its own networks | |", "|---|---|---|---|---|---|"]
     for row in table.itertuples():
         where = literal(f"{row.claim} ({row.source})")
-        interval = f"{row.low:.3f} to {row.high:.3f}"
-        of_paper = f"{row.direction} | {literal(row.paper)} | **{row.verdict}** |"
+        interval = interval_in_words(row.low, row.high)
+        verdict = f"**{row.verdict}**" + (f" ({row.why})" if row.why else "")
+        if row.verdict_holm != row.verdict:
+            verdict += f", {row.verdict_holm} after Holm"
+        of_paper = f"{row.direction} | {literal(row.paper)} | {verdict} |"
         lines.append(f"| {where} | {row.measured:.3f} | {interval} | {of_paper}")
     counts = table["verdict"].value_counts()
     said = ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in get_args(Verdict))
-    return "\n".join([*lines, "", f"{said}. {COVERED}"]) + "\n"
+    return "\n".join([*lines, "", f"{said}. {COVERED} {by_chance(table)}"]) + "\n"
+
+
+def interval_in_words(low: float, high: float) -> str:
+    """Both ends, if there is an interval.
+
+    >>> interval_in_words(0.25, 0.5), interval_in_words(np.nan, np.nan)
+    ('0.250 to 0.500', 'none')
+    """
+    return f"{low:.3f} to {high:.3f}" if np.isfinite(low) and np.isfinite(high) else "none"

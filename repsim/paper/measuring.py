@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial, singledispatch
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from torch import Tensor
 from repsim.errors import RepsimError, UsageError
 from repsim.images.image_set import Batch, Counts, ImageSet
 from repsim.measures.localization import own_minus_rest, places
-from repsim.measures.running import Together, Total
+from repsim.measures.running import ImageMeans, Together, Total
 from repsim.networks.layers import Layer, find_layers
 from repsim.networks.models import Network
 from repsim.paper import exhibits
@@ -32,13 +32,12 @@ from repsim.paper.numbers import (
     Statistic,
     across_blocks,
     apart,
-    difference,
     jackknifed,
     less,
     numbers,
-    spread,
+    of_draws,
     third,
-    with_intervals,
+    thirds,
 )
 from repsim.passes.plan import Takes, fits, size_in_words
 from repsim.passes.seen import Seen
@@ -48,8 +47,8 @@ from repsim.studies.attention import AttentionDistance
 from repsim.studies.heads import HeadSimilarity, correlation, head_layer, lower_layers, windows
 from repsim.studies.localization import Localization, located
 from repsim.studies.probe import Probing, check_labels
-from repsim.studies.probe_passes import Features, Fitting
-from repsim.studies.receptive import Fields, places_of, receptive_fields
+from repsim.studies.probe_passes import Features, Fitting, Place, Testing
+from repsim.studies.receptive import ReceptiveFields, places_of
 from repsim.studies.residual import ResidualNorms
 from repsim.studies.results import Begun, Notices, Result
 from repsim.studies.similarity import LayerSimilarity, MatchedSimilarity
@@ -132,13 +131,13 @@ class Measurements:
         self._load = load
         self._networks: dict[str, Network] = {}
         self._studies: dict[Hashable, Study] = {}
-        self._fields: dict[Hashable, list[Result]] = {}
+        self._fields: dict[Hashable, ReceptiveFields] = {}
+        """(name of a network, whether of branches) -> its receptive fields, without sums until they are wanted."""
         self._probed: dict[str, bool] = {}
         """Name of a network -> whether single tokens are probed too."""
         self._probes: dict[str, Result | RepsimError] = {}
         self._probing: list[tuple[list[str], Probing]] | None = None
-        self._receptive: dict[tuple[str, bool], Fields] = {}
-        """Name of a network, and whether of branches -> what its receptive fields will be summed in."""
+        self._testing: dict[str, Testing] = {}
         self.passes: dict[str, dict[str, int]] = {}
         """Images that each network saw in a forward pass, counted as it ran: `test` and, for probes, `train`."""
 
@@ -232,36 +231,42 @@ class Measurements:
             raise found
         return found
 
+    def right(self, name: str) -> dict[Place, ImageMeans]:
+        """Share of test images that each probe of a network gets right, (draws, probes)."""
+        testing = self._testing[name]
+        of = testing.networks.index(next(each for each in testing.networks if each.name == self.network(name).name))
+        return {place: sums for place, sums in testing.sums["right"].items() if place.network == of}
+
     def probe_protocols(self) -> list[dict[str, Any]]:
         """How probes were made, once for those with and once for those without single tokens."""
         found = {id(of): of.protocol for of in self._probes.values() if not isinstance(of, RepsimError)}
         return list(found.values())
 
-    def receptive(self, name: str, *, branch: bool = False) -> list[Result]:
-        """Receptive fields of groups of four of the first 32 images, by gradients: passes of their own.
+    def receptive(self, name: str, *, branch: bool = False) -> ReceptiveFields:
+        """Receptive fields over the first 32 images, by gradients: a pass of its own.
 
-        It is asked for by `fields` before images pass.
+        They are asked for by `fields` before images pass.
         """
-
-        def make() -> list[Result]:
-            groups = np.arange(min(32, len(self.images)) // 4 * 4).reshape(-1, 4)
-            how = self._how(f"receptive fields of {name}, groups of images")
-            progress = how.pop("progress") or (lambda groups, total: groups)
-            options = {"branch": branch, "channels": self.channels or None, "batch_size": 4, **how}
-            return [
-                receptive_fields(self.network(name), self.images.only(group), **options)
-                for group in progress(groups, total=len(groups))
-            ]
-
-        with asking(name):
-            return self._once(self._fields, (name, branch), make)
+        fields = self._fields[name, branch]
+        if not fields.sums:
+            with asking(name):
+                how = self._how(f"receptive fields of {name}")
+                fields.run(self.images.only(self._few()), batch_size=4, **how)
+        return fields
 
     def fields(self, name: str, *, branch: bool = False) -> None:
         """Ask for receptive fields, of layers that have places in the image."""
-        network = self.network(name)
+
+        def make() -> ReceptiveFields:
+            network = self.network(name)
+            return ReceptiveFields(network, places_of(network, branch=branch), channels=self.channels or None)
+
         with asking(name):
-            layers, _ = places_of(network, branch=branch)
-        self._receptive[name, branch] = Fields.of(network, layers)
+            self._once(self._fields, (name, branch), make)
+
+    def _few(self) -> np.ndarray:
+        """The images of which receptive fields are: as many as the paper takes."""
+        return np.arange(min(32, len(self.images)))
 
     def _how(self, what: str) -> dict[str, Any]:
         """How a pass is made, its progress named after what passes."""
@@ -300,11 +305,10 @@ class Measurements:
             memory = self._memory(self.images, networks, studies, size, fitted)
             names, used = [network.name for network in networks], len(self.images) // size * size
             found.append(Pass("of all figures that need no gradients", names, used, size, memory))
-        for (name, branch), fields in self._receptive.items():
-            count = min(32, len(self.images)) // 4
+        for (name, branch), fields in self._fields.items():
             memory = self._memory(self.images, [self.network(name)], [fields], 4, gradients=True)
             what = f"with gradients, of {self.channels or 'all'} channels a layer{', of branches' if branch else ''}"
-            found.append(Pass(what, [name], 4, 4, memory, count))
+            found.append(Pass(what, [name], len(self._few()), 4, memory))
         return found
 
     def _memory(
@@ -333,6 +337,7 @@ class Measurements:
                 probes, trained_on = probing.fit(batch_size=self.batch_size, beside=passes.among, **how)
                 self._count(passes, "train")
                 studies.append(probing.testing(probes))
+                self._testing |= dict.fromkeys(names, studies[-1])
                 fitted.append((names, partial(probing.result, studies[-1], trained_on)))
             except UsageError as error:  # too little memory
                 self._probes |= dict.fromkeys(names, error)
@@ -512,10 +517,12 @@ def heads(exhibit: exhibits.Heads, m: Measurements, networks: tuple[tuple[str, s
             tables.append(windows(study, distance))
             a, b = (network.name for network in study.networks)
             label = f"rank correlation, {a} against {b}"
-            value, low, high, p = (float(each[-1]) for each in correlation(study, distance))
-            found.append(("rank_correlation", (a, b), label, value, low, high))
-            found.append(("rank_correlation_p", (a, b), f"{label}: share of orders of heads", p, np.nan, np.nan))
-        return Made({"heads": pd.concat(tables, ignore_index=True), "numbers": with_intervals(found)})
+            of = correlation(study, distance)
+            value, se, p = (each[-1].item() for each in (of.spearman, of.se, of.p_permuted))
+            found.append(Number("rank_correlation", (a, b), label, value, se, of.df))
+            permuted = f"{label}: share of orders of heads"
+            found.append(Number("rank_correlation_p", (a, b), permuted, p, np.nan, np.nan))
+        return Made({"heads": pd.concat(tables, ignore_index=True), "numbers": numbers(found)})
 
     return later
 
@@ -529,39 +536,70 @@ def receptive(
         m.fields(name, branch=exhibit.branch)
         if exhibit.against_sums:
             m.fields(name)
-    own = [m.network(name).name for name in networks]
+    models = [m.network(name).name for name in networks]
 
     def later() -> Made:
-        tables, arrays, found, lowest = [], {}, [], []
-        for name, model in zip(networks, own):
-            groups = m.receptive(name, branch=exhibit.branch)
-            maps = {at: np.mean([each.maps[at] for each in groups], 0) for at in groups[0].maps}
-            arrays |= {f"{model}/{at}": field for at, field in maps.items()}
-            columns = ["radius50_px", "radius95_px", "centre_share"]
-            by_group = np.stack([each.table[columns].to_numpy() for each in groups])
-            tables.append(groups[0].table.assign(**dict(zip(columns, by_group.mean(0).T))))
-            radius, share = by_group[:, :, 0], by_group[:, :, 2]
-            lowest.append(third(radius, 0))
-            growth = third(radius, 2) - lowest[-1]
-            of_model = [
-                ("radius_last", "half-mass radius, last layer", radius[:, -1]),
-                ("radius_highest_minus_lowest_third", "half-mass radius, highest - lowest third", growth),
-                ("radius_lowest_third", "half-mass radius, lowest third", lowest[-1]),
-                ("own_patch_last", "share of the own patch, last layer", share[:, -1]),
+        fields = [m.receptive(name, branch=exhibit.branch) for name in networks]
+        arrays = {f"{model}/{at}": field for model, each in zip(models, fields) for at, field in each.maps().items()}
+        found: list[Statistic] = []
+        sums, of_layers = _joined(fields)
+        for model, of in zip(models, of_layers):
+            kinds = {
+                "radius_last": ("half-mass radius, last layer", lambda table: table[-1, 0]),
+                "radius_highest_minus_lowest_third": (
+                    "half-mass radius, highest - lowest third",
+                    lambda table: third(table[:, 0], 2) - third(table[:, 0], 0),
+                ),
+                "radius_lowest_third": ("half-mass radius, lowest third", _lowest_radius),
+                "own_patch_last": ("share of the own patch, last layer", lambda table: table[-1, 2]),
+            }
+            found += [
+                Statistic(key, (model,), f"{label}, {model}", partial(_of_table, of=of, made=made))
+                for key, (label, made) in kinds.items()
             ]
-            if exhibit.against_sums:
-                of_sums = np.stack([each.table["centre_share"].to_numpy() for each in m.receptive(name)])
-                more = of_sums.mean(1) - share.mean(1)
-                label = "share of the own patch, after the sum - branch"
-                of_model.append(("own_patch_sum_minus_branch", label, more))
-            found += [spread(key, (model,), f"{what}, {model}", values) for key, what, values in of_model]
-        for *_, first, second in compared:
-            a, b = own[first], own[second]
-            label = f"half-mass radius, lowest third, {a} - {b}"
-            found.append(spread("radius_lowest_third_difference", (a, b), label, lowest[first] - lowest[second]))
-        return Made({"receptive": pd.concat(tables, ignore_index=True), "numbers": numbers(found)}, arrays)
+        lowest = [partial(_of_table, of=of, made=_lowest_radius) for of in of_layers]
+        label = "half-mass radius, lowest third"
+        found += each_apart("radius_lowest_third_difference", label, models, lowest, compared)
+        rows = jackknifed(sums, found)
+        if exhibit.against_sums:
+            rows += jackknifed(*_against_sums(fields, [m.receptive(name) for name in networks]))
+        table = pd.concat([each.table() for each in fields], ignore_index=True)
+        return Made({"receptive": table, "numbers": numbers(rows)}, arrays)
 
     return later
+
+
+def _joined(fields: Sequence[ReceptiveFields]) -> tuple[Together, list[Of]]:
+    """The sums of fields of the same images together, and how the statistics of each come of their means."""
+    ends = np.cumsum([0, *(len(each.layers) for each in fields)]).tolist()
+    of_layers = [
+        lambda means, each=each, low=low, high=high: each.statistics(means[low:high])
+        for each, low, high in zip(fields, ends, ends[1:])
+    ]
+    return Together([sums for each in fields for sums in each.masses()]), of_layers
+
+
+def _of_table(means: list[Tensor], of: Of, made: Of) -> Tensor:
+    return made(of(means))
+
+
+def _lowest_radius(table: Tensor) -> Tensor:
+    """Half-mass radius, mean over the lowest third of layers, of (layers, 3) statistics of fields."""
+    return third(table[:, 0], 0)
+
+
+def _against_sums(
+    branches: Sequence[ReceptiveFields], sums: Sequence[ReceptiveFields]
+) -> tuple[Together, list[Statistic]]:
+    """By how much more is of the own patch after residual sums than in the branches, mean over layers."""
+    parts, of_layers = _joined([*branches, *sums])
+    statistics = []
+    for fields, of_branch, of_sum in zip(branches, of_layers, of_layers[len(branches) :]):
+        model = fields.network.name
+        label = f"share of the own patch, after the sum - branch, {model}"
+        share = [lambda means, of=of: of(means)[:, 2].mean() for of in (of_sum, of_branch)]
+        statistics.append(Statistic("own_patch_sum_minus_branch", (model,), label, partial(less, *share)))
+    return parts, statistics
 
 
 @measure.register(exhibits.Residual)
@@ -674,20 +712,39 @@ def probes_of_tokens(
     return later
 
 
+class Accuracy(NamedTuple):
+    """The mean accuracy of some probes of a network."""
+
+    key: str
+    label: str
+    right: list[ImageMeans]
+    """Of each place, (draws, probes)."""
+
+
 def _accuracies(
     m: Measurements,
     networks: tuple[str, ...],
-    accuracy: Callable[[str, pd.DataFrame], Number],
+    accuracy: Callable[[pd.DataFrame, dict[Place, ImageMeans]], Accuracy],
     compare: Sequence[Compared],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The summary of the probes of networks, and their accuracies, alone and compared."""
-    parts, found = [], []
+    """The summary of the probes of networks, and their accuracies, alone and compared: of the same draws and images."""
+    parts, right, found = [], [], []
     for name in networks:
         summary, model = m.probes(name).summary, m.network(name).name
         parts.append(summary[summary["model"] == model])
-        found.append(accuracy(model, parts[-1]))
-    found += [difference(key, label, found[first], found[second]) for key, label, first, second in compare]
-    return pd.concat(parts, ignore_index=True), numbers(found)
+        key, label, of_model = accuracy(parts[-1], m.right(name))
+        where = slice(len(right), len(right) + len(of_model))
+        right += of_model
+        found.append(Statistic(key, (model,), f"{label}, {model}", partial(_mean_right, where=where)))
+    for key, label, first, second in compare:
+        a, b = found[first], found[second]
+        found.append(Statistic(key, (*a.models, *b.models), label, partial(less, a.of, b.of)))
+    return pd.concat(parts, ignore_index=True), numbers(of_draws(Together(right), found))
+
+
+def _mean_right(means: list[Tensor], where: slice) -> Tensor:
+    """Of each draw, the mean over places and probes."""
+    return torch.stack([mean.mean(-1) for mean in means[where]]).mean(0)
 
 
 def _without(summary: pd.DataFrame, *aggregations: str) -> pd.DataFrame:
@@ -695,16 +752,23 @@ def _without(summary: pd.DataFrame, *aggregations: str) -> pd.DataFrame:
     return summary[~summary["aggregation"].isin(aggregations)].reset_index(drop=True)
 
 
-def _aggregated(model: str, summary: pd.DataFrame) -> Number:
-    """What the network's own classifier sees, mean over the middle third of layers; its error is at most that given."""
+def _aggregated(summary: pd.DataFrame, right: dict[Place, ImageMeans]) -> Accuracy:
+    """What the network's own classifier sees, mean over the middle third of layers."""
     part = summary[summary["aggregation"] == classified(summary)].sort_values("index")
-    accuracy, se = (third(part[column].to_numpy(), 1) for column in ("accuracy", "se"))
-    label = f"accuracy, aggregated, middle third, {model}"
-    return Number("accuracy_aggregated", (model,), label, accuracy, se, int(part["seeds"].iloc[0]))
+    middle = set(thirds(part["layer"].to_numpy(), 1))
+    return Accuracy(
+        "accuracy_aggregated",
+        "accuracy, aggregated, middle third",
+        [of for place, of in right.items() if place.aggregation == classified(summary) and place.layer in middle],
+    )
 
 
-def _of_tokens(model: str, summary: pd.DataFrame) -> Number:
+def _of_tokens(summary: pd.DataFrame, right: dict[Place, ImageMeans]) -> Accuracy:
     """Single tokens of the last layer, on average."""
-    last = summary[summary["aggregation"] == "token_mean"].sort_values("index").iloc[-1]
-    label = f"accuracy, single tokens, last layer, {model}"
-    return Number("accuracy_tokens", (model,), label, last["accuracy"], last["se"], int(last["seeds"]))
+    single = summary[summary["aggregation"] == "token_mean"]
+    last = single.loc[single["index"].idxmax(), "layer"]
+    return Accuracy(
+        "accuracy_tokens",
+        "accuracy, single tokens, last layer",
+        [of for place, of in right.items() if place.aggregation == "token" and place.layer == last],
+    )

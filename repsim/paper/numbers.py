@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from repsim.measures.running import BatchMeans, Together, interval
+from repsim.measures.running import BatchMeans, Together, crossed, interval
 from repsim.tables import NUMBERS
 
 
@@ -27,42 +26,28 @@ class Number(NamedTuple):
     """What people read, with the networks' names."""
     value: float
     se: float
-    groups: int
-    """Of how many independent groups (batches, seeds, images) its standard error is."""
+    df: float
+    """Degrees of freedom of its standard error."""
 
 
 def numbers(found: Sequence[Number]) -> pd.DataFrame:
     """The table of numbers, with their intervals; see `interval`."""
     rows = []
-    for *what, value, se, groups in found:
-        low, high = interval(*(torch.tensor(float(each), dtype=torch.float64) for each in (value, se)), groups)
-        rows.append((*what, value, low.item(), high.item()))
-    return with_intervals(rows)
+    for key, models, label, value, se, df in found:
+        low, high = interval(*(torch.tensor(float(each), dtype=torch.float64) for each in (value, se, df)))
+        rows.append((key, json.dumps(models, ensure_ascii=False), label, value, low.item(), high.item(), df))
+    return pd.DataFrame(rows, columns=NUMBERS)
 
 
-def with_intervals(rows: Sequence[tuple[str, tuple[str, ...], str, float, float, float]]) -> pd.DataFrame:
-    """The table of numbers whose intervals are known: key, models, label, value, low, high."""
-    found = [(key, json.dumps(models, ensure_ascii=False), *rest) for key, models, *rest in rows]
-    return pd.DataFrame(found, columns=NUMBERS)
-
-
-def difference(key: str, label: str, a: Number, b: Number) -> Number:
-    """One number of probes less another, as if they were independent: tested on the same images, they are closer."""
-    se = float(np.hypot(a.se, b.se))
-    models = tuple(dict.fromkeys([*a.models, *b.models]))
-    return Number(key, models, label, a.value - b.value, se, min(a.groups, b.groups))
-
-
-def spread(key: str, models: tuple[str, ...], label: str, values: np.ndarray) -> Number:
-    """The mean over groups of images."""
-    mean, se = float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
-    return Number(key, models, label, mean, se, len(values))
+def thirds(values: Any, which: int) -> Any:
+    """The lowest (0), middle or highest (2) third along the last axis."""
+    cuts = [round(values.shape[-1] * k / 3) for k in range(4)]
+    return values[..., cuts[which] : cuts[which + 1]]
 
 
 def third(values: Any, which: int) -> Any:
     """Mean over the lowest (0), middle or highest (2) third of the last axis."""
-    cuts = [round(values.shape[-1] * k / 3) for k in range(4)]
-    return values[..., cuts[which] : cuts[which + 1]].mean(-1)
+    return thirds(values, which).mean(-1)
 
 
 # Statistics of what was summed in one pass
@@ -85,8 +70,16 @@ def jackknifed(sums: BatchMeans | Together, statistics: Sequence[Statistic]) -> 
     found = []
     for key, models, label, of in statistics:
         value, se = sums.compute(of)
-        found.append(Number(key, models, label, value.item(), se.item(), sums.groups))
+        found.append(Number(key, models, label, value.item(), se.item(), sums.groups - 1))
     return found
+
+
+def of_draws(sums: Together, statistics: Sequence[Statistic]) -> list[Number]:
+    """Numbers that are means over draws of training images, with standard errors over these and test images."""
+    return [
+        Number(key, models, label, *(each.item() for each in crossed(sums, of)))
+        for key, models, label, of in statistics
+    ]
 
 
 def less(a: Of, b: Of, means: Any) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from repsim.errors import UsageError
-from repsim.paper.claims import COVERED, check, claims_of, saved_numbers
+from repsim.paper.claims import COVERED, by_chance, check, claims_of, interval_in_words, saved_numbers
 from repsim.paper.exhibits import Exhibit, Made
 from repsim.paper.figures import FIGURES
 from repsim.paper.files import check_claims_own, load_figure, picture_file, save_claims
@@ -137,13 +137,15 @@ def _claims(directory: Path) -> Iterator[str]:
         return
     counts = table["verdict"].value_counts()
     yield "<h2>What the paper claims</h2><p>" + ", ".join(f"{n} {escape(v)}" for v, n in counts.items()) + ". "
-    yield f"A claim agrees or disagrees if the 95 % interval lies on one side of the boundary. {escape(COVERED)}</p>"
+    yield f"A claim agrees or disagrees if the 95 % interval lies on one side of the boundary. {escape(COVERED)} "
+    yield f"{escape(by_chance(table))}</p>"
     yield '<div class="table"><table><tr><th>claim</th><th></th><th>measured</th>'
     yield "<th>95 % interval</th><th>paper</th><th>its own networks</th></tr>"
     for row in table.itertuples():
         yield f'<tr><td>{escape(row.claim)}<br><span class="note">{escape(row.source)}</span></td>'
-        yield f'<td class="{row.verdict}">{row.verdict}</td>'
-        yield f'<td class="n">{row.measured:.3f}</td><td class="n">{row.low:.3f} to {row.high:.3f}</td>'
+        holm = f", {row.verdict_holm} after Holm" if row.verdict_holm != row.verdict else ""
+        yield f'<td class="{row.verdict}">{row.verdict}{holm}<br><span class="note">{escape(row.why)}</span></td>'
+        yield f'<td class="n">{row.measured:.3f}</td><td class="n">{interval_in_words(row.low, row.high)}</td>'
         yield f'<td class="n">{escape(row.direction)}</td><td>{escape(row.paper)}</td></tr>'
     yield "</table></div>"
 
@@ -168,7 +170,7 @@ def _figure(directory: Path, exhibit: Exhibit, made: Made) -> Iterator[str]:
         yield '<div class="table"><table><tr><th>number</th><th>value</th><th>95 % interval</th></tr>'
         for row in numbers.itertuples():
             yield f'<tr><td>{escape(row.label)}</td><td class="n">{row.value:.3f}</td>'
-            yield f'<td class="n">{row.low:.3f} to {row.high:.3f}</td></tr>'
+            yield f'<td class="n">{interval_in_words(row.low, row.high)}</td></tr>'
         yield "</table></div>"
     yield "</section>"
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from repsim.errors import UsageError
-from repsim.plots.style import Figure, entitle, half_widths, label, legend, literal, look, named
+from repsim.plots.style import Figure, entitle, freedom, half_widths, label, legend, literal, look, named
 
 PANEL = 3.2
 """Inches of a panel's width."""
@@ -89,7 +89,7 @@ def head_similarity(table: pd.DataFrame, *, groups: int | None = None, ax: Axes 
         drawn = []
         for layer, colour in zip(layers, sns.color_palette("viridis", len(layers))):
             part = table[table["layer_b"] == layer].sort_values("distance_px")
-            half = half_widths(part["cka_se"], groups)
+            half = half_widths(part["cka_se"], freedom(groups))
             style = {"color": colour, "marker": "o", "markersize": 3, "linewidth": 1}
             drawn.append((ax.errorbar(part["distance_px"], part["cka"], yerr=half, label=layer, **style), layer))
         ax.set(xlabel="mean attention distance of the heads (px)", ylabel="CKA")
@@ -99,15 +99,15 @@ def head_similarity(table: pd.DataFrame, *, groups: int | None = None, ax: Axes 
 
 
 def over_depth(
-    ax: Axes, part: pd.DataFrame, column: str, colour: tuple[float, ...], name: str, groups: int | str | None = None
+    ax: Axes, part: pd.DataFrame, column: str, colour: tuple[float, ...], name: str, df: int | pd.Series | None = None
 ) -> tuple[Line2D, str]:
     """A column over depth, with a band of 95 % intervals where there are standard errors.
 
     Args:
         ax: where to draw.
-        part: with depth, the column and perhaps se.
+        part: with depth, the column and perhaps se and df, its degrees of freedom.
         column, colour, name: what is drawn and how.
-        groups: see `half_widths`; or the column that has them.
+        df: of all where there is no such column; see `half_widths`.
 
     Returns:
         The line and its name, for a legend.
@@ -116,7 +116,7 @@ def over_depth(
     depth, value = part["depth"], part[column]
     (line,) = ax.plot(depth, value, color=colour, marker="o", markersize=3, linewidth=1, label=name)
     if "se" in part:
-        half = half_widths(part["se"], part[groups] if isinstance(groups, str) else groups)
+        half = half_widths(part["se"], part.get("df", df))
         ax.fill_between(depth, value - half, value + half, color=colour, alpha=0.25, linewidth=0)
     ax.set_xlabel("depth (0 first layer, 1 last)")
     return line, name
@@ -127,7 +127,7 @@ def _each_over_depth(
 ) -> list[tuple[Line2D, str]]:
     """A curve for each network, in a colour of its own; see `over_depth`."""
     colours = zip(names, sns.color_palette("colorblind", len(names)))
-    return [over_depth(ax, table[table[by] == name], column, colour, name, groups) for name, colour in colours]
+    return [over_depth(ax, table[table[by] == name], column, colour, name, freedom(groups)) for name, colour in colours]
 
 
 def matched(table: pd.DataFrame, *, groups: int | None = None, ax: Axes | None = None) -> Axes:

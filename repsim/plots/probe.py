@@ -9,7 +9,7 @@ import seaborn as sns
 from repsim.errors import UsageError
 from repsim.plots.curves import over_depth
 from repsim.plots.maps import TOKEN_CMAP
-from repsim.plots.style import Figure, entitle, label, legend, look, named
+from repsim.plots.style import Figure, entitle, freedom, label, legend, look, named
 
 PANEL, SMALL = 2.6, 1.5
 """Inches of a panel's width: of curves, of maps."""
@@ -31,7 +31,7 @@ def probes(summary: pd.DataFrame, *, title: str | None = None) -> Figure:
         title: above the figure.
 
     Returns:
-        A line per aggregation, with a band of 95 % intervals over draws of training images (Student's t).
+        A line per aggregation, with a band of 95 % intervals over draws of training images and over test images.
     """
     models = list(dict.fromkeys(named(summary)["model"]))
     shots = list(dict.fromkeys(summary["shots"].astype(str)))
@@ -44,7 +44,7 @@ def probes(summary: pd.DataFrame, *, title: str | None = None) -> Figure:
                 for aggregation, what in AGGREGATIONS.items():
                     rows = part[part["aggregation"] == aggregation]
                     if len(rows):
-                        over_depth(ax, rows, "accuracy", COLOURS[aggregation], what, "seeds")
+                        over_depth(ax, rows, "accuracy", COLOURS[aggregation], what)
                 label(ax, title=f"{model}, {'all images' if count == 'all' else f'{count} per class'}", inches=PANEL)
             line[0].set_ylabel("accuracy of the probe")
         entitle(figure, title)
@@ -65,9 +65,7 @@ def compared(summary: pd.DataFrame, *, title: str | None = None) -> Figure:
         ax = figure.subplots()
         parts = ((summary[summary["model"] == model], model) for model in models)
         colours = sns.color_palette("colorblind", len(models))
-        drawn = [
-            over_depth(ax, part, "accuracy", colour, name, "seeds") for (part, name), colour in zip(parts, colours)
-        ]
+        drawn = [over_depth(ax, part, "accuracy", colour, name) for (part, name), colour in zip(parts, colours)]
         ax.set_ylabel("accuracy of the probe")
         legend(ax, drawn)
         entitle(figure, title)
@@ -129,8 +127,8 @@ def neighbours(table: pd.DataFrame) -> Figure:
                 for aggregation, what in AGGREGATIONS.items():
                     rows = table[(table["model"] == model) & (table["aggregation"] == aggregation)]
                     if len(rows):
-                        rows = rows.assign(se=rows[f"{column}_se"])
-                        over_depth(ax, rows, column, COLOURS[aggregation], what, "images")
+                        rows = rows.assign(se=rows[f"{column}_se"], df=freedom(rows["images"]))
+                        over_depth(ax, rows, column, COLOURS[aggregation], what)
                 label(ax, title=model, inches=PANEL)
             line[0].set_ylabel(quantity)
         _legend(figure, columns=4)

@@ -74,23 +74,29 @@ GROUPS = 32
 
 def groups_of(record: Mapping[str, Any]) -> int | None:
     """Of how many groups of batches the standard errors of a run are, by its record; None: it does not say."""
-    batches = record.get("images", {}).get("batches")
+    batches, repeats = record.get("images", {}).get("batches"), record.get("protocol", {}).get("repeats", 1)
+    if repeats > 1:  # standard errors are over these
+        return repeats
     return min(batches, GROUPS) if isinstance(batches, int) else None
 
 
-def half_widths(se: pd.Series, groups: int | pd.Series | None = None) -> pd.Series:
+def half_widths(se: pd.Series, df: int | pd.Series | None = None) -> pd.Series:
     """Half of the 95 % interval of each value, by Student's t.
 
     Args:
         se: standard errors.
-        groups: of how many independent draws, or groups of images, each of them is; None: of many, or nobody knows, and
-            the interval is that of the normal distribution, which is too narrow if they are few.
+        df: degrees of freedom of each, see `freedom`; None: many, or nobody knows, and the interval is that of the
+            normal distribution, which is too narrow if they are few.
 
     Returns:
         NaN, of which nothing is drawn, where a standard error is not known or zero.
     """
-    freedom = np.inf if groups is None else np.asarray(groups, dtype=float) - 1
-    return (t.ppf(0.975, freedom) * se).where(se > 0)
+    return (t.ppf(0.975, np.inf if df is None else np.asarray(df, dtype=float)) * se).where(se > 0)
+
+
+def freedom(groups: int | pd.Series | None) -> int | pd.Series | None:
+    """Degrees of freedom of a standard error over so many groups of images; None: not known."""
+    return None if groups is None else groups - 1
 
 
 # Names on pictures

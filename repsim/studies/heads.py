@@ -159,7 +159,8 @@ def head_similarity(
     found = correlation(study, distance, window, seed=seed)
     names = [network.name for network in networks]
     at = [(*names, layer.name, layer.index, layer.depth) for layer in study.layers]
-    rows = [(*where, *values) for where, *values in zip(at, *(each.tolist() for each in found))]
+    columns = (found.spearman, *interval(found.spearman, found.se, found.df), found.p_permuted)
+    rows = [(*where, *values) for where, *values in zip(at, *(each.tolist() for each in columns))]
     tables = {"heads_correlation": pd.DataFrame(rows, columns=HEAD_CORRELATION)}
     protocol = {"window": window or "a quarter of the heads", "batch_size": counts.batch_size, "permutation_seed": seed}
     return begun.result("heads", table, counts, protocol, tables=tables)
@@ -187,9 +188,10 @@ class Correlation(NamedTuple):
     """Of windows' distance and CKA, by ranks: with each layer, and last with the mean over layers. (layers + 1,)."""
 
     spearman: Tensor
-    low: Tensor
-    high: Tensor
-    """The 95 % interval over images."""
+    se: Tensor
+    """Its standard error over images."""
+    df: int
+    """Degrees of freedom of that."""
     p_permuted: Tensor
     """The share of orders of the heads that correlate as strongly."""
 
@@ -206,7 +208,7 @@ def correlation(
     window, sums = _size(study, window), Together([distance.distances()[0], study.sums])
     value, se = sums.compute(lambda means: distance_correlation(*means, window))
     p = permutation_test(*sums.mean(), window, seed=seed)
-    return Correlation(value, *interval(value, se, sums.groups), p)
+    return Correlation(value, se, sums.groups - 1, p)
 
 
 def _size(study: HeadSimilarity, window: int | None) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from repsim.errors import UsageError
 from repsim.images.image_set import FEWEST, Batch, Counts
+from repsim.measures.cka import skewed
 from repsim.measures.localization import (
     BUDGET,
     PLACES,
@@ -35,7 +36,7 @@ from repsim.passes.plan import Takes
 from repsim.passes.seen import Seen
 from repsim.passes.study import Study
 from repsim.passes.sweep import Passing, require_finite, sweep
-from repsim.studies.results import AnyImages, AnyNetwork, Result, begin, study
+from repsim.studies.results import AnyImages, AnyNetwork, Result, begin, study, too_skewed
 from repsim.studies.token_tables import Grid, paper_tokens, token_rows
 from repsim.tables import LOCALIZATION, LOCALIZATION_SUMMARY
 
@@ -119,13 +120,14 @@ class Localization(Study):
         return pd.concat(tables, ignore_index=True)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Of every network and layer: `MODEL/LAYER/cka` and `se`, (t, j) float32, and `tokens`, (t, 2)."""
+        """Of every network and layer: `MODEL/LAYER/cka`, `se` and `skewed`, (t, j), and `tokens`, (t, 2)."""
         found = {}
         for part, sums in self._each():
             for layer, of_layer in part.by_layer(sums):
-                cka, se = of_layer.compute()
+                cka, se, flags = _values(of_layer)
                 name = f"{part.network.name}/{layer.name}"
                 found[f"{name}/cka"], found[f"{name}/se"] = cka.float().numpy(), se.float().numpy()
+                found[f"{name}/skewed"] = flags.numpy()
                 found[f"{name}/tokens"] = np.array(part.positions[layer.name])
         return found
 
@@ -182,11 +184,11 @@ class _Part:
 
     def table(self, layer: Layer, found: BatchMeans, tokens: Sequence[Grid] | None = None) -> pd.DataFrame:
         """The rows of a layer: of all tokens, or of those at some places in the grid."""
-        cka, se = found.compute()
         rows, columns = self.grid
         chosen = range(rows * columns) if tokens is None else [row * columns + column for row, column in tokens]
         positions = [self.positions[layer.name][token] for token in chosen]
-        table = token_rows(self.network.name, layer.name, positions, self.grid, cka[list(chosen)], se[list(chosen)])
+        values = [each[list(chosen)].numpy() for each in _values(found)]
+        table = token_rows(self.network.name, layer.name, positions, self.grid, *values)
         return table.assign(index=layer.index, depth=layer.depth)[LOCALIZATION]
 
     def summary(self, sums: BatchMeans) -> Iterator[tuple]:
@@ -215,6 +217,12 @@ class _Part:
 
     def _patch(self, number: int) -> Grid:
         return divmod(number, self.grid[1])
+
+
+def _values(found: BatchMeans) -> tuple[Tensor, Tensor, Tensor]:
+    """CKA of tokens and patches (t, j), its standard error, and 1 where it is too skewed for an interval."""
+    cka, se = found.compute()
+    return cka, se, skewed(cka, found.sums[..., :-1, -1:], found.sums[..., -1:, :-1]).byte()
 
 
 def _where(mask: Tensor) -> list[int]:
@@ -322,7 +330,7 @@ def token_localization(
 
     Returns:
         `table`: for each model, layer, index and depth, token_row and token_col on the layer's own grid, patch_row and
-        patch_col on that of the patches, cka, and se, its jackknife standard error over minibatches.
+        patch_col on that of the patches, cka, se and skewed, see `layer_cka`.
         `summary`: own_minus_rest, CKA of a token with the patch at its place minus the mean over all other patches,
         averaged over interior, edge (without corners) and corner tokens: 1 would be perfect localization, 0 is
         none; and se, likewise. NaN where a patch or a token is the same in all images; the rest's
@@ -341,9 +349,10 @@ def token_localization(
     study = Localization(networks, [kept for kept, _ in found], finest=finest, groups=groups)
     counts = sweep(begun.images, [study], batch_size=batch_size, **how)
     begun.notices.say(*study.undefined())
+    result = study.result(counts, tokens)
+    begun.notices.say(*too_skewed(result.table))
     if not study.listed:
         begun.notices.say("the table lists chosen tokens only; localization.npz has all tokens of all layers")
     left_out = {network.name: names for network, (_, names) in zip(networks, found) if names}
-    result = study.result(counts, tokens)
     protocol = {"layers": layers, **result.protocol, "layers_without_positions": left_out}
     return begun.finished(replace(result, record={"protocol": protocol}), counts)

@@ -14,6 +14,7 @@ import torch
 from repsim.errors import UsageError
 from repsim.images.image_set import Counts, ImageSet
 from repsim.measures.neighbours import nearest_neighbours, soft_nearest_neighbour, squared_distances
+from repsim.measures.running import crossed
 from repsim.networks.layers import find_layers
 from repsim.networks.models import Network
 from repsim.passes.plan import Takes
@@ -82,8 +83,9 @@ def linear_probes(
         how: see `repsim.passes.sweep.Passing`.
 
     Returns:
-        `table`: accuracies from 0 to 1, per draw; `summary`: over draws, with a standard error that is over draws, and
-        covers neither the test images nor the network's training; NaN of one draw. `neighbours`: leave-one-out accuracy
+        `table`: accuracies from 0 to 1, per draw; `summary`: over draws, with a standard error that is over draws of
+        training images and over test images (see `crossed`), and its degrees of freedom; of one draw it is over test
+        images only, of one batch of them NaN. `neighbours`: leave-one-out accuracy
         of nearest neighbours and soft nearest neighbour loss of the aggregated features as they are, not standardised.
 
     Raises:
@@ -147,7 +149,7 @@ class Probing:
         networks = [network.sized(train.tensor_size) for network in begun.networks]
         features = [Features.of(network, find_layers(network, layers), single=tokens) for network in networks]
         sample = class_sample(test_labels, neighbours)
-        shown = ["all" if each is None else each for each in shots]
+        shown = [in_table(each) for each in shots]
         asked = {"layers": layers, "shots": shown, "seeds": seeds, "single_tokens": tokens}
         return cls(begun, networks, features, train, labels, test_labels, split, sample, k, asked)
 
@@ -219,7 +221,7 @@ class Probing:
             "training_images": {
                 **self.train.record(trained_on),
                 "held_out": images[None],
-                "fitted_on": {str(draw.shots or "all"): count for draw, count in images.items() if draw},
+                "fitted_on": {str(in_table(draw.shots)): count for draw, count in images.items() if draw},
             },
             "neighbours": {"images": len(self.sample), "k": self.k, "distance": "Euclidean, features as they are"},
             "patched": {
@@ -228,9 +230,8 @@ class Probing:
             },
             "batch_size": counts.batch_size,
         }
-        table = accuracies(testing)
-        further = {"probe_summary": summarise(table), "neighbours": of_neighbours(testing, self.k)}
-        return self.begun.result("probe", table, counts, protocol, tables=further)
+        further = {"probe_summary": summarise(testing), "neighbours": of_neighbours(testing, self.k)}
+        return self.begun.result("probe", accuracies(testing), counts, protocol, tables=further)
 
 
 # Tables
@@ -238,25 +239,52 @@ class Probing:
 
 def accuracies(testing: Testing) -> pd.DataFrame:
     """One row per place (of `token`: position) and draw."""
-    tested, rows = testing.sums["tested"].total, []
-    for (place, draw), right in testing.sums["right"].items():
-        _, columns = testing.of(place).last
-        shots = "all" if draw.shots is None else draw.shots
-        for position, (count, l2) in enumerate(zip(right.total.tolist(), testing.probes[place].l2[draw])):
-            at = divmod(position, columns) if place.aggregation == "token" else (None, None)
-            rows.append((*columns_of(testing, place), *at, shots, draw.seed, l2, count / tested))
-    return pd.DataFrame(rows, columns=PROBE).astype({"token_row": "Int64", "token_col": "Int64"})
+    rows = []
+    for place, right in testing.sums["right"].items():
+        for (draw, strengths), of_draw in zip(testing.probes[place].l2.items(), right.mean().tolist()):
+            for position, (accuracy, l2) in enumerate(zip(of_draw, strengths)):
+                at = (*position_of(testing, place, position), in_table(draw.shots))
+                rows.append((*columns_of(testing, place), *at, draw.seed, l2, accuracy))
+    return pd.DataFrame(rows, columns=PROBE).astype(POSITIONS)
 
 
-def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard error over seeds of each probe, and of the mean of all single tokens."""
-    single = table[table["aggregation"] == "token"]
-    where = [c for c in PROBE_SUMMARY[:8] if not c.startswith("token_")]
-    means = single.groupby([*where, "seed"], sort=False, as_index=False)["accuracy"].mean()
-    if len(means):
-        table = pd.concat([table, means.assign(aggregation="token_mean")], ignore_index=True)
-    groups = table.groupby(PROBE_SUMMARY[:8], sort=False, dropna=False)["accuracy"]
-    return groups.agg(seeds="count", accuracy="mean", se="sem").reset_index()[PROBE_SUMMARY]
+def summarise(testing: Testing) -> pd.DataFrame:
+    """Mean over draws of each probe, and of the mean of all single tokens; see `crossed`."""
+    rows, means = [], []
+    for place, right in testing.sums["right"].items():
+        numbers = shots_of(testing, place)
+        for shots, drawn in numbers.items():
+            each = crossed(right.part(drawn), lambda mean: mean)
+            for position, found in enumerate(zip(*(part.tolist() for part in each))):
+                at = (*position_of(testing, place, position), in_table(shots), len(drawn))
+                rows.append((*columns_of(testing, place), *at, *found))
+        if place.aggregation == "token":
+            name = columns_of(testing, place._replace(aggregation="token_mean"))
+            for shots, drawn in numbers.items():
+                found = crossed(right.part(drawn), lambda mean: mean.mean(-1))
+                means.append((*name, None, None, in_table(shots), len(drawn), *(part.item() for part in found)))
+    return pd.DataFrame([*rows, *means], columns=PROBE_SUMMARY).astype(POSITIONS)
+
+
+POSITIONS = {"token_row": "Int64", "token_col": "Int64"}
+
+
+def shots_of(testing: Testing, place: Place) -> dict[int | None, list[int]]:
+    """Number of training images per class -> the numbers of its draws."""
+    found: dict[int | None, list[int]] = {}
+    for number, draw in enumerate(testing.probes[place].l2):
+        found.setdefault(draw.shots, []).append(number)
+    return found
+
+
+def in_table(shots: int | None) -> int | str:
+    """How tables name a number of training images per class."""
+    return "all" if shots is None else shots
+
+
+def position_of(testing: Testing, place: Place, number: int) -> tuple[int | None, int | None]:
+    """Row and column of a single token among the probes of its layer; of other aggregations none."""
+    return divmod(number, testing.of(place).last[1]) if place.aggregation == "token" else (None, None)
 
 
 def of_neighbours(testing: Testing, k: int) -> pd.DataFrame:

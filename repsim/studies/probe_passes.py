@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from repsim.errors import RepsimError, UsageError
 from repsim.images.image_set import Batch
 from repsim.measures.probe import Probe, ProbeRows, ProbeSums, Ridge, refit, side_by_side, stacked, training_data
-from repsim.measures.running import Joined, Total, kept
+from repsim.measures.running import GROUPS, ImageMeans, Joined, kept
 from repsim.networks.layers import Layer, grid_of
 from repsim.networks.models import Network
 from repsim.passes.plan import Takes
@@ -299,7 +299,7 @@ def bytes_of_layer(features: Features, images: Iterable[int], classes: int) -> i
 
 
 class Testing(_Watching):
-    """The study of the test images: how many each probe gets right, and the features of a sample of them."""
+    """The study of the test images: which each probe gets right, and the features of a sample of them."""
 
     def __init__(
         self,
@@ -311,21 +311,19 @@ class Testing(_Watching):
     ) -> None:
         super().__init__(networks, features, labels)
         self.probes = probes
-        self.sums: dict[str, Any] = {"tested": Total(), "right": {}, "kept": {}, "labels": Joined()}
-        """Images, of them right for each place and draw, and the features of each place and labels of the sample."""
+        self.sums: dict[str, Any] = {"right": {}, "kept": {}, "labels": Joined()}
+        """Share right at each place, (draws, probes), and the features of each place and labels of the sample."""
         self.sampled = torch.from_numpy(np.isin(np.arange(len(labels)), sample))
 
     def update(self, seen: Sequence[Seen], batch: Batch) -> None:
         labels, sampled = self.labels[batch.positions], self.sampled[batch.positions]
-        self.sums["tested"].update(len(labels))
         chosen = batch.positions[sampled]
         self.sums["labels"].update(chosen, labels[sampled])
         for place, x in self.each(seen, batch):
             fitted = self.probes[place]
             predicted = fitted.probe.scores(x).unflatten(2, (len(fitted.l2), -1)).argmax(3)
-            right = (predicted == labels.to(x.device)[:, None, None]).sum(0).T.cpu()
-            for draw, of_draw in zip(fitted.l2, right):
-                self.sums["right"].setdefault((place, draw), Total()).update(of_draw)
+            right = (predicted == labels.to(x.device)[:, None, None]).mT.cpu()
+            self.sums["right"].setdefault(place, ImageMeans()).update(right, batch.number)
             if place.aggregation != "token":
                 self.sums["kept"].setdefault(place, Joined()).update(chosen, x[sampled.to(x.device), 0])
 
@@ -336,9 +334,12 @@ class Testing(_Watching):
         most = max(size * probe.bias.numel() * 4 for probe in probes.values())
         widths = (probe.mean.shape[1] for place, probe in probes.items() if place.aggregation != "token")
         sample = 4 * int(self.sampled.sum()) * sum(widths)
+        right = (
+            8 * min(GROUPS, batches) * sum(probe.l2.numel() * len(self.probes[at].l2) for at, probe in probes.items())
+        )
         pairs = 8 * int(self.sampled.sum()) ** 2
         return Takes(
-            sums=sample,
+            sums=sample + right,
             batch=sum(features) + 2 * max(features) + 2 * most,
             tables=4 * pairs + weights // 8,
             less="fewer neighbours (--neighbours), fewer --layers, or one network at a time",

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import contextmanager
-from typing import Unpack
+from typing import NamedTuple, Unpack
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from repsim.errors import UsageError
-from repsim.images.image_set import FEWEST, Batch
-from repsim.measures.receptive import centre_gradients, field_statistics
-from repsim.measures.running import Moments
+from repsim.images.image_set import FEWEST, Batch, Counts, ImageSet
+from repsim.measures.receptive import Rings, centre_gradients
+from repsim.measures.running import GROUPS, ImageMeans, Together, kept
 from repsim.networks.layers import Layer, find_layers, grid_of, residual_layers
 from repsim.networks.models import Network, evaluating
 from repsim.networks.wrappers import check_gradients
@@ -59,97 +60,150 @@ def receptive_fields(
         how: see `repsim.passes.sweep.Passing`.
 
     Returns:
-        `table`: model, layer, index, depth, radius50_px, radius95_px, centre_share: one row per layer.
+        `table`: model, layer, index, depth, radius50_px, radius95_px, centre_share, each of these three of the mean
+        map with its jackknife standard error over images: one row per layer.
         `maps`: layer -> (h, w), the receptive field, a mean over images, channels and colours.
 
     Raises:
         UsageError: a layer is not a map or a grid of tokens.
     """
     begun = begin(network, images, most=MOST, layers="blocks" if layers is None else layers)
-    (network,), images = begun.networks, begun.images
     if layers is not None and branch:
         raise UsageError("give either layers or branch: branch chooses its own layers")
-    found, grids = places_of(network, layers, branch=branch)
-    chosen = {layer.name: _channels(layer, channels, seed) for layer in found}
-    largest = max(math.prod(layer.shape) for layer in found)
+    (network,) = begun.networks
+    fields = ReceptiveFields(
+        network, places_of(network, layers, branch=branch), proxy=proxy, channels=channels, seed=seed
+    )
+    counts = fields.run(begun.images, batch_size=batch_size, **how)
+    protocol = {
+        "quantity": "gradient of the sum over channels (proxy)" if proxy else "mean over channels of |gradient|",
+        "branch": branch,
+        "channels": {
+            layer.name: "all" if len(chosen) == layer.width else chosen.tolist()
+            for layer, chosen in zip(fields.layers, fields.channels.values())
+        },
+        "channels_seed": seed,
+    }
+    name = "receptive_proxy" if proxy else "receptive"
+    return begun.result(name, fields.table(), counts, protocol, arrays={name: fields.maps()})
 
-    batch_size = _divisor(len(images), batch_size)
-    at_once = max(1, BUDGET // (4 * 4 * largest * batch_size))
-    fields = Fields.of(network, found)
 
-    def reduce(layer: Layer, x: Tensor) -> Tensor:
-        return centre(layer, x, grids[layer.name])
+def places_of(network: Network, layers: str | Sequence[str] | None = None, *, branch: bool = False) -> list[Layer]:
+    """The layers that have receptive fields, see `receptive_fields`."""
+    return residual_layers(network, branch=branch) if layers is None else find_layers(network, layers)
 
-    check_gradients(network.module, network.name)
-    seen = Seen(network)
-    with frozen(network.module), seen.layers(found, reduce):
+
+@kept
+class _Field(NamedTuple):
+    """What is summed of a layer."""
+
+    total: ImageMeans
+    """|gradients|, (h, w), in one group."""
+    masses: ImageMeans
+    """Of their rings, see `Rings`, in as many groups as the jackknife has."""
+
+
+class ReceptiveFields(Summing):
+    """The fields of layers of a network: what `receptive_fields` sums, for those who make something else of it.
+
+    Images are independent of each other here, so each is one of the jackknife's groups, while there are enough.
+
+    Args:
+        network: its network.
+        layers: maps or grids of tokens.
+        proxy, channels, seed: see `receptive_fields`.
+
+    Raises:
+        UsageError: one of the layers is not a map or a grid of tokens.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        layers: Sequence[Layer],
+        *,
+        proxy: bool = False,
+        channels: int | None = 16,
+        seed: int = 0,
+    ) -> None:
+        self.network, self.layers, self.proxy = network, layers, proxy
+        self.grids = {layer.name: grid_of(layer, network) for layer in layers}
+        self.channels = {layer.name: _channels(layer, channels, seed) for layer in layers}
+        self._size = network.input_size
+        self.rings = {grid: Rings(*self._size[1:], grid) for grid in set(self.grids.values())}
+        self.sums: dict[str, _Field] = {}
+
+    def run(self, images: ImageSet, *, batch_size: int = 8, **how: Unpack[Passing]) -> Counts:
+        """Pass the images; see `receptive_fields`."""
+        network, seen = self.network, Seen(self.network)
+        batch_size = _divisor(len(images), batch_size)
+        largest = max(math.prod(layer.shape) for layer in self.layers)
+        at_once = max(1, BUDGET // (4 * 4 * largest * batch_size))
+        check_gradients(network.module, network.name)
+
+        def reduce(layer: Layer, x: Tensor) -> Tensor:
+            return centre(layer, x, self.grids[layer.name])
 
         def each(batch: Batch) -> dict[str, Tensor]:
             inputs = batch.inputs[network.transform].to(network.device).requires_grad_()
             with torch.enable_grad():
                 forward(network, inputs, batch, [seen])
-            gave = {}
-            for name in list(seen):
-                z, which = seen[name], chosen[name].to(network.device)
-                if proxy:
-                    z, which = z.sum(1, keepdim=True), torch.zeros(1, dtype=torch.int64, device=network.device)
-                with network.computing():
-                    gradient = centre_gradients(z, inputs, which, at_once=at_once)
-                gave[name] = gradient.mean(1).cpu()
-                fields.sums.setdefault(name, Moments()).update(gave[name])
+            gave = {name: self._gradients(name, seen[name], inputs, at_once) for name in list(seen)}
             seen.clear()
+            for name, gradients in gave.items():
+                self._add(name, gradients, batch)
             return gave
 
-        counts = over_batches(images, [network], each, [fields], batch_size=batch_size, gradients=True, **how)
-    maps = {name: moments.mean() for name, moments in fields.sums.items()}
-    rows = [
-        (network.name, layer.name, layer.index, layer.depth, *field_statistics(maps[layer.name], grids[layer.name]))
-        for layer in found
-    ]
-    full = {layer.name: len(chosen[layer.name]) == layer.width for layer in found}
-    protocol = {
-        "quantity": "gradient of the sum over channels (proxy)" if proxy else "mean over channels of |gradient|",
-        "branch": branch,
-        "channels": {name: "all" if full[name] else which.tolist() for name, which in chosen.items()},
-        "channels_seed": seed,
-    }
-    name = "receptive_proxy" if proxy else "receptive"
-    arrays = {name: {layer: field.float().numpy() for layer, field in maps.items()}}
-    return begun.result(name, pd.DataFrame(rows, columns=RECEPTIVE), counts, protocol, arrays=arrays)
+        with frozen(network.module), seen.layers(self.layers, reduce):
+            return over_batches(images, [network], each, [self], batch_size=batch_size, gradients=True, **how)
 
+    def _gradients(self, name: str, z: Tensor, inputs: Tensor, at_once: int) -> Tensor:
+        """(n, h, w), means over channels and colours."""
+        which = self.channels[name].to(self.network.device)
+        if self.proxy:
+            z, which = z.sum(1, keepdim=True), torch.zeros_like(which[:1])
+        with self.network.computing():
+            return centre_gradients(z, inputs, which, at_once=at_once).mean(1).cpu()
 
-def places_of(
-    network: Network, layers: str | Sequence[str] | None = None, *, branch: bool = False
-) -> tuple[list[Layer], dict[str, tuple[int, int]]]:
-    """The layers that have receptive fields, see `receptive_fields`, and the grid of each.
-
-    Raises:
-        UsageError: there are none, or one is not a map or a grid of tokens.
-    """
-    found = residual_layers(network, branch=branch) if layers is None else find_layers(network, layers)
-    return found, {layer.name: grid_of(layer, network) for layer in found}
-
-
-class Fields(Summing):
-    """What a pass adds to: layer -> |gradients| of every image, (h, w)."""
-
-    def __init__(self, layers: Sequence[Layer], pixels: int, image: int) -> None:
-        self.sums: dict[str, Moments] = {}
-        self.layers, self.pixels, self.image = layers, pixels, image
-        """Layers, pixels of a map, and numbers of an image."""
-
-    @classmethod
-    def of(cls, network: Network, layers: Sequence[Layer]) -> Fields:
-        colours, height, width = network.input_size
-        return cls(layers, height * width, colours * height * width)
+    def _add(self, name: str, gradients: Tensor, batch: Batch) -> None:
+        sums = self.sums.setdefault(name, _Field(ImageMeans(1), ImageMeans()))
+        sums.total.update(gradients, batch.number)
+        masses = self.rings[self.grids[name]].masses(gradients)
+        for position, of_image in zip(batch.positions.tolist(), masses):
+            sums.masses.update(of_image[None], position)
 
     def takes(self, size: int, batches: int) -> Takes:
-        channels = max(layer.width for layer in self.layers)
+        """See `Summing.takes`."""
+        colours, height, width = self._size
+        pixels, channels = height * width, max(layer.width for layer in self.layers)
+        masses = sum(len(self.rings[grid].distances) + 1 for grid in self.grids.values())
         return Takes(
-            sums=2 * 8 * self.pixels * len(self.layers),
-            batch=2 * BUDGET + 4 * size * (2 * channels * self.image + self.pixels * len(self.layers)),
-            tables=4 * self.pixels * len(self.layers),
+            sums=8 * (pixels * len(self.layers) + min(GROUPS, size * batches) * masses),
+            batch=2 * BUDGET + 4 * size * (2 * channels * colours * pixels + 3 * pixels * len(self.layers)),
+            tables=4 * pixels * len(self.layers),
         )
+
+    def maps(self) -> dict[str, np.ndarray]:
+        """Layer -> (h, w) float32, the mean over images."""
+        return {layer.name: self.sums[layer.name].total.mean().float().numpy() for layer in self.layers}
+
+    def masses(self) -> list[ImageMeans]:
+        """Of each layer, (r + 1,), in groups of images."""
+        return [self.sums[layer.name].masses for layer in self.layers]
+
+    def statistics(self, masses: Sequence[Tensor]) -> Tensor:
+        """(layers, 3) of `field_statistics`, of means over images of `masses`."""
+        rings = (self.rings[self.grids[layer.name]] for layer in self.layers)
+        return torch.stack([each.statistics(of_layer) for each, of_layer in zip(rings, masses, strict=True)])
+
+    def table(self) -> pd.DataFrame:
+        """One row per layer, with standard errors over images."""
+        values, errors = Together(self.masses()).compute(self.statistics)
+        rows = [
+            (self.network.name, layer.name, layer.index, layer.depth, *torch.stack(pair, 1).flatten().tolist())
+            for layer, *pair in zip(self.layers, values, errors)
+        ]
+        return pd.DataFrame(rows, columns=RECEPTIVE)
 
 
 def centre(layer: Layer, activation: Tensor, grid: tuple[int, int]) -> Tensor:

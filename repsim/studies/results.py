@@ -137,11 +137,30 @@ class Begun:
             "networks": [network.record() for network in self.networks],
             "images": images,
             "protocol": {**protocol, "seed": self.images.seed},
+            "intervals": what_intervals_cover(images, protocol),
             "random": self.untrained,
             "notices": list(self.notices),
             "versions": versions(self.networks),
             "device": device_name(self.networks[0].device),
         }
+
+
+def what_intervals_cover(images: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
+    """The sentence of a record that says what its standard errors and intervals mean.
+
+    Args:
+        images: what the record says of them.
+        protocol: of the study.
+    """
+    if protocol.get("repeats", 1) > 1:
+        return (
+            "Standard errors are over repeats: how well the mean is known for these images, by what was drawn of them; "
+            "they say nothing of other images."
+        )
+    sentence = "Standard errors and intervals are over images: what others, drawn as these were, would give."
+    if images.get("available") is not None and images["available"] == images.get("used"):
+        sentence += " All images there are were used: of these themselves the values are exact, but for how batched."
+    return sentence
 
 
 def begin(
@@ -178,6 +197,13 @@ def begin(
             with suppress(UsageError):  # the study says it where it looks for its layers
                 say(*notices_of(network, layers))
     return begun
+
+
+def too_skewed(table: pd.DataFrame) -> list[str]:
+    """The notice on a table of CKA with intervals that are not to be trusted, if it has such."""
+    count = int(table["skewed"].sum())
+    which = f"intervals of {count} of {len(table)} CKA are not to be trusted"
+    return [f"{which}: they are near zero, or of few images (column skewed)"] if count else []
 
 
 # What is found

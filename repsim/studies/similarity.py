@@ -15,7 +15,15 @@ from torch import Tensor
 
 from repsim.errors import UsageError
 from repsim.images.image_set import Batch, Counts
-from repsim.measures.cka import GramRow, Grams, matched_hsic, minibatch_cka, normalise_matched, stacked_hsic
+from repsim.measures.cka import (
+    GramRow,
+    Grams,
+    matched_hsic,
+    minibatch_cka,
+    normalise_matched,
+    skewed,
+    stacked_hsic,
+)
 from repsim.measures.running import GROUPS, BatchMeans
 from repsim.networks.layers import Layer, find_layers
 from repsim.networks.models import Network
@@ -24,8 +32,8 @@ from repsim.passes.plan import Takes
 from repsim.passes.seen import Seen
 from repsim.passes.study import Study
 from repsim.passes.sweep import Passing, require_finite, sweep
-from repsim.studies.results import AnyImages, AnyNetwork, Result, begin, study
-from repsim.tables import MATCHED, REPEATED, SIMILARITY
+from repsim.studies.results import AnyImages, AnyNetwork, Result, begin, study, too_skewed
+from repsim.tables import MATCHED, SIMILARITY
 
 MOST = 2560
 """Images of the bundled sample, where none are given."""
@@ -103,7 +111,12 @@ class LayerSimilarity(Study):
             ],
             axis=1,
         )
-        return _with_values(table, [study.sums.compute() for study in studies], SIMILARITY)
+        return _with_values(table, studies, SIMILARITY)
+
+    def own(self) -> tuple[Tensor, Tensor]:
+        """HSIC with itself of the first and of the second of each pair, in groups of batches; see `skewed`."""
+        own = self.sums.sums.diagonal(dim1=1, dim2=2)
+        return own[:, :, None], own[:, None]
 
     def _without(self, own: Tensor) -> list[tuple[str, str]]:
         """Those whose HSIC with themselves is zero."""
@@ -159,7 +172,11 @@ class MatchedSimilarity(LayerSimilarity):
             [(networks[0].name, b.name, at.name, at.index, at.depth) for b in networks[1:] for at in layers],
             columns=["model_a", "model_b", "layer", "index", "depth"],
         )
-        return _with_values(table, [study.sums.compute() for study in studies], MATCHED)
+        return _with_values(table, studies, MATCHED)
+
+    def own(self) -> tuple[Tensor, Tensor]:
+        own = self.sums.sums[:, : len(self.networks)]
+        return own[:, :1], own[:, 1:]
 
 
 def layer_cka(
@@ -190,8 +207,10 @@ def layer_cka(
 
     Returns:
         `table`: one row per ordered pair of layers: model_a, layer_a, kind_a, index_a, depth_a,
-        the same of b, cka, and se, its jackknife standard error over minibatches (with repeats: of one
-        repeat, root mean square, and sd_repeats, the spread over them). NaN where a layer is constant.
+        the same of b, cka, se, its jackknife standard error over minibatches, and skewed, 1 where an interval by it is
+        not to be trusted (see `measures.cka.skewed`); of several repeats the mean and its
+        standard error over them, which tells how well this set of images is known by what was drawn of it, and nothing
+        of other images. NaN where a layer is constant.
 
     Reference: paper section 3, Figures 1 and 2; Nguyen, Raghu & Kornblith (2021).
     """
@@ -219,7 +238,7 @@ def matched_cka(
 
     Returns:
         `table`: one row per other network and layer: model_a (the reference), model_b, layer, index, depth, cka, se
-        (and sd_repeats), as `layer_cka` has them.
+        as `layer_cka` has them.
 
     Raises:
         UsageError: the networks do not have the same layers.
@@ -260,7 +279,7 @@ def _compare(
     )
     seen = begun.images.record(counts[0])
     if repeats > 1 and seen["available"] == len(begun.images):
-        begun.notices.say("every repeat saw the same images, newly batched: sd_repeats says nothing of other images")
+        begun.notices.say("every repeat saw the same images, newly batched: se says nothing of other images")
     broken = sorted({each for c in counts for each in c.broken})
     protocol = {
         "layers": layers,
@@ -271,17 +290,17 @@ def _compare(
         "repeats": repeats,
     }
     images_seen = {**seen, "broken": broken, "broken_count": len(broken)}
-    return begun.result(kind.name, kind.table(studies), images_seen, protocol)
+    table = kind.table(studies)
+    begun.notices.say(*too_skewed(table))
+    return begun.result(kind.name, table, images_seen, protocol)
 
 
-def _with_values(table: pd.DataFrame, results: Sequence[tuple[Tensor, Tensor]], columns: list[str]) -> pd.DataFrame:
-    """The table with the mean over repeats of CKA, its standard error, and, of several repeats, their spread."""
+def _with_values(table: pd.DataFrame, studies: Sequence[LayerSimilarity], columns: list[str]) -> pd.DataFrame:
+    """The table with CKA, its standard error (of several repeats the mean and that over them), and whether skewed."""
+    results = [study.sums.compute() for study in studies]
     values = torch.stack([cka.cpu() for cka, _ in results])
-    errors = torch.stack([se.cpu() for _, se in results])
-    table["cka"] = values.mean(0).flatten().numpy()
-    table["se"] = errors.square().mean(0).sqrt().flatten().numpy()
-    if len(results) > 1:
-        (spread,) = REPEATED
-        table[spread] = values.std(0).flatten().numpy()
-        return table[[*columns, spread]]
+    se = results[0][1].cpu() if len(results) == 1 else values.std(0) / len(results) ** 0.5
+    flags = skewed(results[0][0], *studies[0].own()).cpu()
+    for column, of in zip(("cka", "se", "skewed"), (values.mean(0), se, flags.long())):
+        table[column] = of.flatten().numpy()
     return table[columns]

@@ -26,7 +26,7 @@ def paper_tokens(rows: int, columns: int) -> list[tuple[int, int]]:
 
 
 def token_rows(
-    model: str, layer: str, tokens: Sequence[Grid], grid: Grid, cka: np.ndarray, se: np.ndarray
+    model: str, layer: str, tokens: Sequence[Grid], grid: Grid, cka: np.ndarray, se: np.ndarray, skewed: np.ndarray
 ) -> pd.DataFrame:
     """Rows without index and depth: of each of the tokens with each patch of a grid, both (tokens, patches)."""
     count = grid[0] * grid[1]
@@ -42,6 +42,7 @@ def token_rows(
             "patch_col": patch[:, 1],
             "cka": np.asarray(cka).flatten(),
             "se": np.asarray(se).flatten(),
+            "skewed": np.asarray(skewed).flatten(),
         }
     )
 
@@ -58,7 +59,7 @@ def all_tokens(arrays: dict[str, np.ndarray], table: pd.DataFrame, layer: str | 
         if name != (last if layer is None else layer):
             continue
         grid = tuple(int(rows[f"patch_{axis}"].max()) + 1 for axis in ("row", "col"))
-        tokens, cka, se = (arrays[f"{model}/{name}/{each}"] for each in ("tokens", "cka", "se"))
-        of_layer = token_rows(model, name, [tuple(at) for at in tokens], grid, cka, se)
+        tokens, *values = (arrays[f"{model}/{name}/{each}"] for each in ("tokens", "cka", "se", "skewed"))
+        of_layer = token_rows(model, name, [tuple(at) for at in tokens], grid, *values)
         parts.append(of_layer.assign(index=index, depth=depth))
     return pd.concat(parts, ignore_index=True)[LOCALIZATION] if parts else table

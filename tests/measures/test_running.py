@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from repsim.errors import RepsimError
-from repsim.measures.running import GroupedSums, ImageMeans, Moments, Quantiles, Together, interval, jackknife
+from repsim.measures.running import (
+    GroupedSums,
+    ImageMeans,
+    Moments,
+    Quantiles,
+    Together,
+    crossed,
+    interval,
+    jackknife,
+)
 
 
 def filled(values, groups=32):
@@ -127,9 +136,40 @@ def test_sums_of_different_batches_do_not_go_together():
 
 def test_intervals_cover_and_say_nothing_of_rounding():
     values = torch.randn(4000, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    low, high = interval(values.mean(1), values.std(1) / 8**0.5, 8)
+    low, high = interval(values.mean(1), values.std(1) / 8**0.5, 7)
     assert ((low < 0) & (high > 0)).double().mean().item() == pytest.approx(0.95, abs=0.012)
     for value, se in ((0.0, 0.0), (1.0, 1e-9), (1e4, 1e-3), (1.0, float("nan"))):
-        low, high = interval(torch.tensor(value), torch.tensor(se), 20)
+        low, high = interval(torch.tensor(value), torch.tensor(se), 19)
         assert low.isnan() and high.isnan()
-    assert interval(torch.tensor(1.0), torch.tensor(0.5), 1)[0].isnan()
+    assert interval(torch.tensor(1.0), torch.tensor(0.5), 0)[0].isnan()
+
+
+@pytest.mark.parametrize("of_draws, of_images", [(0.0, 0.4), (0.05, 0.4), (0.2, 0.4), (0.05, 0.0)])
+def test_intervals_over_draws_and_images_cover(of_draws, of_images):
+    """Three draws and 20 batches of 25 images, 600 times; either source alone would miss the other."""
+    generator = torch.Generator().manual_seed(0)
+    covered, draws, count = 0, 3, 600
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    for _ in range(count):
+        values = of_draws * normal(1, draws) + of_images * normal(500, 1) + 0.3 * normal(500, draws)
+        sums = ImageMeans()
+        for number, batch in enumerate(values.split(25)):
+            sums.update(batch, number)
+        low, high = interval(*crossed(sums, lambda mean: mean[:, None]))
+        covered += int(low <= 0 <= high)
+    assert 0.92 < covered / count < 0.985
+
+
+def test_the_smaller_of_two_sources_of_error_is_no_less_than_none():
+    """Draws that differ by no more than their images let them do not make the error smaller."""
+    generator = torch.Generator().manual_seed(1)
+    values = torch.randn(400, 5, generator=generator, dtype=torch.float64)
+    sums = ImageMeans()
+    for number, batch in enumerate(values.split(20)):
+        sums.update(batch, number)
+    _, se, df = crossed(sums, lambda mean: mean[:, None])
+    mean = values.mean(1).view(20, 20).mean(1)
+    assert se.item() >= mean.std().item() / 20**0.5 * (1 - 1e-9) and 4 <= df.item() <= 4 + 19

@@ -6,13 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from scipy.stats import t
 
 import repsim as rs
 from repsim.cli import main
@@ -23,10 +23,10 @@ from repsim.paper.claims import CLAIMS, check
 from repsim.paper.exhibits import Compared, Exhibit, Receptive
 from repsim.paper.figures import FIGURES, PRESETS
 from repsim.paper.files import load_figure
-from repsim.paper.measuring import measure
-from repsim.paper.numbers import Number, difference, numbers
+from repsim.paper.measuring import Measurements, measure
+from repsim.paper.numbers import Number, numbers
 from repsim.paper.run import Cast
-from repsim.tables import NUMBERS, RECEPTIVE, TABLES, load_table
+from repsim.tables import NUMBERS, TABLES, load_table
 
 SOME = ["1", "2", "3", "5", "7", "9", "12", "D.2", "E.2", "F.3"]
 """One or more of each kind."""
@@ -154,58 +154,47 @@ def test_bad_input():
         assert result.exit_code == 2 and message in result.output, result.output
 
 
-def test_receptive_fields_are_means_over_groups_of_images():
-    fields = {
-        (name, branch): [
-            SimpleNamespace(
-                maps={"stem": np.full((4, 4), 1.0 + group), "last": np.ones((4, 4))},
-                table=pd.DataFrame(
-                    [
-                        (name, layer, i, i, radius + group, 2 * radius, share)
-                        for i, (layer, radius, share) in enumerate(rows)
-                    ],
-                    columns=RECEPTIVE,
-                ),
-            )
-            for group in (0, 1)
-        ]
-        for name, branch, rows in (
-            ("vit", False, [("stem", 5, 0.5), ("last", 9, 0.3)]),
-            ("vit", True, [("stem", 5, 0.1), ("last", 9, 0.1)]),
-            ("resnet", False, [("stem", 1, 0.5), ("last", 7, 0.3)]),
-            ("resnet", True, [("stem", 1, 0.4), ("last", 7, 0.4)]),
-        )
-    }
-    m = SimpleNamespace(
-        network=lambda name: SimpleNamespace(name=name), receptive=lambda name, branch=False: fields[name, branch]
+def test_numbers_of_receptive_fields_are_of_mean_maps(vit, resnet):
+    """Against the tables and maps of `receptive_fields`, and standard errors against leaving images out."""
+    images = rs.ImageSet("sample", images=8)
+    m = Measurements({"vit": vit, "resnet": resnet}.__getitem__, images, None, channels=2)
+    made = measure(FIGURES["6"], m, ("vit", "resnet"), [Compared("", "", 0, 1)])()
+    of = made.tables["numbers"].set_index(["key", "models"])
+    whole = [rs.receptive_fields(net, images, channels=2, batch_size=4) for net in (vit, resnet)]
+    pd.testing.assert_frame_equal(
+        made.tables["receptive"], pd.concat([each.table for each in whole], ignore_index=True)
     )
-    m.fields = lambda name, branch=False: None
-    first_two = [Compared("", "", 0, 1)]
-    made = measure(FIGURES["6"], m, ("vit", "resnet"), first_two)()
-    of = made.tables["numbers"].set_index("label")["value"]
-    assert of["half-mass radius, last layer, vit"] == 9.5 and of["half-mass radius, lowest third, vit - resnet"] == 4
-    assert of["half-mass radius, highest - lowest third, resnet"] == 6
-    assert made.arrays["vit/stem"][0, 0] == 1.5 and made.tables["receptive"]["radius50_px"].tolist() == [
-        5.5,
-        9.5,
-        1.5,
-        7.5,
+    np.testing.assert_array_equal(made.arrays["vit_mini/stem"], whole[0].maps["stem"])
+
+    def lowest(table):
+        return table["radius50_px"].iloc[: round(len(table) / 3)].mean()
+
+    row = of.loc["radius_lowest_third_difference", '["vit_mini", "resnet_mini"]']
+    assert row["value"] == pytest.approx(lowest(whole[0].table) - lowest(whole[1].table)) and row["df"] == 7
+    rest = []
+    for left in range(8):
+        some = images.only(np.delete(np.arange(8), left))
+        rest.append([lowest(rs.receptive_fields(net, some, channels=2).table) for net in (vit, resnet)])
+    apart = np.array(rest) @ [1, -1]
+    se = (7 / 8 * ((apart - apart.mean()) ** 2).sum()) ** 0.5
+    assert row["high"] - row["value"] == pytest.approx(t.ppf(0.975, 7) * se, rel=1e-3)
+    branches = (
+        measure(FIGURES["C.4"], m, ("vit",))().tables["numbers"].set_index("key").loc["own_patch_sum_minus_branch"]
+    )
+    share = [
+        rs.receptive_fields(vit, images, channels=2, batch_size=4, branch=branch).table["centre_share"].mean()
+        for branch in (False, True)
     ]
+    assert branches.loc["own_patch_sum_minus_branch", "value"] == pytest.approx(share[0] - share[1])
     assert len(FIGURES["6"].draw(made, "title").axes) >= 4
-    branches = measure(FIGURES["C.4"], m, ("vit", "resnet"), first_two)().tables["numbers"].set_index("label")["value"]
-    assert branches["share of the own patch, after the sum - branch, vit"] == pytest.approx(0.3)
-    assert branches["share of the own patch, after the sum - branch, resnet"] == pytest.approx(0.0)
 
 
 def test_intervals():
-    groups = {"batches": (0.5, 20), "seeds": (0.5, 3), "no spread": (0.0, 20), "rounding": (1e-8, 20), "one": (0.5, 1)}
-    table = numbers([Number(what, ("a",), what, 1.0, *of) for what, of in groups.items()])
+    cases = {"batches": (0.5, 19), "draws": (0.5, 2), "no spread": (0.0, 19), "rounding": (1e-8, 19), "one": (0.5, 0)}
+    table = numbers([Number(what, ("a",), what, 1.0, *of) for what, of in cases.items()])
     half = (table["high"] - table["low"]) / 2
     assert half[0] == pytest.approx(0.5 * 2.0930, abs=1e-4) and half[1] == pytest.approx(0.5 * 4.3027, abs=1e-4)
-    assert half[2:].isna().all()
-    three, two = Number("x", ("a",), "", 3, 0.3, 20), Number("x", ("b",), "", 2, 0.4, 3)
-    assert difference("y", "a - b", three, two) == ("y", ("a", "b"), "a - b", 1, pytest.approx(0.5), 3)
-    assert difference("y", "CLS - others", two, two).models == ("b",)
+    assert half[2:].isna().all() and table["df"].tolist() == [19, 2, 19, 19, 0]
 
 
 def test_a_folder_without_training_images_leaves_probes_out(tmp_path, monkeypatch):

@@ -30,6 +30,7 @@ def test_pictures_know_how_many_groups_sums_have():
     assert style.GROUPS == running.GROUPS
     assert style.groups_of({"images": {"batches": 20}}) == 20 and style.groups_of({"images": {"batches": 99}}) == 32
     assert style.groups_of({}) is None
+    assert style.groups_of({"images": {"batches": 20}, "protocol": {"repeats": 3}}) == 3
 
 
 def test_distances_have_normal_intervals_over_images():
@@ -55,10 +56,12 @@ def test_no_bar_and_no_band_where_nothing_is_known(nothing):
     assert band(each_layer(table, groups=1)) == {}
 
 
-def test_probes_have_students_intervals_over_draws():
-    rows = [("vit", f"blocks.{i}", i, i / 2, "cls", None, None, 10, 3, 0.5, 0.01) for i in range(3)]
+def test_probes_have_students_intervals_with_their_own_degrees_of_freedom():
+    rows = [
+        ("vit", f"blocks.{i}", i, i / 2, "cls", None, None, 10, 3, 0.5, 0.01, df) for i, df in enumerate([2, 2, 19])
+    ]
     found = band(rs.plots.probes(pd.DataFrame(rows, columns=PROBE_SUMMARY)).axes[0])
-    assert list(found.values()) == pytest.approx([0.043027] * 3, rel=1e-4)
+    assert list(found.values()) == pytest.approx([0.043027, 0.043027, 0.0209302], rel=1e-4)
 
 
 def test_a_result_knows_its_batches(vit, resnet, tmp_path):

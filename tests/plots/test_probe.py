@@ -10,7 +10,7 @@ from repsim.tables import NEIGHBOURS, PROBE, PROBE_SUMMARY
 
 def summary(*aggregations, model="vit", shots=10):
     rows = [
-        (model, f"blocks.{i}", i, i / 2, aggregation, None, None, shots, 3, 0.1 * i + 0.2, 0.01)
+        (model, f"blocks.{i}", i, i / 2, aggregation, None, None, shots, 3, 0.1 * i + 0.2, 0.01, 2)
         for aggregation in aggregations
         for i in range(3)
     ]

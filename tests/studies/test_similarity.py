@@ -96,8 +96,32 @@ def test_repeats_average_over_newly_chosen_images(vit):
     table = rs.layer_cka(vit, images=images, repeats=3, **options).table
     single = [rs.layer_cka(vit, images=images.redrawn(3 + r), **options).table.cka for r in range(3)]
     assert table.cka.to_numpy() == pytest.approx(np.mean(single, 0))
-    assert table.sd_repeats.to_numpy() == pytest.approx(np.std(single, 0, ddof=1))
-    assert table.sd_repeats[1] > 0
+    assert table.se.to_numpy() == pytest.approx(np.std(single, 0, ddof=1) / 3**0.5) and table.se[1] > 0
+
+
+def test_flags_are_on_cells_near_zero_or_of_few_batches():
+    """Twelve batches; one side of one pair varies in two of them only, another pair is unrelated."""
+    torch.manual_seed(0)
+    images = torch.randn(12 * 16, 3, 8, 8)
+    images[32:, 2] = images[:1, 2] + 1e-3 * images[32:, 2]
+
+    class Channels(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Identity() for _ in range(3))
+
+        def forward(self, x):
+            return self.a(x[:, :1]) + self.b(x[:, 1:2] + x[:, :1]) + self.c(x[:, 2:] + 1e-3 * x[:, :1])
+
+    net = rs.Network(Channels(), "toy", transform=rs.EvalTransform(input_size=(3, 8, 8)))
+    found = rs.layer_cka(net, images, batch_size=16, layers=["a", "b", "c"])
+    flags = found.table.pivot(index="layer_a", columns="layer_b", values="skewed")
+    cka = found.table.pivot(index="layer_a", columns="layer_b", values="cka")
+    assert cka.loc["a", "b"] > 0.05 and flags.loc["a", "b"] == 0
+    assert flags.loc["a", "c"] == flags.loc["b", "c"] == 1
+    assert any("intervals of" in notice and "skewed" in notice for notice in found.notices)
+    alone = rs.layer_cka(net, images[:16], batch_size=16, layers=["a", "c"]).table
+    assert not alone.skewed.any()  # one batch, and no interval
 
 
 class Toy(nn.Module):
@@ -178,7 +202,7 @@ def test_matched_is_the_diagonal_of_the_full_table(vit):
 def test_a_network_matches_itself(vit):
     matched = rs.matched_cka([vit, vit], rs.ImageSet("sample", images=32), batch_size=16, repeats=2).table
     np.testing.assert_allclose(matched.cka, 1, rtol=1e-7)
-    assert list(matched.columns) == [*MATCHED, "sd_repeats"]
+    assert list(matched.columns) == MATCHED
 
 
 def test_matched_needs_the_same_layers(vit, resnet):
