@@ -212,6 +212,7 @@ class Job:
     seed: int
     workers: int | None
     skip_broken: bool
+    groups: str | None
     batch_size: int
     device: str | None
     precision: str | None
@@ -305,7 +306,8 @@ class Job:
         for of in asked:
             check_name(of.model)
         data = self.data or default_data([of.model for of in asked])
-        chosen = ImageSet(data, split=self.split, root=self.data_dir, images=self.images, seed=self.seed)
+        where = {"split": self.split, "root": self.data_dir}
+        chosen = ImageSet(data, **where, images=self.images, seed=self.seed, groups=self.groups)
         how = {name: getattr(self, name) for name in ("precision", "compiled", "seed_each_pass")}
         networks = told_apart(load(asked, self.device, self.seed, **how))
         heard: set[str] = set()
@@ -416,6 +418,11 @@ def job_options(command: str, images: int, batch_size: int, of: str) -> Callable
         ),
         click.option("--workers", type=int, help="Processes that decode images.  [default: one per core, up to 8]"),
         click.option("--skip-broken", is_flag=True, help="Go on without images that cannot be read, and count them."),
+        click.option(
+            "--groups",
+            type=click.Choice(["class"]),
+            help="Images of a class are not independent, as crops of a photograph: intervals are over classes.",
+        ),
         click.option("--batch-size", type=int, default=batch_size, show_default=True, help=f"Images per {of}."),
         click.option("--device", help="cpu, cuda, cuda:1, mps ...  [default: cuda where there is one]"),
         click.option(

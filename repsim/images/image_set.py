@@ -9,7 +9,7 @@ import os
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +17,10 @@ from torch import Tensor
 
 from repsim.errors import RepsimError, UsageError
 from repsim.images.folders import said
+from repsim.images.groups import Groups
 from repsim.images.loading import PIECE, Loaded, Transform, ahead, copied, cores, decoded, formed
 from repsim.images.sources import Arrays, Files, Tensors, TimmDataset, is_folder, source_of
+from repsim.measures.running import Group
 
 TEST_FOLDERS = ("val", "validation", "test")
 FEWEST = 4  # HSIC_1 divides by n - 3
@@ -39,6 +41,13 @@ class Batch:
     """For each transform, (n, c, h, w)."""
     at_once: dict[str, int]
     """Networks through which not all of its images go at once, for lack of memory, and how many do."""
+    groups: Tensor | None = None
+    """(n,) in which group of the jackknife each of them is, where images come in groups."""
+
+    @property
+    def group(self) -> Group:
+        """What sums take: its number, or the group of each of its images."""
+        return self.number if self.groups is None else self.groups
 
 
 class Share(NamedTuple):
@@ -101,9 +110,12 @@ class ImageSet:
         images: how many, chosen at random without replacement; None takes all (2,560 of `noise`).
             Where there are fewer, all are taken.
         seed: of the choice and its order, and of the noise.
+        groups: which images belong together and are not independent of each other, as crops of a photograph are:
+            `class`, or an array with one label for each image of the data. Standard errors and intervals are then over
+            groups, and no batch holds two images of one where that can be.
 
     Raises:
-        UsageError: no such data, or fewer than 4 images.
+        UsageError: no such data, fewer than 4 images, or fewer than two groups of them.
 
     >>> len(ImageSet("sample", images=100))
     100
@@ -117,6 +129,7 @@ class ImageSet:
         root: str | os.PathLike[str] | None = None,
         images: int | None = None,
         seed: int = 0,
+        groups: Literal["class"] | Sequence[Hashable] | np.ndarray | None = None,
     ) -> None:
         if not 0 <= seed < 2**63:
             raise UsageError(f"seed must be from 0 to 2**63 - 1, got {seed}")
@@ -128,10 +141,16 @@ class ImageSet:
         if len(self.source) < FEWEST:
             without = f"; {self.left_out_in_words}" if self.left_out else ""
             raise UsageError(f"at least {FEWEST} images are needed; {self.data} has {len(self.source)}{without}")
-        self.chosen = _choose(len(self.source), images, seed)
+        self.groups = None if groups is None else Groups.of_labels(groups, self.source, self.data)
+        self._choose(images)
 
     def __len__(self) -> int:
         return len(self.chosen)
+
+    @property
+    def largest_batch(self) -> int:
+        """How many images a batch holds at most: all, or as many as have no two of one group among them."""
+        return len(self) if self.groups is None else self.groups.spacing or len(self)
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -167,6 +186,10 @@ class ImageSet:
         Of files: their `names`, `sizes` and `times of change`; of images in memory: their `pixels`. It is empty for
         data sets that tell neither.
         """
+        own = {} if self.groups is None else {"groups": hashlib.sha256(self.groups.of_images).hexdigest()}
+        return {**self._identity(), **own}
+
+    def _identity(self) -> dict[str, str]:
         if isinstance(self.source, Arrays):
             pixels = self.source.images
             pixels = pixels.cpu().contiguous().view(torch.uint8).numpy() if isinstance(pixels, Tensor) else pixels
@@ -202,14 +225,23 @@ class ImageSet:
     def redrawn(self, seed: int) -> ImageSet:
         """Another choice of as many images from the same source."""
         other = object.__new__(ImageSet)
-        other.__dict__ = {**self.__dict__, "seed": seed, "chosen": _choose(len(self.source), len(self), seed)}
+        other.__dict__ = {**self.__dict__, "seed": seed}
+        other._choose(len(self))
         return other
+
+    def _choose(self, images: int | None) -> None:
+        order = torch.randperm(len(self.source), generator=torch.Generator().manual_seed(self.seed)).numpy()
+        self.chosen = order if images is None else order[:images]
+        if self.groups is not None:
+            self.groups = self.groups.dealt(self.chosen)
+            self.chosen = self.groups.apart(self.chosen)
 
     def record(self, counts: Counts) -> dict[str, Any]:
         """What `run.json` says of the images and of a pass over them."""
         kept = {"data": self.data, "split": self.split, "seed": self.seed, "asked": self.asked}
         left_out = {"left_out": self.left_out} if self.left_out else {}
-        return {**kept, "available": len(self.source), **left_out, "chosen": len(self), **counts.record()}
+        groups = {} if self.groups is None else {"groups": self.groups.record()}
+        return {**kept, "available": len(self.source), **left_out, "chosen": len(self), **groups, **counts.record()}
 
     def batches(
         self,
@@ -262,7 +294,8 @@ class ImageSet:
             counts.passed = int(positions[-1]) + 1
             counts.broken += [message for position, message in unreadable if position < counts.passed]
             unreadable[:] = [each for each in unreadable if each[0] >= counts.passed]
-            return Batch(number, positions, dict(zip(transforms, tensors)), counts.at_once)
+            groups = None if self.groups is None else self.groups.at(self.chosen[positions.numpy()])
+            return Batch(number, positions, dict(zip(transforms, tensors)), counts.at_once, groups)
 
         for positions, tensors, broken in loaded:
             if broken and not skip_broken:
@@ -320,11 +353,6 @@ def as_image_set(images: ImageSet | Tensor | np.ndarray | None, most: int | None
     if isinstance(images, ImageSet):
         return images
     return ImageSet("sample", images=most) if images is None else ImageSet(images)
-
-
-def _choose(available: int, images: int | None, seed: int) -> np.ndarray:
-    order = torch.randperm(available, generator=torch.Generator().manual_seed(seed)).numpy()
-    return order if images is None else order[:images]
 
 
 def train_and_test(

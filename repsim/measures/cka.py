@@ -20,6 +20,7 @@ Unbiased values of unrelated representations scatter around 0, so some are negat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -37,6 +38,8 @@ BLOCK = 2048
 """Features multiplied at a time; a Gram is a sum of products of blocks of this width."""
 ROUNDING = 3e-6
 """Error of a CKA through float32 products (one standard deviation) from which features are centred first."""
+ROUNDED = 1e-6
+"""What is left of a Gram of norm 1 without some images is rounding, if its square is of this size."""
 SCRATCH, SCRATCH_ELSEWHERE = 2**20, 2**26
 """Numbers centred at a time: on the CPU what fits into a core's cache, so that centring costs little; on other devices
 so many that starting the operations costs little."""
@@ -337,6 +340,78 @@ def matched_hsic(reference: Sequence[GramRow], others: Sequence[Sequence[GramRow
     """
     own = [paired_hsic(rows, rows, n) for rows in (reference, *others)]
     return torch.stack([*own, *(paired_hsic(reference, rows, n) for rows in others)])
+
+
+def without_groups(a: Tensor, b: Tensor, group: Tensor, *, paired: bool = False) -> Tensor:
+    """HSIC_1 of U-centred Grams without the images of one group at a time, for all groups in two products.
+
+    Without the images of S, m are left. U-centring takes away whatever was added to rows and columns, so the
+    Grams, U-centred over all images, stand for the plain ones, and of matrices A, B with zero diagonals
+
+        HSIC_1 = (tr AB + (1'A1) (1'B1) / ((m-1) (m-2)) - 2 1'AB1 / (m-2)) / (m (m-3))
+
+    over the images left. Their trace is that over all images, less twice the rows of S, plus what is within S.
+
+    Args:
+        a: (t, n, n), each U-centred over the n images, with zero diagonal.
+        b: (j, n, n), likewise; of `paired`, j = t.
+        group: (n,) of each image; a group leaves 4 images at least, or its row means nothing.
+        paired: each of a with its fellow in b, instead of all with all.
+
+    Returns:
+        (groups, t, j), or (groups, t), float64, in the order of the groups' numbers.
+
+    Reference: Song et al. (2012), eq. 5.
+    """
+
+    def inner(x: Tensor, y: Tensor) -> Tensor:
+        x, y = x.double().flatten(1), y.double().flatten(1)
+        return (x * y).sum(1) if paired else x @ y.T
+
+    group, found = group.to(a.device), []
+    members = [group == number for number in group.unique()]
+    rows = [inner(a[:, out], b[:, out]) for out in members]
+    whole = sum(rows)
+    for out, lost in zip(members, rows):
+        trace = whole - 2 * lost + inner(a[:, out][:, :, out], b[:, out][:, :, out])
+        left_a, left_b = (x[:, ~out][:, :, ~out].sum(2, dtype=torch.float64) for x in (a, b))
+        m, total_a, total_b = left_a.shape[1], left_a.sum(1), left_b.sum(1)
+        totals = (total_a * total_b if paired else total_a[:, None] * total_b) / max((m - 1) * (m - 2), 1)
+        found.append((trace + totals - 2 * inner(left_a, left_b) / max(m - 2, 1)) / max(m * (m - 3), 1))
+    return torch.stack(found)
+
+
+def own_without_groups(a: Tensor, group: Tensor) -> Tensor:
+    """HSIC_1 of Grams of norm 1 with themselves, see `without_groups`; 0 where that is rounding. (groups, t)."""
+    found = without_groups(a, a, group, paired=True)
+    return torch.where(found * len(group) ** 2 > ROUNDED, found, 0)
+
+
+def squares(rows: Sequence[GramRow]) -> Tensor:
+    """The U-centred Grams of rows, scaled to norm 1, as matrices (L, n, n) float32."""
+    directions = torch.stack([row.direction for row in rows])
+    n = (1 + math.isqrt(1 + 8 * directions.shape[1])) // 2
+    found = torch.zeros(len(rows), n * n, device=directions.device)
+    found[:, _above_diagonal(n, directions.device)] = directions
+    found = found.unflatten(1, (n, n))
+    return found + found.transpose(1, 2)
+
+
+def stacked_without_groups(rows: Sequence[GramRow], group: Tensor) -> Tensor:
+    """What `stacked_hsic` gives without one group of images at a time, (groups, L, L)."""
+    grams, norms = squares(rows), torch.stack([row.norm for row in rows])
+    found = without_groups(grams, grams, group)
+    found.diagonal(dim1=1, dim2=2).copy_(own_without_groups(grams, group))
+    return found * norms[:, None] * norms
+
+
+def matched_without_groups(reference: Sequence[GramRow], others: Sequence[Sequence[GramRow]], group: Tensor) -> Tensor:
+    """What `matched_hsic` gives without one group of images at a time, (groups, 1 + 2k, L)."""
+    norms = [torch.stack([row.norm for row in rows]) for rows in (reference, *others)]
+    first, *rest = (squares(rows) for rows in (reference, *others))
+    own = [own_without_groups(grams, group) * norm**2 for grams, norm in zip((first, *rest), norms)]
+    across = [without_groups(first, x, group, paired=True) * norms[0] * norm for x, norm in zip(rest, norms[1:])]
+    return torch.stack([*own, *across], 1)
 
 
 NEAR_ZERO = 0.05

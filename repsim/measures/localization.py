@@ -22,7 +22,7 @@ from torch import Tensor
 
 from repsim.errors import UsageError
 from repsim.measures import bounds
-from repsim.measures.cka import ROUNDING
+from repsim.measures.cka import ROUNDING, own_without_groups, without_groups
 from repsim.measures.inputs import tensor, whole
 from repsim.measures.running import GROUPS, BatchMeans, kept
 
@@ -102,17 +102,19 @@ def patch_grams(patches: Tensor) -> Patches:
     return Patches(torch.cat(directions), torch.cat(norms))
 
 
-def bordered_hsic(tokens: Tensor, patches: Patches) -> Tensor:
+def bordered_hsic(tokens: Tensor, patches: Patches, group: Tensor | None = None) -> Tensor:
     """HSIC_1 of every token with every patch on one batch, bordered by that of each with itself.
 
     Args:
         tokens: (n, t, d), n >= 4. Products are taken in float32; of tokens where that could change a CKA by
             more than `ROUNDING` (one image far from all others, say), or overflows, again in float64.
         patches: of the same n images.
+        group: (n,) of each image: beside what all images give, what they give without one group at a time.
 
     Returns:
         (t+1, j+1) float64: tokens down, patches across; the last column is HSIC(K, K) of the tokens, the last
-        row HSIC(L, L) of the patches, the corner 0. Not finite where activations are not.
+        row HSIC(L, L) of the patches, the corner 0. Not finite where activations are not. With groups
+        (1 + groups, t+1, j+1), all images first.
     """
     tokens = _checked(tokens, "tokens", "(n, t, d)")
     n, t, _ = tokens.shape
@@ -124,7 +126,26 @@ def bordered_hsic(tokens: Tensor, patches: Patches) -> Tensor:
     hsics = torch.zeros(t + 1, len(patches.norms) + 1, dtype=torch.float64, device=tokens.device)
     hsics[:-1, :-1] = cross * patches.norms
     hsics[:-1, -1], hsics[-1, :-1] = norms.square(), patches.norms.square()
-    return hsics / (n * (n - 3))
+    hsics /= n * (n - 3)
+    if group is None:
+        return hsics
+    return torch.cat([hsics[None], _without_groups(tokens, norms, patches, group)])
+
+
+def _without_groups(tokens: Tensor, norms: Tensor, patches: Patches, group: Tensor) -> Tensor:
+    """What `bordered_hsic` gives without one group of images at a time, (groups, t+1, j+1)."""
+    n, t, _ = tokens.shape
+    of_patches, done = patches.directions.unflatten(1, (n, n)), 0
+    hsics = tokens.new_zeros(len(group.unique()), t + 1, len(of_patches) + 1, dtype=torch.float64)
+    for part in _parts(tokens, torch.float64):
+        of_part = torch.where(norms > 0, norms, torch.inf)[done : done + len(part), None]
+        grams = (u_centred_grams(part, torch.float64).rows / of_part).unflatten(1, (n, n))
+        own = slice(done, done + len(part))
+        hsics[:, own, :-1] = without_groups(grams, of_patches, group) * norms[own, None] * patches.norms
+        hsics[:, own, -1] = own_without_groups(grams, group) * norms[own].square()
+        done += len(part)
+    hsics[:, -1, :-1] = own_without_groups(of_patches, group) * patches.norms.square()
+    return hsics
 
 
 def _checked(x: Tensor, name: str, axes: str, *, images: int = 0) -> Tensor:

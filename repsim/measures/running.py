@@ -4,6 +4,9 @@ There is one account of error for statistics that compare or join: what is seen 
 `GROUPS` groups, the same one in all sums of a pass; the `jackknife` leaves one group at a time out of all sums that a
 statistic is of (`Together`); and the `interval` is Student's, with one degree of freedom less than there are groups.
 So what is measured of the same images is paired, whatever is computed of it.
+
+Where images come in groups of which a batch holds several (photographs with many crops, subjects, classes), a group's
+images are left out of every batch instead: sums keep what they lose without them, and their means are as they were.
 """
 
 from __future__ import annotations
@@ -24,6 +27,13 @@ GROUPS = 32
 """Of the jackknife, at most."""
 ROUNDING = 1e-6
 """A standard error of less, as a share of the value or of 1, is of what float32 cannot tell apart, and says nothing."""
+
+
+FEWEST = 4
+"""Images that a batch must have left without one of its groups; HSIC_1 divides by n - 3."""
+Group = int | Tensor
+"""Of the jackknife: the number of a batch, all of whose images are in the group number mod `GROUPS`; or (n,) int64, the
+group of each of its images, from 0 to `GROUPS` - 1."""
 
 
 Kind = TypeVar("Kind", bound=Callable[..., Any])
@@ -63,7 +73,7 @@ class GroupedSums(Accumulator):
     up to `groups` batches, every group is one batch and the jackknife is the usual delete-one.
 
     Attributes:
-        sums: (groups, ...) float64, the sum of the values of each group.
+        sums: (groups, ...) float64, what the sum of all values loses without each group: the sum of the group's own.
         counts: (groups,) number of batches in each group.
     """
 
@@ -131,6 +141,17 @@ class GroupedSums(Accumulator):
                 yield (total - value) / (self.batches - count), count
 
 
+@kept
+class Mixed(NamedTuple):
+    """Of batches that hold images of several groups."""
+
+    total: Tensor
+    """The sum of the values of all batches."""
+    batches: int
+    gone: Tensor
+    """(groups,) how many of them are left out whole without each group, for too few images would be left."""
+
+
 class BatchMeans(GroupedSums):
     """A quantity that is computed from means over batches, as minibatch CKA is from those of HSIC.
 
@@ -146,12 +167,73 @@ class BatchMeans(GroupedSums):
     [0.667, 0.125]
     """
 
+    mixed: Mixed | None = None
+    """What is known beside where batches hold images of several groups; `counts` are then of images."""
+
     def __init__(self, finish: Callable[[Tensor], Tensor], groups: int = GROUPS) -> None:
         super().__init__(groups)
         self.finish = finish
 
     def _empty(self) -> Self:
-        return type(self)(self.finish, len(self.counts))
+        empty = type(self)(self.finish, len(self.counts))
+        empty.mixed = self.mixed
+        return empty
+
+    @torch.no_grad()
+    def update(
+        self, value: Tensor, group: Group | None = None, without: Callable[[Tensor], Tensor] | None = None
+    ) -> Self:
+        """Add the value of one batch.
+
+        Args:
+            value: of any shape, the same for all batches.
+            group: of the batch, or of each of its images; None: batches come in order.
+            without: maps the groups of the batch's images, (n,), to the values (g, ...) that the batch has without each
+                of the g different ones, in order. What leaves fewer than `FEWEST` images is not looked at: the batch
+                is then left out with the group.
+
+        Raises:
+            UsageError: images come in groups, and `without` is not given.
+        """
+        if not isinstance(group, Tensor):
+            return super().update(value, group)
+        if without is None:
+            raise UsageError(
+                "images come in groups, and this study does not say what it finds in a batch without one of them"
+            )
+        if self.mixed is None:
+            self.mixed = Mixed(torch.zeros_like(value, dtype=torch.float64), 0, torch.zeros_like(self.counts))
+        found, sizes = (each.tolist() for each in group.unique(return_counts=True))
+        for number, size, rest in zip(found, sizes, without(group), strict=True):
+            few = len(group) - size < FEWEST
+            self._add(value if few else value - rest, size, number)
+            self.mixed.gone[number] += few
+        self.mixed = self.mixed._replace(total=self.mixed.total + value, batches=self.mixed.batches + 1)
+        return self
+
+    def part(self, index: int) -> Self:
+        part = super().part(index)
+        if self.mixed is not None:
+            part.mixed = self.mixed._replace(total=self.mixed.total[index])
+        return part
+
+    def merge(self, other: Self) -> Self:
+        merged = super().merge(other)
+        parts = [part.mixed for part in (self, other) if part.mixed is not None]
+        merged.mixed = Mixed(*(sum(each) for each in zip(*parts))) if parts else None
+        return merged
+
+    def mean(self) -> Tensor:
+        return super().mean() if self.mixed is None else self.mixed.total / self.mixed.batches
+
+    def leave_one_out(self) -> Iterator[tuple[Tensor, int]]:
+        if self.mixed is None:
+            yield from super().leave_one_out()
+            return
+        total, batches, gone = self.mixed
+        for lost, count, away in zip(self.sums, self.counts.tolist(), gone.tolist()):
+            if count:
+                yield (total - lost) / (batches - away), count
 
     def compute(self, statistic: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """The quantity, or a statistic of it, with its jackknife standard error over batches; see `jackknife`."""
@@ -161,7 +243,7 @@ class BatchMeans(GroupedSums):
 
 
 class ImageMeans(GroupedSums):
-    """Means over images of values that images have one each of, in the groups of their batches.
+    """Means over images of values that images have one each of, in the groups of their batches, or in their own.
 
     Attributes:
         sums: (groups, ...) float64, the sum over the images of each group.
@@ -174,10 +256,32 @@ class ImageMeans(GroupedSums):
     3.0
     """
 
+    own: bool = False
+    """Whether images come in groups of their own."""
+
     @torch.no_grad()
-    def update(self, values: Tensor, batch: int) -> ImageMeans:
-        """Add (n, ...), the values of the n images of the batch of this number."""
-        return self._add(values.double().sum(0), len(values), batch)
+    def update(self, values: Tensor, group: Group) -> ImageMeans:
+        """Add (n, ...), the values of the n images of a batch."""
+        if not isinstance(group, Tensor):
+            return self._add(values.double().sum(0), len(values), group)
+        self.own, group = True, group.to(values.device)
+        for number in group.unique():
+            self._add(values[group == number].double().sum(0), int((group == number).sum()), int(number))
+        return self
+
+    def _empty(self) -> Self:
+        empty = super()._empty()
+        empty.own = self.own
+        return empty
+
+    def merge(self, other: Self) -> Self:
+        merged = super().merge(other)
+        merged.own = self.own or other.own
+        return merged
+
+    def se(self, over_images: Moments) -> Tensor:
+        """The standard error of the means: over images, unless these come in groups of their own; then over these."""
+        return jackknife(self, lambda mean: mean)[1] if self.own else over_images.se()
 
 
 class Together:

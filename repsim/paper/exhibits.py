@@ -16,7 +16,7 @@ import pandas as pd
 
 from repsim import plots
 from repsim.paper.roles import Case
-from repsim.plots.style import Figure, entitle, groups_of
+from repsim.plots.style import Figure, entitle, groups_of, groups_of_images
 
 
 @dataclass
@@ -181,7 +181,8 @@ class Attention(Exhibit):
 
     def draw(self, made: Made, title: str) -> Figure:
         parts = [part for _, part in made.tables["attention"].groupby("model", sort=False)]
-        return plots.side_by_side(plots.attention_distance, parts, title=title)
+        draw = partial(plots.attention_distance, groups=groups_of_images(made.record))
+        return plots.side_by_side(draw, parts, title=title)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,8 @@ class Seen(dict[Hashable, Any]):
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
+        self.groups: Tensor | None = None
+        """(n,) in which group of the jackknife each image of the batch is, where images come in groups."""
         self._of_inputs: dict[str, Callable[[Tensor], Any]] = {}
         self._waiting: dict[str, list[Tensor]] = {}
 
@@ -134,8 +136,9 @@ class Seen(dict[Hashable, Any]):
         if piece().last:
             self[name] = reduce(torch.cat(self._waiting.pop(name)).to(values.device))
 
-    def begin(self, inputs: Tensor) -> None:
+    def begin(self, inputs: Tensor, groups: Tensor | None = None) -> None:
         """Forget the batch before, and take what is asked for of the inputs of this one."""
+        self.groups = groups
         self.clear()
         self._waiting.clear()
         with unobserved():

@@ -153,7 +153,7 @@ def _merged(studies: Sequence[Study], images: ImageSet, size: int) -> Result:
 
 def _each(study: Study, images: ImageSet, size: int, counts: Counts, share: Share | None = None) -> Counts:
     with watching([study]) as each:
-        transforms = [network.transform for network in study.networks]
+        transforms, size = [network.transform for network in study.networks], min(size, images.largest_batch)
         for batch in images.batches(transforms, size, counts=counts, workers=0, share=share):
             each(batch)
     return counts

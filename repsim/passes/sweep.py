@@ -145,7 +145,7 @@ def over_batches(
     share, broken, positions = processes.share(), [], None
     if share is not None and skip_broken:  # which images make a batch depends on those before it
         images, positions, broken = _readable(images, workers, share)
-    size = min(batch_size, len(images))
+    size = min(batch_size, images.largest_batch)
     at_once = planned(images, networks, summing, size, gradients)
     reading = Reading(images, networks, size, at_once, workers, skip_broken, short, share, positions)
     counts = Counts() if resume is None else _begun(resume, reading, each, summing)
@@ -297,7 +297,10 @@ def runs_of(
     ]
 
     def takes(size: int) -> Takes:
-        all_of_them = sum((of.takes(size, max(len(images) // size, 1)) for of in summing), Takes())
+        groups = 0 if images.groups is None else images.groups.jackknife
+        all_of_them = sum((of.takes(size, max(len(images) // size, groups, 1)) for of in summing), Takes())
+        if groups:  # of a batch, as many values as of all of them, and its Grams once more
+            all_of_them = replace(all_of_them, batch=2 * all_of_them.batch + all_of_them.sums)
         return all_of_them if on_cpu else replace(all_of_them, batch=0, waiting=0)
 
     return takes, runs
@@ -314,7 +317,7 @@ def forward(network: Network, inputs: Tensor, batch: Batch, seen: Iterable[Seen]
     while size:
         try:
             for each in seen:
-                each.begin(inputs)
+                each.begin(inputs, batch.groups)
             with network.computing(), eagerly(network), passing(network):
                 run = network.module if inputs.requires_grad else network.runner
                 return run(inputs) if size == len(inputs) else in_pieces(run, inputs, size)

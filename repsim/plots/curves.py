@@ -22,14 +22,16 @@ def ends(blocks: list[int], each: int = 2) -> list[int]:
     return blocks if len(blocks) <= 2 * each else blocks[:each] + blocks[-each:]
 
 
-def attention_distance(table: pd.DataFrame, *, blocks: list[int] | None = None, ax: Axes | None = None) -> Axes:
+def attention_distance(
+    table: pd.DataFrame, *, blocks: list[int] | None = None, groups: int | None = None, ax: Axes | None = None
+) -> Axes:
     """Mean attention distance of each head, sorted within its block, with its 95 % interval over images (Figure 3).
-
-    The interval is that of the normal distribution, for images are many.
 
     Args:
         table: what `rs.attention_distance` returns, or `attention.csv`.
         blocks: which to draw; None: the two lowest and the two highest.
+        groups: of images, over which the intervals are; None: they are over images, which are many, and those of the
+            normal distribution.
         ax: where to draw.
     """
     present = sorted(named(table)["block"].unique())
@@ -46,7 +48,7 @@ def attention_distance(table: pd.DataFrame, *, blocks: list[int] | None = None, 
             points = ax.errorbar(
                 heads.index,
                 heads["distance_px"],
-                yerr=half_widths(heads["distance_px_se"]),
+                yerr=half_widths(heads["distance_px_se"], freedom(groups)),
                 color=colour,
                 marker="o",
                 markersize=3,

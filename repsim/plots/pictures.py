@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ from repsim.plots.maps import attention_maps, localization, receptive_fields
 from repsim.plots.matrices import heatmap
 from repsim.plots.probe import neighbours, probe_tokens, probes
 from repsim.plots.residual import residual
-from repsim.plots.style import Figure, groups_of
+from repsim.plots.style import Figure, groups_of, groups_of_images
 from repsim.studies.token_tables import all_tokens
 
 Tables = Mapping[str, pd.DataFrame]
@@ -40,8 +40,8 @@ class Drawing:
     """The tables that they are drawn from, and their columns."""
     arrays: tuple[str, ...] = ()
     """The arrays, where there are some."""
-    over_batches: bool = False
-    """Whether it draws intervals over batches, whose number it must know."""
+    intervals: Literal["batches", "images"] | None = None
+    """Over what it draws intervals, of whose groups it must know the number."""
 
 
 def pictures(name: str, tables: Tables, arrays: Arrays, record: Mapping[str, Any], **options: Any) -> dict[str, Figure]:
@@ -58,14 +58,16 @@ def pictures(name: str, tables: Tables, arrays: Arrays, record: Mapping[str, Any
     """
     there = name in DRAWINGS or has_picture(name, tables[name])
     drawn = drawing(name)
-    if drawn.over_batches:
+    if drawn.intervals == "batches":
         options["groups"] = groups_of(record)
+    elif drawn.intervals == "images":
+        options["groups"] = groups_of_images(record)
     return drawn.draw(name, tables, arrays, **options) if there else {}
 
 
 def drawing(name: str) -> Drawing:
     """How the pictures of a study are drawn: of one that is not among `DRAWINGS`, as a curve over its layers."""
-    return DRAWINGS.get(name) or Drawing(_one(each_layer), {name: columns.TABLES.get(name, [])}, over_batches=True)
+    return DRAWINGS.get(name) or Drawing(_one(each_layer), {name: columns.TABLES.get(name, [])}, intervals="batches")
 
 
 def has_picture(name: str, table: pd.DataFrame) -> bool:
@@ -84,12 +86,12 @@ def _one(plot: Callable[..., Any]) -> Callable[..., dict[str, Figure]]:
 
 
 def _attention(
-    name: str, tables: Tables, arrays: Arrays, *, blocks: list[int] | str | None = None
+    name: str, tables: Tables, arrays: Arrays, *, blocks: list[int] | str | None = None, groups: int | None = None
 ) -> dict[str, Figure]:
     table = tables[name]
     chosen = sorted(table["block"].unique()) if blocks == "all" else blocks
     maps = _attention_maps("attention_maps", {"attention_maps": table}, arrays) if arrays else {}
-    return {**maps, name: attention_distance(table, blocks=chosen).figure}
+    return {**maps, name: attention_distance(table, blocks=chosen, groups=groups).figure}
 
 
 def _attention_maps(name: str, tables: Tables, arrays: Arrays) -> dict[str, Figure]:
@@ -134,10 +136,10 @@ def _probe(name: str, tables: Tables, arrays: Arrays) -> dict[str, Figure]:
 
 DRAWINGS = {
     "cka": Drawing(_one(heatmap), {"cka": columns.SIMILARITY}),
-    "matched": Drawing(_one(matched), {"matched": columns.MATCHED}, over_batches=True),
-    "attention": Drawing(_attention, {"attention": columns.ATTENTION}, ("attention_maps",)),
+    "matched": Drawing(_one(matched), {"matched": columns.MATCHED}, intervals="batches"),
+    "attention": Drawing(_attention, {"attention": columns.ATTENTION}, ("attention_maps",), intervals="images"),
     "attention_maps": Drawing(_attention_maps, {}, ("attention_maps",)),
-    "heads": Drawing(_one(head_similarity), {"heads": columns.HEADS}, over_batches=True),
+    "heads": Drawing(_one(head_similarity), {"heads": columns.HEADS}, intervals="batches"),
     "residual": Drawing(_one(residual), {"residual": columns.RESIDUAL}),
     "receptive": Drawing(_receptive, {"receptive": columns.RECEPTIVE}, ("receptive",)),
     "receptive_proxy": Drawing(_receptive, {"receptive_proxy": columns.RECEPTIVE}, ("receptive_proxy",)),
@@ -145,7 +147,7 @@ DRAWINGS = {
         _localization,
         {"localization_summary": columns.LOCALIZATION_SUMMARY, "localization": columns.LOCALIZATION},
         ("localization",),
-        over_batches=True,
+        intervals="batches",
     ),
     "probe": Drawing(
         _probe,

@@ -73,11 +73,20 @@ GROUPS = 32
 
 
 def groups_of(record: Mapping[str, Any]) -> int | None:
-    """Of how many groups of batches the standard errors of a run are, by its record; None: it does not say."""
+    """Of how many groups of batches, or of images, standard errors are, by a run's record; None: it does not say."""
     batches, repeats = record.get("images", {}).get("batches"), record.get("protocol", {}).get("repeats", 1)
     if repeats > 1:  # standard errors are over these
         return repeats
+    if (own := groups_of_images(record)) is not None:
+        return own
     return min(batches, GROUPS) if isinstance(batches, int) else None
+
+
+def groups_of_images(record: Mapping[str, Any]) -> int | None:
+    """In how many groups of the jackknife images of their own groups were dealt; None: images had no groups."""
+    groups = record.get("images", {}).get("groups")
+    found = groups.get("jackknife") if isinstance(groups, dict) else None
+    return found if isinstance(found, int) else None
 
 
 def half_widths(se: pd.Series, df: int | pd.Series | None = None) -> pd.Series:

@@ -90,7 +90,7 @@ class AttentionDistance(Study):
             sums = self.sums.setdefault(layer.name, _Sums([Moments() for _ in statistics], ImageMeans()))
             for moments, values in zip(sums.moments, statistics):
                 moments.update(values)
-            sums.distances.update(statistics.distance_px, batch.number)
+            sums.distances.update(statistics.distance_px, batch.group)
 
     def distances(self) -> list[ImageMeans]:
         """Distances of the heads of each block, first to last."""
@@ -104,9 +104,9 @@ class AttentionDistance(Study):
         """One row per block and head."""
         rows = []
         depths = {layer.name: layer.depth for layer in self.attentions.layers}
-        for block, (path, (moments, _)) in enumerate(self.sums.items()):
+        for block, (path, (moments, distances)) in enumerate(self.sums.items()):
             means = dict(zip(HeadStatistics._fields, (m.mean().tolist() for m in moments)))
-            errors = moments[0].se().tolist()
+            errors = distances.se(moments[0]).tolist()
             for head, se in enumerate(errors):
                 values = {name: column[head] for name, column in means.items()}
                 where = {"model": self.network.name, "layer": path, "depth": depths[path], "block": block, "head": head}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import NamedTuple, Unpack
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from repsim.errors import UsageError
 from repsim.images.image_set import Batch, Counts
-from repsim.measures.cka import GramRow, Grams, minibatch_cka, stacked_hsic
+from repsim.measures.cka import GramRow, Grams, minibatch_cka, stacked_hsic, stacked_without_groups
 from repsim.measures.heads import distance_correlation, permutation_test, window_cka, windows_of
 from repsim.measures.running import GROUPS, Together, interval, jackknife
 from repsim.networks.attention_weights import AttentionLayer, find_attention
@@ -76,7 +77,8 @@ class HeadSimilarity(Study):
         a, b = (network.name for network in self.networks)
         named = [(a, self.heads.name)] * self.head_count + [(b, layer.name) for layer in self.layers]
         require_finite([row.norm for row in rows], named, batch)
-        self.sums.update(stacked_hsic(rows, len(batch.positions)), batch.number)
+        without = partial(stacked_without_groups, rows)
+        self.sums.update(stacked_hsic(rows, len(batch.positions)), batch.group, without)
 
     def result(self, counts: Counts) -> Result:
         cka, se = (part.cpu().numpy() for part in self.similarity(torch.eye(self.head_count)))

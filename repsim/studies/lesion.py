@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple, Unpack
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from repsim.errors import UsageError, one_of
 from repsim.images.image_set import Batch, ImageSet
-from repsim.measures.cka import GramRow, Grams, matched_hsic, normalise_matched
+from repsim.measures.cka import GramRow, Grams, matched_hsic, matched_without_groups, normalise_matched
 from repsim.measures.running import GROUPS, BatchMeans, Moments, kept
 from repsim.networks.hooks import capture
 from repsim.networks.layers import Layer, find_layers
@@ -168,8 +169,9 @@ def lesions(
                 into.outputs.update(
                     _outputs(logits, changed, labels) if scores else torch.full((len(inputs), 3), torch.nan)
                 )
-                before = [whole[name] for name in rows]
-                into.cka.update(matched_hsic(before, [list(rows.values())], len(inputs)), batch.number)
+                compared = [whole[name] for name in rows], [list(rows.values())]
+                without = partial(matched_without_groups, *compared)
+                into.cka.update(matched_hsic(*compared, len(inputs)), batch.group, without)
             return gave
 
         counts = over_batches(images, [network], each, [trying], batch_size=batch_size, **how)

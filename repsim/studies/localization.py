@@ -73,7 +73,7 @@ class Localization(Study):
         part = self.parts[index]
         with (
             seen.inputs(PATCHES, lambda images: patch_grams(cut(images, part.grid))),
-            seen.layers(part.layers, lambda layer, x: part.reduce(layer, x, seen[PATCHES])),
+            seen.layers(part.layers, lambda layer, x: part.reduce(layer, x, seen[PATCHES], seen.groups)),
         ):
             yield
 
@@ -83,7 +83,10 @@ class Localization(Study):
             # Not on a GPU: 32 groups of all pairs outgrow a batch.
             values = torch.stack([hsics[layer.name] for layer in part.layers]).cpu()
             require_finite(list(values), [(part.network.name, layer.name) for layer in part.layers], batch)
-            sums.update(values, batch.number)
+            if batch.groups is None:
+                sums.update(values, batch.number)
+            else:
+                sums.update(values[:, 0], batch.groups, lambda _, values=values: values[:, 1:].transpose(0, 1))
 
     def takes(self, size: int, batches: int) -> Takes:
         groups = (min(len(sums.counts), batches) for sums in self.sums)
@@ -171,12 +174,12 @@ class _Part:
             less="a coarser grid of positions (--grid, finest) or fewer --layers",
         )
 
-    def reduce(self, layer: Layer, activation: Tensor, patches: Patches) -> Tensor:
+    def reduce(self, layer: Layer, activation: Tensor, patches: Patches, group: Tensor | None) -> Tensor:
         tokens = layer.tokens(activation)[:, layer.prefix :]
         _, columns = grid = grid_of(layer, self.network)
         if grid != self.grid:
             tokens = tokens[:, [row * columns + column for row, column in self.positions[layer.name]]]
-        return bordered_hsic(tokens, patches)
+        return bordered_hsic(tokens, patches, group)
 
     def by_layer(self, sums: BatchMeans) -> Iterator[tuple[Layer, BatchMeans]]:
         """Each layer with its part of the sums: CKA (t, j)."""
@@ -346,6 +349,7 @@ def token_localization(
     networks, count = begun.networks, len(begun.images)
     found = [located(network, layers) for network in networks]
     groups = min(GROUPS, max(count // min(batch_size, count), 1)) if batch_size >= FEWEST else GROUPS
+    groups = groups if begun.images.groups is None else begun.images.groups.jackknife
     study = Localization(networks, [kept for kept, _ in found], finest=finest, groups=groups)
     counts = sweep(begun.images, [study], batch_size=batch_size, **how)
     begun.notices.say(*study.undefined())

@@ -323,7 +323,7 @@ class Testing(_Watching):
             fitted = self.probes[place]
             predicted = fitted.probe.scores(x).unflatten(2, (len(fitted.l2), -1)).argmax(3)
             right = (predicted == labels.to(x.device)[:, None, None]).mT.cpu()
-            self.sums["right"].setdefault(place, ImageMeans()).update(right, batch.number)
+            self.sums["right"].setdefault(place, ImageMeans()).update(right, batch.group)
             if place.aggregation != "token":
                 self.sums["kept"].setdefault(place, Joined()).update(chosen, x[sampled.to(x.device), 0])
 

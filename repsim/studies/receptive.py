@@ -168,9 +168,8 @@ class ReceptiveFields(Summing):
     def _add(self, name: str, gradients: Tensor, batch: Batch) -> None:
         sums = self.sums.setdefault(name, _Field(ImageMeans(1), ImageMeans()))
         sums.total.update(gradients, batch.number)
-        masses = self.rings[self.grids[name]].masses(gradients)
-        for position, of_image in zip(batch.positions.tolist(), masses):
-            sums.masses.update(of_image[None], position)
+        own = batch.positions % GROUPS if batch.groups is None else batch.groups
+        sums.masses.update(self.rings[self.grids[name]].masses(gradients), own)
 
     def takes(self, size: int, batches: int) -> Takes:
         """See `Summing.takes`."""

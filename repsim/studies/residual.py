@@ -79,7 +79,7 @@ class ResidualNorms(Study):
                 times = statistics.skip_norm / statistics.skip_norm.median(1, keepdim=True).values
                 sums.times.update(times)
                 sums.outlying.update(times > self.outlier)
-                sums.grouped.update(statistics.ratio, batch.number)
+                sums.grouped.update(statistics.ratio, batch.group)
 
     def result(self, counts: Counts) -> Result:
         outliers = self.outliers()
@@ -91,9 +91,8 @@ class ResidualNorms(Study):
         parts = []
         for rows, sums in self._each():
             values = dict(zip(SkipStatistics._fields, sums.means.mean().cpu().numpy()))
-            errors = dict(zip(SkipStatistics._fields, sums.means.se().cpu().numpy()))
             median = sums.ratios.compute().cpu().numpy()
-            parts.append(rows.assign(**values, ratio_se=errors["ratio"], ratio_median=median))
+            parts.append(rows.assign(**values, ratio_se=sums.ratio_se().cpu().numpy(), ratio_median=median))
         return pd.concat(parts, ignore_index=True)[RESIDUAL]
 
     def grouped(self) -> list[ImageMeans]:
@@ -126,6 +125,9 @@ class _Sums(NamedTuple):
     outlying: Moments
     grouped: ImageMeans
     """Ratios."""
+
+    def ratio_se(self) -> Tensor:
+        return self.grouped.se(self.means)[SkipStatistics._fields.index("ratio")]
 
 
 def token_names(network: Network, each: ResidualSum, count: int) -> np.ndarray:

@@ -158,6 +158,8 @@ def what_intervals_cover(images: Mapping[str, Any], protocol: Mapping[str, Any])
             "they say nothing of other images."
         )
     sentence = "Standard errors and intervals are over images: what others, drawn as these were, would give."
+    if groups := images.get("groups"):
+        sentence = f"Standard errors and intervals are {groups['intervals']}."
     if images.get("available") is not None and images["available"] == images.get("used"):
         sentence += " All images there are were used: of these themselves the values are exact, but for how batched."
     return sentence
@@ -188,7 +190,13 @@ def begin(
         say(f"{images.asked} images were asked for, there are {count}; all are used")
     if images.left_out:
         say(images.left_out_in_words)
-    if minibatch is not None and count < minibatch:
+    if images.groups is not None:
+        say(f"standard errors and intervals are {images.groups.record()['intervals']}")
+        if minibatch is not None and not images.groups.spacing:
+            say("batches hold several images of one group, which CKA takes for independent: it comes out too high")
+        elif minibatch is not None and minibatch > images.largest_batch:
+            say(f"batches are of {images.largest_batch} images, so that no two of one group are compared")
+    elif minibatch is not None and count < minibatch:
         say(f"fewer images than a batch of {minibatch}: one batch of {count}, so no standard errors")
     elif minibatch is not None and count < 2 * minibatch:
         say(f"{count} images make one batch of {minibatch}, so no standard errors")

@@ -6,6 +6,7 @@ import dataclasses
 import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Unpack
 
 import numpy as np
@@ -19,10 +20,12 @@ from repsim.measures.cka import (
     GramRow,
     Grams,
     matched_hsic,
+    matched_without_groups,
     minibatch_cka,
     normalise_matched,
     skewed,
     stacked_hsic,
+    stacked_without_groups,
 )
 from repsim.measures.running import GROUPS, BatchMeans
 from repsim.networks.layers import Layer, find_layers
@@ -65,7 +68,9 @@ class LayerSimilarity(Study):
         return row
 
     def update(self, seen: Sequence[Seen], batch: Batch) -> None:
-        self.sums.update(stacked_hsic(self._rows(seen, batch), len(batch.positions)), batch.number)
+        rows = self._rows(seen, batch)
+        without = partial(stacked_without_groups, rows)
+        self.sums.update(stacked_hsic(rows, len(batch.positions)), batch.group, without)
 
     def result(self, counts: Counts) -> Result:
         return Result(self.name, self.table([self]), {"protocol": {"batch_size": counts.batch_size}})
@@ -159,7 +164,8 @@ class MatchedSimilarity(LayerSimilarity):
     def update(self, seen: Sequence[Seen], batch: Batch) -> None:
         rows, count = self._rows(seen, batch), len(self.layers[0])
         reference, *others = (rows[start : start + count] for start in range(0, len(rows), count))
-        self.sums.update(matched_hsic(reference, others, len(batch.positions)), batch.number)
+        without = partial(matched_without_groups, reference, others)
+        self.sums.update(matched_hsic(reference, others, len(batch.positions)), batch.group, without)
 
     def constant(self) -> list[tuple[str, str]]:
         return self._without(self.sums.mean()[: len(self.networks)].flatten())

@@ -1,0 +1,114 @@
+"""Images that belong together, such as crops of one photograph: no two of them are independent.
+
+Standard errors are over groups then: the jackknife leaves whole ones out. And batches are made of images of different
+groups. HSIC_1 is unbiased for independent images; two crops of one photograph are alike in every layer, and raise CKA:
+47 photographs with 16 crops each, in any order, as much as the biased HSIC of 47 images would.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from repsim.errors import UsageError, one_of
+from repsim.images.sources import Source
+from repsim.measures.running import FEWEST, GROUPS
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Images that belong together, and how they are dealt into the groups of the jackknife."""
+
+    of: str
+    """What they are: `class`, or `given`."""
+    of_images: np.ndarray
+    """(all images of the data,) int64: the number of each one's group."""
+    dealt_to: np.ndarray
+    """(groups of images,) int64: in which group of the jackknife each is; -1 of those without a chosen image."""
+    spacing: int = 0
+    """About as far apart are two images of the largest group, in the order of `apart`; 0: less than a batch is."""
+
+    @staticmethod
+    def of_labels(groups: Any, source: Source, data: str) -> Groups:
+        """As they are asked for.
+
+        Raises:
+            UsageError: images have no classes, or not one label each.
+        """
+        if isinstance(groups, str):
+            if groups != "class":
+                raise one_of("kind of groups", groups, ["class"])
+            if source.labels is None:
+                raise UsageError(f"groups are to be classes, and the images of {data} have none")
+            labels, of = np.asarray(source.labels), "class"
+            if beside := int((labels < 0).sum()):
+                raise UsageError(f"groups are to be classes, and {beside} images of {data} lie beside the classes")
+        else:
+            labels, of = np.asarray(groups), "given"
+            if labels.shape != (len(source),):
+                raise UsageError(
+                    f"groups must be one label for each of the {len(source)} images of {data}, got shape {labels.shape}"
+                )
+        names, of_images = np.unique(labels, return_inverse=True)
+        return Groups(of, of_images, np.full(len(names), -1))
+
+    def dealt(self, chosen: np.ndarray) -> Groups:
+        """Dealt anew, for these images: as evenly as whole groups can be, the largest first.
+
+        Raises:
+            UsageError: they are of fewer than two groups.
+        """
+        sizes = np.bincount(self.of_images[chosen], minlength=len(self.dealt_to))
+        present = np.flatnonzero(sizes)
+        if len(present) < 2:
+            raise UsageError("intervals over groups need two or more groups of images, and the chosen ones are of one")
+        dealt_to, held = np.full(len(sizes), -1), np.zeros(min(GROUPS, len(present)), dtype=np.int64)
+        for group in present[np.argsort(-sizes[present], kind="stable")]:
+            dealt_to[group] = held.argmin()
+            held[dealt_to[group]] += sizes[group]
+        spacing = int(sizes.sum() // sizes.max())
+        return dataclasses.replace(self, dealt_to=dealt_to, spacing=spacing if spacing > FEWEST else 0)
+
+    def apart(self, chosen: np.ndarray) -> np.ndarray:
+        """The same images in an order in which those of one group lie as far from each other as they can.
+
+        Those of each group lie evenly between the first image and the last, from where its number is drawn; groups of
+        one size come round in a fixed order.
+        """
+        groups = self.of_images[chosen]
+        sizes, first = np.bincount(groups), np.unique(groups, return_index=True)
+        begins = np.empty(len(sizes))
+        begins[first[0]] = first[1].argsort().argsort() / len(first[0])
+        order = groups.argsort(kind="stable")
+        number = np.empty(len(chosen), dtype=np.int64)
+        number[order] = np.arange(len(chosen)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        return chosen[np.lexsort([begins[groups], (number + begins[groups]) / sizes[groups]])]
+
+    def at(self, images: np.ndarray) -> Tensor:
+        """The group of the jackknife of images, by their numbers in the data."""
+        return torch.from_numpy(self.dealt_to[self.of_images[images]])
+
+    @property
+    def count(self) -> int:
+        """Groups of images."""
+        return int((self.dealt_to >= 0).sum())
+
+    @property
+    def jackknife(self) -> int:
+        """Groups of the jackknife."""
+        return int(self.dealt_to.max()) + 1
+
+    def record(self) -> dict[str, Any]:
+        dealt = "" if self.count == self.jackknife else f", dealt into {self.jackknife}"
+        return {
+            "of": self.of,
+            "count": self.count,
+            "jackknife": self.jackknife,
+            "intervals": f"over {self.count} groups of images ({self.of}){dealt}: the jackknife leaves out one at a "
+            "time, for images of one group are not independent",
+        }
