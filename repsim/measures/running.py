@@ -528,21 +528,31 @@ def jackknife(sums: GroupedSums | Together, statistic: Callable[[Any], Tensor]) 
     return theta, variance.sqrt()
 
 
-def effective_groups(parts: Tensor) -> Tensor:
-    """How many groups a sum is really of: as many as there are where all give as much, 1 where one gives all.
+def effective_groups(sums: GroupedSums, part: Callable[[Tensor], Tensor]) -> Tensor:
+    """How many groups a mean is really of: as many as there are where all give as much, 1 where one gives all.
 
-    The square of their sum over the sum of their squares (Kish, Survey Sampling, 1965).
+    The square of the sum of what the groups give over the sum of their squares (Kish, Survey Sampling, 1965).
 
     Args:
-        parts: (groups, ...) what each gives, not negative.
+        sums: in groups.
+        part: maps their mean to what is looked at of it, linearly: tensors of any shape, not negative.
 
     Returns:
-        (...); NaN where nothing is given.
+        As `part` does; NaN where nothing is given.
 
-    >>> effective_groups(torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 3.0]])).tolist()
-    [3.0, 1.0]
+    >>> sums = GroupedSums()
+    >>> for value in (1.0, 1.0, 1.0):
+    ...     _ = sums.update(torch.tensor([value, 0.0]))
+    >>> _ = sums.update(torch.tensor([1.0, 3.0]))
+    >>> [round(each, 3) for each in effective_groups(sums, lambda mean: mean).tolist()]
+    [4.0, 1.0]
     """
-    return parts.sum(0).square() / parts.square().sum(0)
+    whole = part(sums.mean())
+    total, squares = torch.zeros_like(whole), torch.zeros_like(whole)
+    for rest, size in sums.leave_one_out():
+        gives = whole - (1 - size / sums.batches) * part(rest)
+        total, squares = total + gives, squares + gives.square()
+    return total.square() / squares
 
 
 class Crossed(NamedTuple):

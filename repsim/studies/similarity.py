@@ -118,10 +118,10 @@ class LayerSimilarity(Study):
         )
         return _with_values(table, studies, SIMILARITY)
 
-    def own(self) -> tuple[Tensor, Tensor]:
-        """HSIC with itself of the first and of the second of each pair, in groups of batches; see `skewed`."""
-        own = self.sums.sums.diagonal(dim1=1, dim2=2)
-        return own[:, :, None], own[:, None]
+    def own(self, hsics: Tensor) -> tuple[Tensor, Tensor]:
+        """HSIC with itself of the first and of the second of each pair; see `skewed`."""
+        own = hsics.diagonal()
+        return own[:, None], own[None]
 
     def _without(self, own: Tensor) -> list[tuple[str, str]]:
         """Those whose HSIC with themselves is zero."""
@@ -180,9 +180,8 @@ class MatchedSimilarity(LayerSimilarity):
         )
         return _with_values(table, studies, MATCHED)
 
-    def own(self) -> tuple[Tensor, Tensor]:
-        own = self.sums.sums[:, : len(self.networks)]
-        return own[:, :1], own[:, 1:]
+    def own(self, hsics: Tensor) -> tuple[Tensor, Tensor]:
+        return hsics[:1], hsics[1 : len(self.networks)]
 
 
 def layer_cka(
@@ -306,7 +305,7 @@ def _with_values(table: pd.DataFrame, studies: Sequence[LayerSimilarity], column
     results = [study.sums.compute() for study in studies]
     values = torch.stack([cka.cpu() for cka, _ in results])
     se = results[0][1].cpu() if len(results) == 1 else values.std(0) / len(results) ** 0.5
-    flags = skewed(results[0][0], *studies[0].own()).cpu()
+    flags = skewed(studies[0].sums, studies[0].own).cpu()
     for column, of in zip(("cka", "se", "skewed"), (values.mean(0), se, flags.long())):
         table[column] = of.flatten().numpy()
     return table[columns]
