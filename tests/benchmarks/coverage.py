@@ -17,6 +17,7 @@ too skewed, the share of these, their own coverage, and that of the worst cell t
 from __future__ import annotations
 
 import copy
+import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -274,7 +275,7 @@ def receptive(images: ImageSet, replicates: int, drawn: int = FIELDS_DRAWN) -> p
 
         def alone_too(layer: str, gradients: torch.Tensor, batch: Batch, each=each, add=add, single=single) -> None:
             for k, position in enumerate(batch.positions):
-                one = Batch(batch.number, batch.positions[k : k + 1], {})
+                one = dataclasses.replace(batch, positions=batch.positions[k : k + 1])
                 before, each.sums = each.sums, {}
                 add(layer, gradients[k : k + 1], one)
                 while len(single) <= int(position):
