@@ -42,7 +42,7 @@ from repsim.studies import heads
 from repsim.studies.heads import windows
 from repsim.studies.localization import Localization
 from repsim.studies.probe import Probing
-from repsim.studies.receptive import ReceptiveFields
+from repsim.studies.receptive import ReceptiveFields, places_of
 from repsim.studies.results import begin
 
 HERE = Path(__file__).parent
@@ -269,7 +269,7 @@ def receptive(images: ImageSet, replicates: int, drawn: int = FIELDS_DRAWN) -> p
     fields = []
     for name in (VIT, RESNET):
         network = rs.load_model(name)
-        each = ReceptiveFields(network, measuring.residual_layers(network), channels=4)
+        each = ReceptiveFields(network, places_of(network), channels=4)
         single: list[Sums] = []
         add = each._add
 
