@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing
 import os
 import signal
@@ -134,3 +135,8 @@ def finished(tmp_path):
     for place in (tmp_path, tmp_path / "figure-1"):
         save_record({"random": False, "preset": "mini"}, place / "run.json")
     return tmp_path
+
+
+def planted(*rows, df=19):
+    """A table of numbers: key, models, label, value, low, high of each, with these degrees of freedom."""
+    return pd.DataFrame([(key, json.dumps(models), *rest, df) for key, models, *rest in rows], columns=NUMBERS)

@@ -5,8 +5,8 @@ import json
 import re
 
 import numpy as np
-import pandas as pd
 import pytest
+from conftest import planted
 from scipy.stats import t
 
 import repsim as rs
@@ -16,8 +16,7 @@ from repsim.tables import NUMBERS, load_table, save_table
 
 def plant(directory, figure, *rows, df=19):
     (directory / f"figure-{figure}").mkdir()
-    found = [(key, json.dumps(models), *rest, df) for key, models, *rest in rows]
-    save_table(pd.DataFrame(found, columns=NUMBERS), directory / f"figure-{figure}" / "numbers.csv")
+    save_table(planted(*rows, df=df), directory / f"figure-{figure}" / "numbers.csv")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from conftest import planted
 from test_resume import interrupted
 
 import repsim as rs
@@ -14,7 +15,6 @@ from repsim.paper.claims import Numbers, unchecked
 from repsim.paper.exhibits import Compared, Made
 from repsim.paper.figures import FIGURES, PRESETS
 from repsim.paper.findings import findings
-from repsim.paper.numbers import with_intervals
 from repsim.paper.roles import Roles, case
 from repsim.paper.run import Cast
 from repsim.tables import RECEPTIVE, load_table
@@ -292,7 +292,7 @@ def test_it_goes_on_where_it_was(own, tables, tmp_path):
 
 
 def numbers(*rows):
-    return Numbers(with_intervals(rows), False)
+    return Numbers(planted(*rows), False)
 
 
 def test_findings_are_sentences_of_the_numbers():
