@@ -127,11 +127,10 @@ def noise(network: rs.Network, n: int, seed: int = 0) -> torch.Tensor:
 @pytest.fixture
 def finished(tmp_path):
     """A run of `cka --matched`, and a figure with one number."""
-    save_table(pd.DataFrame([["a", "b", "layer", 0, 0.0, 0.5, 0.1]], columns=MATCHED), tmp_path / "matched.csv")
+    save_table(pd.DataFrame([["a", "b", "layer", 0, 0.0, 0.5, 0.1, 0]], columns=MATCHED), tmp_path / "matched.csv")
     (tmp_path / "figure-1").mkdir()
-    number = ["low_with_high_difference", '["a", "b"]', "low with high layers, a - b", 1.0, 0.5, 1.5]
-    numbers = pd.DataFrame([number], columns=NUMBERS)
-    save_table(numbers, tmp_path / "figure-1" / "numbers.csv")
+    number = ("low_with_high_difference", ("a", "b"), "low with high layers, a - b", 1.0, 0.5, 1.5)
+    save_table(planted(number), tmp_path / "figure-1" / "numbers.csv")
     for place in (tmp_path, tmp_path / "figure-1"):
         save_record({"random": False, "preset": "mini"}, place / "run.json")
     return tmp_path
