@@ -97,10 +97,10 @@ NEIGHBOURS = [
 ]
 """One row per layer and aggregation."""
 
-NUMBERS = ["key", "models", "label", "value", "low", "high", "df"]
+NUMBERS = ["key", "models", "label", "value", "low", "high", "df", "seeds", "sd_seeds"]
 """One row per number that the paper makes a claim about: what it is of (`key`, by which claims find it), of which
-networks (`models`, a JSON list of names), both in words (`label`), its 95 % interval, if there is one, and the degrees
-of freedom of that."""
+networks (`models`, a JSON list of names), both in words (`label`), its 95 % interval, if there is one, the degrees of
+freedom of that, and, of a ViT that was trained several times, the spread over its training runs."""
 
 DATA_SCALE = ["network", "quantity", "layers", "value", "se", "df", "architecture"]
 UNIFORMITY = ["weights", "seed", "vit", "vit_se", "resnet", "resnet_se", "difference", "difference_se"]

@@ -10,6 +10,7 @@ import signal
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -138,4 +139,5 @@ def finished(tmp_path):
 
 def planted(*rows, df=19):
     """A table of numbers: key, models, label, value, low, high of each, with these degrees of freedom."""
-    return pd.DataFrame([(key, json.dumps(models), *rest, df) for key, models, *rest in rows], columns=NUMBERS)
+    rows = [(key, json.dumps(models), *rest, df, 1, np.nan) for key, models, *rest in rows]
+    return pd.DataFrame(rows, columns=NUMBERS)

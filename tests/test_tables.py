@@ -98,7 +98,7 @@ WRITTEN = {**TABLES, "claims": CLAIMS_COLUMNS}
 PLACES = {
     *("index", "block", "head", "image", "depth", "token_row", "token_col", "patch_row", "patch_col"),
     *("seed", "seeds", "shots", "images", "k"),
-    *("df", "skewed"),
+    *("df", "skewed", "sd_seeds"),
 }
 """Columns of numbers that say what a row is of, or what its standard error is worth."""
 

@@ -24,7 +24,7 @@ COVERED = (
 """What intervals say, and what they do not."""
 CLAIMS_COLUMNS = [
     *("claim", "source", "measured", "low", "high", "direction", "paper", "verdict"),
-    *("why", "p", "p_holm", "verdict_holm"),
+    *("why", "p", "se", "seeds", "sd_seeds", "p_holm", "verdict_holm"),
 ]
 OWN_TABLE = ",".join(CLAIMS_COLUMNS[:6])
 """How `claims.csv` begins, by which repsim knows it as its own, and an older version's."""
@@ -255,6 +255,12 @@ class Checked(NamedTuple):
     why: str
     """Why it is undecided."""
     p: float
+    se: float
+    """Its spread over images."""
+    seeds: int
+    """Training runs of the ViT that it is known of."""
+    sd_seeds: float
+    """Its spread over these."""
 
 
 def checked(found: Mapping[str, Numbers]) -> list[Checked]:
@@ -273,7 +279,8 @@ def checked(found: Mapping[str, Numbers]) -> list[Checked]:
             of = row.value, row.low, row.high, row.df
             verdict, why = claim.verdict(row.low, row.high, p), claim.why(row.low, row.high, p, row.df)
             found_p = claim.p_value(*of, p)
-            rows.append(Checked(claim, json.loads(row.models), source, *of[:3], verdict, why, found_p))
+            between = float((row.high - row.low) / 2 / t.ppf(0.975, row.df)), int(row.seeds), row.sd_seeds
+            rows.append(Checked(claim, json.loads(row.models), source, *of[:3], verdict, why, found_p, *between))
     return rows
 
 
@@ -293,7 +300,7 @@ def claims_of(found: Mapping[str, Numbers]) -> pd.DataFrame:
     rows = [
         (
             *(of.claim.claim, of.source, of.measured, of.low, of.high, of.claim.direction, of.claim.paper),
-            *(of.verdict, of.why, of.p),
+            *(of.verdict, of.why, of.p, of.se, of.seeds, of.sd_seeds),
         )
         for of in checked(found)
     ]
@@ -353,11 +360,21 @@ def markdown(table: pd.DataFrame) -> str:
         verdict = f"**{row.verdict}**" + (f" ({row.why})" if row.why else "")
         if row.verdict_holm != row.verdict:
             verdict += f", {row.verdict_holm} after Holm"
+        verdict += between_runs(row.seeds, row.sd_seeds, row.se)
         of_paper = f"{row.direction} | {literal(row.paper)} | {verdict} |"
         lines.append(f"| {where} | {row.measured:.3f} | {interval} | {of_paper}")
     counts = table["verdict"].value_counts()
     said = ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in get_args(Verdict))
     return "\n".join([*lines, "", f"{said}. {COVERED} {by_chance(table)}"]) + "\n"
+
+
+def between_runs(seeds: int, sd: float, se: float) -> str:
+    """How far training runs differ, against images; nothing of a single run.
+
+    >>> between_runs(3, 0.02, 0.005), between_runs(1, np.nan, 0.005)
+    ('; sd over 3 training runs 0.02, se over images 0.005', '')
+    """
+    return f"; sd over {seeds} training runs {sd:.2g}, se over images {se:.2g}" if seeds > 1 else ""
 
 
 def interval_in_words(low: float, high: float) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -35,8 +36,39 @@ def numbers(found: Sequence[Number]) -> pd.DataFrame:
     rows = []
     for key, models, label, value, se, df in found:
         low, high = interval(*(torch.tensor(float(each), dtype=torch.float64) for each in (value, se, df)))
-        rows.append((key, json.dumps(models, ensure_ascii=False), label, value, low.item(), high.item(), df))
-    return pd.DataFrame(rows, columns=NUMBERS)
+        rows.append((key, as_text(models), label, value, low.item(), high.item(), df))
+    return pd.DataFrame(rows, columns=NUMBERS[:-2]).assign(seeds=1, sd_seeds=np.nan)
+
+
+def as_text(models: Sequence[str]) -> str:
+    """The networks of a number as a table has them."""
+    return json.dumps(list(models), ensure_ascii=False)
+
+
+def over_runs(table: pd.DataFrame, run: str, others: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The same numbers, with their spread over training runs of a network.
+
+    Args:
+        table: numbers of a figure.
+        run: the network that was trained several times.
+        others: another run of it -> the numbers of the same figure, made of that run in its place.
+
+    Returns:
+        With `seeds`, in how many runs a number is known, and `sd_seeds`, its standard deviation over these.
+    """
+    values = {of: dict(zip(zip(each["key"], each["models"]), each["value"])) for of, each in others.items()}
+    seeds, spread = [], []
+    for key, models, value in zip(table["key"], table["models"], table["value"]):
+        names = json.loads(models)
+        again = [
+            each.get((key, as_text([of if name == run else name for name in names])), np.nan)
+            for of, each in values.items()
+            if run in names
+        ]
+        known = np.array([value, *again])[~np.isnan([value, *again])]
+        seeds.append(len(known) if len(known) > 1 else 1)
+        spread.append(known.std(ddof=1) if len(known) > 1 else np.nan)
+    return table.assign(seeds=seeds, sd_seeds=spread)
 
 
 def thirds(values: Any, which: int) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from repsim.errors import UsageError
-from repsim.paper.claims import COVERED, by_chance, check, claims_of, interval_in_words, saved_numbers
+from repsim.paper.claims import COVERED, between_runs, by_chance, check, claims_of, interval_in_words, saved_numbers
 from repsim.paper.exhibits import Exhibit, Made
 from repsim.paper.figures import FIGURES
 from repsim.paper.files import check_claims_own, load_figure, picture_file, save_claims
@@ -144,7 +144,8 @@ def _claims(directory: Path) -> Iterator[str]:
     for row in table.itertuples():
         yield f'<tr><td>{escape(row.claim)}<br><span class="note">{escape(row.source)}</span></td>'
         holm = f", {row.verdict_holm} after Holm" if row.verdict_holm != row.verdict else ""
-        yield f'<td class="{row.verdict}">{row.verdict}{holm}<br><span class="note">{escape(row.why)}</span></td>'
+        why = row.why + between_runs(row.seeds, row.sd_seeds, row.se)
+        yield f'<td class="{row.verdict}">{row.verdict}{holm}<br><span class="note">{escape(why)}</span></td>'
         yield f'<td class="n">{row.measured:.3f}</td><td class="n">{interval_in_words(row.low, row.high)}</td>'
         yield f'<td class="n">{escape(row.direction)}</td><td>{escape(row.paper)}</td></tr>'
     yield "</table></div>"

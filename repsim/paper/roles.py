@@ -98,7 +98,13 @@ class Roles:
 
     def players(self, exhibits: Sequence[Exhibit]) -> list[Any]:
         """All who play in figures, each once."""
-        return list(dict.fromkeys(player for exhibit in exhibits for player in exhibit.players(self.cases(exhibit))))
+        playing = (player for each in exhibits for player in [*each.players(self.cases(each)), *self.runs(each)])
+        return list(dict.fromkeys(playing))
+
+    def runs(self, exhibit: Exhibit) -> tuple[Any, ...]:
+        """Other training runs of a user's ViT, if there is one ViT, of which a figure's numbers are made too."""
+        one = self.preset == OWN and len(self.every.get("vit", ())) == 1 and "vit" in exhibit.roles
+        return self.every.get("seed", ()) if one else ()
 
     def played_by(self, who: Mapping[Any, Any]) -> Roles:
         """The same roles, each player replaced by another; those for whom there is none play no more."""

@@ -19,6 +19,7 @@ from repsim.paper.figures import FIGURES, PRESETS
 from repsim.paper.files import draw_figures, numbers_of, save_figure
 from repsim.paper.findings import findings
 from repsim.paper.measuring import Cannot, Later, Measurements, Pass, measure
+from repsim.paper.numbers import over_runs
 from repsim.paper.report import conclude
 from repsim.paper.roles import Case, Roles, in_words
 from repsim.passes.plan import unsaid
@@ -116,6 +117,15 @@ class Part:
     apart: set[frozenset[str]] = field(default_factory=set)
     """Networks of which a group has not all."""
     later: Later | None = None
+    again: dict[str, Part] = field(default_factory=dict)
+    """Another training run of its ViT -> the same figure of that run, of which the numbers are looked at alone."""
+
+    @classmethod
+    def of(cls, exhibit: Exhibit, roles: Roles) -> Part:
+        """Of a figure; where a user's ViT was trained several times, with all of its runs."""
+        cases = roles.cases(exhibit)
+        again = {run: cls(exhibit, roles, [{**case, "vit": (run,)} for case in cases]) for run in roles.runs(exhibit)}
+        return cls(exhibit, roles, cases, again=again)
 
     @property
     def networks(self) -> tuple[Any, ...]:
@@ -127,13 +137,23 @@ class Part:
 
     def ask(self, m: Measurements, why: Reasons) -> bool:
         """Ask for what makes it of those who can give it; whether somebody can, and `why` others cannot."""
-        return self._of_those_who_can(lambda: None, m, why)
+        able = self._of_those_who_can(lambda: None, m, why)
+        self.again = {run: part for run, part in self.again.items() if able and part.ask(m, Reasons())}
+        return able
 
     def make(self, m: Measurements, why: Reasons) -> Made | None:
         """What it is made of, once the images have passed, of those who can give it; None: nobody can."""
         found: list[Made] = []
         self._of_those_who_can(lambda: found.append(self.later()), m, why)
-        return found[0] if found else None
+        if not found:
+            return None
+        (made,) = found
+        again = {run: of for run, part in self.again.items() if (of := part.make(m, Reasons())) is not None}
+        if again and "numbers" in made.tables:
+            (run,) = self.roles.every["vit"]
+            others = {other: of.tables["numbers"] for other, of in again.items()}
+            made.tables["numbers"] = over_runs(made.tables["numbers"], run, others)
+        return made
 
     def _of_those_who_can(self, then: Callable[[], None], m: Measurements, why: Reasons) -> bool:
         while True:
@@ -250,7 +270,7 @@ def plan(
     m = Measurements(
         by_name.__getitem__, begun.images, train, layers=layers, batch_size=batch_size, channels=channels, **how
     )
-    parts = [Part(exhibit, named, named.cases(exhibit)) for exhibit in cast.exhibits]
+    parts = [Part.of(exhibit, named) for exhibit in cast.exhibits]
     why = Reasons()
     parts = [part for part in parts if part.ask(m, why)]
     if not parts:

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 from conftest import planted
+from scipy.stats import t
 from test_resume import interrupted
 
 import repsim as rs
@@ -370,3 +371,21 @@ def test_ratios_of_networks_whose_blocks_share_no_tokens_are_curves():
     ]
     left, right = draw("E.1", residual=rows).axes
     assert len(left.lines) == 2 and len(right.lines) == 1  # one is at ratio 1
+
+
+# Another training run
+
+
+def test_training_runs_are_a_component_of_their_own():
+    """The spread over runs is that of the same numbers made of each run; other networks' numbers have none."""
+    chosen, again = ["1", "3"], "vit_mini_100pct_seed1"
+    found = rs.paper.replicate({"vit": VIT, "cnn": CNN, "seed": again}, images(), figures=chosen, batch_size=BATCH)
+    other = rs.paper.replicate({"vit": again, "cnn": CNN}, images(), figures=chosen, batch_size=BATCH)
+    for row, of_run in zip(found.claims.itertuples(), other.claims.itertuples(), strict=True):
+        values = np.array([row.measured, of_run.measured])
+        assert (row.seeds, of_run.seeds) == (2, 1) and np.isnan(of_run.sd_seeds)
+        assert row.sd_seeds == pytest.approx(values.std(ddof=1))
+        assert row.se == pytest.approx((row.high - row.low) / 2 / t.ppf(0.975, IMAGES // BATCH - 1))
+    of_cnn = dict(found.made)[FIGURES["1"]].tables["numbers"].set_index("models").loc[json.dumps([CNN])]
+    assert of_cnn["seeds"] == 1 and np.isnan(of_cnn["sd_seeds"])
+    assert set(dict(found.made)[FIGURES["3"]].tables["attention"]["model"]) == {VIT}  # pictures are of one run
