@@ -207,6 +207,8 @@ def test_batches_hold_different_groups():
     order = labels[images.chosen]
     assert sorted(images.chosen) == list(range(752)) and images.largest_batch == 47
     assert all(len(set(order[i : i + 47])) == 47 for i in range(752 - 46))
+    some = rs.ImageSet(np.zeros((752, 4, 4), np.uint8), groups=labels, images=100)
+    assert sorted(np.bincount(labels[some.chosen])) == [2] * 41 + [3] * 6
     uneven = rs.ImageSet(np.zeros((120, 4, 4), np.uint8), groups=np.repeat(np.arange(20), [3, 9] * 10))
     order = uneven.groups.of_images[uneven.chosen]
     repeated = [12 - len(set(part)) for part in np.split(order, 10)]

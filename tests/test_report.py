@@ -2,14 +2,21 @@
 
 import html
 import json
+import os
+import re
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from click.testing import CliRunner
 
 from repsim.cli import main
-from repsim.paper.report import INHERITED, category
+from repsim.paper.exhibits import Exhibit
+from repsim.paper.figures import FIGURES
+from repsim.paper.how import COLUMNS, how
+from repsim.paper.report import DARK, INHERITED, LAYOUT, LIGHT, category
+from repsim.plots.style import Figure, save
 from repsim.tables import NUMBERS, SIMILARITY, save_table
 
 HOSTILE = "<img src=x onerror=alert(1)></script><script>alert(2)</script>"
@@ -26,16 +33,24 @@ def write(tmp_path, model, layers):
     where = tmp_path / "figure-1"
     where.mkdir()
     rows = [
-        (model, a, "block", i, i / 2, model, b, "block", j, j / 2, (10 * i + j) / 100, 0.0123)
+        (model, a, "block", i, i / 2, model, b, "block", j, j / 2, (10 * i + j) / 100, 0.0123, 0)
         for i, a in enumerate(layers)
         for j, b in enumerate(layers)
     ]
     save_table(pd.DataFrame(rows, columns=SIMILARITY), where / "cka.csv")
-    both = ("low_with_high_difference", '["a", "b"]', "low with high layers, a - b", 0.2, 0.1, 0.3)
-    numbers = pd.DataFrame([both, (HOSTILE, HOSTILE, HOSTILE, 0, 0, 0)], columns=NUMBERS)
+    both = ("low_with_high_difference", '["a", "b"]', "low with high layers, a - b", 0.2, 0.1, 0.3, 19, 1, None)
+    numbers = pd.DataFrame([both, (HOSTILE, HOSTILE, HOSTILE, 0, None, None, 19, 1, None)], columns=NUMBERS)
     numbers.to_csv(where / "numbers.csv", index=False)
     record = {"command": f"repsim figures {HOSTILE}", "date": "today", "images": {"used": 9, "data": HOSTILE}}
     record |= {"preset": "mini", "random": False, "notices": [HOSTILE]}
+    transform = {"input_size": [3, 64, 48], "crop_pct": 0.9, HOSTILE: HOSTILE}
+    network = {
+        "name": HOSTILE,
+        "class": f"timm.models.{HOSTILE}",
+        "weights": HOSTILE,
+        "weights_sha256": "0123456789abcdef00",
+    }
+    record["networks"] = [{**network, "parameters": 1234567, "transform": transform, "accuracy": 0.5}, {}]
     for place in (where, tmp_path):
         (place / "run.json").write_text(json.dumps(record))
     return tmp_path
@@ -87,9 +102,59 @@ def test_layers_of_any_name(tmp_path):
     assert heatmap["x"] == heatmap["y"] == [category(name) for name in ODD]
 
 
+def test_what_the_page_says(directory):
+    """Every entry of the contents leads somewhere, networks are named, and what has no interval has none."""
+    second = directory / "figure-7"
+    second.mkdir()
+    (second / "run.json").write_text((directory / "figure-1" / "run.json").read_text())
+    figure = Figure(figsize=(4, 2))
+    save(figure, second / "figure-7")
+    assert report(directory).exit_code == 0
+    page = (directory / "report.html").read_text()
+    own = page[page.index("</head>") :]
+    links, places = re.findall(r'<a href="#([^"]+)"', own), re.findall(r' id="([^"]+)"', own)
+    assert links == ["summary", "claims", "networks", "images", "figure-1", "figure-7", "record"]
+    assert set(links) <= set(places) and len(places) == len(set(places))
+    assert '<b class="agrees">1 agrees</b>' in own
+    assert "1,234,567" in own and '<code class="note">0123456789abcdef</code>' in own and "0.500" in own
+    assert "3 x 64 x 48, crop pct 0.9" in own
+    assert "no interval" in own and "nan" not in re.sub(r"base64,[^\"]*", "", own).lower().split("<h2>run record")[0]
+    (alt,) = re.findall(r'<img alt="([^"]+)"', own)
+    assert alt.startswith("Figure 7: Skip connection over branch.")
+    assert 'style="width: 480px; max-width: 100%; min-width: 360px"' in own
+
+
+def test_every_kind_of_figure_says_how_it_is_made():
+    assert all(len(how(exhibit)) > 100 for exhibit in FIGURES.values())
+    assert (Path(__file__).parents[1] / COLUMNS).exists()
+    assert how(Exhibit(number="0", title="", shows="", roles=())) == ""
+
+
+def luminance(colour):
+    """Relative luminance, as WCAG 2 defines it."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    parts = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), parts))
+
+
+@pytest.mark.parametrize("scheme", [LIGHT, DARK])
+def test_text_stands_out(scheme):
+    """As WCAG AA asks of text of any size, on what it may lie on."""
+    for name in set(scheme) - {"page", "card", "line"}:
+        for ground in ("page", "card"):
+            high, low = sorted((luminance(scheme[name]), luminance(scheme[ground])), reverse=True)
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (name, ground)
+    assert set(re.findall(r"var\(--(\w+)\)", LAYOUT)) <= set(scheme)
+
+
 def test_nothing_to_report(tmp_path):
     result = report(tmp_path)
     assert result.exit_code == 2 and "there are no figures in" in result.output
+
+
+def rgb(colour):
+    """As browsers write it."""
+    return f"rgba({', '.join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))}, 1)"
 
 
 def test_in_a_browser(directory):
@@ -106,10 +171,21 @@ def test_in_a_browser(directory):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    axe = os.environ.get("AXE_CORE")  # axe.min.js, of `npm pack axe-core`
     try:
-        for width in (1200, 400):
+        for width, scheme in ((1200, "light"), (400, "light"), (1200, "dark"), (400, "dark")):
+            media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
             browser.set_window_size(width, 900)
             browser.get(f"file://{directory}/report.html")
+            page, nav = (browser.find_element("css selector", each) for each in ("body", "nav"))
+            assert page.value_of_css_property("background-color") == rgb((DARK if scheme == "dark" else LIGHT)["page"])
+            browser.execute_script("window.scrollTo(0, document.body.scrollHeight)")
+            assert abs(browser.execute_script("return arguments[0].getBoundingClientRect().top", nav)) < 1  # it stays
+            if axe:
+                browser.execute_cdp_cmd("Runtime.evaluate", {"expression": Path(axe).read_text()})
+                found = browser.execute_async_script("axe.run(document).then(arguments[0])")
+                assert found["violations"] == [] and len(found["passes"]) > 20
             assert browser.get_log("browser") == []  # a hostile name that ran would raise an alert before this
             assert browser.execute_script("return document.documentElement.scrollWidth") <= width
             heatmap = browser.find_element("id", "map-1-0")

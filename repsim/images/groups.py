@@ -74,20 +74,20 @@ class Groups:
         spacing = int(sizes.sum() // sizes.max())
         return dataclasses.replace(self, dealt_to=dealt_to, spacing=spacing if spacing > FEWEST else 0)
 
+    def in_turn(self, order: np.ndarray) -> np.ndarray:
+        """The first image of each group in an order, then the second of each, and so on."""
+        return order[_numbered(self.of_images[order]).argsort(kind="stable")]
+
     def apart(self, chosen: np.ndarray) -> np.ndarray:
         """The same images in an order in which those of one group lie as far from each other as they can.
 
-        Those of each group lie evenly between the first image and the last, from where its number is drawn; groups of
-        one size come round in a fixed order.
+        Those of each group lie evenly between the first image and the last; groups of one size come round in the order
+        in which they come first.
         """
         groups = self.of_images[chosen]
-        sizes, first = np.bincount(groups), np.unique(groups, return_index=True)
-        begins = np.empty(len(sizes))
-        begins[first[0]] = first[1].argsort().argsort() / len(first[0])
-        order = groups.argsort(kind="stable")
-        number = np.empty(len(chosen), dtype=np.int64)
-        number[order] = np.arange(len(chosen)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        return chosen[np.lexsort([begins[groups], (number + begins[groups]) / sizes[groups]])]
+        present, first, of, sizes = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
+        begins = (first.argsort().argsort() / len(present))[of]
+        return chosen[np.lexsort([begins, (_numbered(groups) + begins) / sizes[of]])]
 
     def at(self, images: np.ndarray) -> Tensor:
         """The group of the jackknife of images, by their numbers in the data."""
@@ -112,3 +112,12 @@ class Groups:
             "intervals": f"over {self.count} groups of images ({self.of}){dealt}: the jackknife leaves out one at a "
             "time, for images of one group are not independent",
         }
+
+
+def _numbered(groups: np.ndarray) -> np.ndarray:
+    """The how-manieth of its group each is, from 0, in the order given."""
+    order = groups.argsort(kind="stable")
+    of = groups[order]
+    number = np.empty(len(groups), dtype=np.int64)
+    number[order] = np.arange(len(groups)) - np.searchsorted(of, of)
+    return number

@@ -112,7 +112,7 @@ class ImageSet:
         seed: of the choice and its order, and of the noise.
         groups: which images belong together and are not independent of each other, as crops of a photograph are:
             `class`, or an array with one label for each image of the data. Standard errors and intervals are then over
-            groups, and no batch holds two images of one where that can be.
+            groups, no batch holds two images of one where that can be, and what is drawn is as many of each as can be.
 
     Raises:
         UsageError: no such data, fewer than 4 images, or fewer than two groups of them.
@@ -231,6 +231,8 @@ class ImageSet:
 
     def _choose(self, images: int | None) -> None:
         order = torch.randperm(len(self.source), generator=torch.Generator().manual_seed(self.seed)).numpy()
+        if self.groups is not None:
+            order = self.groups.in_turn(order)
         self.chosen = order if images is None else order[:images]
         if self.groups is not None:
             self.groups = self.groups.dealt(self.chosen)

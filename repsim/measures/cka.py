@@ -371,13 +371,13 @@ def without_groups(a: Tensor, b: Tensor, group: Tensor, *, paired: bool = False)
     group, found = group.to(a.device), []
     members = [group == number for number in group.unique()]
     rows = [inner(a[:, out], b[:, out]) for out in members]
-    whole = sum(rows)
+    whole, totals = sum(rows), [(x, x.sum(2, dtype=torch.float64)) for x in (a, b)]
     for out, lost in zip(members, rows):
         trace = whole - 2 * lost + inner(a[:, out][:, :, out], b[:, out][:, :, out])
-        left_a, left_b = (x[:, ~out][:, :, ~out].sum(2, dtype=torch.float64) for x in (a, b))
+        left_a, left_b = ((total - x[:, :, out].sum(2, dtype=torch.float64))[:, ~out] for x, total in totals)
         m, total_a, total_b = left_a.shape[1], left_a.sum(1), left_b.sum(1)
-        totals = (total_a * total_b if paired else total_a[:, None] * total_b) / max((m - 1) * (m - 2), 1)
-        found.append((trace + totals - 2 * inner(left_a, left_b) / max(m - 2, 1)) / max(m * (m - 3), 1))
+        product = (total_a * total_b if paired else total_a[:, None] * total_b) / max((m - 1) * (m - 2), 1)
+        found.append((trace + product - 2 * inner(left_a, left_b) / max(m - 2, 1)) / max(m * (m - 3), 1))
     return torch.stack(found)
 
 

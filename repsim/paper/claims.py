@@ -331,7 +331,7 @@ def by_chance(table: pd.DataFrame) -> str:
     """Sentences on how many of the table of `check` chance alone would decide, and how many stay decided after Holm."""
     tested, stay = int(table["p"].notna().sum()), int((table["verdict_holm"] != "undecided").sum())
     return (
-        f"Were there nothing to find, {0.05 * tested:.1f} of these {tested} numbers would be decided by chance; with p "
+        f"Were there nothing to find, {0.05 * tested:.2g} of these {tested} numbers would be decided by chance; with p "
         f"values adjusted for their number (Holm), {stay} stay decided."
     )
 
@@ -381,6 +381,6 @@ def interval_in_words(low: float, high: float) -> str:
     """Both ends, if there is an interval.
 
     >>> interval_in_words(0.25, 0.5), interval_in_words(np.nan, np.nan)
-    ('0.250 to 0.500', 'none')
+    ('0.250 to 0.500', 'no interval')
     """
-    return f"{low:.3f} to {high:.3f}" if np.isfinite(low) and np.isfinite(high) else "none"
+    return f"{low:.3f} to {high:.3f}" if np.isfinite(low) and np.isfinite(high) else "no interval"

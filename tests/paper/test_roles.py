@@ -354,7 +354,7 @@ def test_each_reference_has_a_panel_of_its_own():
 
 def test_receptive_fields_have_a_row_for_each_network():
     names = [(model, f"l{i}") for model in "abc" for i in range(9)]
-    table = [(model, layer, i % 9, 0.5, 1.0, 2.0, 0.5) for i, (model, layer) in enumerate(names)]
+    table = [(model, layer, i % 9, 0.5, 1.0, 0.1, 2.0, 0.1, 0.5, 0.1) for i, (model, layer) in enumerate(names)]
     maps = {f"{model}/{layer}": np.eye(4) for model, layer in names}
     made = Made({"receptive": pd.DataFrame(table, columns=RECEPTIVE)}, maps)
     figure = FIGURES["6"].draw(made, "title")

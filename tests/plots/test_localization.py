@@ -12,7 +12,7 @@ from repsim.tables import LOCALIZATION, LOCALIZATION_SUMMARY
 def made_up(models: dict[str, int], side: int) -> pd.DataFrame:
     """CKA is 0.01 * token + 0.001 * patch, tokens standing at twice the patch's row and column plus one."""
     rows = [
-        (model, f"blocks.{i}", i, i / (layers - 1), 2 * r + 1, 2 * c + 1, *divmod(patch, side), value, 0.01)
+        (model, f"blocks.{i}", i, i / (layers - 1), 2 * r + 1, 2 * c + 1, *divmod(patch, side), value, 0.01, 0)
         for model, layers in models.items()
         for i in range(layers)
         for r in range(side)

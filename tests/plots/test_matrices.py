@@ -12,7 +12,7 @@ from repsim.plots.matrices import ticks
 def made_up(models: dict[str, int]) -> pd.DataFrame:
     """A table whose value is 0.1 * index_a + 0.01 * index_b."""
     sides = [(name, f"{name}.{i}", "block", i, i / (count - 1)) for name, count in models.items() for i in range(count)]
-    rows = [(*a, *b, 0.1 * a[3] + 0.01 * b[3], 0.01) for a in sides for b in sides]
+    rows = [(*a, *b, 0.1 * a[3] + 0.01 * b[3], 0.01, 0) for a in sides for b in sides]
     from repsim.tables import SIMILARITY
 
     return pd.DataFrame(rows, columns=SIMILARITY)
