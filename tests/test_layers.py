@@ -245,6 +245,6 @@ def test_cls_where_there_is_none(resnet):
 
 
 def test_wrong_image_size_says_so():
-    network = rs.Network(nn.Sequential(nn.Flatten(), nn.Linear(10, 2)), "flat")
+    network = rs.Network(nn.Sequential(nn.Flatten(), nn.Linear(10, 2)), "flat", transform="imagenet")
     with pytest.raises(rs.RepsimError, match="flat cannot run on images of 3x224x224"):
         find_layers(network)

@@ -41,13 +41,14 @@ def of_library(name: str) -> bool:
 
 
 def check_library(name: str) -> None:
-    """Raise `UsageError` if nothing is named, or the library is not there, before it is imported."""
+    """Raise `UsageError` if nothing is named, or the library is not there or does not know the name."""
     scheme, _, rest = name.partition(":")
     if not rest.strip(":"):
         raise UsageError(f"{name!r} names no network: write {USAGE[scheme]}")
     if importlib.util.find_spec(PACKAGES[scheme]) is None:
         extra = f"; install it with pip install 'repsim-vision[{scheme}]'"
         raise UsageError(f"{name} needs the package {PACKAGES[scheme]}, which is not installed{extra}")
+    NAMES[scheme](rest)
 
 
 def found_in_library(name: str, weights: str, model_args: dict[str, Any]) -> Found:
@@ -111,7 +112,7 @@ def _from_transformers(rest: str, pretrained: bool, args: dict[str, Any]) -> Fou
             f"beside its weights, or {HOW_TO_SAY}",
         )
     else:
-        transform = as_transform(preparing, channels=_size_of(seen)[0], name=f"hf:{place}")
+        transform = as_transform(preparing, channels=_channels_of(seen), name=f"hf:{place}")
     commit = getattr(module.config, "_commit_hash", None)
     record = {"class": f"transformers.{type(module).__name__}", **({"commit": commit} if commit else {})}
     notice = (
@@ -208,12 +209,8 @@ def _from_torchvision(rest: str, pretrained: bool, args: dict[str, Any]) -> Foun
     """`NAME`, and perhaps `:WEIGHTS`; without it the weights that torchvision calls the best, and their transform."""
     from torchvision import models
 
-    name, _, tag = rest.partition(":")
-    if name not in models.list_models():
-        raise one_of("model of torchvision", name, models.list_models(), "`torchvision.models.list_models()` has all.")
+    name, tag = _name_in_torchvision(rest)
     choices = models.get_model_weights(name)
-    if tag and tag not in choices.__members__:
-        raise one_of(f"weights of torchvision's {name}", tag, choices.__members__)
     chosen = choices[tag] if tag else getattr(choices, "DEFAULT", None)
     if pretrained and chosen is None:
         raise RepsimError(f"torchvision has no pretrained weights for {name}; ask for `random` ones, or give a file")
@@ -226,11 +223,25 @@ def _from_torchvision(rest: str, pretrained: bool, args: dict[str, Any]) -> Foun
     with _said_by(f"torchvision:{rest}", weights=pretrained):
         module = models.get_model(name, weights=chosen if pretrained else None, **of_model)
     if chosen is None:
-        transform = Unsaid((3, *_pair(size or 224)), f"nothing says how images are prepared for {name}; {HOW_TO_SAY}")
+        known = None if size is None else (3, *_pair(size))
+        transform = Unsaid(known, f"nothing says how images are prepared for {name}; {HOW_TO_SAY}")
     else:
         transform = _of_preset(chosen.transforms(), name, size)
     weights = {"weights": str(chosen), "url": chosen.url} if chosen is not None and pretrained else {}
     return Found(module, transform, name, weights)
+
+
+def _name_in_torchvision(rest: str) -> tuple[str, str]:
+    """The name of a network, and that of weights or nothing."""
+    from torchvision import models
+
+    name, _, tag = rest.partition(":")
+    if name not in models.list_models():
+        raise one_of("model of torchvision", name, models.list_models(), "`torchvision.models.list_models()` has all.")
+    choices = models.get_model_weights(name)
+    if tag and tag not in choices.__members__:
+        raise one_of(f"weights of torchvision's {name}", tag, choices.__members__)
+    return name, tag
 
 
 def _of_preset(preset: Any, name: str, size: Any) -> Transform:
@@ -255,19 +266,13 @@ def _from_open_clip(rest: str, pretrained: bool, args: dict[str, Any]) -> Found:
     """`NAME`, and `:PRETRAINED`; or `hf-hub:OWNER/NAME` and `local-dir:FOLDER`, which have their weights with them."""
     import open_clip
 
-    complete = rest.startswith(("hf-hub:", "local-dir:"))
-    name, tag = (rest, "") if complete else (rest.partition(":")[0], rest.partition(":")[2])
-    if not complete:
-        if open_clip.get_model_config(name) is None:
-            raise one_of("model of open_clip", name, open_clip.list_models(), "`open_clip.list_models()` has all.")
+    name, tag = _name_in_open_clip(rest)
+    if pretrained and not tag and not rest.startswith(COMPLETE):
         tags = open_clip.list_pretrained_tags_by_model(name)
-        if tag and tag not in tags:
-            raise one_of(f"pretrained weights of open_clip's {name}", tag, tags)
-        if pretrained and not tag:
-            raise UsageError(
-                f"say which weights: open_clip:{name}:{tags[0] if tags else 'PRETRAINED'}; open_clip has "
-                f"{', '.join(tags) if tags else 'none for it, so ask for `random` ones or give a file'}"
-            )
+        raise UsageError(
+            f"say which weights: open_clip:{name}:{tags[0] if tags else 'PRETRAINED'}; open_clip has "
+            f"{', '.join(tags) if tags else 'none for it, so ask for `random` ones or give a file'}"
+        )
     if "image_size" in args:
         args["force_image_size"] = args.pop("image_size")
     with _said_by(f"open_clip:{rest}", weights=pretrained), _without_logs():
@@ -278,11 +283,36 @@ def _from_open_clip(rest: str, pretrained: bool, args: dict[str, Any]) -> Found:
     return Found(tower(module), as_transform(preparing, name=label), label, {"pretrained": tag} if tag else {})
 
 
+COMPLETE = ("hf-hub:", "local-dir:")
+"""How names of open_clip's begin that have their weights with them."""
+
+
+def _name_in_open_clip(rest: str) -> tuple[str, str]:
+    """The name of a network, and that of weights or nothing."""
+    import open_clip
+
+    if rest.startswith(COMPLETE):
+        return rest, ""
+    name, _, tag = rest.partition(":")
+    if open_clip.get_model_config(name) is None:
+        raise one_of("model of open_clip", name, open_clip.list_models(), "`open_clip.list_models()` has all.")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if tag and tag not in tags:
+        raise one_of(f"pretrained weights of open_clip's {name}", tag, tags)
+    return name, tag
+
+
 SCHEMES: dict[str, Callable[[str, bool, dict[str, Any]], Found]] = {
     "hf": _from_transformers,
     "torchvision": _from_torchvision,
     "open_clip": _from_open_clip,
 }
+NAMES: dict[str, Callable[[str], tuple[str, str]]] = {
+    "hf": _place_and_class,
+    "torchvision": _name_in_torchvision,
+    "open_clip": _name_in_open_clip,
+}
+"""What looks at the name alone; it raises `UsageError` for one that the library does not know."""
 PACKAGES = {"hf": "transformers", "torchvision": "torchvision", "open_clip": "open_clip"}
 """What must be installed for each."""
 USAGE = {
@@ -363,9 +393,12 @@ def transform_of(module: nn.Module) -> Transform | None:
     return None
 
 
-def _size_of(module: nn.Module) -> tuple[int, int, int]:
-    """(channels, height, width) by its config, where that says so; else those of most."""
-    config = module.config
-    size = getattr(config, "image_size", None) or 224
-    height, width = _pair(size)
-    return getattr(config, "num_channels", None) or 3, height, width
+def _size_of(module: nn.Module) -> tuple[int, int, int] | None:
+    """(channels, height, width) by its config; None where that does not say."""
+    size = getattr(module.config, "image_size", None)
+    return (_channels_of(module), *_pair(size)) if size else None
+
+
+def _channels_of(module: nn.Module) -> int:
+    """By its config; else those of a colour image."""
+    return getattr(module.config, "num_channels", None) or 3
