@@ -160,7 +160,7 @@ def residual_layers(network: Network | nn.Module | str, *, branch: bool = False)
     blocks = find_blocks(trace)
     if not blocks:
         raise UsageError(f"{network.name} has no blocks with residual sums that repsim can find")
-    spots = [stem_of(trace, blocks)]
+    spots = _stem(trace, blocks)
     for path, block in blocks:
         branches = _branches(trace, path, block)
         spots += branches if branch else _sums(trace, branches, block)
@@ -201,13 +201,19 @@ def _blocks_preset(trace: Trace, *, inside: bool) -> list[Spot]:
     if not blocks:  # no repeated structure: the parts of the network, one after another
         parts = [p for name, part in trace.network.module.named_children() for p in parts_of(name, part)]
         return [Spot(c, kind_of(c.module)) for c in trace.calls if c.path in parts]
-    spots = [stem_of(trace, blocks)]
+    spots = _stem(trace, blocks)
     for path, block in blocks:
         if inside:
             inner = paper_spots(trace, path, block)
             spots += [s for s in inner if s.call is not block.call or s.side != block.side]
         spots.append(block)
     return sorted(spots, key=lambda spot: spot.when)
+
+
+def _stem(trace: Trace, blocks: list[tuple[str, Spot]]) -> list[Spot]:
+    """What enters the first block; nothing where a chain of convolutions begins with the image itself."""
+    stem = stem_of(trace, blocks)
+    return [] if stem.since is not None and stem.made is trace.operations[0] else [stem]
 
 
 # By name
@@ -265,10 +271,12 @@ def depths_of(trace: Trace) -> Callable[[int], float]:
     the way through it. What runs between these places lies between them by its turn. Where there are no blocks, the
     network's parts divide it, or, if none of them runs, its modules.
     """
-    spots = _blocks_preset(trace, inside=False) or [Spot(call, kind_of(call.module)) for call in trace.calls]
+    blocks = find_blocks(trace)
+    spots = [stem_of(trace, blocks), *(block for _, block in blocks)] if blocks else _blocks_preset(trace, inside=False)
+    spots = spots or [Spot(call, kind_of(call.module)) for call in trace.calls]
     last = max(len(spots) - 1, 1)
     depths = {spot.when: i / last for i, spot in enumerate(spots)}
-    for path, block in find_blocks(trace):
+    for path, block in blocks:
         branches = _branches(trace, path, block)
         for i, (after, added) in enumerate(zip(_sums(trace, branches, block), branches), 1):
             depths[after.when] = depths[added.when] = depths[block.when] - (1 - i / len(branches)) / last

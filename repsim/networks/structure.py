@@ -11,10 +11,12 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch import nn
 
 from repsim.networks.bare_blocks import entered, first_call, handed_on
+from repsim.networks.chains import chain
 from repsim.networks.kinds import has_parts, is_a, is_attention_like, is_mlp, is_mlp_like, maps_in, named_norm
 from repsim.networks.tracing import (
     Call,
@@ -32,6 +34,11 @@ def find_blocks(trace: Trace) -> list[tuple[str, Spot]]:
     ends = _ends(trace)
     paths = _whole(trace, list(_block_paths(trace)), ends) or units(trace) or _outermost(ends)
     paths = _without_parts(trace, _paired(trace, _taken_apart(trace, paths), ends), ends)
+    if not paths:
+        return chain(trace, lambda path: _held_over(trace, path))
+    if rows := _in_halves(trace, paths, set(ends)):
+        return rows
+    paths = _handing_on(trace, paths)
     uncalled = [path for path in paths if not trace.calls_of(path) and any(c.result for c in trace.below(path))]
     ends = dict(zip(uncalled, handed_on(trace, uncalled)))
     return [
@@ -67,6 +74,59 @@ def _paired(trace: Trace, paths: list[str], ends: list[str]) -> list[str]:
     rows = Counter(map(parent_of, wholes))
     wholes = {above for above in wholes if above.rpartition(".")[2].isdigit() and rows[parent_of(above)] > 1}
     return list(dict.fromkeys(parent_of(path) if parent_of(path) in wholes else path for path in paths))
+
+
+def _in_halves(trace: Trace, paths: list[str], ends: set[str]) -> list[tuple[str, Spot]]:
+    """Blocks of which attention and MLP are modules one after another in a row, where all that end a sum are such.
+
+    A half without the other is none; it stands at the end of what downsamples (LeViT).
+    """
+    module = trace.network.module.get_submodule
+    halves = [path for path in paths if path in ends and len(trace.calls_of(path)) == 1]
+    places = [weights.at.path for weights in trace.provenance.attentions]
+    attends = {path: any(place == path or place.startswith(f"{path}.") for place in places) for path in halves}
+    if not all(attends[path] or is_mlp_like(module(path)) for path in halves):
+        return []
+    pairs = [
+        (a, b) for a, b in zip(halves, halves[1:]) if attends[a] and not attends[b] and parent_of(a) == parent_of(b)
+    ]
+    if len(pairs) < 2:
+        return []
+    spots = [(b, trace.calls_of(b)[0], trace.calls_of(a)[0]) for a, b in pairs]
+    return [(path, Spot(last, "block", since=first)) for path, last, first in spots]
+
+
+def _handing_on(trace: Trace, paths: list[str]) -> list[str]:
+    """Without those of which the result only decides where attention looks, as its queries or keys."""
+    softmax = {weights.at for weights in trace.provenance.attentions}
+    followed = {op.at for op in trace.operations if trace.following(op)}  # of several results all may be left unused
+
+    def hands_on(path: str) -> bool:
+        results = [call.result.made for call in trace.calls_of(path) if call.result and call.result.made]
+        waiting, met = results[-1:], set()
+        while waiting:
+            here = waiting.pop()
+            after = trace.following(here)
+            if not after and here.at not in followed:
+                return True
+            met.add(here)
+            waiting += [op for op in after if op not in met and not _decides(here, op, softmax)]
+        return not results
+
+    return [path for path in paths if hands_on(path)]
+
+
+def _decides(given: Operation, op: Operation, softmax: set[Any]) -> bool:
+    """Whether an operation makes attention weights of what it is given, and no more."""
+    if op.name == "scaled_dot_product_attention":
+        return given not in op.operands[2:]
+    return op.at in softmax
+
+
+def _held_over(trace: Trace, path: str) -> bool:
+    """Whether a module is in a head or stem, or whatever else holds no blocks."""
+    module = trace.network.module.get_submodule
+    return any(_passed_over(each.rpartition(".")[2], module(each)) for each in (*_above(path), path))
 
 
 def parent_of(path: str) -> str:
@@ -184,12 +244,13 @@ def left_out(trace: Trace) -> list[str]:
         chosen = {*found, *paths}
         return [path for path in found if not any(above in chosen for above in _above(path))]
 
-    first = min(first_call(trace, path).started for path in paths)
+    first = min(entry_of(trace, path, block).started for path, block in blocks)
     last = max(block.when for _, block in blocks)
     weighed = [c for c in trace.calls if next(c.module.parameters(), None) is not None]
-    ran = sorted(weighed, key=lambda call: call.started)
+    rows = {call.path for path, block in blocks if block.since for call in trace.inside(path, block)}
+    ran = sorted((call for call in weighed if call.path not in rows), key=lambda call: call.started)
     between = outermost([call.path for call in ran if first < call.started and call.ended < last])
-    more = [path for path in outermost(units(trace)) if path not in between]
+    more = [path for path in outermost(units(trace)) if path not in between and path not in rows]
     said = []
     if between:
         said.append(f"between the blocks of {network.name} run {_counted(between)}")
@@ -210,7 +271,9 @@ def listed(names: list[str]) -> str:
 
 def stem_of(trace: Trace, blocks: list[tuple[str, Spot]]) -> Spot:
     """What enters the first block."""
-    path = blocks[0][0]
+    path, first = blocks[0]
+    if first.since is not None:
+        return Spot(first.since, "stem", "stem", "input", since=first.since)
     return Spot(first_call(trace, path), "stem", "stem", "input") if trace.calls_of(path) else entered(trace, path)
 
 
@@ -375,4 +438,6 @@ def _elements(trace: Trace, path: str, container: nn.Module) -> Iterator[str]:
 
 def entry_of(trace: Trace, path: str, block: Spot) -> Call:
     """The module that is given what enters a block."""
+    if block.since is not None:
+        return block.since
     return block.call if block.call.path == path else first_call(trace, path)

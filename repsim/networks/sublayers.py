@@ -18,8 +18,8 @@ from repsim.networks.tracing import Call, Operation, Spot, Trace, bends, is_lear
 
 def paper_spots(trace: Trace, path: str, block: Spot) -> Iterator[Spot]:
     """The paper's layers within one run of a block, but for its output."""
-    calls = trace.below(path)
-    if block.call.path == path:
+    calls = trace.inside(path, block)
+    if block.call.path == path and block.since is None:
         calls = [call for call in calls if _within(call, block.call)]
     attends = attending(trace)
     attentions = [c for c in calls if is_attention(c.module) or c.path in attends]

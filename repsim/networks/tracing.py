@@ -91,6 +91,8 @@ class Spot:
     side: Literal["output", "input"] = "output"
     lost: Operation | None = None
     """What makes it, where no module is given it or gives it: then no hook can take it, and the call is near it."""
+    since: Call | None = None
+    """The first call of a block that is several modules in a row, none of which holds the others."""
 
     @property
     def activation(self) -> Activation | None:
@@ -107,6 +109,10 @@ class Spot:
         if self.lost is not None:
             return self.lost.when
         return self.call.ended if self.side == "output" else self.call.started
+
+
+def _in_row(call: Call, block: Spot) -> bool:
+    return block.since.started <= call.started and call.ended <= block.when
 
 
 class OperationAt(NamedTuple):
@@ -183,6 +189,12 @@ class Trace:
     def below(self, path: str) -> list[Call]:
         """Calls of the modules inside the one at a path."""
         return [call for call in self.calls if call.path.startswith(f"{path}.")]
+
+    def inside(self, path: str, block: Spot) -> list[Call]:
+        """Calls of the modules inside a block: at a path, or in a row that begins with `block.since`."""
+        if block.since is None:
+            return self.below(path)
+        return [call for call in self.calls if call.path and _in_row(call, block)]
 
     def following(self, op: Operation) -> list[Operation]:
         """The operations that take what an operation makes."""

@@ -17,13 +17,14 @@ from repsim.images.image_set import FEWEST, Batch
 from repsim.measures.receptive import centre_gradients, field_statistics
 from repsim.measures.running import Moments
 from repsim.networks.layers import Layer, find_layers, grid_of, residual_layers
-from repsim.networks.models import evaluating
+from repsim.networks.models import Network, evaluating
+from repsim.networks.structure import listed
 from repsim.networks.wrappers import check_gradients
 from repsim.passes.plan import Takes
 from repsim.passes.seen import Seen
 from repsim.passes.study import Summing
 from repsim.passes.sweep import Passing, forward, over_batches
-from repsim.studies.results import AnyImages, AnyNetwork, Result, begin, study
+from repsim.studies.results import AnyImages, AnyNetwork, Notices, Result, begin, study
 from repsim.tables import RECEPTIVE
 
 MOST = 32
@@ -70,6 +71,8 @@ def receptive_fields(
     if layers is not None and branch:
         raise UsageError("give either layers or branch: branch chooses its own layers")
     found = residual_layers(network, branch=branch) if layers is None else find_layers(network, layers)
+    if layers is None:
+        found = _with_a_centre(found, network, begun.notices)
     grids = {layer.name: grid_of(layer, network) for layer in found}
     chosen = {layer.name: _channels(layer, channels, seed) for layer in found}
     largest = max(math.prod(layer.shape) for layer in found)
@@ -118,6 +121,14 @@ def receptive_fields(
     name = "receptive_proxy" if proxy else "receptive"
     arrays = {name: {layer: field.float().numpy() for layer, field in maps.items()}}
     return begun.result(name, pd.DataFrame(rows, columns=RECEPTIVE), counts, protocol, arrays=arrays)
+
+
+def _with_a_centre(found: list[Layer], network: Network, notices: Notices) -> list[Layer]:
+    """Without the layers that are no map or grid, such as a class token's blocks; a notice names them."""
+    kept = [layer for layer in found if layer.grid is not None]
+    if kept and (without := [layer.name for layer in found if layer.grid is None]):
+        notices.say(f"{network.name} has layers without a centre, which are left out: {listed(without)}")
+    return kept or found
 
 
 class _Fields(Summing):
