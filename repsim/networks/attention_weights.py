@@ -42,6 +42,7 @@ from repsim.networks.tracing import (
     operation_at,
     unobserved,
 )
+from repsim.networks.wrappers import part
 
 
 @dataclass(frozen=True, eq=False)
@@ -603,4 +604,4 @@ class _Plain(TorchDispatchMode):
 
 def attention_modules(network: Network) -> dict[str, nn.Module]:
     """The modules that compute attention weights, by name."""
-    return {layer.name: network.module.get_submodule(layer.path) for layer in find_attention(network).layers}
+    return {layer.name: part(network.module, layer.path) for layer in find_attention(network).layers}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from repsim.networks.layers import Layer, find_layers
 from repsim.networks.models import Network, as_network
 from repsim.networks.tracing import is_own, unobserved
+from repsim.networks.wrappers import part
 
 Reduce = Callable[[Layer, Tensor], Any]
 
@@ -91,7 +92,7 @@ def hooked(
     handles = [network.module.register_forward_pre_hook(start)]
     try:
         for (path, side), at_module in _grouped(layers).items():
-            module = network.module.get_submodule(path)
+            module = part(network.module, path)
             hook = _hook(at_module, (path, side), calls, take, under_way)
             if network.compiled:  # what is taken is none of what is compiled
                 hook = torch.compiler.disable(hook)

@@ -27,6 +27,7 @@ from repsim.networks.structure import (
 from repsim.networks.sublayers import paper_spots
 from repsim.networks.tokens import Reading, Tokens, one_of_tokens
 from repsim.networks.tracing import Spot, Trace
+from repsim.networks.wrappers import children
 
 PRESETS = ("blocks", "paper", "all")
 
@@ -199,7 +200,7 @@ def _branches(trace: Trace, path: str, block: Spot) -> list[Spot]:
 def _blocks_preset(trace: Trace, *, inside: bool) -> list[Spot]:
     blocks = find_blocks(trace)
     if not blocks:  # no repeated structure: the parts of the network, one after another
-        parts = [p for name, part in trace.network.module.named_children() for p in parts_of(name, part)]
+        parts = [p for name, part in children(trace.network.module) for p in parts_of(name, part)]
         return [Spot(c, kind_of(c.module)) for c in trace.calls if c.path in parts]
     spots = _stem(trace, blocks)
     for path, block in blocks:

@@ -54,7 +54,7 @@ def attending(trace: Trace) -> set[str]:
 
 def _user(trace: Trace, path: str) -> str:
     """The module whose own code has the one at a path do something: not a leaf, and no plain sequence."""
-    module = trace.network.module.get_submodule(path)
+    module = trace.module(path)
     own = has_parts(module) and not isinstance(module, nn.Sequential)
     return path if own or not path else _user(trace, parent_of(path))
 

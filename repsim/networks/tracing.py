@@ -31,6 +31,7 @@ from repsim.networks.models import Network, evaluating
 from repsim.networks.precision import as_given
 from repsim.networks.provenance import Label, Provenance
 from repsim.networks.tokens import Reading, first_tensor
+from repsim.networks.wrappers import inside, part, parts
 
 IMAGES = 3
 """Of a traced pass."""
@@ -183,6 +184,10 @@ class Trace:
             _TRACES[network.module] = known = {key: _traced(network)}
         return replace(known[key], network=network)
 
+    def module(self, path: str) -> nn.Module:
+        """The network's module at a path."""
+        return part(self.network.module, path)
+
     def calls_of(self, path: str) -> list[Call]:
         return self._by_path.get(path, [])
 
@@ -250,7 +255,11 @@ def _traced(network: Network) -> Trace:
     generator = torch.Generator().manual_seed(0)
     draw = torch.rand(2 * IMAGES, *network.input_size, generator=generator) * 2 - 1
     images, others = (part.to(network.device, network.dtype) for part in draw.split(IMAGES))
-    named = {**dict(network.module.named_parameters()), **dict(network.module.named_buffers())}
+    named = {
+        f"{path}.{name}" if path else name: tensor
+        for path, module in (*parts(network.module).items(), ("", inside(network.module)))
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    }
     images = images.clone()
     provenance = Provenance(images, named)
     looking = _Looking(provenance)
@@ -565,7 +574,7 @@ def following(
 
     handles = []
     try:
-        for path, module in root.named_modules():
+        for path, module in parts(root).items():
             handles.append(
                 module.register_forward_pre_hook(lambda m, a, k, path=path: before(path, m, a or k), with_kwargs=True)
             )
