@@ -35,7 +35,7 @@ def find_blocks(trace: Trace) -> list[tuple[str, Spot]]:
     ends = _ends(trace)
     paths = _whole(trace, list(_block_paths(trace)), ends) or units(trace) or _outermost(ends)
     paths = _without_parts(trace, _paired(trace, _taken_apart(trace, paths), ends), ends)
-    if not paths:
+    if not paths or _are_branches(trace, paths, ends):
         return chain(trace, lambda path: _held_over(trace, path))
     if rows := _in_halves(trace, paths, set(ends)):
         return rows
@@ -84,8 +84,7 @@ def _in_halves(trace: Trace, paths: list[str], ends: set[str]) -> list[tuple[str
     """
     module = trace.module
     halves = [path for path in paths if path in ends and len(trace.calls_of(path)) == 1]
-    places = [weights.at.path for weights in trace.provenance.attentions]
-    attends = {path: any(place == path or place.startswith(f"{path}.") for place in places) for path in halves}
+    attends = {path: _attends(trace, path) for path in halves}
     if not all(attends[path] or is_mlp_like(module(path)) for path in halves):
         return []
     pairs = [
@@ -95,6 +94,24 @@ def _in_halves(trace: Trace, paths: list[str], ends: set[str]) -> list[tuple[str
         return []
     spots = [(b, trace.calls_of(b)[0], trace.calls_of(a)[0]) for a, b in pairs]
     return [(path, Spot(last, "block", since=first)) for path, last, first in spots]
+
+
+def _are_branches(trace: Trace, paths: list[str], ends: list[str]) -> bool:
+    """Whether what looks like blocks is attention and MLPs in one row, whose sums are in the code around it."""
+    if any(_holds(path, set(ends)) for path in paths):
+        return False
+    attends = {path for path in paths if _attends(trace, path)}
+    rest = [path for path in paths if path not in attends]
+    return bool(attends and rest) and all(is_mlp_like(trace.module(path)) for path in rest)
+
+
+def _attends(trace: Trace, path: str) -> bool:
+    """Whether attention weights are made inside a module, and any MLP in it is a part of what makes them."""
+    places = [weights.at.path for weights in trace.provenance.attentions]
+    places = [place for place in places if place == path or place.startswith(f"{path}.")]
+    makers = [place if has_parts(trace.module(place)) else parent_of(place) for place in places]
+    mlps = [call.path for call in trace.below(path) if is_mlp(call.module)]
+    return bool(places) and all(any(mlp.startswith(f"{maker}.") for maker in makers) for mlp in mlps)
 
 
 def _handing_on(trace: Trace, paths: list[str]) -> list[str]:
@@ -148,7 +165,8 @@ def _without_parts(trace: Trace, paths: list[str], ends: list[str]) -> list[str]
 
     def between(path: str) -> bool:
         one = module(path)
-        return type(one) in parts or (isinstance(one, nn.Sequential) and type(one).forward is nn.Sequential.forward)
+        plain = isinstance(one, nn.Sequential) and type(one).forward is nn.Sequential.forward
+        return type(one) in parts or plain or is_mlp(one)
 
     return [path for path in paths if path in with_ends or not with_ends or not between(path)]
 
