@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -280,7 +281,64 @@ def test_a_library_that_is_not_installed_is_named_with_its_extra(scheme, package
         rs.load_model(f"{scheme}:a:b")
 
 
-# torchvision
+# Adapters alone
+
+
+@pytest.fixture
+def adapted(tmp_path):
+    """A classifier and its adapters in folders of their own, the network with both, and the adapters' folder."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    base = tf.ViTForImageClassification(tf.ViTConfig(**VIT)).eval()
+    base.save_pretrained(tmp_path / "base")
+    PROCESSOR.save_pretrained(tmp_path / "base")
+    again = tf.ViTForImageClassification.from_pretrained(tmp_path / "base")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that PEFT asks transformers for
+        found = peft.get_peft_model(again, peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).eval()
+        found.save_pretrained(tmp_path / "adapters")
+    return base, found, tmp_path / "adapters"
+
+
+def changed(folder: Path, **said) -> Path:
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **said}))
+    return folder
+
+
+def test_adapters_alone_are_loaded_into_their_base(adapted):
+    base, found, folder = adapted
+    network = rs.load_model(f"hf:{folder}")
+    assert network.name == "adapters" and network.notices == ()
+    with torch.no_grad():
+        logits = network.module(IMAGES).logits
+        torch.testing.assert_close(logits, found(IMAGES).logits)
+        assert not torch.allclose(logits, base(IMAGES).logits)
+    assert network.record()["origin"]["base"] == str(folder.parent / "base")
+    assert network.transform.by.startswith("transformers.")
+    table = rs.layer_cka(network, IMAGES, batch_size=8).table
+    assert table.equals(rs.layer_cka(rs.Network(found, "adapters"), IMAGES, batch_size=8).table)
+    untrained = rs.load_model(f"hf:{folder}", weights="random")
+    assert untrained.module.state_dict().keys() == network.module.state_dict().keys()
+    assert rs.load_model(f"hf:{changed(folder, base_model_name_or_path='../base')}").record() == network.record()
+
+
+@pytest.mark.parametrize(
+    "said, name, message",
+    [
+        ({"base_model_name_or_path": None}, "hf:{}", "names none in base_model_name_or_path"),
+        ({"base_model_name_or_path": "/no/such"}, "hf:{}", "holds adapters of /no/such, and there is no such folder"),
+        ({}, "hf:{}:ViTModel", "are not those of ViTModel: .* name the class they were trained in"),
+        ({"auto_mapping": None}, "hf:{}", "are not those of ViTModel"),
+    ],
+)
+def test_adapters_that_cannot_be_put_into_a_base(said, name, message, adapted):
+    folder = changed(adapted[2], **said)
+    with pytest.raises(rs.RepsimError, match=message):
+        rs.load_model(name.format(folder))
+
+
+# As they are handed over in Python
 
 
 @pytest.mark.parametrize("name", ["resnet18", "swin_t", "efficientnet_b0"])

@@ -16,9 +16,10 @@ def chain(trace: Trace, passed_over: Callable[[str], bool]) -> list[tuple[str, S
     One alone is no chain. A convolution without an activation (of scores, say) belongs to none.
 
     Args:
-        passed_over: whether a module at a path is part of a head or stem.
+        passed_over: whether a module at a path is part of a head, stem or decoder.
     """
-    if any(adds_what_it_came_from(op) or _joins(op) for op in trace.operations):
+    own = [op for op in trace.operations if op.at and not passed_over(op.at.path)]
+    if any(adds_what_it_came_from(op) or _joins(op) for op in own):
         return []
     convolutions = [
         c for c in trace.calls if isinstance(c.module, CONVOLUTIONS) and _is_map(c) and not passed_over(c.path)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import json
 import logging
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,8 +73,10 @@ def found_in_library(name: str, weights: str, model_args: dict[str, Any]) -> Fou
 
 
 def _from_transformers(rest: str, pretrained: bool, args: dict[str, Any]) -> Found:
-    """`OWNER/NAME` or a folder, and perhaps `:Class`."""
+    """`OWNER/NAME` or a folder, and perhaps `:Class`; a folder of PEFT's adapters alone is that of its base."""
     place, kind = _place_and_class(rest)
+    adapters, place = (place, _base_of(place)) if _is_of_adapters(place) else (None, place)
+    kind = kind or (adapters and _class_of(adapters)) or ""
     import transformers
 
     if kind and not issubclass(getattr(transformers, kind, type(None)), transformers.PreTrainedModel):
@@ -80,7 +84,7 @@ def _from_transformers(rest: str, pretrained: bool, args: dict[str, Any]) -> Fou
         raise one_of("model class of transformers", kind, known)
     made = getattr(transformers, kind) if kind else transformers.AutoModel
     from_config = made._from_config if kind else made.from_config
-    label, missing = Path(place).name, set()
+    label, missing = Path(adapters or place).name, set()
     with _quietly(), _said_by(f"hf:{place}", weights=pretrained):
         config = transformers.AutoConfig.from_pretrained(place)
         if args:
@@ -90,6 +94,8 @@ def _from_transformers(rest: str, pretrained: bool, args: dict[str, Any]) -> Fou
             missing = set(loaded["missing_keys"])
         else:
             module = from_config(config, dtype=torch.float32)
+    if adapters:
+        _adapt(module, adapters, pretrained)
     seen = tower(module)
     prefix = next(f"{path}." if path else "" for path, each in module.named_modules() if each is seen)
     drawn = sorted(key for key in missing if key.startswith(prefix))
@@ -102,9 +108,10 @@ def _from_transformers(rest: str, pretrained: bool, args: dict[str, Any]) -> Fou
     if "image_size" in args:
         height, width = _pair(args["image_size"])
         of_processor = {"size": {"height": height, "width": width}, "crop_size": {"height": height, "width": width}}
+    beside = adapters if adapters and (Path(adapters) / "preprocessor_config.json").is_file() else place
     try:
-        with _quietly(), _said_by(f"the image processor of hf:{place}", weights=True):
-            preparing = transformers.AutoImageProcessor.from_pretrained(place, **of_processor)
+        with _quietly(), _said_by(f"the image processor of hf:{beside}", weights=True):
+            preparing = transformers.AutoImageProcessor.from_pretrained(beside, **of_processor)
     except RepsimError as error:
         transform = Unsaid(
             _size_of(seen),
@@ -115,11 +122,78 @@ def _from_transformers(rest: str, pretrained: bool, args: dict[str, Any]) -> Fou
         transform = as_transform(preparing, channels=_channels_of(seen), name=f"hf:{place}")
     commit = getattr(module.config, "_commit_hash", None)
     record = {"class": f"transformers.{type(module).__name__}", **({"commit": commit} if commit else {})}
+    record |= {"adapters": adapters, "base": place} if adapters else {}
     notice = (
         f"{label}: {len(drawn)} tensors are not among its weights ({few(drawn)}) and were drawn at random: they are "
         "untrained"
     )
     return Found(seen, transform, label, record, (notice,) if drawn else ())
+
+
+ADAPTERS = "adapter_config.json"
+"""What PEFT writes beside adapters, and names their base in."""
+
+
+def _is_of_adapters(place: str) -> bool:
+    """Whether a folder holds adapters, and no network of its own."""
+    folder = Path(place)
+    return (folder / ADAPTERS).is_file() and not (folder / "config.json").exists()
+
+
+def _said_of_adapters(folder: str) -> dict[str, Any]:
+    try:
+        said = json.loads((Path(folder) / ADAPTERS).read_text())
+    except (OSError, ValueError) as error:
+        raise RepsimError(f"cannot read {Path(folder) / ADAPTERS}: {first_line(error)}") from None
+    return said if isinstance(said, dict) else {}
+
+
+def _base_of(folder: str) -> str:
+    """The network that adapters belong to: a folder, or a name on the hub."""
+    base = _said_of_adapters(folder).get("base_model_name_or_path")
+    if not base:
+        raise UsageError(
+            f"{folder} holds adapters without the network they belong to, and {ADAPTERS} names none in "
+            "base_model_name_or_path; merge them (merge_and_unload) and save the whole, or name the base there"
+        )
+    found = _folder(str(Path(folder) / base)) or _folder(base)
+    if found is None and (Path(base).is_absolute() or base.startswith(".")):
+        raise UsageError(
+            f"{folder} holds adapters of {base}, and there is no such folder; name where it is in {ADAPTERS}, under "
+            "base_model_name_or_path"
+        )
+    return base if found is None else str(found.resolve())
+
+
+def _class_of(folder: str) -> str | None:
+    """The class of transformers whose weights adapters were trained beside, where they say so."""
+    return (_said_of_adapters(folder).get("auto_mapping") or {}).get("base_model_class")
+
+
+def _adapt(module: nn.Module, folder: str, pretrained: bool) -> None:
+    """Put adapters into a network, with their weights or untrained.
+
+    Raises:
+        UsageError: PEFT is not installed, or they are prompts, which a network of images has none of.
+        RepsimError: they are not this network's.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise UsageError(f"{folder} holds adapters, which the package peft reads; install it with pip install peft")
+    import peft
+
+    with warnings.catch_warnings(), _said_by(f"the adapters in {folder}", weights=True):
+        warnings.simplefilter("ignore")  # of what follows as an error
+        config = peft.PeftConfig.from_pretrained(folder)
+        if config.is_prompt_learning:
+            raise UsageError(f"{folder} holds learned prompts, which are no part of a network of images")
+        adapted = peft.get_peft_model(module, config)
+        loaded = adapted.load_adapter(folder, "default") if pretrained else None
+    strange = [*loaded.unexpected_keys, *loaded.missing_keys] if loaded else []
+    if strange:
+        raise RepsimError(
+            f"the adapters in {folder} are not those of {type(module).__name__}: {len(strange)} of their tensors do "
+            f"not fit ({few(strange)}); name the class they were trained in with hf:{folder}:CLASS"
+        )
 
 
 def _for_config(config: Any, args: dict[str, Any], place: str) -> dict[str, Any]:

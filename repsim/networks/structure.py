@@ -155,7 +155,7 @@ def parent_of(path: str) -> str:
 def _without_parts(trace: Trace, paths: list[str], ends: list[str]) -> list[str]:
     """Of modules of which some end in a sum or concatenation, those that do, or are neither parts of these nor rows.
 
-    What is a plain sequence, or of a class that others are made of, stands between blocks: convolution and norm, say.
+    What is a plain sequence, an MLP, a single map, or of a class that others are made of, stands between blocks.
     """
     module, at = trace.module, set(ends)
     with_ends = [path for path in paths if _holds(path, at) or isinstance(module(path), nn.ModuleList)]
@@ -166,7 +166,7 @@ def _without_parts(trace: Trace, paths: list[str], ends: list[str]) -> list[str]
     def between(path: str) -> bool:
         one = module(path)
         plain = isinstance(one, nn.Sequential) and type(one).forward is nn.Sequential.forward
-        return type(one) in parts or plain or is_mlp(one)
+        return type(one) in parts or plain or is_mlp(one) or maps_in(one) <= 1
 
     return [path for path in paths if path in with_ends or not with_ends or not between(path)]
 
