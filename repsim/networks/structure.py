@@ -68,8 +68,10 @@ def _whole(trace: Trace, paths: list[str], ends: list[str]) -> list[str]:
 def _paired(trace: Trace, paths: list[str], ends: list[str]) -> list[str]:
     """Attention and MLP that end a sum each, one after another in every element of a row, stand for that element."""
     module, at = trace.module, set(ends)
-    attends = Counter(parent_of(path) for path in paths if path in at and is_attention_like(module(path)))
-    halves = attends + Counter(parent_of(path) for path in paths if path in at and is_mlp_like(module(path)))
+    attend = {path for path in paths if path in at and (_attends(trace, path) or is_attention_like(module(path)))}
+    rest = {path for path in paths if path in at and is_mlp_like(module(path)) and not _weights_in(trace, path)}
+    attends = Counter(map(parent_of, attend))
+    halves = attends + Counter(map(parent_of, rest))
     several = {above for above, count in halves.items() if count == 2 or (count > 2 and attends[above])}
     wholes = {above for above in several if isinstance(module(above), nn.Sequential)}
     rows = Counter(map(parent_of, wholes))
@@ -107,11 +109,16 @@ def _are_branches(trace: Trace, paths: list[str], ends: list[str]) -> bool:
 
 def _attends(trace: Trace, path: str) -> bool:
     """Whether attention weights are made inside a module, and any MLP in it is a part of what makes them."""
-    places = [weights.at.path for weights in trace.provenance.attentions]
-    places = [place for place in places if place == path or place.startswith(f"{path}.")]
+    places = _weights_in(trace, path)
     makers = [place if has_parts(trace.module(place)) else parent_of(place) for place in places]
     mlps = [call.path for call in trace.below(path) if is_mlp(call.module)]
     return bool(places) and all(any(mlp.startswith(f"{maker}.") for maker in makers) for mlp in mlps)
+
+
+def _weights_in(trace: Trace, path: str) -> list[str]:
+    """Paths of the modules at or below a path that make attention weights."""
+    places = (weights.at.path for weights in trace.provenance.attentions)
+    return [place for place in places if place == path or place.startswith(f"{path}.")]
 
 
 def _handing_on(trace: Trace, paths: list[str]) -> list[str]:
@@ -166,7 +173,7 @@ def _without_parts(trace: Trace, paths: list[str], ends: list[str]) -> list[str]
     def between(path: str) -> bool:
         one = module(path)
         plain = isinstance(one, nn.Sequential) and type(one).forward is nn.Sequential.forward
-        return type(one) in parts or plain or is_mlp(one) or maps_in(one) <= 1
+        return type(one) in parts or plain or is_mlp(one) or (maps_in(one) <= 1 and not _weights_in(trace, path))
 
     return [path for path in paths if path in with_ends or not with_ends or not between(path)]
 
