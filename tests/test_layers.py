@@ -174,6 +174,14 @@ def test_a_network_that_adds_its_input_to_all_it_makes_of_it_is_no_block():
     assert names == ["body.row.0", "body.row.1", "body.row.2"]
 
 
+def test_a_module_under_two_names_is_looked_at_once():
+    module, runs = Bare(), []
+    module.register_forward_hook(lambda *_: runs.append(1))
+    for name in ("a", "b", "a"):
+        find_layers(rs.Network(module, name, transform=rs.EvalTransform(input_size=(1, 16, 16))), "held.qkv")
+        assert len(runs) == 4  # and once more with each of its three images changed
+
+
 # Blocks that are several modules in a row
 
 

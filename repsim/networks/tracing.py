@@ -179,7 +179,7 @@ class Trace:
             RepsimError: it cannot run on images of its size, or does other things from one pass to the next.
         """
         known = _TRACES.get(network.module, {})
-        key = (_fingerprint(network), network.name, network.prefix)
+        key = (_fingerprint(network), network.prefix)  # and not its name: two networks may share a module
         if key not in known:
             _TRACES[network.module] = known = {key: _traced(network)}
         return replace(known[key], network=network)
