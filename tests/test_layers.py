@@ -303,6 +303,24 @@ def test_attention_and_mlps_in_a_row_whose_sums_are_in_the_code_around_are_no_bl
     assert not [name for name, kind in blocks_of(Tokens([Attention(), mlp()] * 2, run)) if kind == "block"]
 
 
+class Unit(nn.Module):
+    """A residual unit that is no MLP."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.ModuleList([nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8))])
+
+    def forward(self, x):
+        return x + self.inner[1](self.inner[0](x).tanh())
+
+
+def test_attention_among_other_units_of_a_stage_stands_for_no_whole_stage():
+    """As in MobileNetV4's hybrids."""
+    stage = lambda: nn.Sequential(Unit(), Unit(), Residual(Attention()), Residual(Attention()))  # noqa: E731
+    names = [name for name, kind in blocks_of(Tokens([stage(), stage()], one_after_another)) if kind == "block"]
+    assert names == [f"row.{i}.{k}" for i in range(2) for k in range(4)]
+
+
 def test_what_only_decides_where_attention_looks_is_no_block():
     class Block(nn.Module):
         def __init__(self):

@@ -70,9 +70,8 @@ def _paired(trace: Trace, paths: list[str], ends: list[str]) -> list[str]:
     module, at = trace.module, set(ends)
     attend = {path for path in paths if path in at and (_attends(trace, path) or is_attention_like(module(path)))}
     rest = {path for path in paths if path in at and is_mlp_like(module(path)) and not _weights_in(trace, path)}
-    attends = Counter(map(parent_of, attend))
-    halves = attends + Counter(map(parent_of, rest))
-    several = {above for above, count in halves.items() if count == 2 or (count > 2 and attends[above])}
+    attends, others = (Counter(map(parent_of, half)) for half in (attend, rest))
+    several = {above for above, mlps in others.items() if attends[above] or mlps == 2}
     wholes = {above for above in several if isinstance(module(above), nn.Sequential)}
     rows = Counter(map(parent_of, wholes))
     wholes = {above for above in wholes if above.rpartition(".")[2].isdigit() and rows[parent_of(above)] > 1}
