@@ -26,7 +26,7 @@ from repsim.networks.structure import (
 )
 from repsim.networks.sublayers import paper_spots
 from repsim.networks.tokens import Reading, Tokens, one_of_tokens
-from repsim.networks.tracing import Spot, Trace
+from repsim.networks.tracing import OperationAt, Spot, Trace
 from repsim.networks.wrappers import children
 
 PRESETS = ("blocks", "paper", "all")
@@ -51,6 +51,8 @@ class Layer(Reading):
     call: int
     calls: int
     """Call number of this layer's, and how often the module runs in one forward pass."""
+    place: OperationAt | None = None
+    """The addition whose result it is, where no module is given it or gives it; its path is then that of one nearby."""
 
 
 def find_layers(
@@ -77,6 +79,11 @@ def find_layers(
     trace = Trace.of(network)
     found = _chosen(trace, layers)
     for spot in found:
+        if spot.lost is not None and spot.lost.output is None:
+            raise UsageError(
+                f"layer {spot.name!r} of {network.name} cannot be taken: no module is given it or gives it, and no "
+                "addition makes it; choose other layers, or pass the module as it was before it was traced"
+            )
         if spot.side == "output" and spot.call.mixed:
             raise UsageError(
                 f"layer {(spot.name or spot.call.name)!r} of {network.name} depends on several images of a batch at "
@@ -296,11 +303,6 @@ def _layers(trace: Trace, spots: Sequence[Spot]) -> list[Layer]:
 
 def _layer(trace: Trace, spot: Spot, index: int, depth: float) -> Layer:
     call = spot.call
-    if spot.lost is not None:
-        raise UsageError(
-            f"layer {spot.name!r} of {trace.network.name} cannot be taken: no module is given it or gives it, as in a "
-            "traced graph; choose other layers, or pass the module as it was before it was traced"
-        )
     return Layer(
         name=spot.name or call.name,
         kind=spot.kind,
@@ -310,5 +312,6 @@ def _layer(trace: Trace, spot: Spot, index: int, depth: float) -> Layer:
         side=spot.side,
         call=call.number,
         calls=len(trace.calls_of(call.path)),
+        place=spot.lost and spot.lost.at,
         **vars(trace.reading(spot.activation)),
     )

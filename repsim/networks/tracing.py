@@ -91,12 +91,15 @@ class Spot:
     name: str | None = None
     side: Literal["output", "input"] = "output"
     lost: Operation | None = None
-    """What makes it, where no module is given it or gives it: then no hook can take it, and the call is near it."""
+    """What makes it, where no module is given it or gives it: then it is taken at this operation, if that is a sum, and
+    the call is near it."""
     since: Call | None = None
     """The first call of a block that is several modules in a row, none of which holds the others."""
 
     @property
     def activation(self) -> Activation | None:
+        if self.lost is not None:
+            return self.lost.output
         return self.call.output if self.side == "output" else self.call.input
 
     @property

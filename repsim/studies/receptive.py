@@ -73,6 +73,11 @@ def receptive_fields(
     found = residual_layers(network, branch=branch) if layers is None else find_layers(network, layers)
     if layers is None:
         found = _with_a_centre(found, network, begun.notices)
+    if inner := [layer.name for layer in found if layer.place is not None]:
+        raise UsageError(
+            f"layer {inner[0]!r} of {network.name} is the result of an addition that no module gives, so its gradients "
+            "cannot be taken; choose other layers, or pass the module as it was before it was traced"
+        )
     grids = {layer.name: grid_of(layer, network) for layer in found}
     chosen = {layer.name: _channels(layer, channels, seed) for layer in found}
     largest = max(math.prod(layer.shape) for layer in found)
