@@ -174,6 +174,197 @@ def test_a_network_that_adds_its_input_to_all_it_makes_of_it_is_no_block():
     assert names == ["body.row.0", "body.row.1", "body.row.2"]
 
 
+def test_a_module_under_two_names_is_looked_at_once():
+    module, runs = Bare(), []
+    module.register_forward_hook(lambda *_: runs.append(1))
+    for name in ("a", "b", "a"):
+        find_layers(rs.Network(module, name, transform=rs.EvalTransform(input_size=(1, 16, 16))), "held.qkv")
+        assert len(runs) == 4  # and once more with each of its three images changed
+
+
+# Blocks that are several modules in a row
+
+
+def blocks_of(module: nn.Module, preset: str = "blocks", side: int = 16) -> list[tuple[str, str]]:
+    network = rs.Network(module.eval(), "net", transform=rs.EvalTransform(input_size=(3, side, side)))
+    return [(layer.name, layer.kind) for layer in find_layers(network, preset)]
+
+
+def convolved(*between: nn.Module) -> list[nn.Module]:
+    return [nn.Conv2d(3, 3, 3, padding=1), *between]
+
+
+def test_each_convolution_of_a_chain_with_its_norm_and_activation_is_a_block():
+    unit = lambda: convolved(nn.BatchNorm2d(3), nn.ReLU(inplace=True))  # noqa: E731
+    features = nn.Sequential(*unit(), *unit(), nn.MaxPool2d(2), *unit())
+    classifier = nn.Sequential(nn.Linear(192, 4), nn.ReLU(), nn.Linear(4, 2))
+    module = nn.ModuleDict({"features": features, "classifier": classifier})
+    module.forward = lambda x: classifier(features(x).flatten(1))
+    assert blocks_of(module) == [("features.2", "block"), ("features.5", "block"), ("features.9", "block")]
+    kinds = [kind for _, kind in blocks_of(module, "paper")]
+    assert kinds == ["conv", "norm", "block"] * 3  # the image itself is no layer
+    network = rs.Network(module, "net", transform=rs.EvalTransform(input_size=(3, 16, 16)))
+    assert [layer.depth for layer in find_layers(network)] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert rs.receptive_fields(network, noise(network, 4), channels=1).table.layer.tolist() == [
+        "features.2",
+        "features.5",
+        "features.9",
+    ]
+
+
+class Functional(nn.Module):
+    """A chain whose activations are no modules."""
+
+    def __init__(self, join: bool = False):
+        super().__init__()
+        self.conv1, self.conv2, self.scores = (convolved()[0] for _ in range(3))
+        self.join = join
+
+    def forward(self, x):
+        y = self.conv1(x).relu()
+        z = self.conv2(y).relu()
+        return self.scores(torch.cat([y, z], 1)[:, :3] if self.join else z)
+
+
+def test_an_activation_of_a_chain_that_is_no_module_is_what_the_next_is_given():
+    module = Functional()
+    assert blocks_of(module) == [("conv1.activation", "block"), ("conv2.activation", "block")]  # the third has none
+    network = rs.Network(module, "net", transform=rs.EvalTransform(input_size=(3, 16, 16)))
+    images = noise(network, 2)
+    with torch.no_grad(), rs.capture(network) as seen:
+        module(images)
+        torch.testing.assert_close(seen["conv1.activation"], module.conv1(images).relu())
+
+
+def test_what_joins_or_has_one_convolution_is_no_chain():
+    assert [kind for _, kind in blocks_of(Functional(join=True))] == ["conv"] * 3
+    assert [kind for _, kind in blocks_of(nn.Sequential(*convolved(nn.ReLU())))] == ["conv", "activation"]
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(8, 24)
+
+    def forward(self, x, query=None):
+        q, k, v = self.qkv(x).unsqueeze(1).chunk(3, -1)
+        q = q if query is None else query[:, None]
+        return nn.functional.scaled_dot_product_attention(q, k, v)[:, 0]
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+
+
+class Residual(nn.Module):
+    def __init__(self, of: nn.Module):
+        super().__init__()
+        self.of = of
+
+    def forward(self, x):
+        return x + self.of(x)
+
+
+class Tokens(nn.Module):
+    """A transformer, of what a test makes its row, and how it runs."""
+
+    def __init__(self, row, run):
+        super().__init__()
+        self.patches, self.row, self.run = nn.Conv2d(3, 8, 4, 4), nn.ModuleList(row), run
+
+    def forward(self, x):
+        return self.run(self.row, self.patches(x).flatten(2).transpose(1, 2)).mean(1)
+
+
+def one_after_another(row, x):
+    for part in row:
+        x = part(x)
+    return x
+
+
+def test_halves_of_a_block_one_after_another_in_a_row_are_a_block_together():
+    halves = [Residual(Attention()), Residual(mlp()), Residual(Attention()), Residual(mlp())]
+    module = Tokens([*halves, nn.Sequential(nn.Linear(8, 8), nn.ReLU()), Residual(mlp())], one_after_another)
+    assert blocks_of(module) == [("stem", "stem"), ("row.1", "block"), ("row.3", "block")]
+    assert blocks_of(module, "paper")[1:5] == [
+        ("row.0.of", "attention"),
+        ("row.1.of.1", "mlp_hidden"),
+        ("row.1.of.2", "mlp"),
+        ("row.1", "block"),
+    ]
+
+
+def test_attention_and_mlps_in_a_row_whose_sums_are_in_the_code_around_are_no_blocks():
+    def run(row, x):
+        for part in row:
+            x = 2 * x + part(x)
+        return x
+
+    assert not [name for name, kind in blocks_of(Tokens([Attention(), mlp()] * 2, run)) if kind == "block"]
+
+
+class Unit(nn.Module):
+    """A residual unit that is no MLP."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.ModuleList([nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8))])
+
+    def forward(self, x):
+        return x + self.inner[1](self.inner[0](x).tanh())
+
+
+def test_attention_among_other_units_of_a_stage_stands_for_no_whole_stage():
+    """As in MobileNetV4's hybrids."""
+    stage = lambda: nn.Sequential(Unit(), Unit(), Residual(Attention()), Residual(Attention()))  # noqa: E731
+    names = [name for name, kind in blocks_of(Tokens([stage(), stage()], one_after_another)) if kind == "block"]
+    assert names == [f"row.{i}.{k}" for i in range(2) for k in range(4)]
+
+
+def test_what_only_decides_where_attention_looks_is_no_block():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attn, self.mlp = Attention(), mlp()
+
+        def forward(self, x, query=None):
+            x = x + self.attn(x, query)
+            return x + self.mlp(x)
+
+    def run(row, x):
+        query = row[0](x)
+        return row[2](row[1](x, query), query)
+
+    asks = Tokens([Residual(mlp()), Block(), Block()], run)
+    assert [name for name, kind in blocks_of(asks) if kind == "block"] == ["row.1", "row.2"]
+    takes_part = Tokens([Residual(mlp()), Block(), Block()], lambda row, x: row[2](row[1](row[0](x))))
+    assert [name for name, kind in blocks_of(takes_part) if kind == "block"] == ["row.0", "row.1", "row.2"]
+
+
+def test_biases_of_positions_make_no_mlp_of_attention():
+    """As in torchvision's Swin V2, whose blocks come in pairs."""
+
+    class Biased(Attention):
+        def __init__(self):
+            super().__init__()
+            self.cpb_mlp = mlp()
+
+    class MLP(nn.Sequential):
+        pass
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attn, self.mlp = Biased(), MLP(*mlp())
+
+        def forward(self, x):
+            x = x + self.attn(x)
+            return x + self.mlp(x)
+
+    module = Tokens([nn.Sequential(Block(), Block()), nn.Sequential(Block(), Block())], one_after_another)
+    assert [name for name, kind in blocks_of(module) if kind == "block"] == ["row.0.0", "row.0.1", "row.1.0", "row.1.1"]
+
+
 def test_one_layer_per_call_of_a_module():
     network = unseen()
     images = noise(network, 4)
@@ -245,6 +436,6 @@ def test_cls_where_there_is_none(resnet):
 
 
 def test_wrong_image_size_says_so():
-    network = rs.Network(nn.Sequential(nn.Flatten(), nn.Linear(10, 2)), "flat")
+    network = rs.Network(nn.Sequential(nn.Flatten(), nn.Linear(10, 2)), "flat", transform="imagenet")
     with pytest.raises(rs.RepsimError, match="flat cannot run on images of 3x224x224"):
         find_layers(network)

@@ -4,6 +4,7 @@ The rows of the sample were looked at by eye, against what their authors repeat;
 """
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -265,13 +266,26 @@ def test_blocks_of_a_traced_graph_give_what_those_of_the_module_give(name):
     torch.testing.assert_close(*activations)
 
 
-def test_blocks_of_a_traced_graph_that_no_module_gives_are_refused_but_their_operations_are_read():
+def test_blocks_of_a_traced_graph_that_no_module_gives_are_taken_where_they_are_added():
     network = loaded("timm", "vit")
     for block in network.module.blocks:
         block.attn.fused_attn = False
     graph, images = traced(network), noise(network, 4)
-    with pytest.raises(rs.UsageError, match=r"layer 'blocks\.0' of traced cannot be taken: no module"):
-        rs.layer_cka(graph, images=images, batch_size=4)
+    names = [layer.name for layer in rs.find_layers(network)]
+    assert names == [layer.name for layer in rs.find_layers(graph)] == ["stem", "blocks.0", "blocks.1", "blocks.2"]
+    taken = []
+    for each in (network, graph):
+        with torch.no_grad(), rs.capture(each) as seen:
+            each.module(images)
+        taken.append({name: seen[name] for name in names})
+    torch.testing.assert_close(*taken)
+    for study in (rs.layer_cka, rs.token_localization):
+        tables = [study(each, images, batch_size=4).table.select_dtypes("number") for each in (network, graph)]
+        torch.testing.assert_close(*(torch.tensor(each.to_numpy(float)) for each in tables), equal_nan=True)
+    with pytest.raises(rs.UsageError, match="'blocks.0' of traced is the result of an addition .* gradients"):
+        rs.receptive_fields(graph, images, layers="blocks")
+    with pytest.raises(rs.UsageError, match="is no module's, and is not there once it is compiled"):
+        rs.layer_cka(replace(graph, compiled=True), images, batch_size=4)
     (last,) = rs.find_layers(graph, ["blocks.1.mlp.fc2"])
     assert last.shape == (17, 192)
     for study in (rs.residual_norms, rs.attention_distance):

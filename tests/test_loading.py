@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +12,14 @@ import pytest
 import timm
 import torch
 import torchvision
+from click.testing import CliRunner
 from every_study import OF_A_VIT
 from PIL import Image
 from torch import nn
 
 import repsim as rs
 from repsim.cli import main
+from repsim.cli.base import each_model
 
 tf = pytest.importorskip("transformers")
 open_clip = pytest.importorskip("open_clip")
@@ -277,7 +281,64 @@ def test_a_library_that_is_not_installed_is_named_with_its_extra(scheme, package
         rs.load_model(f"{scheme}:a:b")
 
 
-# torchvision
+# Adapters alone
+
+
+@pytest.fixture
+def adapted(tmp_path):
+    """A classifier and its adapters in folders of their own, the network with both, and the adapters' folder."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    base = tf.ViTForImageClassification(tf.ViTConfig(**VIT)).eval()
+    base.save_pretrained(tmp_path / "base")
+    PROCESSOR.save_pretrained(tmp_path / "base")
+    again = tf.ViTForImageClassification.from_pretrained(tmp_path / "base")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that PEFT asks transformers for
+        found = peft.get_peft_model(again, peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).eval()
+        found.save_pretrained(tmp_path / "adapters")
+    return base, found, tmp_path / "adapters"
+
+
+def changed(folder: Path, **said) -> Path:
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **said}))
+    return folder
+
+
+def test_adapters_alone_are_loaded_into_their_base(adapted):
+    base, found, folder = adapted
+    network = rs.load_model(f"hf:{folder}")
+    assert network.name == "adapters" and network.notices == ()
+    with torch.no_grad():
+        logits = network.module(IMAGES).logits
+        torch.testing.assert_close(logits, found(IMAGES).logits)
+        assert not torch.allclose(logits, base(IMAGES).logits)
+    assert network.record()["origin"]["base"] == str(folder.parent / "base")
+    assert network.transform.by.startswith("transformers.")
+    table = rs.layer_cka(network, IMAGES, batch_size=8).table
+    assert table.equals(rs.layer_cka(rs.Network(found, "adapters"), IMAGES, batch_size=8).table)
+    untrained = rs.load_model(f"hf:{folder}", weights="random")
+    assert untrained.module.state_dict().keys() == network.module.state_dict().keys()
+    assert rs.load_model(f"hf:{changed(folder, base_model_name_or_path='../base')}").record() == network.record()
+
+
+@pytest.mark.parametrize(
+    "said, name, message",
+    [
+        ({"base_model_name_or_path": None}, "hf:{}", "names none in base_model_name_or_path"),
+        ({"base_model_name_or_path": "/no/such"}, "hf:{}", "holds adapters of /no/such, and there is no such folder"),
+        ({}, "hf:{}:ViTModel", "are not those of ViTModel: .* name the class they were trained in"),
+        ({"auto_mapping": None}, "hf:{}", "are not those of ViTModel"),
+    ],
+)
+def test_adapters_that_cannot_be_put_into_a_base(said, name, message, adapted):
+    folder = changed(adapted[2], **said)
+    with pytest.raises(rs.RepsimError, match=message):
+        rs.load_model(name.format(folder))
+
+
+# As they are handed over in Python
 
 
 @pytest.mark.parametrize("name", ["resnet18", "swin_t", "efficientnet_b0"])
@@ -405,6 +466,146 @@ def test_whatever_prepares_images_can_be_handed_over():
 def test_what_prepares_no_images_is_refused(transform, message):
     with pytest.raises(rs.UsageError, match=message):
         rs.Network(nn.Conv2d(3, 2, 3), "mine", transform=transform)
+
+
+# What is said of images, where the network does not
+
+
+def mean_of_colours(**config) -> nn.Module:
+    """A network of the user's own, with or without what timm's say of their images."""
+    module = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    vars(module).update(config)
+    return module
+
+
+GREY_MEAN = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "input_size": (3, 40, 40), "crop_pct": 1.0}
+PHOTOS = {"images": 8}
+
+
+def test_a_network_that_says_nothing_of_its_images_is_asked():
+    module = mean_of_colours()
+    with pytest.raises(rs.UsageError, match=r"prepared for Sequential; .*--transform.*'size=224 mean=0.5"):
+        rs.layer_cka(module, rs.ImageSet("sample", **PHOTOS), layers="all", batch_size=8)
+    with pytest.raises(rs.UsageError, match="nothing says how images are prepared for Sequential"):
+        rs.find_layers(module)  # of no size
+    assert len(rs.layer_cka(module, IMAGES, layers="all", batch_size=8).table) == 9  # tensors need no preparing
+
+
+def test_what_a_network_says_like_those_of_timm_is_taken():
+    for name in ("pretrained_cfg", "default_cfg"):
+        transform = rs.Network(mean_of_colours(**{name: GREY_MEAN}), "mine").transform
+        assert transform == rs.EvalTransform((3, 40, 40), (0.5,) * 3, (0.25,) * 3, "bicubic", 1.0)
+    with pytest.raises(rs.UsageError, match="nothing says"):
+        rs.find_layers(mean_of_colours(pretrained_cfg={}))
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        ("imagenet", rs.EvalTransform()),
+        ("imagenet size=32x48", rs.EvalTransform((3, 32, 48))),
+        (
+            "size=32 mean=0,0.5,1 std=1,2,3 crop=0.5",
+            rs.EvalTransform((3, 32, 32), (0, 0.5, 1), (1, 2, 3), crop_pct=0.5),
+        ),
+        ("std=1 size=8 mean=0.5 interpolation=nearest", rs.EvalTransform((1, 8, 8), (0.5,), (1,), "nearest")),
+    ],
+)
+def test_how_images_are_prepared_is_said_in_words(words, expected):
+    assert rs.Network(mean_of_colours(), "mine", transform=words).transform == expected
+
+
+def test_words_change_what_a_network_of_timm_says_in_part():
+    network = rs.Network(mean_of_colours(pretrained_cfg=GREY_MEAN), "mine", transform="size=24")
+    assert network.transform == rs.EvalTransform((3, 24, 24), (0.5,) * 3, (0.25,) * 3, "bicubic", 1.0)
+    whole = rs.Network(mean_of_colours(pretrained_cfg=GREY_MEAN), "mine", transform="imagenet")
+    assert whole.transform == replace(rs.EvalTransform(), input_size=(3, 40, 40))
+    vit = tf.ViTModel(tf.ViTConfig(**VIT))  # its config says the size
+    assert rs.Network(vit, "vit", transform="mean=0,0,0 std=1,1,1").input_size == (3, SIDE, SIDE)
+    loaded = rs.load_model("resnet_mini", transform="size=32")
+    assert loaded.transform == replace(rs.load_model("resnet_mini").transform, input_size=(1, 32, 32))
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("size=224", "leaves open the mean and std of mine's images"),
+        ("mean=0,0,0 std=1,1,1", "leaves open the size of"),
+        ("mean=0,0,0", "leaves open the size and std"),
+        ("size=8 mean=0,0,0 std=1", "there are 3 and 1"),
+        ("size=0 mean=0 std=1", "size=224; got size=0"),
+        ("size=8 mean=0 std=0", "std is said as .* got std=0"),
+        ("size=8 mean=nan std=1", "got mean=nan"),
+        ("imagenet crop=1.5", "got crop=1.5"),
+        ("imagenet interpolation=best", "one of bicubic, bilinear"),
+        ("size=8 size=9", "each once"),
+        ("as timm does", "got 'as timm does' for mine"),
+        ("", "leaves open"),
+    ],
+)
+def test_words_that_do_not_say_how_images_are_prepared(words, message):
+    with pytest.raises(rs.UsageError, match=message):
+        rs.Network(mean_of_colours(), "mine", transform=words)
+
+
+def test_words_do_not_change_a_part_of_a_library_s_own_preparing(tmp_path):
+    tf.ViTModel(tf.ViTConfig(**VIT)).save_pretrained(tmp_path)
+    PROCESSOR.save_pretrained(tmp_path)
+    with pytest.raises(rs.UsageError, match="'crop=1.0' leaves open the mean and std"):
+        rs.load_model(f"hf:{tmp_path}", transform="crop=1.0")
+    network = rs.load_model(f"hf:{tmp_path}", transform="imagenet")
+    assert network.transform == replace(rs.EvalTransform(), input_size=(3, SIDE, SIDE))
+
+
+def test_the_command_says_it_for_each_network(tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\ndef net():\n    return nn.Sequential(nn.Conv2d(3, 4, 4, 4))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    run = ["cka", "--model-a", "own:net", "--model-b", "own:net", "--layers", "all", "--data", "noise", "--images", "8"]
+    run += ["--batch-size", "8", "--out", "out", "--quiet"]
+    asked = CliRunner().invoke(main, run)
+    assert asked.exit_code == 2 and "--transform" in asked.stderr
+    b = ["--transform-b", "size=16 mean=0,0,0 std=1,1,1"]
+    done = CliRunner().invoke(main, [*run, "--transform-a", "imagenet size=8", *b])
+    assert done.exit_code == 0, done.output
+    found = [network["transform"] for network in json.loads(Path("out/run.json").read_text())["networks"]]
+    assert [each["input_size"] for each in found] == [[3, 8, 8], [3, 16, 16]] and found[1]["std"] == [1, 1, 1]
+    layers = CliRunner().invoke(main, ["layers", "own:net", "--layers", "all", "--transform", "imagenet size=8"])
+    assert "4 x 2 x 2" in layers.output
+
+
+def test_of_several_networks_it_is_said_once_or_once_each():
+    models, weights = ("own:a", "own:b"), ("pretrained",)
+    once = each_model(models, weights, (), (), ("imagenet",))
+    assert [each.transform for each in once] == ["imagenet"] * 2
+    assert [each.transform for each in each_model(models, weights, (), (), ("imagenet", "size=8"))] == [
+        "imagenet",
+        "size=8",
+    ]
+    with pytest.raises(
+        rs.UsageError, match="--transform once, or once per --model: there are 2 models and 3 transforms"
+    ):
+        each_model(models, weights, (), (), ("imagenet",) * 3)
+
+
+@pytest.mark.parametrize(
+    "asked, message",
+    [
+        (["--model-a", "torchvision:resnet81"], "no model of torchvision|unknown model of torchvision"),
+        (["--model-a", "open_clip:ViT-Q-32:laion"], "model of open_clip"),
+        (["--model-a", "torchvision:resnet18:BEST"], "weights of torchvision's resnet18"),
+        (["--model-a", "hf:./nowhere"], "there is no folder './nowhere'"),
+        (["--model-a", "no_such_package:net"], "cannot import 'no_such_package'"),
+        (["--model-a", "torch.nn:Linearr"], "factory of torch.nn"),
+        (["--model-a", "torchvision:resnet18", "--transform-a", "sise=3"], "got 'sise=3' for torchvision:resnet18"),
+    ],
+)
+def test_a_mistyped_network_is_said_before_that_there_are_no_images(asked, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("REPSIM_IMAGENET", raising=False)
+    said = CliRunner().invoke(main, ["cka", *asked, "--weights-a", "random"])
+    assert said.exit_code == 2 and re.search(message, said.stderr), said.stderr
 
 
 # How they are called

@@ -327,6 +327,29 @@ def test_tokens_summed_with_other_factors_than_weights_that_are_read_are_an_erro
             rs.attention_distance(attending(UNREAD[how], which), IMAGES)
 
 
+LINEAR = {
+    "both": lambda q, k, v: q.softmax(-1) @ (k.softmax(-2).mT @ v),
+    "keys alone": lambda q, k, v: q @ (k.softmax(-2).mT @ v),
+    "by einsum": lambda q, k, v: torch.einsum(
+        "bhnd,bhde->bhne", q.softmax(-1), torch.einsum("bhnd,bhne->bhde", k.softmax(-2), v)
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore::repsim.errors.Notice")
+@pytest.mark.parametrize("how", LINEAR)
+def test_linear_attention_is_left_out_for_what_it_is(how):
+    result = rs.attention_distance(attending(LINEAR[how], 1), IMAGES)
+    assert result.table.layer.unique().tolist() == ["blocks.0.attn", "blocks.2.attn"]
+    (said,) = [notice for notice in result.notices if "left out" in notice]
+    assert "without weights between tokens, as linear attention is" in said and "blocks.1.attn left out" in said
+    module = small_vit()
+    for block in module.blocks:
+        block.attn = Attends(block.attn, LINEAR[how])
+    with pytest.raises(rs.UsageError, match=r"blocks\.0\.attn, .* make no weights between tokens"):
+        rs.attention_distance(network(module), IMAGES)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning")
 def test_a_traced_block_is_read_or_named():
     module = small_vit()

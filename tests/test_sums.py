@@ -10,7 +10,7 @@ from torch import nn
 
 import repsim as rs
 from repsim.networks.models import Network
-from repsim.networks.residual_sums import find_sums, watch_sums
+from repsim.networks.residual_sums import blocks_without, find_sums, watch_sums
 
 TRANSFORMER = {"attention": 1, "mlp": 1}
 SUBLAYERS = {
@@ -234,6 +234,54 @@ def test_a_skip_that_is_the_same_for_all_images_is_a_skip():
     network = Network(nn.Sequential(nn.Flatten(), nn.Sequential(Token(), Token())), "token").sized((1, 2, 3))
     found = operands(network, torch.randn(5, 1, 2, 3))
     assert torch.equal(found["1.0 unit"][0], network.module[1][0].token.expand(5, -1))
+
+
+class Region(nn.Module):
+    """Adds to the first of two tokens, puts it before the other, and adds to both; as RegionViT does."""
+
+    def __init__(self, both: bool = False):
+        super().__init__()
+        self.a, self.b, self.both = nn.Sequential(nn.Linear(3, 3)), nn.Linear(3, 3), both
+
+    def forward(self, x):
+        first, rest = x.split(1, 1)
+        first = first + self.a(first)
+        x = torch.cat([first, rest + self.a(rest) if self.both else rest], 1)
+        return x + self.b(x)
+
+
+def of_tokens(*blocks: nn.Module) -> Network:
+    return Network(nn.Sequential(nn.Flatten(2), nn.Sequential(*blocks)), "tokens").sized((2, 1, 3))
+
+
+def test_a_sum_in_one_part_of_what_a_block_puts_together_is_found():
+    images = torch.randn(5, 2, 1, 3)
+    found = operands(of_tokens(Region(), Region()), images)
+    assert list(found) == ["1.0 unit", "1.0 unit2", "1.1 unit", "1.1 unit2"]
+    assert torch.equal(found["1.0 unit"][0], images[:, :1, 0])
+    assert torch.equal(found["1.0 unit2"][0][:, 1:], images[:, 1:, 0])
+
+
+def test_sums_in_several_parts_of_what_a_block_puts_together_are_an_error():
+    with pytest.raises(rs.UsageError, match="can be followed back from the output to an operation 'cat' only"):
+        find_sums(of_tokens(Region(both=True), Region(both=True)))
+
+
+def test_sums_that_do_not_enter_what_a_block_returns_first_are_named():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Sequential(nn.Linear(6, 6)), nn.Linear(6, 6)
+
+        def forward(self, x):
+            x = x[0] if isinstance(x, tuple) else x
+            return x + self.a(x), x + self.b(x)
+
+    network = Network(nn.Sequential(nn.Flatten(), nn.Sequential(Two(), Two())), "two").sized((1, 2, 3))
+    sums = find_sums(network)
+    assert [each.name for each in sums] == ["1.0 unit", "1.1 unit"]
+    (said,) = blocks_without(network, sums)
+    assert said.startswith("residual sums of 1.0, 1.1 in two that do not enter what it returns first are left out")
 
 
 def test_blocks_without_skips_have_no_sums():

@@ -67,6 +67,21 @@ def checkpointed() -> nn.Module:
     return module
 
 
+def compiled_parts() -> nn.Module:
+    module = small()
+    module.blocks[0] = torch.compile(module.blocks[0], backend="eager")
+    module.blocks[1].attn.qkv = torch.compile(module.blocks[1].attn.qkv, backend="eager")
+    module.blocks[1].norm2 = nn.DataParallel(module.blocks[1].norm2)
+    module.patch_embed = torch.compile(nn.DataParallel(module.patch_embed), backend="eager")
+    return run(module)
+
+
+def compiled_row() -> nn.Module:
+    module = small()
+    module.blocks = torch.compile(module.blocks, backend="eager")
+    return module
+
+
 def twice() -> nn.Module:
     return nn.DataParallel(torch.compile(small(), backend="eager"))
 
@@ -80,13 +95,13 @@ WRAPPED = {
     "gradient checkpointing": checkpointing,
     "checkpointed": lambda: checkpoint_wrapper(small()),
     "checkpointed blocks": checkpointed,
+    "compiled parts": compiled_parts,
+    "a compiled row": compiled_row,
 }
 
 
-def same(found, expected, *, renamed: bool = False) -> None:
-    """The same table, but for parts of layers' names that a wrapper inside the network adds."""
-    if renamed:
-        found = found.replace(r"(_checkpoint_wrapped|_fsdp_wrapped)_module\.", "", regex=True)
+def same(found, expected) -> None:
+    """The same table: layers are called as they are without what stands around them or around the network."""
     texts = [name for name in expected if "layer" in name or name == "model"]
     assert found[texts].equals(expected[texts])
     numbers = expected.select_dtypes("number").columns
@@ -97,7 +112,15 @@ def same(found, expected, *, renamed: bool = False) -> None:
 @pytest.mark.parametrize("how", WRAPPED)
 def test_a_wrapped_network_is_as_without(how, study, expected):
     found = OF_A_VIT[study](rs.Network(WRAPPED[how](), "net", transform=TRANSFORM), IMAGES)
-    same(found, expected[study], renamed=how == "checkpointed blocks")
+    same(found, expected[study])
+
+
+def test_all_layers_of_compiled_parts_have_the_names_of_the_parts():
+    names = [
+        [layer.name for layer in rs.find_layers(rs.Network(m, "net", transform=TRANSFORM), ".*")]
+        for m in (small(), compiled_parts(), compiled_row(), checkpointed())
+    ]
+    assert "blocks.1.attn.qkv" in names[0] and names == [names[0]] * 4
 
 
 @pytest.mark.parametrize("study", OF_A_VIT)
@@ -123,7 +146,7 @@ def sharded_in_place() -> nn.Module:
 def test_a_sharded_network_on_one_process(build, expected, alone):
     network = rs.Network(build(), "net", transform=TRANSFORM)
     for study in ("cka", "residual"):
-        same(OF_A_VIT[study](network, IMAGES), expected[study], renamed=True)
+        same(OF_A_VIT[study](network, IMAGES), expected[study])
     with pytest.raises(rs.UsageError, match=r"net is sharded \(FSDP\), so its gradients cannot be taken"):
         OF_A_VIT["receptive"](network, IMAGES)
 

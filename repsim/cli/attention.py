@@ -24,6 +24,7 @@ def attention(
     weights: str,
     weights_key: str | None,
     arg: tuple[str, ...],
+    transform: str | None,
     blocks: str | None,
     renormalize: bool,
     maps: int,
@@ -39,7 +40,7 @@ def attention(
         return job.redraw
     check_range("--maps", maps, 0, 100)  # a picture holds no more rows
     writes = ["attention.csv", "attention_maps.npz", *pictures("attention", "attention_maps")]
-    run = job.start([Asked(model, weights, arg, weights_key)], writes)
+    run = job.start([Asked(model, weights, arg, weights_key, transform)], writes)
 
     from repsim.studies.attention import attention_distance
 

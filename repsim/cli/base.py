@@ -43,6 +43,8 @@ class Asked(NamedTuple):
     args: tuple[str, ...] = ()
     key: str | None = None
     """Which of the weights in a file."""
+    transform: str | None = None
+    """What its images are made into, where its user says so."""
 
 
 class Commands(click.Group):
@@ -297,6 +299,7 @@ class Job:
         from repsim.images.image_set import ImageSet
         from repsim.networks.memory import give_back_blocks
         from repsim.networks.models import check_name, told_apart
+        from repsim.networks.transforms import read_words
         from repsim.passes.plan import limited
         from repsim.studies.results import hearing
 
@@ -305,6 +308,8 @@ class Job:
         context.with_resource(limited(self.memory, lambda text: say(text, self.quiet)))
         for of in asked:
             check_name(of.model)
+            if of.transform is not None:
+                read_words(of.transform, of.model)
         data = self.data or default_data([of.model for of in asked])
         where = {"split": self.split, "root": self.data_dir}
         chosen = ImageSet(data, **where, images=self.images, seed=self.seed, groups=self.groups)
@@ -508,7 +513,7 @@ def known_models(ctx: click.Context, param: click.Parameter, incomplete: str) ->
 def model_options(
     side: str = "", model: str = "", default: str | tuple[str, ...] | None = None, *, several: bool = False
 ) -> Callable:
-    """`--model`, `--weights`, `--weights-key` and `--arg`, or those of one of two sides: `--model-a` ...
+    """`--model`, `--weights`, `--weights-key`, `--arg` and `--transform`, or those of a side: `--model-a` ...
 
     With `several`, any number of networks may be given, and `each_model` reads them.
     """
@@ -546,6 +551,18 @@ def model_options(
             multiple=True,
             help=f"{'Argument of each model' if several else 'Model argument'}, such as img_size=384; repeatable.",
         ),
+        transform_option(end, each, several=several),
+    )
+
+
+def transform_option(end: str = "", each: str = "", *, several: bool = False) -> Callable:
+    """`--transform`, of a side or not."""
+    return click.option(
+        f"--transform{end}",
+        metavar="WORDS",
+        multiple=several,
+        help="How images are prepared, where the network does not say or other than it says: `imagenet`, or "
+        f"'size=224 mean=0.5,0.5,0.5 std=0.5,0.5,0.5 crop=1.0 interpolation=bicubic'{each}.",
     )
 
 
@@ -554,6 +571,7 @@ def each_model(
     weights: tuple[str, ...],
     keys: tuple[str, ...],
     args: tuple[str, ...],
+    transforms: tuple[str, ...] = (),
     side: str = "",
     role: str = "",
 ) -> list[Asked]:
@@ -570,16 +588,17 @@ def each_model(
             of, per = (f" {role}=", f"network {role}=") if role else (side, f"model{side}")
             raise UsageError(
                 f"give --{option}{of} once, or once per --{per}: "
-                f"there are {len(models)} models and {len(given)} {option.replace('-', ' ')}{'s' * ('key' in option)}"
+                f"there are {len(models)} models and {len(given)} {option.replace('-', ' ').rstrip('s')}s"
             )
         return given * len(models) if len(given) == 1 else given
 
     weights = spread("weights", weights or ("pretrained",))
     one_key = len(keys) == 1 and any(each not in NO_FILE for each in weights)
     keys = spread("weights-key", keys or ("",))
+    transforms = spread("transform", transforms or ("",))
     return [
-        Asked(model, each, args, None if one_key and each in NO_FILE else key or None)
-        for model, each, key in zip(models, weights, keys)
+        Asked(model, each, args, None if one_key and each in NO_FILE else key or None, transform or None)
+        for model, each, key, transform in zip(models, weights, keys, transforms)
     ]
 
 
@@ -607,6 +626,7 @@ def load(asked: list[Asked], device: str | None, seed: int, **how: Any) -> list[
                 weights_key=of.key,
                 device=device,
                 seed=seed,
+                transform=of.transform,
                 **how,
                 **parse_model_args(of.args),
             )

@@ -22,10 +22,12 @@ def heads(
     weights_a: str,
     weights_key_a: str | None,
     arg_a: tuple[str, ...],
+    transform_a: str | None,
     model_b: str,
     weights_b: str,
     weights_key_b: str | None,
     arg_b: tuple[str, ...],
+    transform_b: str | None,
     layers: str | None,
     window: int | None,
 ) -> Path:
@@ -37,7 +39,10 @@ def heads(
     if job.redraw is not None:
         draw(job.redraw, "heads", job.quiet)
         return job.redraw
-    asked = [Asked(model_a, weights_a, arg_a, weights_key_a), Asked(model_b, weights_b, arg_b, weights_key_b)]
+    asked = [
+        Asked(model_a, weights_a, arg_a, weights_key_a, transform_a),
+        Asked(model_b, weights_b, arg_b, weights_key_b, transform_b),
+    ]
     run = job.start(asked, ["heads.csv", "heads_correlation.csv", *pictures("heads")])
 
     from repsim.studies.heads import head_similarity

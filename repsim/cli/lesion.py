@@ -30,6 +30,7 @@ def lesion(
     weights: str,
     weights_key: str | None,
     arg: tuple[str, ...],
+    transform: str | None,
     remove: tuple[str, ...],
     blocks: str | None,
     layers: str,
@@ -43,7 +44,7 @@ def lesion(
         draw(job.redraw, "lesion", job.quiet)
         return job.redraw
     chosen = parse_blocks(blocks)
-    run = job.start([Asked(model, weights, arg, weights_key)], ["lesion.csv", *pictures("lesion")])
+    run = job.start([Asked(model, weights, arg, weights_key, transform)], ["lesion.csv", *pictures("lesion")])
 
     from repsim.studies.lesion import REMOVE, lesions
 

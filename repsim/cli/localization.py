@@ -31,6 +31,7 @@ def localize(
     weights: tuple[str, ...],
     weights_key: tuple[str, ...],
     arg: tuple[str, ...],
+    transform: tuple[str, ...],
     layers: str,
     finest: int,
     show: tuple[str, ...],
@@ -48,7 +49,7 @@ def localize(
         return job.redraw
     tables = ["localization.csv", "localization_summary.csv"]
     writes = [*tables, "localization.npz", *pictures("localization", "localization_summary")]
-    run = job.start(each_model(model, weights, weights_key, arg), writes)
+    run = job.start(each_model(model, weights, weights_key, arg, transform), writes)
 
     from repsim.studies.localization import located, patch_grid, token_localization
 

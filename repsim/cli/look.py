@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from repsim.cli.base import AS_JSON, known_models, main
+from repsim.cli.base import AS_JSON, known_models, main, transform_option
 from repsim.cli.words import print_columns, print_rows_as_json
 
 
@@ -32,13 +32,15 @@ def models(as_json: bool) -> None:
 @click.argument("model", shell_complete=known_models)
 @click.option("--layers", default="paper", show_default=True, help="`blocks`, `paper`, `all`, or a regular expression.")
 @click.option("--arg", metavar="KEY=VALUE", multiple=True, help="Model argument, such as img_size=384; repeatable.")
+@transform_option()
 @AS_JSON
-def layers(model: str, layers: str, arg: tuple[str, ...], as_json: bool) -> None:
+def layers(model: str, layers: str, arg: tuple[str, ...], transform: str | None, as_json: bool) -> None:
     """What can be compared in MODEL: name, kind, index, relative depth, shape for one image."""
     from repsim.networks.layers import find_layers
     from repsim.networks.models import load_model, parse_model_args, with_values
 
-    network = with_values(load_model(model, weights="random", seed_each_pass=True, **parse_model_args(arg)))
+    how = {"weights": "random", "seed_each_pass": True, "transform": transform}
+    network = with_values(load_model(model, **how, **parse_model_args(arg)))
     rows = [("index", "depth", "kind", "layer", "shape")]
     for layer in find_layers(network, layers):
         shape = " x ".join(map(str, layer.shape))

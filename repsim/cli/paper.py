@@ -73,6 +73,12 @@ def of_role(given: str, separator: str = "=") -> tuple[str, str]:
 )
 @click.option("--weights-key", multiple=True, metavar="ROLE=KEY", help="Which of the weights in a file, likewise.")
 @click.option("--arg", multiple=True, metavar="ROLE.KEY=VALUE", help="Model argument, as vit.img_size=384; repeatable.")
+@click.option(
+    "--transform",
+    multiple=True,
+    metavar="ROLE=WORDS",
+    help="How images are prepared, likewise: as `--transform-a` of `repsim cka`, cnn=imagenet.",
+)
 @click.option("--plan", "only_plan", is_flag=True, help="Say which figures and passes there would be, and stop.")
 @click.option("--layers", help="See `repsim cka`.  [default: blocks; of `paper`, paper]")
 @click.option("--channels", default=16, show_default=True, help="Per layer, of receptive fields; 0: all.")
@@ -94,6 +100,7 @@ def figures(
     weights: tuple[str, ...],
     weights_key: tuple[str, ...],
     arg: tuple[str, ...],
+    transform: tuple[str, ...],
     only_plan: bool,
     layers: str | None,
     channels: int,
@@ -124,10 +131,11 @@ def figures(
     if networks:
         if preset is not None:
             raise UsageError("give --network or --preset, not both")
-        cast = Cast.of(exhibits, own_roles(networks, weights, weights_key, arg))
+        cast = Cast.of(exhibits, own_roles(networks, weights, weights_key, arg, transform))
     else:
         cast = Cast.of(exhibits, PRESETS[preset or "mini"])
-        cast = cast.played_by({name: Asked(name, of_preset(weights, weights_key, arg)) for name in cast.players})
+        of_all = of_preset(weights, [*weights_key, *arg, *transform])
+        cast = cast.played_by({name: Asked(name, of_all) for name in cast.players})
 
     from repsim.images.image_set import ImageSet, train_and_test
 
@@ -178,15 +186,21 @@ def figures(
     return run.out
 
 
-def of_preset(weights: tuple[str, ...], keys: tuple[str, ...], args: tuple[str, ...]) -> str:
-    """The weights of a preset's networks."""
-    if keys or args or any(of_role(each)[0] for each in weights):
-        raise UsageError("--weights ROLE=..., --weights-key and --arg are of networks that --network names")
+def of_preset(weights: tuple[str, ...], others: list[str]) -> str:
+    """The weights of a preset's networks, of which nothing else may be said."""
+    if others or any(of_role(each)[0] for each in weights):
+        raise UsageError(
+            "--weights ROLE=..., --weights-key, --arg and --transform are of networks that --network names"
+        )
     return weights[-1] if weights else "pretrained"
 
 
 def own_roles(
-    networks: tuple[str, ...], weights: tuple[str, ...], keys: tuple[str, ...], args: tuple[str, ...]
+    networks: tuple[str, ...],
+    weights: tuple[str, ...],
+    keys: tuple[str, ...],
+    args: tuple[str, ...],
+    transforms: tuple[str, ...],
 ) -> Roles:
     """Who plays which role, as networks that were asked for."""
     from repsim.paper.roles import Roles
@@ -199,6 +213,7 @@ def own_roles(
     models = by_role("--network", networks)
     own = by_role("--weights", [each for each in weights if each not in of_all], models)
     its_keys, its_args = by_role("--weights-key", keys, models), by_role("--arg", args, models, ".")
+    its_transforms = by_role("--transform", transforms, models)
     return Roles.of(
         {
             role: each_model(
@@ -206,6 +221,7 @@ def own_roles(
                 tuple(own.get(role) or of_all[-1:]),
                 tuple(its_keys.get(role, ())),
                 tuple(its_args.get(role, ())),
+                tuple(its_transforms.get(role, ())),
                 role=role,
             )
             for role, names in models.items()

@@ -39,6 +39,7 @@ def probe(
     weights: tuple[str, ...],
     weights_key: tuple[str, ...],
     arg: tuple[str, ...],
+    transform: tuple[str, ...],
     layers: str,
     shots: tuple[str, ...],
     seeds: int,
@@ -62,7 +63,7 @@ def probe(
     check_range("--neighbours", neighbours, 0)
     if train_images is not None:
         check_range("--train-images", train_images, 4)
-    asked = each_model(model, weights, weights_key, arg)
+    asked = each_model(model, weights, weights_key, arg, transform)
 
     from repsim.images.image_set import ImageSet, train_and_test
 

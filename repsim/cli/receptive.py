@@ -26,6 +26,7 @@ def receptive(
     weights: str,
     weights_key: str | None,
     arg: tuple[str, ...],
+    transform: str | None,
     layers: str | None,
     branch: bool,
     proxy: bool,
@@ -41,7 +42,7 @@ def receptive(
         return job.redraw
     check_range("--channels", channels, 0)
     writes = [f"{name}.csv", f"{name}.npz", *pictures(name)]
-    run = job.start([Asked(model, weights, arg, weights_key)], writes)
+    run = job.start([Asked(model, weights, arg, weights_key, transform)], writes)
 
     from repsim.studies.receptive import receptive_fields
 

@@ -23,6 +23,7 @@ def residual(
     weights: tuple[str, ...],
     weights_key: tuple[str, ...],
     arg: tuple[str, ...],
+    transform: tuple[str, ...],
     outlier: float,
 ) -> Path:
     """What skip connections carry against what branches add (paper, Figures 7, E.1, E.2).
@@ -35,7 +36,7 @@ def residual(
     if not outlier > 1:
         raise UsageError(f"--outlier must be more than 1, got {outlier}")
     writes = ["residual.csv", "residual_outliers.csv", *pictures("residual")]
-    run = job.start(each_model(model, weights, weights_key, arg), writes)
+    run = job.start(each_model(model, weights, weights_key, arg, transform), writes)
 
     from repsim.studies.residual import residual_norms
 

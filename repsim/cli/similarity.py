@@ -32,10 +32,12 @@ def cka(
     weights_a: str,
     weights_key_a: str | None,
     arg_a: tuple[str, ...],
+    transform_a: str | None,
     model_b: tuple[str, ...],
     weights_b: tuple[str, ...],
     weights_key_b: tuple[str, ...],
     arg_b: tuple[str, ...],
+    transform_b: tuple[str, ...],
     matched: bool,
     layers: str,
     tokens: str,
@@ -56,13 +58,13 @@ def cka(
             raise UsageError("--matched compares A with others: give them with --model-b or --weights-b")
     elif not matched and len(model_b) > 1:
         raise UsageError(f"--model-b was given {len(model_b)} times; more than one needs --matched")
-    elif model_a is not None and not model_b and (weights_b or weights_key_b or arg_b):
-        raise UsageError("--weights-b, --weights-key-b and --arg-b need --model-b")
+    elif model_a is not None and not model_b and (weights_b or weights_key_b or arg_b or transform_b):
+        raise UsageError("--weights-b, --weights-key-b, --arg-b and --transform-b need --model-b")
     elif model_a is None and not model_b:
         model_b = ("resnet_mini",)
     check_range("--repeats", repeats, 1, PASSES)
-    a = Asked(model_a or "vit_mini", weights_a, arg_a, weights_key_a)
-    asked = [a, *each_model(model_b, weights_b, weights_key_b, arg_b, "-b")]
+    a = Asked(model_a or "vit_mini", weights_a, arg_a, weights_key_a, transform_a)
+    asked = [a, *each_model(model_b, weights_b, weights_key_b, arg_b, transform_b, "-b")]
     run = job.start(asked, [f"{name}.csv", *pictures(name)])
 
     from repsim.studies.similarity import layer_cka, matched_cka

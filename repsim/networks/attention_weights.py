@@ -42,6 +42,7 @@ from repsim.networks.tracing import (
     operation_at,
     unobserved,
 )
+from repsim.networks.wrappers import part
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +127,8 @@ class Attentions:
     """Runs of modules in which parameters attend to tokens: their queries are the same for all images."""
     placeless: list[str]
     """Those of which the queries, or the keys, have no two positions in the image."""
+    linear: list[str]
+    """Those that weigh the channels of a token, or the tokens of a channel, and make no weights between tokens."""
     mixed: list[str]
     """Names of layers of which the heads are mixed after the softmax, into other things than weights."""
 
@@ -150,7 +153,7 @@ def all_attention(network: Network) -> Attentions:
     places = trace.provenance.places
     found: dict[str, list[AttentionMap]] = {}
     mixed: list[str] = []
-    left_out: dict[str, list[str]] = {"pooling": [], "placeless": []}
+    left_out: dict[str, list[str]] = {"pooling": [], "placeless": [], "linear": []}
     bare = [(path, block) for path, block in find_blocks(trace) if not trace.calls_of(path)]
     when = {op.at: op.when for op in trace.operations}
     for weights in trace.provenance.attentions:
@@ -171,7 +174,8 @@ def all_attention(network: Network) -> Attentions:
             else AttentionLayer(name, name, depth(when[last]), tuple(maps))
         )
     notices = []
-    for why, which in (("pooling", "by queries that no image changes"), ("placeless", PLACELESS)):
+    reasons = (("pooling", "by queries that no image changes"), ("placeless", PLACELESS), ("linear", LINEAR))
+    for why, which in reasons:
         if names := ", ".join(dict.fromkeys(left_out[why])):
             notices.append(f"attention {which} is no row of heads that look around: {names} left out")
     if names := ", ".join(dict.fromkeys(mixed)):
@@ -181,6 +185,8 @@ def all_attention(network: Network) -> Attentions:
 
 PLACELESS = "among channels, of tokens that come from parameters, or over a single position"
 """Of which the queries or the keys have no two positions in the image."""
+LINEAR = "without weights between tokens, as linear attention is,"
+"""Its softmax is over the channels of one token, or the tokens of one channel."""
 
 
 def _bare_block(
@@ -210,7 +216,7 @@ class _Place:
 def _check_all(network: Network, trace: Trace, attentions: Attentions) -> None:
     """Raise where something that attends is not among what was found."""
     some = bool(attentions.layers)
-    left_out = [*attentions.pooling, *attentions.placeless]
+    left_out = [*attentions.pooling, *attentions.placeless, *attentions.linear]
     with_maps = {layer.path for layer in attentions.layers} | {name.partition(":")[0] for name in left_out}
 
     def holds(path: str) -> bool:
@@ -246,6 +252,12 @@ def _check_all(network: Network, trace: Trace, attentions: Attentions) -> None:
         for at in trace.provenance.unread
         if at is not None
     ]
+    if not some and attentions.linear:
+        listed = ", ".join(list(dict.fromkeys(attentions.linear))[:4])
+        raise UsageError(
+            f"attention distance does not apply to {network.name}: {listed} make no weights between tokens, as linear "
+            "attention does not"
+        )
     if not some and left_out:
         listed = ", ".join(list(dict.fromkeys([*attentions.placeless, *attentions.pooling]))[:4])
         raise UsageError(
@@ -285,10 +297,13 @@ def _in_parts(layer: AttentionLayer, places: Places) -> bool:
     return False
 
 
-def _map_of(network: Network, trace: Trace, weights: Weights) -> AttentionMap | Literal["pooling", "placeless"]:
+def _map_of(
+    network: Network, trace: Trace, weights: Weights
+) -> AttentionMap | Literal["pooling", "placeless", "linear"]:
     """How to read attention weights.
 
-    `pooling` where the queries are the same for all images, `placeless` where they, or the keys, have no two positions.
+    `pooling` where the queries are the same for all images, `placeless` where they, or the keys, have no two positions,
+    `linear` where they are made of single tokens and not of queries with keys.
 
     Raises:
         UsageError: it is not known what their axes are, or where their queries or keys are in the image.
@@ -312,7 +327,8 @@ def _map_of(network: Network, trace: Trace, weights: Weights) -> AttentionMap | 
     columns = across.select(queries_axis, 0)
     images = images_axis(rows, 3) or images_axis(columns, 3)
     if not bool((images_in(rows) > 0).any()):
-        return "pooling"
+        of_channels = weights.label.across is None and varies(features_in(weights.label.codes), queries_axis)
+        return "linear" if of_channels else "pooling"
     if images is None or images[0] >= ndim - 2:
         raise UsageError(f"{where}, {weights.shape}, has no axis of images that is known")
     rows, columns = (torch.atleast_2d(images_first(each, *images)[0]).flatten(0, -2) for each in (rows, columns))
@@ -320,6 +336,8 @@ def _map_of(network: Network, trace: Trace, weights: Weights) -> AttentionMap | 
         numbers = places.resolved(places_in(codes).numpy())
         nowhere = numbers == NOWHERE
         if nowhere.all() or bool((torch.from_numpy(nowhere) & (images_in(codes) > 0)).any()):
+            if weights.label.across is None:
+                return "linear"
             raise UsageError(f"{where}: it is not known where in the image its {what} are")
         if len(np.unique(numbers[np.isin(places.kind[numbers], (REGION, SCATTERED))])) < 2:
             return "placeless"
@@ -603,4 +621,4 @@ class _Plain(TorchDispatchMode):
 
 def attention_modules(network: Network) -> dict[str, nn.Module]:
     """The modules that compute attention weights, by name."""
-    return {layer.name: network.module.get_submodule(layer.path) for layer in find_attention(network).layers}
+    return {layer.name: part(network.module, layer.path) for layer in find_attention(network).layers}

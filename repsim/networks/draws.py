@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from repsim.networks.tokens import first_tensor
+from repsim.networks.wrappers import parts
 
 if TYPE_CHECKING:
     from repsim.networks.tracing import Call
@@ -111,7 +112,7 @@ def not_a_function(name: str, module: nn.Module, path: str, places: list[Draw]) 
         path: of the module that makes something else of the same input, empty if it is the network's own code.
         places: what was seen to draw.
     """
-    modules = dict(module.named_modules())
+    modules = parts(module)
     places = list(dict.fromkeys(places))
     if places:
         listed = ", ".join(f"{draw.name} in {draw.path or 'its own code'}" for draw in places[:3])

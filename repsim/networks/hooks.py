@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from repsim.errors import UsageError
 from repsim.networks.layers import Layer, find_layers
 from repsim.networks.models import Network, as_network
-from repsim.networks.tracing import is_own, unobserved
+from repsim.networks.tracing import (
+    ADDITION,
+    Call,
+    OperationAt,
+    following,
+    is_addition,
+    is_own,
+    operation_at,
+    unobserved,
+)
+from repsim.networks.wrappers import part
 
 Reduce = Callable[[Layer, Tensor], Any]
 
@@ -88,10 +100,15 @@ def hooked(
     def end(module: nn.Module, arguments: tuple, result: Any) -> None:
         under_way[0] = False
 
+    layers = list(layers)
+    placed = {layer.place: layer for layer in layers if layer.place is not None}
+    if placed and network.compiled:
+        name = next(iter(placed.values())).name
+        raise UsageError(f"layer {name!r} of {network.name} is no module's, and is not there once it is compiled")
     handles = [network.module.register_forward_pre_hook(start)]
     try:
-        for (path, side), at_module in _grouped(layers).items():
-            module = network.module.get_submodule(path)
+        for (path, side), at_module in _grouped(each for each in layers if each.place is None).items():
+            module = part(network.module, path)
             hook = _hook(at_module, (path, side), calls, take, under_way)
             if network.compiled:  # what is taken is none of what is compiled
                 hook = torch.compiler.disable(hook)
@@ -102,10 +119,37 @@ def hooked(
                     module.register_forward_pre_hook(lambda m, args, kw, hook=hook: hook(args or kw), with_kwargs=True)
                 )
         handles.append(network.module.register_forward_hook(end))
-        yield
+        with _at_additions(network, placed, take, under_way) if placed else nullcontext():
+            yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _at_additions(
+    network: Network,
+    placed: dict[OperationAt, Layer],
+    take: Callable[[Layer, Tensor], None],
+    under_way: list[bool],
+) -> Iterator[None]:
+    """Within it, `take` gets the layers that are results of additions."""
+    running: list[Call] = []
+
+    def nothing(call: Call, values: Any) -> None:
+        pass
+
+    class Additions(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+            at = operation_at(ADDITION, running) if running and is_addition(func, args) else None
+            result = func(*args, **(kwargs or {}))
+            if at in placed and under_way[0]:
+                with unobserved():
+                    take(placed[at], placed[at].read(result))
+            return result
+
+    with following(network.module, running, nothing, nothing), Additions():
+        yield
 
 
 def _grouped(layers: Iterable[Layer]) -> dict[tuple[str, str], list[Layer]]:

@@ -75,6 +75,8 @@ def is_attention_like(module: nn.Module) -> bool:
 
 def is_mlp_like(module: nn.Module) -> bool:
     """An MLP, or several side by side, wrapped or not."""
+    if any(map(is_attention, module.modules())):
+        return False  # whatever makes its biases of positions
     parts = [part for part in module.children() if has_parts(part) and not is_norm(part)]
     return is_mlp(module) or _plain_sequence(module) or (bool(parts) and all(map(is_mlp_like, parts)))
 

@@ -26,7 +26,8 @@ from repsim.networks.structure import (
 )
 from repsim.networks.sublayers import paper_spots
 from repsim.networks.tokens import Reading, Tokens, one_of_tokens
-from repsim.networks.tracing import Spot, Trace
+from repsim.networks.tracing import OperationAt, Spot, Trace
+from repsim.networks.wrappers import children
 
 PRESETS = ("blocks", "paper", "all")
 
@@ -50,6 +51,8 @@ class Layer(Reading):
     call: int
     calls: int
     """Call number of this layer's, and how often the module runs in one forward pass."""
+    place: OperationAt | None = None
+    """The addition whose result it is, where no module is given it or gives it; its path is then that of one nearby."""
 
 
 def find_layers(
@@ -76,6 +79,11 @@ def find_layers(
     trace = Trace.of(network)
     found = _chosen(trace, layers)
     for spot in found:
+        if spot.lost is not None and spot.lost.output is None:
+            raise UsageError(
+                f"layer {spot.name!r} of {network.name} cannot be taken: no module is given it or gives it, and no "
+                "addition makes it; choose other layers, or pass the module as it was before it was traced"
+            )
         if spot.side == "output" and spot.call.mixed:
             raise UsageError(
                 f"layer {(spot.name or spot.call.name)!r} of {network.name} depends on several images of a batch at "
@@ -160,7 +168,7 @@ def residual_layers(network: Network | nn.Module | str, *, branch: bool = False)
     blocks = find_blocks(trace)
     if not blocks:
         raise UsageError(f"{network.name} has no blocks with residual sums that repsim can find")
-    spots = [stem_of(trace, blocks)]
+    spots = _stem(trace, blocks)
     for path, block in blocks:
         branches = _branches(trace, path, block)
         spots += branches if branch else _sums(trace, branches, block)
@@ -199,15 +207,21 @@ def _branches(trace: Trace, path: str, block: Spot) -> list[Spot]:
 def _blocks_preset(trace: Trace, *, inside: bool) -> list[Spot]:
     blocks = find_blocks(trace)
     if not blocks:  # no repeated structure: the parts of the network, one after another
-        parts = [p for name, part in trace.network.module.named_children() for p in parts_of(name, part)]
+        parts = [p for name, part in children(trace.network.module) for p in parts_of(name, part)]
         return [Spot(c, kind_of(c.module)) for c in trace.calls if c.path in parts]
-    spots = [stem_of(trace, blocks)]
+    spots = _stem(trace, blocks)
     for path, block in blocks:
         if inside:
             inner = paper_spots(trace, path, block)
             spots += [s for s in inner if s.call is not block.call or s.side != block.side]
         spots.append(block)
     return sorted(spots, key=lambda spot: spot.when)
+
+
+def _stem(trace: Trace, blocks: list[tuple[str, Spot]]) -> list[Spot]:
+    """What enters the first block; nothing where a chain of convolutions begins with the image itself."""
+    stem = stem_of(trace, blocks)
+    return [] if stem.since is not None and stem.made is trace.operations[0] else [stem]
 
 
 # By name
@@ -265,10 +279,12 @@ def depths_of(trace: Trace) -> Callable[[int], float]:
     the way through it. What runs between these places lies between them by its turn. Where there are no blocks, the
     network's parts divide it, or, if none of them runs, its modules.
     """
-    spots = _blocks_preset(trace, inside=False) or [Spot(call, kind_of(call.module)) for call in trace.calls]
+    blocks = find_blocks(trace)
+    spots = [stem_of(trace, blocks), *(block for _, block in blocks)] if blocks else _blocks_preset(trace, inside=False)
+    spots = spots or [Spot(call, kind_of(call.module)) for call in trace.calls]
     last = max(len(spots) - 1, 1)
     depths = {spot.when: i / last for i, spot in enumerate(spots)}
-    for path, block in find_blocks(trace):
+    for path, block in blocks:
         branches = _branches(trace, path, block)
         for i, (after, added) in enumerate(zip(_sums(trace, branches, block), branches), 1):
             depths[after.when] = depths[added.when] = depths[block.when] - (1 - i / len(branches)) / last
@@ -287,11 +303,6 @@ def _layers(trace: Trace, spots: Sequence[Spot]) -> list[Layer]:
 
 def _layer(trace: Trace, spot: Spot, index: int, depth: float) -> Layer:
     call = spot.call
-    if spot.lost is not None:
-        raise UsageError(
-            f"layer {spot.name!r} of {trace.network.name} cannot be taken: no module is given it or gives it, as in a "
-            "traced graph; choose other layers, or pass the module as it was before it was traced"
-        )
     return Layer(
         name=spot.name or call.name,
         kind=spot.kind,
@@ -301,5 +312,6 @@ def _layer(trace: Trace, spot: Spot, index: int, depth: float) -> Layer:
         side=spot.side,
         call=call.number,
         calls=len(trace.calls_of(call.path)),
+        place=spot.lost and spot.lost.at,
         **vars(trace.reading(spot.activation)),
     )

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import json
 import logging
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,13 +43,14 @@ def of_library(name: str) -> bool:
 
 
 def check_library(name: str) -> None:
-    """Raise `UsageError` if nothing is named, or the library is not there, before it is imported."""
+    """Raise `UsageError` if nothing is named, or the library is not there or does not know the name."""
     scheme, _, rest = name.partition(":")
     if not rest.strip(":"):
         raise UsageError(f"{name!r} names no network: write {USAGE[scheme]}")
     if importlib.util.find_spec(PACKAGES[scheme]) is None:
         extra = f"; install it with pip install 'repsim-vision[{scheme}]'"
         raise UsageError(f"{name} needs the package {PACKAGES[scheme]}, which is not installed{extra}")
+    NAMES[scheme](rest)
 
 
 def found_in_library(name: str, weights: str, model_args: dict[str, Any]) -> Found:
@@ -70,8 +73,10 @@ def found_in_library(name: str, weights: str, model_args: dict[str, Any]) -> Fou
 
 
 def _from_transformers(rest: str, pretrained: bool, args: dict[str, Any]) -> Found:
-    """`OWNER/NAME` or a folder, and perhaps `:Class`."""
+    """`OWNER/NAME` or a folder, and perhaps `:Class`; a folder of PEFT's adapters alone is that of its base."""
     place, kind = _place_and_class(rest)
+    adapters, place = (place, _base_of(place)) if _is_of_adapters(place) else (None, place)
+    kind = kind or (adapters and _class_of(adapters)) or ""
     import transformers
 
     if kind and not issubclass(getattr(transformers, kind, type(None)), transformers.PreTrainedModel):
@@ -79,7 +84,7 @@ def _from_transformers(rest: str, pretrained: bool, args: dict[str, Any]) -> Fou
         raise one_of("model class of transformers", kind, known)
     made = getattr(transformers, kind) if kind else transformers.AutoModel
     from_config = made._from_config if kind else made.from_config
-    label, missing = Path(place).name, set()
+    label, missing = Path(adapters or place).name, set()
     with _quietly(), _said_by(f"hf:{place}", weights=pretrained):
         config = transformers.AutoConfig.from_pretrained(place)
         if args:
@@ -89,6 +94,8 @@ def _from_transformers(rest: str, pretrained: bool, args: dict[str, Any]) -> Fou
             missing = set(loaded["missing_keys"])
         else:
             module = from_config(config, dtype=torch.float32)
+    if adapters:
+        _adapt(module, adapters, pretrained)
     seen = tower(module)
     prefix = next(f"{path}." if path else "" for path, each in module.named_modules() if each is seen)
     drawn = sorted(key for key in missing if key.startswith(prefix))
@@ -101,9 +108,10 @@ def _from_transformers(rest: str, pretrained: bool, args: dict[str, Any]) -> Fou
     if "image_size" in args:
         height, width = _pair(args["image_size"])
         of_processor = {"size": {"height": height, "width": width}, "crop_size": {"height": height, "width": width}}
+    beside = adapters if adapters and (Path(adapters) / "preprocessor_config.json").is_file() else place
     try:
-        with _quietly(), _said_by(f"the image processor of hf:{place}", weights=True):
-            preparing = transformers.AutoImageProcessor.from_pretrained(place, **of_processor)
+        with _quietly(), _said_by(f"the image processor of hf:{beside}", weights=True):
+            preparing = transformers.AutoImageProcessor.from_pretrained(beside, **of_processor)
     except RepsimError as error:
         transform = Unsaid(
             _size_of(seen),
@@ -111,14 +119,81 @@ def _from_transformers(rest: str, pretrained: bool, args: dict[str, Any]) -> Fou
             f"beside its weights, or {HOW_TO_SAY}",
         )
     else:
-        transform = as_transform(preparing, channels=_size_of(seen)[0], name=f"hf:{place}")
+        transform = as_transform(preparing, channels=_channels_of(seen), name=f"hf:{place}")
     commit = getattr(module.config, "_commit_hash", None)
     record = {"class": f"transformers.{type(module).__name__}", **({"commit": commit} if commit else {})}
+    record |= {"adapters": adapters, "base": place} if adapters else {}
     notice = (
         f"{label}: {len(drawn)} tensors are not among its weights ({few(drawn)}) and were drawn at random: they are "
         "untrained"
     )
     return Found(seen, transform, label, record, (notice,) if drawn else ())
+
+
+ADAPTERS = "adapter_config.json"
+"""What PEFT writes beside adapters, and names their base in."""
+
+
+def _is_of_adapters(place: str) -> bool:
+    """Whether a folder holds adapters, and no network of its own."""
+    folder = Path(place)
+    return (folder / ADAPTERS).is_file() and not (folder / "config.json").exists()
+
+
+def _said_of_adapters(folder: str) -> dict[str, Any]:
+    try:
+        said = json.loads((Path(folder) / ADAPTERS).read_text())
+    except (OSError, ValueError) as error:
+        raise RepsimError(f"cannot read {Path(folder) / ADAPTERS}: {first_line(error)}") from None
+    return said if isinstance(said, dict) else {}
+
+
+def _base_of(folder: str) -> str:
+    """The network that adapters belong to: a folder, or a name on the hub."""
+    base = _said_of_adapters(folder).get("base_model_name_or_path")
+    if not base:
+        raise UsageError(
+            f"{folder} holds adapters without the network they belong to, and {ADAPTERS} names none in "
+            "base_model_name_or_path; merge them (merge_and_unload) and save the whole, or name the base there"
+        )
+    found = _folder(str(Path(folder) / base)) or _folder(base)
+    if found is None and (Path(base).is_absolute() or base.startswith(".")):
+        raise UsageError(
+            f"{folder} holds adapters of {base}, and there is no such folder; name where it is in {ADAPTERS}, under "
+            "base_model_name_or_path"
+        )
+    return base if found is None else str(found.resolve())
+
+
+def _class_of(folder: str) -> str | None:
+    """The class of transformers whose weights adapters were trained beside, where they say so."""
+    return (_said_of_adapters(folder).get("auto_mapping") or {}).get("base_model_class")
+
+
+def _adapt(module: nn.Module, folder: str, pretrained: bool) -> None:
+    """Put adapters into a network, with their weights or untrained.
+
+    Raises:
+        UsageError: PEFT is not installed, or they are prompts, which a network of images has none of.
+        RepsimError: they are not this network's.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise UsageError(f"{folder} holds adapters, which the package peft reads; install it with pip install peft")
+    import peft
+
+    with warnings.catch_warnings(), _said_by(f"the adapters in {folder}", weights=True):
+        warnings.simplefilter("ignore")  # of what follows as an error
+        config = peft.PeftConfig.from_pretrained(folder)
+        if config.is_prompt_learning:
+            raise UsageError(f"{folder} holds learned prompts, which are no part of a network of images")
+        adapted = peft.get_peft_model(module, config)
+        loaded = adapted.load_adapter(folder, "default") if pretrained else None
+    strange = [*loaded.unexpected_keys, *loaded.missing_keys] if loaded else []
+    if strange:
+        raise RepsimError(
+            f"the adapters in {folder} are not those of {type(module).__name__}: {len(strange)} of their tensors do "
+            f"not fit ({few(strange)}); name the class they were trained in with hf:{folder}:CLASS"
+        )
 
 
 def _for_config(config: Any, args: dict[str, Any], place: str) -> dict[str, Any]:
@@ -208,12 +283,8 @@ def _from_torchvision(rest: str, pretrained: bool, args: dict[str, Any]) -> Foun
     """`NAME`, and perhaps `:WEIGHTS`; without it the weights that torchvision calls the best, and their transform."""
     from torchvision import models
 
-    name, _, tag = rest.partition(":")
-    if name not in models.list_models():
-        raise one_of("model of torchvision", name, models.list_models(), "`torchvision.models.list_models()` has all.")
+    name, tag = _name_in_torchvision(rest)
     choices = models.get_model_weights(name)
-    if tag and tag not in choices.__members__:
-        raise one_of(f"weights of torchvision's {name}", tag, choices.__members__)
     chosen = choices[tag] if tag else getattr(choices, "DEFAULT", None)
     if pretrained and chosen is None:
         raise RepsimError(f"torchvision has no pretrained weights for {name}; ask for `random` ones, or give a file")
@@ -226,11 +297,25 @@ def _from_torchvision(rest: str, pretrained: bool, args: dict[str, Any]) -> Foun
     with _said_by(f"torchvision:{rest}", weights=pretrained):
         module = models.get_model(name, weights=chosen if pretrained else None, **of_model)
     if chosen is None:
-        transform = Unsaid((3, *_pair(size or 224)), f"nothing says how images are prepared for {name}; {HOW_TO_SAY}")
+        known = None if size is None else (3, *_pair(size))
+        transform = Unsaid(known, f"nothing says how images are prepared for {name}; {HOW_TO_SAY}")
     else:
         transform = _of_preset(chosen.transforms(), name, size)
     weights = {"weights": str(chosen), "url": chosen.url} if chosen is not None and pretrained else {}
     return Found(module, transform, name, weights)
+
+
+def _name_in_torchvision(rest: str) -> tuple[str, str]:
+    """The name of a network, and that of weights or nothing."""
+    from torchvision import models
+
+    name, _, tag = rest.partition(":")
+    if name not in models.list_models():
+        raise one_of("model of torchvision", name, models.list_models(), "`torchvision.models.list_models()` has all.")
+    choices = models.get_model_weights(name)
+    if tag and tag not in choices.__members__:
+        raise one_of(f"weights of torchvision's {name}", tag, choices.__members__)
+    return name, tag
 
 
 def _of_preset(preset: Any, name: str, size: Any) -> Transform:
@@ -255,19 +340,13 @@ def _from_open_clip(rest: str, pretrained: bool, args: dict[str, Any]) -> Found:
     """`NAME`, and `:PRETRAINED`; or `hf-hub:OWNER/NAME` and `local-dir:FOLDER`, which have their weights with them."""
     import open_clip
 
-    complete = rest.startswith(("hf-hub:", "local-dir:"))
-    name, tag = (rest, "") if complete else (rest.partition(":")[0], rest.partition(":")[2])
-    if not complete:
-        if open_clip.get_model_config(name) is None:
-            raise one_of("model of open_clip", name, open_clip.list_models(), "`open_clip.list_models()` has all.")
+    name, tag = _name_in_open_clip(rest)
+    if pretrained and not tag and not rest.startswith(COMPLETE):
         tags = open_clip.list_pretrained_tags_by_model(name)
-        if tag and tag not in tags:
-            raise one_of(f"pretrained weights of open_clip's {name}", tag, tags)
-        if pretrained and not tag:
-            raise UsageError(
-                f"say which weights: open_clip:{name}:{tags[0] if tags else 'PRETRAINED'}; open_clip has "
-                f"{', '.join(tags) if tags else 'none for it, so ask for `random` ones or give a file'}"
-            )
+        raise UsageError(
+            f"say which weights: open_clip:{name}:{tags[0] if tags else 'PRETRAINED'}; open_clip has "
+            f"{', '.join(tags) if tags else 'none for it, so ask for `random` ones or give a file'}"
+        )
     if "image_size" in args:
         args["force_image_size"] = args.pop("image_size")
     with _said_by(f"open_clip:{rest}", weights=pretrained), _without_logs():
@@ -278,11 +357,36 @@ def _from_open_clip(rest: str, pretrained: bool, args: dict[str, Any]) -> Found:
     return Found(tower(module), as_transform(preparing, name=label), label, {"pretrained": tag} if tag else {})
 
 
+COMPLETE = ("hf-hub:", "local-dir:")
+"""How names of open_clip's begin that have their weights with them."""
+
+
+def _name_in_open_clip(rest: str) -> tuple[str, str]:
+    """The name of a network, and that of weights or nothing."""
+    import open_clip
+
+    if rest.startswith(COMPLETE):
+        return rest, ""
+    name, _, tag = rest.partition(":")
+    if open_clip.get_model_config(name) is None:
+        raise one_of("model of open_clip", name, open_clip.list_models(), "`open_clip.list_models()` has all.")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if tag and tag not in tags:
+        raise one_of(f"pretrained weights of open_clip's {name}", tag, tags)
+    return name, tag
+
+
 SCHEMES: dict[str, Callable[[str, bool, dict[str, Any]], Found]] = {
     "hf": _from_transformers,
     "torchvision": _from_torchvision,
     "open_clip": _from_open_clip,
 }
+NAMES: dict[str, Callable[[str], tuple[str, str]]] = {
+    "hf": _place_and_class,
+    "torchvision": _name_in_torchvision,
+    "open_clip": _name_in_open_clip,
+}
+"""What looks at the name alone; it raises `UsageError` for one that the library does not know."""
 PACKAGES = {"hf": "transformers", "torchvision": "torchvision", "open_clip": "open_clip"}
 """What must be installed for each."""
 USAGE = {
@@ -363,9 +467,12 @@ def transform_of(module: nn.Module) -> Transform | None:
     return None
 
 
-def _size_of(module: nn.Module) -> tuple[int, int, int]:
-    """(channels, height, width) by its config, where that says so; else those of most."""
-    config = module.config
-    size = getattr(config, "image_size", None) or 224
-    height, width = _pair(size)
-    return getattr(config, "num_channels", None) or 3, height, width
+def _size_of(module: nn.Module) -> tuple[int, int, int] | None:
+    """(channels, height, width) by its config; None where that does not say."""
+    size = getattr(module.config, "image_size", None)
+    return (_channels_of(module), *_pair(size)) if size else None
+
+
+def _channels_of(module: nn.Module) -> int:
+    """By its config; else those of a colour image."""
+    return getattr(module.config, "num_channels", None) or 3

@@ -22,7 +22,7 @@ import huggingface_hub
 import numpy as np
 import timm
 import torch
-from timm.data import resolve_model_data_config
+from timm.data import resolve_data_config
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import is_lazy
@@ -35,7 +35,7 @@ from repsim.networks.hashing import NoStableForm, state_sha256
 from repsim.networks.libraries import call_of, check_library, found_in_library, of_library, tower, transform_of
 from repsim.networks.memory import physical
 from repsim.networks.precision import Precision, check_precision, computing, usual_precision
-from repsim.networks.transforms import EvalTransform, Transform, Unsaid, as_transform
+from repsim.networks.transforms import HOW_TO_SAY, EvalTransform, Transform, Unsaid, as_transform, said_in_words
 from repsim.networks.weights import Taken, load_file, packed
 from repsim.networks.wrappers import Called, looked_through
 from repsim.tables import regular
@@ -65,8 +65,9 @@ class Network:
     """`pretrained`, `random`, a file, `factory`, or `as given` for a module handed over in Python."""
     transform: Transform | Any = None
     """Or whatever else prepares images: an image processor of transformers, a transform of torchvision's or
-    open_clip's, a function from a PIL image to a tensor. None: what the module says of it; of one that says nothing
-    timm's usual one for ImageNet."""
+    open_clip's, a function from a PIL image to a tensor; or words, such as `size=224 mean=0.5,0.5,0.5 std=0.5,0.5,0.5`
+    or `imagenet`. None: what the module says of it; of one that says nothing it is asked for, where images are no
+    tensors."""
     model_args: dict[str, Any] = field(default_factory=dict)
     precision: Precision | None = None
     """Of its forward passes and what is computed in them; None: the usual one of its device."""
@@ -97,6 +98,8 @@ class Network:
         transform = self.transform
         if transform is None:
             transform = _transform_of(module, {})
+        elif isinstance(transform, str):
+            transform = said_in_words(transform, _transform_of(module, {}), self.name)
         elif not isinstance(transform, Transform):
             channels = getattr(getattr(module, "config", None), "num_channels", 3)
             transform = as_transform(transform, channels=channels, name=self.name)
@@ -105,6 +108,13 @@ class Network:
 
     @property
     def input_size(self) -> tuple[int, int, int]:
+        """(channels, height, width) of images.
+
+        Raises:
+            UsageError: nothing says how large they are.
+        """
+        if self.transform.input_size is None:
+            raise UsageError(self.transform.why)
         return self.transform.input_size
 
     @property
@@ -153,12 +163,12 @@ class Network:
         if size is not None:
             network = dataclasses.replace(self, transform=dataclasses.replace(self.transform, input_size=size))
             return with_values(network)
+        if isinstance(self.transform, Unsaid):
+            raise UsageError(self.transform.why)
         if self.input_size[0] not in (1, 3):
             raise UsageError(
                 f"{self.name} takes {self.input_size[0]} channels; give its images as a float tensor (n, c, h, w)"
             )
-        if isinstance(self.transform, Unsaid):
-            raise UsageError(self.transform.why)
         return with_values(self)
 
     @cached_property
@@ -305,6 +315,7 @@ def load_model(
     precision: Precision | None = None,
     compiled: bool = False,
     seed_each_pass: bool = False,
+    transform: str | Transform | Any = None,
     **model_args: Any,
 ) -> Network:
     """Load a network by name.
@@ -324,6 +335,9 @@ def load_model(
         precision: `fp32`, `tf32` (CUDA only) or `bf16`; None: tf32 on CUDA, else fp32. See `repsim.networks.precision`.
         compiled: have `torch.compile` run the network where a study allows it; the first batch takes longer.
         seed_each_pass: begin every pass with the same seed, for networks that draw at random while they run.
+        transform: what prepares images, if not what its library says: as that of a `Network`. Words such as
+            `size=224 crop=1.0` leave the rest as the library says it, where that is timm's or the words say the
+            normalisation, too.
         **model_args: passed to the constructor, for instance `img_size=384`.
 
     Raises:
@@ -333,7 +347,7 @@ def load_model(
     weights = os.fspath(weights)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _build(name, weights, model_args, weights_key)
+        network = _build(name, weights, model_args, weights_key, transform)
     _evaluate(network)
     network = dataclasses.replace(network, seed=seed)
     if device is not None:
@@ -378,11 +392,13 @@ def check_name(name: str) -> None:
     """Raise `UsageError` for a name that nothing is known by, before anything is downloaded or built."""
     if of_library(name):
         check_library(name)
+    elif _of_factory(name):
+        _factory(name)
     elif ":" not in name and name not in minis.ARCHITECTURES and name not in minis.bundled():
         _check_timm_name(ALIASES[name].timm_name if name in ALIASES else name)
 
 
-def _build(name: str, weights: str, model_args: dict[str, Any], key: str | None) -> Network:
+def _build(name: str, weights: str, model_args: dict[str, Any], key: str | None, transform: Any = None) -> Network:
     file = None if weights in ("pretrained", "random") else Path(weights)
     if file is None and key is not None:
         raise UsageError(f"the weights key {key!r} chooses among the weights of a file; {name} has {weights!r} ones")
@@ -391,6 +407,10 @@ def _build(name: str, weights: str, model_args: dict[str, Any], key: str | None)
     _check_args(name, model_args)
     with _no_larger_than_memory(name, model_args):
         network = _made(name, weights, model_args)
+    if isinstance(transform, str):
+        transform = said_in_words(transform, network.transform, name)
+    if transform is not None:
+        network = dataclasses.replace(network, transform=transform)
     label, given = network.name, network.weights
     if file is not None:
         with_values(network)  # the file must fit the shapes that a first pass gives
@@ -445,7 +465,7 @@ def _made(name: str, weights: str, model_args: dict[str, Any]) -> Network:
     """The network, with pretrained weights where these were asked for."""
     if of_library(name):
         return _from_library(name, weights, model_args)
-    if ":" in name and not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
+    if _of_factory(name):
         return _from_factory(name, weights, model_args)
     if name in minis.ARCHITECTURES or name in minis.bundled():
         return _from_minis(name, weights, model_args)
@@ -535,7 +555,12 @@ def _quick_when_offline() -> Iterator[None]:
         huggingface_hub.constants.HF_HUB_OFFLINE = before
 
 
-def _from_factory(name: str, weights: str, model_args: dict[str, Any]) -> Network:
+def _of_factory(name: str) -> bool:
+    return ":" in name and not name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
+
+
+def _factory(name: str) -> Callable[..., Any]:
+    """What `package.module:factory` names."""
     path, _, attribute = name.partition(":")
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -547,6 +572,11 @@ def _from_factory(name: str, weights: str, model_args: dict[str, Any]) -> Networ
         raise one_of(f"factory of {path}", attribute, [n for n in vars(sys.modules[path]) if n[0] != "_"]) from None
     except (Exception, SystemExit) as error:  # whatever the user's module does when it is imported
         raise UsageError(f"cannot import {path!r} for model {name!r}: {first_line(error)}") from None
+    return factory
+
+
+def _from_factory(name: str, weights: str, model_args: dict[str, Any]) -> Network:
+    factory = _factory(name)
     try:
         made = factory(**model_args)
     except RepsimError:
@@ -559,26 +589,39 @@ def _from_factory(name: str, weights: str, model_args: dict[str, Any]) -> Networ
         raise UsageError(f"{name} must return an nn.Module or a repsim.Network, it returned {type(made).__name__}")
     if isinstance(made, Network):
         return dataclasses.replace(made, source=name)
-    return Network(made, attribute.split(".")[-1], name, "factory", _transform_of(made, model_args))
+    return Network(made, name.rpartition(":")[2].split(".")[-1], name, "factory", _transform_of(made, model_args))
 
 
 def _transform_of(module: nn.Module, model_args: dict[str, Any], config: dict[str, Any] | None = None) -> Transform:
     """A library's own evaluation settings where it has them; of timm's an image size among the arguments wins."""
     if (said := transform_of(module)) is not None:
         return said
+    channels = next((n for k in ("in_chans", "channels") if isinstance(n := model_args.get(k), int)), None)
+    size = next((model_args[k] for k in ("img_size", "image_size") if k in model_args), None)
+    size = (size, size) if isinstance(size, int) else size
     if config is None:
-        config = resolve_model_data_config(module, use_test_size=False) if hasattr(module, "pretrained_cfg") else {}
+        config = _timm_config(module)
+    if config is None:
+        known = None if size is None else (channels or 3, *size)
+        return Unsaid(known, f"nothing says how images are prepared for {type(module).__name__}; {HOW_TO_SAY}")
     transform = EvalTransform.of(config)
-    channels, height, width = transform.input_size
-    channels = next((n for k in ("in_chans", "channels") if isinstance(n := model_args.get(k), int)), channels)
-    size = next((model_args[k] for k in ("img_size", "image_size") if k in model_args), (height, width))
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = size or transform.input_size[1:]
+    channels = channels or transform.input_size[0]
     if channels != len(transform.mean):
         grey = channels == 1
         both = {"mean": transform.mean, "std": transform.std}
         statistics = {k: (sum(v) / len(v),) if grey else v[:1] * channels for k, v in both.items()}
         transform = dataclasses.replace(transform, **statistics)
     return dataclasses.replace(transform, input_size=(channels, height, width))
+
+
+def _timm_config(module: nn.Module) -> dict[str, Any] | None:
+    """What a module of timm's, or one written like these, says of its images; None of one that says nothing."""
+    config = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)
+    if not config:
+        return None
+    config = dict(config) if isinstance(config, dict) else config.to_dict()
+    return resolve_data_config(pretrained_cfg=config, model=module, use_test_size=False)
 
 
 def parse_model_args(pairs: tuple[str, ...]) -> dict[str, Any]:

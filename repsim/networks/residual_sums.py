@@ -79,7 +79,7 @@ def find_sums(network: Network | nn.Module | str) -> list[ResidualSum]:
     found, depth = [], depths_of(trace)
     for number, (path, block) in enumerate(find_blocks(trace)):
         additions = _stream(trace, path, block)
-        for (addition, skip), sublayer in zip(additions, _sublayers(trace, path, additions)):
+        for (addition, skip), sublayer in zip(additions, _sublayers(trace, path, block, additions)):
             if addition.output is None:
                 raise UsageError(f"a residual sum in {path} of {network.name} has no axis of images that is known")
             reading = trace.reading(addition.output)
@@ -91,10 +91,28 @@ def find_sums(network: Network | nn.Module | str) -> list[ResidualSum]:
 
 
 def blocks_without(network: Network, sums: Sequence[ResidualSum]) -> list[str]:
-    """A sentence on the blocks that have no residual sum, if there are any."""
+    """Sentences on the blocks that have no residual sum, and on sums that do not enter what a block returns first."""
     have = {each.layer for each in sums}
-    names = [path for path, _ in find_blocks(Trace.of(network)) if path not in have]
-    return [f"{len(names)} blocks of {network.name} have no residual sum: {', '.join(names)}"] if names else []
+    trace = Trace.of(network)
+    blocks = find_blocks(trace)
+    names = [path for path, _ in blocks if path not in have]
+    said = [f"{len(names)} blocks of {network.name} have no residual sum: {', '.join(names)}"] if names else []
+    aside = [path for path, block in blocks if path in have and _adds_aside(trace, path, block)]
+    if aside:
+        said.append(
+            f"residual sums of {', '.join(aside)} in {network.name} that do not enter what it returns first are left "
+            "out: of several tensors the first stands for a block"
+        )
+    return said
+
+
+def _adds_aside(trace: Trace, path: str, block: Spot) -> bool:
+    """Whether the own code of a block ends residual sums of which its output is not made."""
+    if block.made is None:
+        return False
+    behind = {block.made, *block.made.ancestors()}
+    own = (op for op in trace.operations if op.at and op.at.path == path and adds_what_it_came_from(op))
+    return any(op not in behind for op in own)
 
 
 def _stream(trace: Trace, path: str, block: Spot) -> list[tuple[Operation, int]]:
@@ -109,7 +127,7 @@ def _stream(trace: Trace, path: str, block: Spot) -> list[tuple[Operation, int]]
             found.insert(0, (here, skip))
             here = here.operands[skip]
             continue
-        depends = _parted_from(here) or {op for op in here.operands if op is not None}
+        depends = _parted_from(here) or _added_to(here, first.started) or {op for op in here.operands if op is not None}
         if is_learned(here) or len(depends) != 1:
             # A projection of the skip, or a block without one: nothing that is added must lie behind it.
             behind = [op for op in {here, *here.ancestors()} if op.when > first.started and adds_what_it_came_from(op)]
@@ -127,14 +145,30 @@ def _parted_from(op: Operation) -> set[Operation]:
     """What an operation puts together again that was parted (a class token normalised alone, say); empty if nothing."""
     if op.name != "cat" or None in op.operands:
         return set()
-    ways: list[list[Operation]] = []
-    for part in op.operands:
-        way: list[Operation] = []
-        while part is not None and not is_learned(part) and len({*part.operands} - {None}) == 1:
-            way.append(part := next(before for before in part.operands if before is not None))
-        ways.append(way)
+    ways = [_way_back(part) for part in op.operands]
     common = [each for each in ways[0] if all(each in way for way in ways)]
     return {common[0]} if common else set()
+
+
+def _added_to(op: Operation, started: int) -> set[Operation]:
+    """The sum in the one part that a block adds to, of several that it puts together; empty if it adds to more.
+
+    The others are as they entered the block: patches beside a class token, or local tokens beside those of a region.
+    """
+    if op.name != "cat" or None in op.operands:
+        return set()
+    ends = [[part, *_way_back(part)] for part in op.operands]
+    sums = {next((each for each in way if is_sum(each) and each.when > started), None) for way in ends}
+    as_given = all(way[-1].when < started or any(map(is_sum, way)) for way in ends)
+    return sums - {None} if as_given and len(sums) == 2 and None in sums else set()
+
+
+def _way_back(part: Operation) -> list[Operation]:
+    """The operations of one operand, none learned, that a tensor was made by, last to first."""
+    way: list[Operation] = []
+    while part is not None and not is_learned(part) and len({*part.operands} - {None}) == 1:
+        way.append(part := next(before for before in part.operands if before is not None))
+    return way
 
 
 def _skip(trace: Trace, path: str, addition: Operation, entry: Operation | None) -> int:
@@ -187,7 +221,7 @@ def _learned_between(op: Operation, entry: Operation | None) -> float:
     return fewest[op]
 
 
-def _sublayers(trace: Trace, path: str, additions: Sequence[tuple[Operation, int]]) -> list[str]:
+def _sublayers(trace: Trace, path: str, block: Spot, additions: Sequence[tuple[Operation, int]]) -> list[str]:
     """What each sum of a block adds, by the modules that ran in its branch and nowhere else."""
     if len(additions) == 1:
         return ["unit"]
@@ -196,11 +230,11 @@ def _sublayers(trace: Trace, path: str, additions: Sequence[tuple[Operation, int
     for addition, skip in additions:
         stream, branch = addition.operands[skip], addition.operands[1 - skip]
         computed = {branch, *branch.ancestors()} - ({stream, *stream.ancestors()} if stream is not None else set())
-        inside = [call for call in trace.below(path) if not call.started < addition.when < call.ended]
+        inside = [call for call in trace.inside(path, block) if not call.started < addition.when < call.ended]
         ran = [c for c in inside if any(c.started < op.when < c.ended for op in computed)]
-        attention = any(is_attention(c.module) or c.path in attends for c in ran)
-        attention |= any(op.at in weights for op in computed)
-        mlp = any(is_mlp(c.module) for c in ran)
+        attentions = [c for c in ran if is_attention(c.module) or c.path in attends]
+        attention = bool(attentions) or any(op.at in weights for op in computed)
+        mlp = any(is_mlp(c.module) and not any(c.path.startswith(f"{a.path}.") for a in attentions) for c in ran)
         kinds.append((attention, mlp or (branch is not None and plain_mlp(trace, branch) is not None)))
     if len(kinds) == 2 and not any(attention for attention, _ in kinds) and any(mlp for _, mlp in kinds):
         return ["token_mixing", "channel_mixing"]

@@ -11,10 +11,12 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch import nn
 
 from repsim.networks.bare_blocks import entered, first_call, handed_on
+from repsim.networks.chains import chain
 from repsim.networks.kinds import has_parts, is_a, is_attention_like, is_mlp, is_mlp_like, maps_in, named_norm
 from repsim.networks.tracing import (
     Call,
@@ -23,6 +25,7 @@ from repsim.networks.tracing import (
     Trace,
     adds_what_it_came_from,
 )
+from repsim.networks.wrappers import children, held_in, parts
 
 # Blocks
 
@@ -32,6 +35,11 @@ def find_blocks(trace: Trace) -> list[tuple[str, Spot]]:
     ends = _ends(trace)
     paths = _whole(trace, list(_block_paths(trace)), ends) or units(trace) or _outermost(ends)
     paths = _without_parts(trace, _paired(trace, _taken_apart(trace, paths), ends), ends)
+    if not paths or _are_branches(trace, paths, ends):
+        return chain(trace, lambda path: _held_over(trace, path))
+    if rows := _in_halves(trace, paths, set(ends)):
+        return rows
+    paths = _handing_on(trace, paths)
     uncalled = [path for path in paths if not trace.calls_of(path) and any(c.result for c in trace.below(path))]
     ends = dict(zip(uncalled, handed_on(trace, uncalled)))
     return [
@@ -47,7 +55,7 @@ def _whole(trace: Trace, paths: list[str], ends: list[str]) -> list[str]:
     Not so where it holds them all: a network that adds its input to what it makes of it is no block.
     """
     at = set(ends)
-    module = trace.network.module.get_submodule
+    module = trace.module
     several = {type(module(path)) for (path, _), count in _own_ends(trace).items() if count > 1}
     whole = []
     for path in paths:
@@ -59,14 +67,90 @@ def _whole(trace: Trace, paths: list[str], ends: list[str]) -> list[str]:
 
 def _paired(trace: Trace, paths: list[str], ends: list[str]) -> list[str]:
     """Attention and MLP that end a sum each, one after another in every element of a row, stand for that element."""
-    module, at = trace.network.module.get_submodule, set(ends)
-    attends = Counter(parent_of(path) for path in paths if path in at and is_attention_like(module(path)))
-    halves = attends + Counter(parent_of(path) for path in paths if path in at and is_mlp_like(module(path)))
-    several = {above for above, count in halves.items() if count == 2 or (count > 2 and attends[above])}
+    module, at = trace.module, set(ends)
+    attend = {path for path in paths if path in at and (_attends(trace, path) or is_attention_like(module(path)))}
+    rest = {path for path in paths if path in at and is_mlp_like(module(path)) and not _weights_in(trace, path)}
+    attends, others = (Counter(map(parent_of, half)) for half in (attend, rest))
+    several = {above for above, mlps in others.items() if attends[above] or mlps == 2}
     wholes = {above for above in several if isinstance(module(above), nn.Sequential)}
     rows = Counter(map(parent_of, wholes))
     wholes = {above for above in wholes if above.rpartition(".")[2].isdigit() and rows[parent_of(above)] > 1}
     return list(dict.fromkeys(parent_of(path) if parent_of(path) in wholes else path for path in paths))
+
+
+def _in_halves(trace: Trace, paths: list[str], ends: set[str]) -> list[tuple[str, Spot]]:
+    """Blocks of which attention and MLP are modules one after another in a row, where all that end a sum are such.
+
+    A half without the other is none; it stands at the end of what downsamples (LeViT).
+    """
+    module = trace.module
+    halves = [path for path in paths if path in ends and len(trace.calls_of(path)) == 1]
+    attends = {path: _attends(trace, path) for path in halves}
+    if not all(attends[path] or is_mlp_like(module(path)) for path in halves):
+        return []
+    pairs = [
+        (a, b) for a, b in zip(halves, halves[1:]) if attends[a] and not attends[b] and parent_of(a) == parent_of(b)
+    ]
+    if len(pairs) < 2:
+        return []
+    spots = [(b, trace.calls_of(b)[0], trace.calls_of(a)[0]) for a, b in pairs]
+    return [(path, Spot(last, "block", since=first)) for path, last, first in spots]
+
+
+def _are_branches(trace: Trace, paths: list[str], ends: list[str]) -> bool:
+    """Whether what looks like blocks is attention and MLPs in one row, whose sums are in the code around it."""
+    if any(_holds(path, set(ends)) for path in paths):
+        return False
+    attends = {path for path in paths if _attends(trace, path)}
+    rest = [path for path in paths if path not in attends]
+    return bool(attends and rest) and all(is_mlp_like(trace.module(path)) for path in rest)
+
+
+def _attends(trace: Trace, path: str) -> bool:
+    """Whether attention weights are made inside a module, and any MLP in it is a part of what makes them."""
+    places = _weights_in(trace, path)
+    makers = [place if has_parts(trace.module(place)) else parent_of(place) for place in places]
+    mlps = [call.path for call in trace.below(path) if is_mlp(call.module)]
+    return bool(places) and all(any(mlp.startswith(f"{maker}.") for maker in makers) for mlp in mlps)
+
+
+def _weights_in(trace: Trace, path: str) -> list[str]:
+    """Paths of the modules at or below a path that make attention weights."""
+    places = (weights.at.path for weights in trace.provenance.attentions)
+    return [place for place in places if place == path or place.startswith(f"{path}.")]
+
+
+def _handing_on(trace: Trace, paths: list[str]) -> list[str]:
+    """Without those of which the result only decides where attention looks, as its queries or keys."""
+    softmax = {weights.at for weights in trace.provenance.attentions}
+    followed = {op.at for op in trace.operations if trace.following(op)}  # of several results all may be left unused
+
+    def hands_on(path: str) -> bool:
+        results = [call.result.made for call in trace.calls_of(path) if call.result and call.result.made]
+        waiting, met = results[-1:], set()
+        while waiting:
+            here = waiting.pop()
+            after = trace.following(here)
+            if not after and here.at not in followed:
+                return True
+            met.add(here)
+            waiting += [op for op in after if op not in met and not _decides(here, op, softmax)]
+        return not results
+
+    return [path for path in paths if hands_on(path)]
+
+
+def _decides(given: Operation, op: Operation, softmax: set[Any]) -> bool:
+    """Whether an operation makes attention weights of what it is given, and no more."""
+    if op.name == "scaled_dot_product_attention":
+        return given not in op.operands[2:]
+    return op.at in softmax
+
+
+def _held_over(trace: Trace, path: str) -> bool:
+    """Whether a module is in a head or stem, or whatever else holds no blocks."""
+    module = trace.module
+    return any(_passed_over(each.rpartition(".")[2], module(each)) for each in (*_above(path), path))
 
 
 def parent_of(path: str) -> str:
@@ -77,9 +161,9 @@ def parent_of(path: str) -> str:
 def _without_parts(trace: Trace, paths: list[str], ends: list[str]) -> list[str]:
     """Of modules of which some end in a sum or concatenation, those that do, or are neither parts of these nor rows.
 
-    What is a plain sequence, or of a class that others are made of, stands between blocks: convolution and norm, say.
+    What is a plain sequence, an MLP, a single map, or of a class that others are made of, stands between blocks.
     """
-    module, at = trace.network.module.get_submodule, set(ends)
+    module, at = trace.module, set(ends)
     with_ends = [path for path in paths if _holds(path, at) or isinstance(module(path), nn.ModuleList)]
     parts = {
         type(part) for path in with_ends if path in at for part in module(path).modules() if part is not module(path)
@@ -87,7 +171,8 @@ def _without_parts(trace: Trace, paths: list[str], ends: list[str]) -> list[str]
 
     def between(path: str) -> bool:
         one = module(path)
-        return type(one) in parts or (isinstance(one, nn.Sequential) and type(one).forward is nn.Sequential.forward)
+        plain = isinstance(one, nn.Sequential) and type(one).forward is nn.Sequential.forward
+        return type(one) in parts or plain or is_mlp(one) or (maps_in(one) <= 1 and not _weights_in(trace, path))
 
     return [path for path in paths if path in with_ends or not with_ends or not between(path)]
 
@@ -99,7 +184,7 @@ def _holds(path: str, ends: set[str]) -> bool:
 def _ends(trace: Trace) -> list[str]:
     """Paths of modules whose own code ends a residual sum or, in a network without any, joins branches."""
     at = _own_ends(trace)
-    classes = {type(trace.network.module.get_submodule(path)) for path, _ in at} - {nn.Module}
+    classes = {type(trace.module(path)) for path, _ in at} - {nn.Module}
     ran = sorted((call for call in trace.calls if call.path), key=lambda call: call.started)
     return list(dict.fromkeys(call.path for call in ran if type(call.module) in classes and has_parts(call.module)))
 
@@ -129,7 +214,7 @@ def _joins(trace: Trace, op: Operation) -> bool:
 def _taken_apart(trace: Trace, paths: list[str]) -> list[str]:
     """Of blocks that add nothing themselves and hold rows of alike modules that do, these (a cross-stage network's)."""
     found = set(units(trace))
-    module = trace.network.module.get_submodule
+    module = trace.module
     rows = {path: [] if path in found else _rows(trace, path, found) for path in paths}
     stages = {type(module(path)) for path, row in rows.items() if len(row) > 1}
     apart = {path for path in paths if rows[path] and type(module(path)) in stages - {nn.Sequential, nn.ModuleList}}
@@ -139,13 +224,13 @@ def _taken_apart(trace: Trace, paths: list[str]) -> list[str]:
 def _rows(trace: Trace, path: str, units: set[str]) -> list[str]:
     """The units inside a module, if all of each row of modules are such, and alike."""
     found = []
-    for name, row in trace.network.module.get_submodule(path).named_modules(prefix=path):
-        parts = [(f"{name}.{n}", m) for n, m in row.named_children()]
+    for name, row in parts(trace.module(path), path).items():
+        held = [(f"{name}.{n}", m) for n, m in children(row)]
         if not _container(row) or any(name.startswith(f"{other}.") for other in found):
             continue
-        shapes = {(type(m), *(n for n, _ in m.named_parameters())) for _, m in parts}
-        if len(shapes) == 1 and all(inner in units or _pair(m) for inner, m in parts):
-            found += [inner for inner, _ in parts]
+        shapes = {(type(m), *(n for n, _ in m.named_parameters())) for _, m in held}
+        if len(shapes) == 1 and all(inner in units or _pair(m) for inner, m in held):
+            found += [inner for inner, _ in held]
     return found
 
 
@@ -184,12 +269,13 @@ def left_out(trace: Trace) -> list[str]:
         chosen = {*found, *paths}
         return [path for path in found if not any(above in chosen for above in _above(path))]
 
-    first = min(first_call(trace, path).started for path in paths)
+    first = min(entry_of(trace, path, block).started for path, block in blocks)
     last = max(block.when for _, block in blocks)
     weighed = [c for c in trace.calls if next(c.module.parameters(), None) is not None]
-    ran = sorted(weighed, key=lambda call: call.started)
+    rows = {call.path for path, block in blocks if block.since for call in trace.inside(path, block)}
+    ran = sorted((call for call in weighed if call.path not in rows), key=lambda call: call.started)
     between = outermost([call.path for call in ran if first < call.started and call.ended < last])
-    more = [path for path in outermost(units(trace)) if path not in between]
+    more = [path for path in outermost(units(trace)) if path not in between and path not in rows]
     said = []
     if between:
         said.append(f"between the blocks of {network.name} run {_counted(between)}")
@@ -210,46 +296,48 @@ def listed(names: list[str]) -> str:
 
 def stem_of(trace: Trace, blocks: list[tuple[str, Spot]]) -> Spot:
     """What enters the first block."""
-    path = blocks[0][0]
+    path, first = blocks[0]
+    if first.since is not None:
+        return Spot(first.since, "stem", "stem", "input", since=first.since)
     return Spot(first_call(trace, path), "stem", "stem", "input") if trace.calls_of(path) else entered(trace, path)
 
 
 def parts_of(name: str, module: nn.Module) -> list[str]:
     """A part of a network without blocks, or what it is a plain sequence of."""
     if _holds_elements(module) and not _container(module):
-        return [f"{name}.{inner}" for inner, _ in module.named_children()]
+        return [f"{name}.{inner}" for inner, _ in children(module)]
     return [name]
 
 
 def _container(module: nn.Module) -> bool:
     """Elements of which some have parts of their own: a row of blocks or stages."""
-    return _holds_elements(module) and any(has_parts(m) for m in module.children())
+    return _holds_elements(module) and any(has_parts(m) for m in held_in(module))
 
 
 def _holds_elements(module: nn.Module) -> bool:
     """A Sequential, a ModuleList, or what has numbered children and is a dictionary or, in a traced graph, bare."""
     if isinstance(module, (nn.Sequential, nn.ModuleList)):
         return True
-    numbered = all(name.isdigit() for name, _ in module.named_children())
+    numbered = all(name.isdigit() for name, _ in children(module))
     return numbered and has_parts(module) and (isinstance(module, nn.ModuleDict) or type(module) is nn.Module)
 
 
 def _row(module: nn.Module) -> bool:
     """A container of several compound elements of one class."""
-    elements = list(module.children())
+    elements = held_in(module)
     alike = len({type(m) for m in elements}) == 1 and type(elements[0]) is not nn.Sequential
     return _container(module) and len(elements) > 1 and alike and not _pair(module)
 
 
 def _numbered(module: nn.Module) -> bool:
     """Holds a row of blocks as children of its own: `b1`, `b2`, ... of one class (RegNet's stages)."""
-    names = [name for name, _ in module.named_children()]
-    classes = {type(child) for child in module.children()}
+    names = [name for name, _ in children(module)]
+    classes = {type(child) for child in held_in(module)}
     return (
         len(classes) == 1
         and all(re.fullmatch(r"[a-z_]+\d+", n) for n in names)
-        and has_parts(module.get_submodule(names[0]))
-        and not any(type(child) is nn.Module and _container(child) for child in module.children())
+        and has_parts(dict(children(module))[names[0]])
+        and not any(type(child) is nn.Module and _container(child) for child in held_in(module))
     )
 
 
@@ -261,11 +349,9 @@ def _is_stage(trace: Trace, path: str, module: nn.Module) -> bool:
     downsampling) counts for neither.
     """
     if _container(module):
-        return any(_container(m) or has_parts(m) for m in module.children()) and not _pair(module)
-    rows = {name: child for name, child in module.named_children() if _container(child) and not _pair(child)}
-    over = sum(
-        _size(child) for name, child in module.named_children() if name not in rows and _passed_over(name, child)
-    )
+        return any(_container(m) or has_parts(m) for m in held_in(module)) and not _pair(module)
+    rows = {name: child for name, child in children(module) if _container(child) and not _pair(child)}
+    over = sum(_size(child) for name, child in children(module) if name not in rows and _passed_over(name, child))
     if sum(map(_size, rows.values())) <= 0.5 * (_size(module) - over):
         return False
     own = trace.calls_of(path)
@@ -287,7 +373,7 @@ def _is_stage(trace: Trace, path: str, module: nn.Module) -> bool:
 
 def _in_passed_over(trace: Trace, path: str, call: Call) -> bool:
     """Whether a call below a path is of what is passed over, or inside it."""
-    module = trace.network.module.get_submodule
+    module = trace.module
     around = [each for each in (*_above(call.path), call.path) if each.startswith(f"{path}.")]
     return any(_passed_over(each.rpartition(".")[2], module(each)) for each in around)
 
@@ -300,7 +386,7 @@ def _in_bare_rows(trace: Trace, path: str, last: Call) -> bool:
 
 def _pair(module: nn.Module) -> bool:
     """The attention and MLP of one block, or more parts of different kinds, in a bare list (as vit-pytorch does)."""
-    elements = list(module.children())
+    elements = held_in(module)
     if not isinstance(module, nn.ModuleList) or len(elements) < 2:
         return False
     mlps = [element for element in elements if is_mlp_like(element)]
@@ -331,14 +417,14 @@ def _passed_over(name: str, module: nn.Module) -> bool:
 
 def _block_paths(trace: Trace, path: str = "") -> Iterator[str]:
     """Paths of the blocks below a module."""
-    for name, child in trace.network.module.get_submodule(path).named_children():
+    for name, child in children(trace.module(path)):
         if _passed_over(name, child):
             continue
         here = f"{path}.{name}" if path else name
         if _container(child):
             yield from _elements(trace, here, child)
         elif _numbered(child):
-            yield from (f"{here}.{n}" for n, _ in child.named_children())
+            yield from (f"{here}.{n}" for n, _ in children(child))
         elif has_parts(child):
             yield from _block_paths(trace, here)
 
@@ -349,7 +435,7 @@ def _elements(trace: Trace, path: str, container: nn.Module) -> Iterator[str]:
     def ran(inner: str) -> bool:
         return bool(trace.calls_of(inner) or trace.below(inner))
 
-    elements = [(n, m) for n, m in container.named_children() if has_parts(m) and ran(f"{path}.{n}")]
+    elements = [(n, m) for n, m in children(container) if has_parts(m) and ran(f"{path}.{n}")]
     stage = {n: _is_stage(trace, f"{path}.{n}", m) for n, m in elements}
     blocks = {type(m) for n, m in elements if not stage[n] and not isinstance(m, nn.Sequential)}
     for name, element in elements:
@@ -360,12 +446,12 @@ def _elements(trace: Trace, path: str, container: nn.Module) -> Iterator[str]:
         if not stage[name] or type(element) in blocks:  # one kind of module is a block everywhere in a row
             yield inner
         elif _container(element):
-            for n, m in element.named_children():
+            for n, m in children(element):
                 if not has_parts(m) or _passed_over(n, m):
                     continue
                 if _row(m):
-                    yield from (f"{inner}.{n}.{k}" for k, _ in m.named_children())
-                elif any(_container(rows) and all(map(_pair, rows.children())) for rows in m.children()):
+                    yield from (f"{inner}.{n}.{k}" for k, _ in children(m))
+                elif any(_container(rows) and all(map(_pair, held_in(rows))) for rows in held_in(m)):
                     yield from _block_paths(trace, f"{inner}.{n}")
                 else:
                     yield f"{inner}.{n}"
@@ -375,4 +461,6 @@ def _elements(trace: Trace, path: str, container: nn.Module) -> Iterator[str]:
 
 def entry_of(trace: Trace, path: str, block: Spot) -> Call:
     """The module that is given what enters a block."""
+    if block.since is not None:
+        return block.since
     return block.call if block.call.path == path else first_call(trace, path)

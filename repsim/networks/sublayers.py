@@ -18,8 +18,8 @@ from repsim.networks.tracing import Call, Operation, Spot, Trace, bends, is_lear
 
 def paper_spots(trace: Trace, path: str, block: Spot) -> Iterator[Spot]:
     """The paper's layers within one run of a block, but for its output."""
-    calls = trace.below(path)
-    if block.call.path == path:
+    calls = trace.inside(path, block)
+    if block.call.path == path and block.since is None:
         calls = [call for call in calls if _within(call, block.call)]
     attends = attending(trace)
     attentions = [c for c in calls if is_attention(c.module) or c.path in attends]
@@ -54,7 +54,7 @@ def attending(trace: Trace) -> set[str]:
 
 def _user(trace: Trace, path: str) -> str:
     """The module whose own code has the one at a path do something: not a leaf, and no plain sequence."""
-    module = trace.network.module.get_submodule(path)
+    module = trace.module(path)
     own = has_parts(module) and not isinstance(module, nn.Sequential)
     return path if own or not path else _user(trace, parent_of(path))
 

@@ -31,6 +31,7 @@ from repsim.networks.models import Network, evaluating
 from repsim.networks.precision import as_given
 from repsim.networks.provenance import Label, Provenance
 from repsim.networks.tokens import Reading, first_tensor
+from repsim.networks.wrappers import inside, part, parts
 
 IMAGES = 3
 """Of a traced pass."""
@@ -90,10 +91,15 @@ class Spot:
     name: str | None = None
     side: Literal["output", "input"] = "output"
     lost: Operation | None = None
-    """What makes it, where no module is given it or gives it: then no hook can take it, and the call is near it."""
+    """What makes it, where no module is given it or gives it: then it is taken at this operation, if that is a sum, and
+    the call is near it."""
+    since: Call | None = None
+    """The first call of a block that is several modules in a row, none of which holds the others."""
 
     @property
     def activation(self) -> Activation | None:
+        if self.lost is not None:
+            return self.lost.output
         return self.call.output if self.side == "output" else self.call.input
 
     @property
@@ -107,6 +113,10 @@ class Spot:
         if self.lost is not None:
             return self.lost.when
         return self.call.ended if self.side == "output" else self.call.started
+
+
+def _in_row(call: Call, block: Spot) -> bool:
+    return block.since.started <= call.started and call.ended <= block.when
 
 
 class OperationAt(NamedTuple):
@@ -172,10 +182,14 @@ class Trace:
             RepsimError: it cannot run on images of its size, or does other things from one pass to the next.
         """
         known = _TRACES.get(network.module, {})
-        key = (_fingerprint(network), network.name, network.prefix)
+        key = (_fingerprint(network), network.prefix)  # and not its name: two networks may share a module
         if key not in known:
             _TRACES[network.module] = known = {key: _traced(network)}
         return replace(known[key], network=network)
+
+    def module(self, path: str) -> nn.Module:
+        """The network's module at a path."""
+        return part(self.network.module, path)
 
     def calls_of(self, path: str) -> list[Call]:
         return self._by_path.get(path, [])
@@ -183,6 +197,12 @@ class Trace:
     def below(self, path: str) -> list[Call]:
         """Calls of the modules inside the one at a path."""
         return [call for call in self.calls if call.path.startswith(f"{path}.")]
+
+    def inside(self, path: str, block: Spot) -> list[Call]:
+        """Calls of the modules inside a block: at a path, or in a row that begins with `block.since`."""
+        if block.since is None:
+            return self.below(path)
+        return [call for call in self.calls if call.path and _in_row(call, block)]
 
     def following(self, op: Operation) -> list[Operation]:
         """The operations that take what an operation makes."""
@@ -238,7 +258,11 @@ def _traced(network: Network) -> Trace:
     generator = torch.Generator().manual_seed(0)
     draw = torch.rand(2 * IMAGES, *network.input_size, generator=generator) * 2 - 1
     images, others = (part.to(network.device, network.dtype) for part in draw.split(IMAGES))
-    named = {**dict(network.module.named_parameters()), **dict(network.module.named_buffers())}
+    named = {
+        f"{path}.{name}" if path else name: tensor
+        for path, module in (*parts(network.module).items(), ("", inside(network.module)))
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    }
     images = images.clone()
     provenance = Provenance(images, named)
     looking = _Looking(provenance)
@@ -553,7 +577,7 @@ def following(
 
     handles = []
     try:
-        for path, module in root.named_modules():
+        for path, module in parts(root).items():
             handles.append(
                 module.register_forward_pre_hook(lambda m, a, k, path=path: before(path, m, a or k), with_kwargs=True)
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -82,7 +83,8 @@ class LibraryTransform:
 class Unsaid:
     """What stands for a transform where nothing says how images are prepared; tensors need none."""
 
-    input_size: Size
+    input_size: Size | None
+    """None: nothing says how large they are either."""
     why: str
 
     def __call__(self, image: Image.Image) -> Tensor:
@@ -98,11 +100,95 @@ ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 Transform = EvalTransform | LibraryTransform | Unsaid
 
 HOW_TO_SAY = (
-    "give the library's own, or repsim.EvalTransform(input_size=..., mean=..., std=...), as "
-    "repsim.Network(module, transform=...), or give images as tensors that need no preparing"
+    "say it with --transform or repsim.Network(module, transform=...): 'size=224 mean=0.5,0.5,0.5 std=0.5,0.5,0.5', "
+    "'imagenet', or in Python what prepares them; or give images as tensors that need no preparing"
 )
 PROBES = ((96, 72), (72, 96), (300, 200))
 """(width, height) of images by which it is found out how large those are that a library makes of them."""
+
+
+IMAGENET = "imagenet"
+"""The word for 224 px and ImageNet's mean and standard deviation."""
+WORDS = {"size": "224", "mean": "0.5,0.5,0.5", "std": "0.5,0.5,0.5", "crop": "0.9", "interpolation": "bilinear"}
+"""What can be said of a transform, and how."""
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "hamming", "box")
+
+
+def said_in_words(words: str, known: Transform, name: str = "the network") -> EvalTransform:
+    """A transform such as `size=224 mean=0.5,0.5,0.5 std=0.5,0.5,0.5 crop=0.9`, or `imagenet` and what differs from it.
+
+    Args:
+        words: pairs with spaces between. `size` is a side or HEIGHTxWIDTH in pixels, `mean` and `std` have a number for
+            each channel of values from 0 to 1, `crop` is the share of the resized image's side that is cut out.
+        known: what is known without them: the size, and of one of timm's kind all that they leave open.
+        name: of the network, in errors.
+
+    Raises:
+        UsageError: they say something else, or leave open what nothing else says.
+    """
+    whole, said = read_words(words, name)
+    base = known if isinstance(known, EvalTransform) and not whole else EvalTransform()
+    if not whole and not isinstance(known, EvalTransform):
+        given_by = {"size": known.input_size is not None}
+        missing = [key for key in ("size", "mean", "std") if key not in said and not given_by.get(key)]
+        if missing:
+            raise UsageError(f"{words!r} leaves open the {' and '.join(missing)} of {name}'s images; say them, too")
+    mean, std = said.get("mean", base.mean), said.get("std", base.std)
+    side = said.get("size") or (known.input_size or base.input_size)[1:]
+    channels = known.input_size[0] if known.input_size else len(mean)
+    if not len(mean) == len(std) == channels:
+        raise UsageError(
+            f"mean and std have a number for each channel: {name} takes {channels}, and there are {len(mean)} and "
+            f"{len(std)}"
+        )
+    return dataclasses.replace(
+        base,
+        input_size=(channels, *side),
+        mean=mean,
+        std=std,
+        interpolation=said.get("interpolation", base.interpolation),
+        crop_pct=said.get("crop", base.crop_pct),
+    )
+
+
+def read_words(words: str, name: str = "the network") -> tuple[bool, dict[str, Any]]:
+    """Whether words begin with `imagenet`, and what else they say.
+
+    Raises:
+        UsageError: it is nothing that is said of a transform.
+    """
+    given = [pair.partition("=") for pair in words.split()]
+    whole = bool(given) and given[0] == (IMAGENET, "", "")
+    said: dict[str, Any] = {}
+    for key, equals, value in given[whole:]:
+        if key not in WORDS or not equals or key in said:
+            pairs = " ".join(f"{word}={such}" for word, such in WORDS.items())
+            raise UsageError(f"a transform is said as {pairs!r} or {IMAGENET!r}, each once, got {words!r} for {name}")
+        said[key] = _read_word(key, value)
+    return whole, said
+
+
+def _read_word(key: str, value: str) -> Any:
+    """What is said of a transform's size, mean, std, crop or interpolation."""
+    try:
+        if key == "size":
+            sides = tuple(int(side) for side in value.split("x"))
+            sides = sides * 2 if len(sides) == 1 else sides
+            if len(sides) == 2 and min(sides) >= 1:
+                return sides
+        elif key in ("mean", "std"):
+            numbers = tuple(float(number) for number in value.split(","))
+            if all(map(math.isfinite, numbers)) and (key == "mean" or min(numbers) > 0):
+                return numbers
+        elif key == "crop":
+            if 0 < (share := float(value)) <= 1:
+                return share
+        elif value in INTERPOLATIONS:
+            return value
+    except ValueError:
+        pass
+    known = f", one of {', '.join(INTERPOLATIONS)}" if key == "interpolation" else ""
+    raise UsageError(f"of a transform, {key} is said as {key}={WORDS[key]}{known}; got {key}={value}")
 
 
 def as_transform(preparing: Any, *, channels: int = 3, name: str = "the network", square: int | None = None) -> Any:

@@ -18,6 +18,8 @@ INSIDE = {
     "CheckpointWrapper": "_checkpoint_wrapped_module",
 }
 """Class of a wrapper of torch's -> where it keeps the network, which gives the same by itself."""
+PART = {**INSIDE, "FullyShardedDataParallel": "_fsdp_wrapped_module"}
+"""The same of what may stand around a part of a network, and must run there."""
 SHARDED = ("FullyShardedDataParallel", "FSDPModule")
 
 
@@ -56,6 +58,50 @@ def _inner(module: nn.Module) -> nn.Module | None:
             return None
         return module.get_base_model()
     return None
+
+
+def inside(module: nn.Module) -> nn.Module:
+    """A part of a network without what stands around it."""
+    while type(module).__module__.startswith("torch.") and type(module).__name__ in PART:
+        module = getattr(module, PART[type(module).__name__])
+    return module
+
+
+def children(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The modules directly inside a part of a network, by name."""
+    return [(name, inside(child)) for name, child in inside(module).named_children()]
+
+
+def held_in(module: nn.Module) -> list[nn.Module]:
+    """The modules directly inside a part of a network."""
+    return [child for _, child in children(module)]
+
+
+def parts(root: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
+    """All modules of a network, each once, by paths in which nothing that stands around a part has a name.
+
+    >>> list(parts(nn.Sequential(nn.DataParallel(nn.Sequential(nn.ReLU())))))
+    ['', '0', '0.0']
+    """
+    found = {prefix: root}
+    met = {root, inside(root)}
+
+    def walk(module: nn.Module, path: str) -> None:
+        for name, child in children(module):
+            if child not in met:
+                met.add(child)
+                found[here := f"{path}.{name}" if path else name] = child
+                walk(child, here)
+
+    walk(root, prefix)
+    return found
+
+
+def part(root: nn.Module, path: str) -> nn.Module:
+    """The module at such a path."""
+    for name in path.split(".") if path else ():
+        root = inside(getattr(inside(root), name))
+    return root
 
 
 def check_gradients(module: nn.Module, name: str) -> None:

@@ -138,6 +138,7 @@ class Measurements:
         self._probes: dict[str, Result | RepsimError] = {}
         self._probing: list[tuple[list[str], Probing]] | None = None
         self._testing: dict[str, Testing] = {}
+        self._said: list[str] = []
         self.passes: dict[str, dict[str, int]] = {}
         """Images that each network saw in a forward pass, counted as it ran: `test` and, for probes, `train`."""
 
@@ -149,7 +150,8 @@ class Measurements:
     @property
     def notices(self) -> list[str]:
         """What studies leave out of networks."""
-        return [notice for of in self._studies.values() if isinstance(of, AttentionDistance) for notice in of.notices]
+        attention = [of for of in self._studies.values() if isinstance(of, AttentionDistance)]
+        return [*(notice for of in attention for notice in of.notices), *dict.fromkeys(self._said)]
 
     def _once(self, made: dict, key: Hashable, make: Callable[[], Any]) -> Any:
         if key not in made:
@@ -259,7 +261,9 @@ class Measurements:
 
         def make() -> ReceptiveFields:
             network = self.network(name)
-            return ReceptiveFields(network, places_of(network, branch=branch), channels=self.channels or None)
+            return ReceptiveFields(
+                network, places_of(network, branch=branch, say=self._said.append), channels=self.channels or None
+            )
 
         with asking(name):
             self._once(self._fields, (name, branch), make)

@@ -241,7 +241,10 @@ def _maps(network: Network, images: ImageSet, count: int, skip_broken: bool) -> 
             raise UsageError(
                 f"attention maps need one grid of tokens from the first block to the last; {network.name} changes it"
             )
-    for why, names in (("is left out", attentions.placeless), ("is not what values are summed with", attentions.mixed)):
+    for why, names in (
+        ("is left out", [*attentions.placeless, *attentions.linear]),
+        ("is not what values are summed with", attentions.mixed),
+    ):
         if names:
             raise UsageError(
                 f"attention maps need the attention of all blocks; in {network.name} that of {names[0]} {why}"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ from repsim.measures.receptive import Rings, centre_gradients
 from repsim.measures.running import GROUPS, ImageMeans, Together, kept
 from repsim.networks.layers import Layer, find_layers, grid_of, residual_layers
 from repsim.networks.models import Network, evaluating
+from repsim.networks.structure import listed
 from repsim.networks.wrappers import check_gradients
 from repsim.passes.plan import Takes
 from repsim.passes.seen import Seen
@@ -71,9 +72,8 @@ def receptive_fields(
     if layers is not None and branch:
         raise UsageError("give either layers or branch: branch chooses its own layers")
     (network,) = begun.networks
-    fields = ReceptiveFields(
-        network, places_of(network, layers, branch=branch), proxy=proxy, channels=channels, seed=seed
-    )
+    found = places_of(network, layers, branch=branch, say=begun.notices.say)
+    fields = ReceptiveFields(network, found, proxy=proxy, channels=channels, seed=seed)
     counts = fields.run(begun.images, batch_size=batch_size, **how)
     protocol = {
         "quantity": "gradient of the sum over channels (proxy)" if proxy else "mean over channels of |gradient|",
@@ -88,9 +88,30 @@ def receptive_fields(
     return begun.result(name, fields.table(), counts, protocol, arrays={name: fields.maps()})
 
 
-def places_of(network: Network, layers: str | Sequence[str] | None = None, *, branch: bool = False) -> list[Layer]:
-    """The layers that have receptive fields, see `receptive_fields`."""
-    return residual_layers(network, branch=branch) if layers is None else find_layers(network, layers)
+def places_of(
+    network: Network, layers: str | Sequence[str] | None = None, *, branch: bool = False, say: Callable[[str], Any]
+) -> list[Layer]:
+    """The layers that have receptive fields, see `receptive_fields`.
+
+    Args:
+        network, layers, branch: see there.
+        say: hears of residual sums that are no map or grid, such as a class token's, and are left out.
+
+    Raises:
+        UsageError: one of them is computed in the midst of a traced network, out of reach of gradients.
+    """
+    found = residual_layers(network, branch=branch) if layers is None else find_layers(network, layers)
+    if inner := [layer.name for layer in found if layer.place is not None]:
+        raise UsageError(
+            f"layer {inner[0]!r} of {network.name} is the result of an addition that no module gives, so its gradients "
+            "cannot be taken; choose other layers, or pass the module as it was before it was traced"
+        )
+    kept = [layer for layer in found if layer.grid is not None]
+    if layers is not None or not kept:
+        return found
+    if without := [layer.name for layer in found if layer.grid is None]:
+        say(f"{network.name} has layers without a centre, which are left out: {listed(without)}")
+    return kept
 
 
 @kept

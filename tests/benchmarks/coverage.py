@@ -269,7 +269,7 @@ def receptive(images: ImageSet, replicates: int, drawn: int = FIELDS_DRAWN) -> p
     fields = []
     for name in (VIT, RESNET):
         network = rs.load_model(name)
-        each = ReceptiveFields(network, places_of(network), channels=4)
+        each = ReceptiveFields(network, places_of(network, say=print), channels=4)
         single: list[Sums] = []
         add = each._add
 

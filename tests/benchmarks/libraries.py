@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -41,6 +42,9 @@ from repsim.networks.residual_sums import find_sums
 
 TABLE = Path(__file__).with_suffix(".csv")
 IMAGES = 4
+CLASSES = 20
+"""Images of probes, half of each class."""
+CLASS = np.arange(CLASSES) % 2
 COLUMNS = ["library", "network", "blocks", "paper", "applies", "refused"]
 
 
@@ -584,12 +588,25 @@ def studies(network: rs.Network, images: torch.Tensor) -> Iterator[tuple[str, Ca
     yield "lesions", lambda: rs.lesions(network, images, blocks=first(), batch_size=IMAGES)
     yield "localization", lambda: rs.token_localization(network, images, batch_size=IMAGES)
     yield "receptive", lambda: rs.receptive_fields(network, images, channels=1, batch_size=IMAGES)
+    yield "probes", lambda: probes(network)
+
+
+def probes(network: rs.Network) -> rs.Result:
+    """Of two classes of noise: whether they can be fitted at all."""
+    train, test = (rs.ImageSet(noise(network, CLASSES, seed)).labelled(CLASS) for seed in (1, 2))
+    how = {"shots": 5, "seeds": 1, "tokens": False, "neighbours": 0, "batch_size": CLASSES}
+    return rs.linear_probes(network, test, train=train, **how)
+
+
+def noise(network: rs.Network, count: int, seed: int = 0) -> torch.Tensor:
+    """(n, c, h, w) images of the size it takes."""
+    return torch.randn(count, *network.input_size, generator=torch.Generator().manual_seed(seed))
 
 
 def examine(library: str, name: str) -> dict[str, str]:
     """A row of the table."""
     network = load(library, name)
-    images = torch.randn(IMAGES, *network.input_size, generator=torch.Generator().manual_seed(0))
+    images = noise(network, IMAGES)
     row = {"library": library, "network": name}
     attempt = Attempts()
 

@@ -14,6 +14,17 @@ def network(module: nn.Module, side: int = 16) -> rs.Network:
     return rs.Network(module, "toy", transform=rs.EvalTransform(input_size=(3, side, side)))
 
 
+@pytest.mark.filterwarnings("ignore::repsim.errors.Notice")
+def test_layers_of_a_class_token_alone_are_left_out_unless_they_are_asked_for():
+    cait = rs.load_model("cait_xxs24_224", weights="random", img_size=32, depth=2)
+    images = noise(cait, 4)
+    result = rs.receptive_fields(cait, images, channels=1)
+    assert len(result.table) == 5 and not result.table.layer.str.startswith("blocks_token_only").any()
+    assert any("without a centre, which are left out: blocks_token_only.0" in said for said in result.notices)
+    with pytest.raises(rs.UsageError, match=r"blocks_token_only\.0"):
+        rs.receptive_fields(cait, images, layers="blocks_token_only.0")
+
+
 def test_identity_depends_on_its_own_pixel_alone():
     fields = rs.receptive_fields(network(nn.Sequential(nn.Identity())), torch.randn(4, 3, 16, 16), layers="0")
     assert list(fields.table.columns) == RECEPTIVE
