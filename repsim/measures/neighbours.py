@@ -65,6 +65,8 @@ class SoftNeighbours(NamedTuple):
     """Its standard error over images, as if their losses were independent."""
     temperature: float
     """In squared units of the features."""
+    losses: Tensor
+    """(n,) of each image; NaN where all representations are the same."""
 
 
 def soft_nearest_neighbour(distances: Tensor, labels: Tensor) -> SoftNeighbours:
@@ -75,7 +77,7 @@ def soft_nearest_neighbour(distances: Tensor, labels: Tensor) -> SoftNeighbours:
         labels: (n,), two or more images of each class that is there.
 
     Returns:
-        Loss, standard error, temperature; all NaN where all representations are the same.
+        Loss, standard error, temperature, losses of the images; all NaN where all representations are the same.
 
     Raises:
         UsageError: a class has a single image.
@@ -91,7 +93,7 @@ def soft_nearest_neighbour(distances: Tensor, labels: Tensor) -> SoftNeighbours:
     off = distances[~torch.eye(len(distances), dtype=torch.bool, device=distances.device)]
     unit = off.mean()
     if not unit > 0:
-        return SoftNeighbours(torch.nan, torch.nan, torch.nan)
+        return SoftNeighbours(torch.nan, torch.nan, torch.nan, torch.full_like(distances[0], torch.nan))
     nearest = distances.min(1, keepdim=True).values
 
     def losses(log_temperature: float) -> Tensor:
@@ -106,7 +108,7 @@ def soft_nearest_neighbour(distances: Tensor, labels: Tensor) -> SoftNeighbours:
     around = (tried[max(best - 1, 0)], tried[min(best + 1, len(tried) - 1)])
     found = minimize_scalar(lambda t: losses(t).mean().item(), bounds=around, method="bounded", options={"xatol": 1e-3})
     each = losses(found.x)
-    return SoftNeighbours(each.mean().item(), each.std().item() / len(each) ** 0.5, unit.item() * 10**found.x)
+    return SoftNeighbours(each.mean().item(), each.std().item() / len(each) ** 0.5, unit.item() * 10**found.x, each)
 
 
 def nearest_neighbours(distances: Tensor, labels: Tensor, k: int) -> Tensor:

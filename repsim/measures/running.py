@@ -457,6 +457,9 @@ class Joined(Accumulator):
         merged._positions, merged._values = self._positions + other._positions, self._values + other._values
         return merged
 
+    def __bool__(self) -> bool:
+        return bool(self._values)
+
     @property
     def values(self) -> Tensor:
         return torch.cat(self._values)[torch.cat(self._positions).argsort().to(self._values[0].device)]

@@ -16,6 +16,7 @@ import pandas as pd
 
 from repsim import plots
 from repsim.paper.roles import Case
+from repsim.plots.residual import share_tokens
 from repsim.plots.style import Figure, entitle, groups_of, groups_of_images
 
 
@@ -230,7 +231,7 @@ class Residual(Exhibit):
 
     def draw(self, made: Made, title: str) -> Figure:
         table = made.tables["residual"]
-        shown = "both" if self.shown == "ratio" and not plots.share_tokens(table) else self.shown
+        shown = "both" if self.shown == "ratio" and not share_tokens(table) else self.shown
         draw = {"ratio": plots.norm_ratios, "cosine": plots.cosines, "both": plots.residual}[shown]
         return draw(table, title=title)
 

@@ -159,7 +159,9 @@ def _sentence(finding: Finding, own: Sequence[Checked]) -> str:
     clauses = []
     for phrase in finding.told:
         of_phrase = [of for of in own if (of.claim.figure, of.claim.key) == (phrase.figure, phrase.key)]
-        clauses += [_clause(phrase, of) for of in of_phrase[:MOST]]
+        clauses += [_clause(phrase, of) for of in of_phrase[:MOST] if np.isfinite(of.measured)]
+        if infinite := [of.source for of in of_phrase[:MOST] if not np.isfinite(of.measured)]:
+            clauses.append(f"no number is defined of {infinite[0]}")
         if len(of_phrase) > MOST:
             clauses.append(f"and so on for {len(of_phrase) - MOST} more")
     counts = Counter(of.verdict for of in own)

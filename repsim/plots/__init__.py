@@ -5,7 +5,7 @@ from repsim.plots.lesion import lesion
 from repsim.plots.maps import attention_maps, localization, receptive_fields
 from repsim.plots.matrices import heatmap, panel, panels
 from repsim.plots.probe import compared, neighbours, probe_tokens, probes
-from repsim.plots.residual import cosines, norm_ratios, residual, share_tokens
+from repsim.plots.residual import cosines, norm_ratios, residual
 from repsim.plots.style import save
 
 __all__ = [
@@ -28,6 +28,5 @@ __all__ = [
     "receptive_fields",
     "residual",
     "save",
-    "share_tokens",
     "side_by_side",
 ]

@@ -10,11 +10,12 @@ from typing import Any, Unpack
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from repsim.errors import UsageError
 from repsim.images.image_set import Counts, ImageSet
 from repsim.measures.neighbours import nearest_neighbours, soft_nearest_neighbour, squared_distances
-from repsim.measures.running import crossed
+from repsim.measures.running import ImageMeans, crossed, jackknife
 from repsim.networks.layers import find_layers
 from repsim.networks.models import Network
 from repsim.passes.plan import Takes
@@ -292,15 +293,23 @@ def of_neighbours(testing: Testing, k: int) -> pd.DataFrame:
     labels = testing.sums["labels"].values
     fellows = torch.bincount(labels, minlength=1)[labels] > 1  # others may have been broken, or in a short batch
     labels, k = labels[fellows], min(k, int(fellows.sum()) - 1)
+    groups = testing.sums["groups"].values[fellows] if testing.sums["groups"] else None
     rows = []
     for place, kept in testing.sums["kept"].items() if k > 0 else ():
         distances = squared_distances(kept.values[fellows.to(kept.values.device)])
         own = labels.to(distances.device)
         right = nearest_neighbours(distances, own, k).double()
         soft = soft_nearest_neighbour(distances, own)
-        knn = (right.mean().item(), right.std().item() / len(right) ** 0.5)
-        rows.append((*columns_of(testing, place), len(labels), k, *knn, soft.loss, soft.se, soft.temperature))
+        found = (right.mean().item(), _se(right, groups), soft.loss, _se(soft.losses, groups), soft.temperature)
+        rows.append((*columns_of(testing, place), len(labels), k, *found))
     return pd.DataFrame(rows, columns=NEIGHBOURS)
+
+
+def _se(values: Tensor, groups: Tensor | None) -> float:
+    """Of the mean over images (n,): over these, or over the groups that they come in."""
+    if groups is None:
+        return values.std().item() / len(values) ** 0.5
+    return jackknife(ImageMeans().update(values, groups), lambda mean: mean)[1].item()
 
 
 def columns_of(testing: Testing, place: Place) -> tuple[str, str, int, float, str]:

@@ -311,14 +311,16 @@ class Testing(_Watching):
     ) -> None:
         super().__init__(networks, features, labels)
         self.probes = probes
-        self.sums: dict[str, Any] = {"right": {}, "kept": {}, "labels": Joined()}
-        """Share right at each place, (draws, probes), and the features of each place and labels of the sample."""
+        self.sums: dict[str, Any] = {"right": {}, "kept": {}, "labels": Joined(), "groups": Joined()}
+        """Share right at each place, (draws, probes), and of the sample the features at each place, labels and groups."""
         self.sampled = torch.from_numpy(np.isin(np.arange(len(labels)), sample))
 
     def update(self, seen: Sequence[Seen], batch: Batch) -> None:
         labels, sampled = self.labels[batch.positions], self.sampled[batch.positions]
         chosen = batch.positions[sampled]
         self.sums["labels"].update(chosen, labels[sampled])
+        if batch.groups is not None:
+            self.sums["groups"].update(chosen, batch.groups[sampled])
         for place, x in self.each(seen, batch):
             fitted = self.probes[place]
             predicted = fitted.probe.scores(x).unflatten(2, (len(fitted.l2), -1)).argmax(3)

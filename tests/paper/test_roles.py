@@ -320,6 +320,14 @@ def test_findings_are_sentences_of_the_numbers():
     )
 
 
+def test_what_is_not_finite_is_told_as_no_number():
+    found = {
+        "7": numbers(("skip_over_branch_difference", ("a", "b"), "skip over branch, a - b", -np.inf, np.nan, np.nan))
+    }
+    (told,) = findings(found).query("verdict != 'not measured'")["found"]
+    assert told == "No number is defined of Figure 7: skip over branch, a - b. 1 check: 1 undecided."
+
+
 def test_claims_without_a_number_are_named():
     found = {"7": numbers(("skip_over_branch_difference", ("a", "b"), "", 1.0, 0.9, 1.1))}
     (said,) = unchecked(found)
