@@ -312,7 +312,7 @@ class Testing(_Watching):
         super().__init__(networks, features, labels)
         self.probes = probes
         self.sums: dict[str, Any] = {"right": {}, "kept": {}, "labels": Joined(), "groups": Joined()}
-        """Share right at each place, (draws, probes), and of the sample the features at each place, labels and groups."""
+        """Share right at each place, (draws, probes); of the sample the features at each place, labels and groups."""
         self.sampled = torch.from_numpy(np.isin(np.arange(len(labels)), sample))
 
     def update(self, seen: Sequence[Seen], batch: Batch) -> None:
