@@ -303,7 +303,8 @@ class Measurements:
         for (name, branch), fields in self._receptive.items():
             count = min(32, len(self.images)) // 4
             memory = self._memory(self.images, [self.network(name)], [fields], 4, gradients=True)
-            what = f"with gradients, of {self.channels or 'all'} channels a layer{', of branches' if branch else ''}"
+            channels = f"{self.channels or 'all'} channel{'s' * (self.channels != 1)} a layer"
+            what = f"with gradients, of {channels}{', of branches' if branch else ''}"
             found.append(Pass(what, [name], 4, 4, memory, count))
         return found
 
