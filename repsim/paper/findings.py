@@ -139,7 +139,8 @@ def findings(found: Mapping[str, Numbers]) -> pd.DataFrame:
     table = []
     for finding in FINDINGS:
         own = [of for of in rows if (of.claim.figure, of.claim.key) in finding.checks]
-        table.append((finding.paper, _verdict(own), _sentence(finding, own)))
+        untrained = " Weights are random." if any(found[of.claim.figure].random for of in own) else ""
+        table.append((finding.paper, _verdict(own), _sentence(finding, own) + untrained))
     return pd.DataFrame(table, columns=FINDINGS_COLUMNS)
 
 

@@ -311,7 +311,8 @@ class Measurements:
             found.append(Pass("of all figures that need no gradients", names, used, size, memory))
         for (name, branch), fields in self._fields.items():
             memory = self._memory(self.images, [self.network(name)], [fields], 4, gradients=True)
-            what = f"with gradients, of {self.channels or 'all'} channels a layer{', of branches' if branch else ''}"
+            channels = f"{self.channels or 'all'} channel{'s' * (self.channels != 1)} a layer"
+            what = f"with gradients, of {channels}{', of branches' if branch else ''}"
             found.append(Pass(what, [name], len(self._few()), 4, memory))
         return found
 

@@ -326,6 +326,8 @@ def test_what_is_not_finite_is_told_as_no_number():
     }
     (told,) = findings(found).query("verdict != 'not measured'")["found"]
     assert told == "No number is defined of Figure 7: skip over branch, a - b. 1 check: 1 undecided."
+    random = {figure: of._replace(random=True) for figure, of in found.items()}
+    assert findings(random)["found"].str.endswith("1 undecided. Weights are random.").sum() == 1
 
 
 def test_claims_without_a_number_are_named():
