@@ -251,7 +251,7 @@ def test_parameters_that_no_pass_gives_a_shape_are_an_error():
     module.never = nn.LazyLinear(2)
     module.forward = lambda x: module[0](x)
     with pytest.raises(rs.RepsimError, match=r"has 2 parameters without shapes after its first pass \(never.weight"):
-        models.with_values(rs.Network(module, "net"))
+        models.with_values(rs.Network(module, "net", transform="imagenet"))
 
 
 # Records

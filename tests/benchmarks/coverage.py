@@ -52,6 +52,8 @@ CHOSEN = ("1", "2", "3", "4", "5", "7", "9", "10", "12", "G.1", "H.2")
 DRAWN = {64: 20, 256: 10, 1024: 5}
 """Images in a batch -> batches that a replicate draws."""
 SEEDS, OF_SEEDS = 60, 3
+Asked = Mapping[str, tuple[Any, Sequence[Any]]]
+"""Number of a figure -> its networks, or groups of them, and which are compared."""
 FIELD_IMAGES, FIELDS_DRAWN = 256, 32
 
 
@@ -197,15 +199,24 @@ def coverage(truth: Mapping[str, Printed], replicates: Iterable[Mapping[str, Pri
     return pd.DataFrame(rows)
 
 
-def figures(images: ImageSet, batch: int, drawn: int, replicates: int, chosen: Sequence[str] = CHOSEN) -> pd.DataFrame:
-    """The numbers of figures that no gradients and no probes are needed for, and the cells of their tables."""
-    population = Population()
-    m = Measurements(rs.load_model, images, None, batch_size=batch)
+def bundled(chosen: Sequence[str] = CHOSEN) -> Asked:
+    """Figures of the bundled networks."""
     cases = {number: PRESETS["mini"].cases(FIGURES[number]) for number in chosen}
-    later = {
-        number: measure(FIGURES[number], m, FIGURES[number].networks(of), FIGURES[number].compared(of))
-        for number, of in cases.items()
-    }
+    return {number: (FIGURES[number].networks(of), FIGURES[number].compared(of)) for number, of in cases.items()}
+
+
+def figures(
+    images: ImageSet,
+    batch: int,
+    drawn: int,
+    replicates: int,
+    asked: Asked | None = None,
+    load: Callable[[str], rs.Network] = rs.load_model,
+) -> pd.DataFrame:
+    """The numbers of figures that no gradients and no probes are needed for, and the cells of their tables."""
+    population, m = Population(), Measurements(load, images, None, batch_size=batch)
+    asked = bundled() if asked is None else asked
+    later = {number: measure(FIGURES[number], m, *of) for number, of in asked.items()}
     with patch.object(measuring, "sweep", population.sweep):
         m.run()
 

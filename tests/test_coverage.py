@@ -1,0 +1,69 @@
+"""Intervals of each kind cover the truth, on small networks and images made up.
+
+`benchmarks/coverage.py` does it at length.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from conftest import FAMILIES
+
+import repsim as rs
+from repsim.paper.exhibits import Compared
+
+sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
+import coverage
+
+BATCH, BATCHES, DRAWN, REPLICATES = 16, 24, 10, 150
+PAIR = [Compared("", "", 0, 1)]
+ASKED = {
+    "1": ((("vit", "other"),), ()),
+    "4": (("vit", "other"), PAIR),
+    "7": (("vit", "other"), PAIR),
+    "9": (("vit",), ()),
+}
+
+
+def pictures(count):
+    """Images of 4 x 4 patches, each of a brightness of its own, and a little noise."""
+    generator = torch.Generator().manual_seed(0)
+    brightness = torch.randn(count, 3, 4, 4, generator=generator)
+    return brightness.repeat_interleave(16, 2).repeat_interleave(16, 3) + 0.1 * torch.randn(
+        count, 3, 64, 64, generator=generator
+    )
+
+
+def test_numbers_and_cells():
+    kinds = {"vit": "vit", "other": "vit_gap"}
+    networks = {name: replace(FAMILIES[kind].load(), name=name) for name, kind in kinds.items()}
+    images = rs.ImageSet(pictures(BATCH * BATCHES))
+    found = coverage.figures(images, BATCH, DRAWN, REPLICATES, ASKED, networks.__getitem__)
+    print(found.to_string())
+    kinds = found["line"].str.extract(r"(figure \d|similarity|attention|residual|token|own)")[0].unique()
+    assert set(kinds) == {
+        "figure 1",
+        "figure 4",
+        "figure 7",
+        "figure 9",
+        "similarity",
+        "attention",
+        "residual",
+        "token",
+        "own",
+    }
+    assert found["coverage"].between(0.9, 0.99).all()
+
+
+def test_probes():
+    images, train = rs.ImageSet(images=360), rs.ImageSet("sample", split="train", images=600)
+    found = coverage.probes(images, train, 12, 12, REPLICATES, seeds=20)
+    print(found.to_string())
+    assert found["coverage"].between(0.9, 0.995).all()
+
+
+def test_receptive_fields():
+    found = coverage.receptive(rs.ImageSet(images=40), 60, 16)
+    print(found.to_string())
+    assert found["coverage"].between(0.9, 0.99).all()
