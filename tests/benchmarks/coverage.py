@@ -33,7 +33,7 @@ from scipy.stats import t
 import repsim as rs
 from repsim.images.image_set import Batch, ImageSet
 from repsim.measures.neighbours import nearest_neighbours, soft_nearest_neighbour, squared_distances
-from repsim.measures.running import Accumulator, GroupedSums, Joined, Sums, crossed
+from repsim.measures.running import Accumulator, GroupedSums, Joined, Quantiles, Sums, crossed
 from repsim.paper import measuring
 from repsim.paper.figures import FIGURES, PRESETS
 from repsim.paper.measuring import Measurements, measure
@@ -60,6 +60,17 @@ FIELD_IMAGES, FIELDS_DRAWN = 256, 32
 # Sums of every batch alone, and of some together
 
 
+UNLOOKED_AT = (Joined, Quantiles)
+"""Sums of which no interval is made; they are large."""
+
+
+class Nothing:
+    """Stands for such sums: all is zero."""
+
+    def compute(self, q: float = 0.5) -> torch.Tensor:
+        return torch.zeros(1)
+
+
 class One(NamedTuple):
     """Grouped sums of a single batch."""
 
@@ -74,6 +85,8 @@ def alone(sums: Sums) -> Sums:
         group = int(sums.counts.argmax())
         like = sums._empty()
         return One(like, sums.sums[group].clone(), sums.counts[group])
+    if isinstance(sums, UNLOOKED_AT):
+        return None
     if isinstance(sums, Accumulator):
         return sums
     if isinstance(sums, Mapping):
@@ -89,8 +102,8 @@ def together(parts: Sequence[Sums]) -> Sums:
         joined = copy.copy(first.like)
         joined.sums, joined.counts = torch.stack([each.total for each in parts]), torch.stack([p.count for p in parts])
         return joined
-    if isinstance(first, Joined):
-        return first  # not needed here
+    if first is None:
+        return Nothing()
     if isinstance(first, Accumulator):
         whole = first
         for part in parts[1:]:
