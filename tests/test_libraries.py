@@ -35,7 +35,7 @@ SAMPLE = {
     ("torchvision", "densenet121"): (4, None, "dense blocks without transitions"),
     ("torchvision", "googlenet"): (9, None, "modules of four branches, which no residual sum ends"),
     ("torchvision", "squeezenet1_1"): (8, "conv conv conv block", "fire modules"),
-    ("torchvision", "alexnet"): (0, None, "nothing is repeated: its parts stand for it"),
+    ("torchvision", "alexnet"): (5, "conv block", "its convolutions, each with its activation"),
     ("transformers", "ViT"): (3, PRE_NORM, "transformer blocks"),
     ("transformers", "Data2VecVision"): (3, PRE_NORM, "its MLP is two modules of one map each"),
     ("transformers", "Swin"): (5, PRE_NORM, "1, 1, 2, 1"),
@@ -44,6 +44,11 @@ SAMPLE = {
     ("transformers", "PoolFormer"): (5, "norm norm mlp_hidden mlp block", "1, 2, 1, 1; pooling mixes tokens"),
     ("transformers", "ConvNext"): (5, CONVNEXT, "1, 2, 1, 1"),
     ("transformers", "ResNet"): (6, None, "bottleneck units: 1, 2, 2, 1"),
+    ("transformers", "LevIt"): (
+        12,
+        "attention mlp_hidden mlp block",
+        "4 in each stage: attention and MLP one after another; what downsamples, and the half after it, is none",
+    ),
     ("transformers", "DPTForDepthEstimation"): (4, PRE_NORM, "the encoder's; neck and head decode"),
     ("open_clip", "VisionTransformer"): (3, PRE_NORM, "its MLP is a plain sequence"),
     ("vit_pytorch", "ViT"): (3, PRE_NORM, "bare lists of attention and MLP"),
@@ -117,6 +122,7 @@ NUMBERS = [
     ("transformers", "ViT"),
     ("transformers", "Swin"),
     ("transformers", "ConvNext"),
+    ("transformers", "LevIt"),
     ("open_clip", "VisionTransformer"),
     ("own", "nn.TransformerEncoder pre-norm, batch first"),
 ]
