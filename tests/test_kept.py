@@ -287,7 +287,7 @@ def test_the_code_of_a_factory_that_is_another_now(tmp_path, monkeypatch):
 
     write("GELU")
     run = ["cka", "--model-a", "of_a_user:build", "--weights-a", "random", "--data", "noise", *CKA[3:]]
-    run += ["--layers", "all", "--out", tmp_path / "o"]
+    run += ["--transform-a", "imagenet", "--layers", "all", "--out", tmp_path / "o"]
     stopped(monkeypatch, *run)
     write("Tanh")
     before = (tmp_path / "o" / PASS).read_bytes()
@@ -493,6 +493,7 @@ def test_code_that_ends_the_program_is_an_error(which, code, tmp_path, monkeypat
     (tmp_path / "of_a_user.py").write_text(EXITS.format(code=code))
     sys.modules.pop("of_a_user", None)
     model = ["cka", "--model-a", f"of_a_user:{which}", "--weights-a", "random", "--data", "noise", "--quiet"]
+    model += ["--transform-a", "imagenet"]
     result = CliRunner().invoke(main, [*model, "--images", "8", "--batch-size", "4", "--out", str(tmp_path / "o")])
     assert result.exit_code in (1, 2) and result.stderr.count("\n") == 1 and "exit(" in result.stderr, result.stderr
     assert not (tmp_path / "o").exists()
