@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from repsim.cli import main
 from repsim.paper.exhibits import Exhibit
 from repsim.paper.figures import FIGURES
-from repsim.paper.how import COLUMNS, how
+from repsim.paper.how import COLUMNS, INTERVALS, how
 from repsim.paper.report import DARK, INHERITED, LAYOUT, LIGHT, category
 from repsim.plots.style import Figure, save
 from repsim.tables import NUMBERS, SIMILARITY, save_table
@@ -126,7 +126,7 @@ def test_what_the_page_says(directory):
 
 def test_every_kind_of_figure_says_how_it_is_made():
     assert all(len(how(exhibit)) > 100 for exhibit in FIGURES.values())
-    assert (Path(__file__).parents[1] / COLUMNS).exists()
+    assert all((Path(__file__).parents[1] / page).exists() for page in (COLUMNS, INTERVALS))
     assert how(Exhibit(number="0", title="", shows="", roles=())) == ""
 
 

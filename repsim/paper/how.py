@@ -38,6 +38,8 @@ HOW: dict[type[Exhibit], str] = {
 """Of each kind of figure."""
 COLUMNS = "docs/tables.md"
 """The page that says what the columns of all tables mean."""
+INTERVALS = "docs/intervals.md"
+"""The page that says what intervals cover."""
 
 
 def how(exhibit: Exhibit) -> str:

@@ -21,7 +21,7 @@ from repsim.paper.exhibits import Exhibit, Made
 from repsim.paper.figures import FIGURES
 from repsim.paper.files import check_claims_own, load_figure, picture_file, save_claims
 from repsim.paper.findings import findings
-from repsim.paper.how import COLUMNS, how
+from repsim.paper.how import COLUMNS, INTERVALS, how
 from repsim.plots.matrices import colour_range
 from repsim.plots.style import SIMILARITY_CMAP
 from repsim.tables import RECORD, check_own, load_record, regular, save_text
@@ -354,7 +354,7 @@ def _how(exhibit: Exhibit, made: Made) -> Iterator[str]:
     yield f'<details class="how"><summary>How figure {exhibit.number} was made</summary><p>{escape(how(exhibit))}</p>'
     yield f'<p class="note"><code>{escape(str(of.get("command")))}</code>, {escape(str(of.get("date")))}, '
     yield f"{escape(_images(of))}. What is drawn is in figure-{exhibit.number}/ ({escape(tables)}); "
-    yield f"{COLUMNS} says what the columns mean.</p></details>"
+    yield f"{COLUMNS} says what the columns mean, {INTERVALS} what intervals cover.</p></details>"
 
 
 INHERITED = frozenset(

@@ -155,3 +155,27 @@ def test_attention_maps_are_a_result(vit, tmp_path):
     assert len(found.table) == 3 and found.maps["rollout"].shape == (3, 7, 7)
     found.save(tmp_path)
     assert (tmp_path / "attention_maps.png").exists() and (tmp_path / "attention_maps.npz").exists()
+
+
+@pytest.mark.filterwarnings("ignore::repsim.errors.Notice")
+def test_a_record_says_what_its_intervals_mean(vit):
+    """Of some of the images, of all there are, of several repeats, and of images that come in groups."""
+    some = rs.ImageSet("sample", images=64)
+    those = rs.ImageSet(some.source.images[:64])
+    grouped = rs.ImageSet(some.source.images[:64], groups=np.arange(64) % 32)
+    said = {
+        "some": rs.layer_cka(vit, some, layers="stem", batch_size=16),
+        "all": rs.layer_cka(vit, those, layers="stem", batch_size=16),
+        "repeats": rs.layer_cka(vit, some, layers="stem", batch_size=16, repeats=2),
+        "groups": rs.layer_cka(vit, grouped, layers="stem", batch_size=16),
+    }
+    said = {kind: found.record["intervals"] for kind, found in said.items()}
+    of_images = "Standard errors and intervals are over images: what others, drawn as these were, would give."
+    assert said["some"] == of_images
+    assert said["all"].startswith(of_images) and "All images there are were used" in said["all"]
+    assert (
+        said["repeats"].startswith("Standard errors are over repeats") and "nothing of other images" in said["repeats"]
+    )
+    assert said["groups"].startswith(
+        "Standard errors and intervals are over 32 groups of images (given): the jackknife"
+    )
