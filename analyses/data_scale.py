@@ -31,7 +31,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 import repsim as rs
-from repsim.measures.running import Together, crossed
+from repsim.measures.intervals import crossed
+from repsim.measures.running import Together
 from repsim.networks.minis import bundled
 from repsim.paper.measuring import Measurements
 from repsim.paper.numbers import third

@@ -23,8 +23,9 @@ from repsim.measures.cka import (
     stacked_hsic,
     stacked_without_groups,
 )
+from repsim.measures.intervals import interval, jackknife
 from repsim.measures.localization import bordered_hsic, patch_grams
-from repsim.measures.running import GROUPS, BatchMeans, ImageMeans, Moments, Together, interval, jackknife
+from repsim.measures.running import GROUPS, BatchMeans, ImageMeans, Moments, Together
 from repsim.networks.layers import find_layers
 from repsim.studies.localization import Localization
 

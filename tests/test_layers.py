@@ -399,7 +399,8 @@ def test_a_network_that_cannot_run_without_data():
             return super().forward(x / max(x.abs().max().item(), 1))
 
     module = Peeks(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten())
-    assert [layer.name for layer in find_layers(module)] == ["0", "1", "2"]
+    network = rs.Network(module, "peeks", transform="imagenet")
+    assert [layer.name for layer in find_layers(network)] == ["0", "1", "2"]
 
 
 def test_tracing_leaves_training_modes_alone(vit):

@@ -32,7 +32,8 @@ from torch import Tensor
 from repsim.errors import RepsimError, UsageError
 from repsim.measures import bounds
 from repsim.measures.inputs import real_images, tensor, whole
-from repsim.measures.running import BatchMeans, effective_groups, kept
+from repsim.measures.intervals import effective_groups
+from repsim.measures.running import BatchMeans, kept
 
 BLOCK = 2048
 """Features multiplied at a time; a Gram is a sum of products of blocks of this width."""

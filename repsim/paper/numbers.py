@@ -12,7 +12,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from repsim.measures.running import BatchMeans, Together, crossed, interval
+from repsim.measures.intervals import crossed, interval
+from repsim.measures.running import BatchMeans, Together
 from repsim.tables import NUMBERS
 
 

@@ -17,7 +17,8 @@ from repsim.errors import UsageError
 from repsim.images.image_set import Batch, Counts
 from repsim.measures.cka import GramRow, Grams, minibatch_cka, stacked_hsic, stacked_without_groups
 from repsim.measures.heads import distance_correlation, permutation_test, window_cka, windows_of
-from repsim.measures.running import GROUPS, Together, interval, jackknife
+from repsim.measures.intervals import interval, jackknife
+from repsim.measures.running import GROUPS, Together
 from repsim.networks.attention_weights import AttentionLayer, find_attention
 from repsim.networks.layers import Layer, find_layers
 from repsim.networks.models import Network

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from repsim.errors import UsageError
 from repsim.images.image_set import Counts, ImageSet
+from repsim.measures.intervals import crossed, jackknife
 from repsim.measures.neighbours import nearest_neighbours, soft_nearest_neighbour, squared_distances
-from repsim.measures.running import ImageMeans, crossed, jackknife
+from repsim.measures.running import ImageMeans
 from repsim.networks.layers import find_layers
 from repsim.networks.models import Network
 from repsim.passes.plan import Takes

@@ -32,8 +32,9 @@ from scipy.stats import t
 
 import repsim as rs
 from repsim.images.image_set import Batch, ImageSet
+from repsim.measures.intervals import crossed
 from repsim.measures.neighbours import nearest_neighbours, soft_nearest_neighbour, squared_distances
-from repsim.measures.running import Accumulator, GroupedSums, Joined, Quantiles, Sums, crossed
+from repsim.measures.running import Accumulator, GroupedSums, Joined, Quantiles, Sums
 from repsim.paper import measuring
 from repsim.paper.figures import FIGURES, PRESETS
 from repsim.paper.measuring import Measurements, measure

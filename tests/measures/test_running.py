@@ -4,16 +4,8 @@ import pytest
 import torch
 
 from repsim.errors import RepsimError
-from repsim.measures.running import (
-    GroupedSums,
-    ImageMeans,
-    Moments,
-    Quantiles,
-    Together,
-    crossed,
-    interval,
-    jackknife,
-)
+from repsim.measures.intervals import crossed, interval, jackknife
+from repsim.measures.running import GroupedSums, ImageMeans, Moments, Quantiles, Together
 
 
 def filled(values, groups=32):
