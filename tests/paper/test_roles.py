@@ -395,6 +395,7 @@ def test_training_runs_are_a_component_of_their_own():
         assert (row.seeds, of_run.seeds) == (2, 1) and np.isnan(of_run.sd_seeds)
         assert row.sd_seeds == pytest.approx(values.std(ddof=1))
         assert row.se == pytest.approx((row.high - row.low) / 2 / t.ppf(0.975, IMAGES // BATCH - 1))
-    of_cnn = dict(found.made)[FIGURES["1"]].tables["numbers"].set_index("models").loc[json.dumps([CNN])]
+    tables = {exhibit.number: made.tables for exhibit, made in found.made}
+    of_cnn = tables["1"]["numbers"].set_index("models").loc[json.dumps([CNN])]
     assert of_cnn["seeds"] == 1 and np.isnan(of_cnn["sd_seeds"])
-    assert set(dict(found.made)[FIGURES["3"]].tables["attention"]["model"]) == {VIT}  # pictures are of one run
+    assert set(tables["3"]["attention"]["model"]) == {VIT}  # pictures are of one run
