@@ -1,7 +1,7 @@
 """How often the 95 % intervals that repsim prints cover the truth, on images of the bundled networks.
 
-    python tests/benchmarks/coverage.py              # all of it; an hour on 2 cores; rewrites coverage.csv beside it
-    python tests/benchmarks/coverage.py 50 256       # 50 replicates, batches of 256 images only
+    python tests/benchmarks/coverage.py                       # all of it; two hours; rewrites coverage.csv beside it
+    python tests/benchmarks/coverage.py 64 --images 3200      # batches of 64 of fewer images
 
 The population is the 10,000 test images of Fashion-MNIST (Debian's `dataset-fashion-mnist`), cut into batches. Every
 study sums each batch alone, once. A replicate draws some of the batches with replacement, the same ones for all studies
@@ -16,9 +16,9 @@ too skewed, the share of these, their own coverage, and that of the worst cell t
 
 from __future__ import annotations
 
+import argparse
 import copy
 import dataclasses
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +47,19 @@ from repsim.studies.receptive import ReceptiveFields, places_of
 from repsim.studies.results import begin
 
 HERE = Path(__file__).parent
-FIELDS = ("line", "batch", "batches", "replicates", "coverage", "error", "none", "flagged", "of_flagged", "worst_cell")
+FIELDS = (
+    "line",
+    "population",
+    "batch",
+    "batches",
+    "replicates",
+    "coverage",
+    "error",
+    "none",
+    "flagged",
+    "of_flagged",
+    "worst_cell",
+)
 VIT, RESNET = "vit_mini", "resnet_mini"
 CHOSEN = ("1", "2", "3", "4", "5", "7", "9", "10", "12", "G.1", "H.2")
 DRAWN = {64: 20, 256: 10, 1024: 5}
@@ -390,23 +402,31 @@ def neighbours(images: ImageSet, train: ImageSet, replicates: int, count: int = 
     return coverage(truth, found)
 
 
-def main(replicates: int = 200, *sizes: int) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sizes", nargs="*", type=int, default=list(DRAWN), help="images per batch")
+    parser.add_argument("--replicates", type=int, default=200)
+    parser.add_argument("--images", type=int, default=10_000, help="of the population")
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    images, train = ImageSet("fashion-mnist"), ImageSet("fashion-mnist", split="train", images=6000)
+    images = ImageSet("fashion-mnist", images=options.images)
+    train = ImageSet("fashion-mnist", split="train", images=6000)
     parts: list[pd.DataFrame] = []
 
     def keep(make: Callable[..., pd.DataFrame], batch: int, drawn: int, *arguments: Any) -> None:
-        parts.append(make(*arguments).assign(batch=batch, batches=drawn)[list(FIELDS)])
+        found = make(*arguments).assign(batch=batch, batches=drawn, population=options.images)
+        parts.append(found[list(FIELDS)])
         print(parts[-1].round(3).to_string(index=False), flush=True)
         pd.concat(parts).to_csv(HERE / "coverage.csv", index=False, float_format="%.4f")
 
-    for size in sizes or DRAWN:
-        keep(figures, size, DRAWN[size], images, size, DRAWN[size], replicates)
-        keep(probes, size, DRAWN[size], images, train, size, DRAWN[size], replicates)
     few = images.only(np.arange(FIELD_IMAGES))
-    keep(receptive, 1, FIELDS_DRAWN, few, replicates)
-    keep(neighbours, 1, 500, images.only(np.arange(5000)), train, replicates)
+    keep(neighbours, 1, 500, images.only(np.arange(min(5000, options.images))), train, options.replicates)
+    keep(receptive, 1, FIELDS_DRAWN, few, options.replicates)
+    for size in options.sizes:
+        drawn = DRAWN.get(size, 20)
+        keep(probes, size, drawn, images, train, size, drawn, options.replicates)
+        keep(figures, size, drawn, images, size, drawn, options.replicates)
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main()
