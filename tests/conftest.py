@@ -39,7 +39,8 @@ class Family:
 
     def load(self) -> rs.Network:
         """Untrained, and told that images are 64 px wide where its own size would be 224."""
-        network = rs.load_model(self.model, weights="random", **self.args)
+        unsaid = {"transform": "imagenet size=64"} if ":" in self.model else {}
+        network = rs.load_model(self.model, weights="random", **unsaid, **self.args)
         transform = replace(network.transform, input_size=(3, 64, 64))
         return replace(network, transform=transform)
 
