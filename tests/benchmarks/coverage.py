@@ -81,7 +81,7 @@ class Nothing:
     """Stands for such sums: all is zero."""
 
     def compute(self, q: float = 0.5) -> torch.Tensor:
-        return torch.zeros(1)
+        return torch.tensor(0.0)
 
 
 class One(NamedTuple):
