@@ -53,6 +53,8 @@ def test_probes():
 
 
 def test_receptive_fields():
-    found = coverage.receptive(rs.ImageSet(images=40), 60, 16)
+    """The radius of half of the mass covers less: it jumps where a field has a gap around the own patch."""
+    found = coverage.receptive(rs.ImageSet(images=160), 100, 32, ["vit_micro"]).set_index("line")["coverage"]
     print(found.to_string())
-    assert found["coverage"].between(0.9, 0.99).all()
+    half = found.index.str.contains("radius50")
+    assert found[~half].between(0.9, 0.99).all() and found[half].between(0.85, 0.99).all()

@@ -68,6 +68,8 @@ SEEDS, OF_SEEDS = 60, 3
 Asked = Mapping[str, tuple[Any, Sequence[Any]]]
 """Number of a figure -> its networks, or groups of them, and which are compared."""
 FIELD_IMAGES, FIELDS_DRAWN = 256, 32
+PIXELS = 2
+"""Of radii that are smaller an interval covers less: a few rings of pixels are no scale."""
 
 
 # Sums of every batch alone, and of some together
@@ -301,10 +303,12 @@ def of_localization(study: Localization, df: float) -> dict[str, Printed]:
     }
 
 
-def receptive(images: ImageSet, replicates: int, drawn: int = FIELDS_DRAWN) -> pd.DataFrame:
+def receptive(
+    images: ImageSet, replicates: int, drawn: int = FIELDS_DRAWN, names: Sequence[str] = (VIT, RESNET)
+) -> pd.DataFrame:
     """Radii and shares of receptive fields; each image is a group."""
     fields = []
-    for name in (VIT, RESNET):
+    for name in names:
         network = rs.load_model(name)
         each = ReceptiveFields(network, places_of(network, say=print), channels=4)
         single: list[Sums] = []
@@ -324,11 +328,17 @@ def receptive(images: ImageSet, replicates: int, drawn: int = FIELDS_DRAWN) -> p
         each.run(images, batch_size=8)
         fields.append((each, single))
 
-    def printed(which: Sequence[int]) -> dict[str, Printed]:
-        lines = {}
+    def tables(which: Sequence[int]) -> list[pd.DataFrame]:
         for each, single in fields:
             each.sums = together([single[k] for k in which])
-            table = each.table()
+        return [each.table() for each, _ in fields]
+
+    wide = [table["radius50_px"] > PIXELS for table in tables(range(len(images)))]
+
+    def printed(which: Sequence[int]) -> dict[str, Printed]:
+        lines = {}
+        for (each, _), table, chosen in zip(fields, tables(which), wide):
+            table = table[chosen]
             for column in ("radius50_px", "radius95_px", "centre_share"):
                 lines[f"receptive fields, {column}, {each.network.name}"] = of_cells(
                     table, column, f"{column}_se", len(which) - 1
