@@ -20,10 +20,9 @@ from repsim.images.folders import said
 from repsim.images.groups import Groups
 from repsim.images.loading import PIECE, Loaded, Transform, ahead, copied, cores, decoded, formed
 from repsim.images.sources import Arrays, Files, Tensors, TimmDataset, is_folder, source_of
-from repsim.measures.running import Group
+from repsim.measures.running import FEWEST, Group
 
 TEST_FOLDERS = ("val", "validation", "test")
-FEWEST = 4  # HSIC_1 divides by n - 3
 
 
 class BrokenImage(RepsimError):

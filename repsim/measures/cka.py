@@ -419,24 +419,24 @@ NEAR_ZERO = 0.05
 """CKA below which intervals by Student's t cover too little: 0.86 to 0.93 of the time, see docs/intervals.md."""
 
 
-def skewed(sums: BatchMeans, own: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+def skewed(cka: Tensor, sums: BatchMeans, own: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
     """Which CKA have batches too skewed for an interval by Student's t.
 
     It is near zero, or one of its sides varies in few images, so that fewer than half of the groups of batches give as
     good as all of its HSIC with itself: `effective_groups`. Both by measurement, see docs/intervals.md.
 
     Args:
+        cka: what the sums give.
         sums: of HSIC, see `minibatch_cka`.
         own: maps their mean to HSIC of either side with itself, as the CKA are, or to be spread so.
 
     Returns:
         As the CKA, of booleans; False where there is no interval, as of one group.
     """
-    cka = sums.finish(sums.mean())
     if sums.groups < 2:
         return torch.zeros_like(cka, dtype=torch.bool)
-    a, b = (effective_groups(sums, lambda mean, side=side: own(mean)[side]) for side in (0, 1))
-    return ((cka < NEAR_ZERO) | (torch.minimum(a, b) < sums.groups / 2)) & ~cka.isnan()
+    few = torch.minimum(*effective_groups(sums, own)) < sums.groups / 2
+    return ((cka < NEAR_ZERO) | few) & ~cka.isnan()
 
 
 @kept

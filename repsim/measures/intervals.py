@@ -7,7 +7,7 @@ intervals is about these functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -58,32 +58,33 @@ def jackknife(sums: GroupedSums | Together, statistic: Callable[[Any], Tensor]) 
     return theta, variance.sqrt()
 
 
-def effective_groups(sums: GroupedSums, part: Callable[[Tensor], Tensor]) -> Tensor:
+def effective_groups(sums: GroupedSums, parts: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:
     """How many groups a mean is really of: as many as there are where all give as much, 1 where one gives all.
 
     The square of the sum of what the groups give over the sum of their squares (Kish, Survey Sampling, 1965).
 
     Args:
         sums: in groups.
-        part: maps their mean to what is looked at of it, linearly: tensors of any shape, not negative.
+        parts: maps their mean to what is looked at of it, linearly: tensors of any shape, not negative.
 
     Returns:
-        As `part` does; NaN where nothing is given.
+        As `parts` does; NaN where nothing is given.
 
     >>> from repsim.measures.running import GroupedSums
     >>> sums = GroupedSums()
     >>> for value in (1.0, 1.0, 1.0):
     ...     _ = sums.update(torch.tensor([value, 0.0]))
     >>> _ = sums.update(torch.tensor([1.0, 3.0]))
-    >>> [round(each, 3) for each in effective_groups(sums, lambda mean: mean).tolist()]
+    >>> [round(each.item(), 3) for each in effective_groups(sums, lambda mean: [mean[0], mean[1]])]
     [4.0, 1.0]
     """
-    whole = part(sums.mean())
-    total, squares = torch.zeros_like(whole), torch.zeros_like(whole)
+    whole = parts(sums.mean())
+    totals, squares = ([torch.zeros_like(each) for each in whole] for _ in range(2))
     for rest, size in sums.leave_one_out():
-        gives = whole - (1 - size / sums.batches) * part(rest)
-        total, squares = total + gives, squares + gives.square()
-    return total.square() / squares
+        for k, (of_all, of_rest) in enumerate(zip(whole, parts(rest), strict=True)):
+            gives = of_all - (1 - size / sums.batches) * of_rest
+            totals[k], squares[k] = totals[k] + gives, squares[k] + gives.square()
+    return [total.square() / square for total, square in zip(totals, squares)]
 
 
 class Crossed(NamedTuple):

@@ -22,7 +22,7 @@ from repsim.measures.intervals import jackknife
 GROUPS = 32
 """Of the jackknife, at most."""
 FEWEST = 4
-"""Images that a batch must have left without one of its groups; HSIC_1 divides by n - 3."""
+"""Images in a batch, and left in it without one of its groups, at least; HSIC_1 divides by n - 3."""
 Group = int | Tensor
 """Of the jackknife: the number of a batch, all of whose images are in the group number mod `GROUPS`; or (n,) int64, the
 group of each of its images, from 0 to `GROUPS` - 1."""
@@ -257,8 +257,9 @@ class ImageMeans(GroupedSums):
         if not isinstance(group, Tensor):
             return self._add(values.double().sum(0), len(values), group)
         self.own, group = True, group.to(values.device)
-        for number in group.unique():
-            self._add(values[group == number].double().sum(0), int((group == number).sum()), int(number))
+        for number in group.unique().tolist():
+            own = values[group == number]
+            self._add(own.double().sum(0), len(own), number)
         return self
 
     def _empty(self) -> Self:

@@ -76,17 +76,16 @@ class Claim:
             return f"the interval holds {self.boundary:g}"
         return "" if p <= 0.05 else "heads in another order do as much"
 
-    def p_value(self, value: float, low: float, high: float, df: float, p: float = 0.0) -> float:
+    def p_value(self, value: float, se: float, df: float, p: float = 0.0) -> float:
         """How often a number at least so far from the boundary comes where there is nothing, by Student's t.
 
         Args:
-            value, low, high, df: the number, its 95 % interval, and the degrees of freedom of that.
+            value, se, df: the number, its standard error, and the degrees of freedom of that.
             p: of the permutations, where the claim has some; the larger of both is taken.
 
         Returns:
             From 0 to 1; NaN where there is no interval, or no permutations that the claim asks for.
         """
-        se = (high - low) / 2 / t.ppf(0.975, df)
         return float(np.maximum(2 * t.sf(abs(value - self.boundary) / se, df), p))
 
 
@@ -276,11 +275,11 @@ def checked(found: Mapping[str, Numbers]) -> list[Checked]:
             p = next(iter(by_chance), np.nan) if claim.chance else 0.0
             said = f" (p = {p:.2g}, heads permuted)" if claim.chance else claim.caution
             source = f"Figure {claim.figure}: {row.label}{said}{untrained}"
-            of = row.value, row.low, row.high, row.df
+            se = float((row.high - row.low) / 2 / t.ppf(0.975, row.df))
             verdict, why = claim.verdict(row.low, row.high, p), claim.why(row.low, row.high, p, row.df)
-            found_p = claim.p_value(*of, p)
-            between = float((row.high - row.low) / 2 / t.ppf(0.975, row.df)), int(row.seeds), row.sd_seeds
-            rows.append(Checked(claim, json.loads(row.models), source, *of[:3], verdict, why, found_p, *between))
+            decided = verdict, why, claim.p_value(row.value, se, row.df, p)
+            of = json.loads(row.models), source, row.value, row.low, row.high
+            rows.append(Checked(claim, *of, *decided, se, int(row.seeds), row.sd_seeds))
     return rows
 
 
@@ -358,14 +357,21 @@ def markdown(table: pd.DataFrame) -> str:
         where = literal(f"{row.claim} ({row.source})")
         interval = interval_in_words(row.low, row.high)
         verdict = f"**{row.verdict}**" + (f" ({row.why})" if row.why else "")
-        if row.verdict_holm != row.verdict:
-            verdict += f", {row.verdict_holm} after Holm"
-        verdict += between_runs(row.seeds, row.sd_seeds, row.se)
+        verdict += after_holm(row.verdict, row.verdict_holm) + between_runs(row.seeds, row.sd_seeds, row.se)
         of_paper = f"{row.direction} | {literal(row.paper)} | {verdict} |"
         lines.append(f"| {where} | {row.measured:.3f} | {interval} | {of_paper}")
     counts = table["verdict"].value_counts()
     said = ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in get_args(Verdict))
     return "\n".join([*lines, "", f"{said}. {COVERED} {by_chance(table)}"]) + "\n"
+
+
+def after_holm(verdict: str, adjusted: str) -> str:
+    """The adjusted verdict, where it is another one.
+
+    >>> after_holm("agrees", "undecided"), after_holm("agrees", "agrees")
+    (', undecided after Holm', '')
+    """
+    return f", {adjusted} after Holm" if adjusted != verdict else ""
 
 
 def between_runs(seeds: int, sd: float, se: float) -> str:

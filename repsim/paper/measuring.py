@@ -75,7 +75,7 @@ def asking(*networks: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass over images that is planned, or several alike."""
+    """One pass over images that is planned."""
 
     what: str
     networks: list[str]
@@ -83,20 +83,18 @@ class Pass:
     batch_size: int
     memory: int | str
     """Bytes that it takes of main memory; or why it does not fit into what there is."""
-    times: int = 1
 
     def record(self) -> dict[str, Any]:
         kept = {"pass": self.what, "networks": self.networks, "images": self.images, "batch_size": self.batch_size}
         fits = isinstance(self.memory, int)
-        return {**kept, "times": self.times, "memory_bytes" if fits else "does_not_fit": self.memory}
+        return {**kept, "memory_bytes" if fits else "does_not_fit": self.memory}
 
     def __str__(self) -> str:
         memory = size_in_words(self.memory) if isinstance(self.memory, int) else self.memory
-        times = f"{self.times} passes of" if self.times > 1 else "one pass of"
         images = f"{self.images} images" + (
             f" in batches of {self.batch_size}" if self.batch_size < self.images else ""
         )
-        return f"{times} {images} {self.what}: {', '.join(self.networks)} ({memory})"
+        return f"one pass of {images} {self.what}: {', '.join(self.networks)} ({memory})"
 
 
 class Measurements:
@@ -442,7 +440,12 @@ def drawn_pairs(panels: str, names: list[str]) -> list[tuple[str, str]]:
 
 def rows_of(study: LayerSimilarity) -> list[slice]:
     """The rows of the CKA matrix of all layers that belong to each network."""
-    ends = np.cumsum([0, *map(len, study.layers)]).tolist()
+    return slices([len(of) for of in study.layers])
+
+
+def slices(lengths: Sequence[int]) -> list[slice]:
+    """Where each of several parts lies, one after the other."""
+    ends = np.cumsum([0, *lengths]).tolist()
     return [slice(low, high) for low, high in zip(ends, ends[1:])]
 
 
@@ -576,10 +579,9 @@ def receptive(
 
 def _joined(fields: Sequence[ReceptiveFields]) -> tuple[Together, list[Of]]:
     """The sums of fields of the same images together, and how the statistics of each come of their means."""
-    ends = np.cumsum([0, *(len(each.layers) for each in fields)]).tolist()
     of_layers = [
-        lambda means, each=each, low=low, high=high: each.statistics(means[low:high])
-        for each, low, high in zip(fields, ends, ends[1:])
+        lambda means, each=each, where=where: each.statistics(means[where])
+        for each, where in zip(fields, slices([len(each.layers) for each in fields]))
     ]
     return Together([sums for each in fields for sums in each.masses()]), of_layers
 

@@ -99,20 +99,18 @@ class Statistic(NamedTuple):
 
 
 def jackknifed(sums: BatchMeans | Together, statistics: Sequence[Statistic]) -> list[Number]:
-    """Numbers from sums, with their jackknife standard errors over groups of batches."""
-    found = []
-    for key, models, label, of in statistics:
-        value, se = sums.compute(of)
-        found.append(Number(key, models, label, value.item(), se.item(), sums.groups - 1))
-    return found
+    """Numbers from sums, with their jackknife standard errors over groups of batches: all from the same left out."""
+    if not statistics:
+        return []
+    values, errors = sums.compute(lambda means: torch.stack([each.of(means) for each in statistics]))
+    df = sums.groups - 1
+    return [Number(*each[:3], *found, df) for each, *found in zip(statistics, values.tolist(), errors.tolist())]
 
 
 def of_draws(sums: Together, statistics: Sequence[Statistic]) -> list[Number]:
     """Numbers that are means over draws of training images, with standard errors over these and test images."""
-    return [
-        Number(key, models, label, *(each.item() for each in crossed(sums, of)))
-        for key, models, label, of in statistics
-    ]
+    found = crossed(sums, lambda means: torch.stack([each.of(means) for each in statistics], 1))
+    return [Number(*each[:3], *of) for each, *of in zip(statistics, *(part.tolist() for part in found))]
 
 
 def less(a: Of, b: Of, means: Any) -> Tensor:

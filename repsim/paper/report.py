@@ -16,7 +16,16 @@ from typing import Any
 import pandas as pd
 
 from repsim.errors import UsageError
-from repsim.paper.claims import COVERED, between_runs, by_chance, check, claims_of, interval_in_words, saved_numbers
+from repsim.paper.claims import (
+    COVERED,
+    after_holm,
+    between_runs,
+    by_chance,
+    check,
+    claims_of,
+    interval_in_words,
+    saved_numbers,
+)
 from repsim.paper.exhibits import Exhibit, Made
 from repsim.paper.figures import FIGURES
 from repsim.paper.files import check_claims_own, load_figure, picture_file, save_claims
@@ -250,7 +259,7 @@ def _claims(table: pd.DataFrame) -> Iterator[str]:
     yield '<th class="n">the paper finds</th><th>of its own networks</th></tr></thead><tbody>'
     for row in table.itertuples():
         yield f'<tr><td>{escape(row.claim)}<br><span class="note">{escape(row.source)}</span></td>'
-        holm = f", {row.verdict_holm} after Holm" if row.verdict_holm != row.verdict else ""
+        holm = after_holm(row.verdict, row.verdict_holm)
         why = row.why + between_runs(row.seeds, row.sd_seeds, row.se)
         yield f'<td class="{row.verdict}">{row.verdict}{holm}<br><span class="note">{escape(why)}</span></td>'
         cells = {"measured": _value(row.measured), "95 % interval": interval_in_words(row.low, row.high)}

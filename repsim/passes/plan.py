@@ -171,9 +171,9 @@ def _too_much(takes: Callable[[int], Takes], networks: Sequence[Runs], batch_siz
         smaller //= 2
     fits = [f"--batch-size {smaller} fits"] if smaller >= 4 else []
     fits += [needed.takes.less] if needed.takes.less else []
-    takes, may = size_in_words(needed.total), size_in_words(budget)
+    needs, may = size_in_words(needed.total), size_in_words(budget)
     return (
-        f"this takes {takes} of memory ({_words(needed)}), and {may} may be taken, "
+        f"this takes {needs} of memory ({_words(needed)}), and {may} may be taken, "
         f"{SHARE:.0%} of what is free unless --memory says otherwise; {', or '.join(fits) or 'take fewer layers'}"
     )
 

@@ -225,7 +225,7 @@ class _Part:
 def _values(found: BatchMeans) -> tuple[Tensor, Tensor, Tensor]:
     """CKA of tokens and patches (t, j), its standard error, and 1 where it is too skewed for an interval."""
     cka, se = found.compute()
-    return cka, se, skewed(found, lambda hsics: (hsics[..., :-1, -1:], hsics[..., -1:, :-1])).byte()
+    return cka, se, skewed(cka, found, lambda hsics: (hsics[..., :-1, -1:], hsics[..., -1:, :-1])).byte()
 
 
 def _where(mask: Tensor) -> list[int]:

@@ -243,10 +243,11 @@ def accuracies(testing: Testing) -> pd.DataFrame:
     """One row per place (of `token`: position) and draw."""
     rows = []
     for place, right in testing.sums["right"].items():
+        name = columns_of(testing, place)
         for (draw, strengths), of_draw in zip(testing.probes[place].l2.items(), right.mean().tolist()):
             for position, (accuracy, l2) in enumerate(zip(of_draw, strengths)):
                 at = (*position_of(testing, place, position), in_table(draw.shots))
-                rows.append((*columns_of(testing, place), *at, draw.seed, l2, accuracy))
+                rows.append((*name, *at, draw.seed, l2, accuracy))
     return pd.DataFrame(rows, columns=PROBE).astype(POSITIONS)
 
 
@@ -254,12 +255,12 @@ def summarise(testing: Testing) -> pd.DataFrame:
     """Mean over draws of each probe, and of the mean of all single tokens; see `crossed`."""
     rows, means = [], []
     for place, right in testing.sums["right"].items():
-        numbers = shots_of(testing, place)
+        name, numbers = columns_of(testing, place), shots_of(testing, place)
         for shots, drawn in numbers.items():
             each = crossed(right.part(drawn), lambda mean: mean)
             for position, found in enumerate(zip(*(part.tolist() for part in each))):
                 at = (*position_of(testing, place, position), in_table(shots), len(drawn))
-                rows.append((*columns_of(testing, place), *at, *found))
+                rows.append((*name, *at, *found))
         if place.aggregation == "token":
             name = columns_of(testing, place._replace(aggregation="token_mean"))
             for shots, drawn in numbers.items():

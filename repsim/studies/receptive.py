@@ -106,12 +106,11 @@ def places_of(
             f"layer {inner[0]!r} of {network.name} is the result of an addition that no module gives, so its gradients "
             "cannot be taken; choose other layers, or pass the module as it was before it was traced"
         )
-    kept = [layer for layer in found if layer.grid is not None]
-    if layers is not None or not kept:
+    without = [layer.name for layer in found if layer.grid is None]
+    if layers is not None or not 0 < len(without) < len(found):
         return found
-    if without := [layer.name for layer in found if layer.grid is None]:
-        say(f"{network.name} has layers without a centre, which are left out: {listed(without)}")
-    return kept
+    say(f"{network.name} has layers without a centre, which are left out: {listed(without)}")
+    return [layer for layer in found if layer.grid is not None]
 
 
 @kept

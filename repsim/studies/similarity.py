@@ -242,8 +242,8 @@ def matched_cka(
         images, layers, tokens, batch_size, repeats, how: see `layer_cka`.
 
     Returns:
-        `table`: one row per other network and layer: model_a (the reference), model_b, layer, index, depth, cka, se
-        as `layer_cka` has them.
+        `table`: one row per other network and layer: model_a (the reference), model_b, layer, index, depth, cka,
+        se and skewed, as `layer_cka` has them.
 
     Raises:
         UsageError: the networks do not have the same layers.
@@ -305,7 +305,7 @@ def _with_values(table: pd.DataFrame, studies: Sequence[LayerSimilarity], column
     results = [study.sums.compute() for study in studies]
     values = torch.stack([cka.cpu() for cka, _ in results])
     se = results[0][1].cpu() if len(results) == 1 else values.std(0) / len(results) ** 0.5
-    flags = skewed(studies[0].sums, studies[0].own).cpu()
+    flags = skewed(results[0][0], studies[0].sums, studies[0].own).cpu()
     for column, of in zip(("cka", "se", "skewed"), (values.mean(0), se, flags.long())):
         table[column] = of.flatten().numpy()
     return table[columns]
