@@ -578,7 +578,7 @@ def each_model(
     """Each network with its weights; a key that is given once is that of every file.
 
     Args:
-        models, weights, keys, args: what was given of one side, or of one role.
+        models, weights, keys, args, transforms: what was given of one side, or of one role.
         side: how the options end that are of one of two sides.
         role: before what is given, where options are of roles.
     """
