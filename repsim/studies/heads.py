@@ -162,8 +162,7 @@ def head_similarity(
     found = correlation(study, distance, window, seed=seed)
     names = [network.name for network in networks]
     at = [(*names, layer.name, layer.index, layer.depth) for layer in study.layers]
-    ends = (end.clamp(-1, 1) for end in interval(found.spearman, found.se, found.df))
-    columns = (found.spearman, *ends, found.p_permuted)
+    columns = (found.spearman, *interval(found.spearman, found.se, found.df), found.p_permuted)
     rows = [(*where, *values) for where, *values in zip(at, *(each.tolist() for each in columns))]
     tables = {"heads_correlation": pd.DataFrame(rows, columns=HEAD_CORRELATION)}
     protocol = {"window": window or "a quarter of the heads", "batch_size": counts.batch_size, "permutation_seed": seed}
