@@ -241,6 +241,20 @@ def whole(path: Path) -> Iterator[Path]:
         files.add(path)
 
 
+def place(part: Path, path: Path) -> None:
+    """Put a file that is whole, on the same disk, where a result is to be; an error says what a user can do."""
+    if (allow := _ALLOW.get()) is not None:
+        allow(path)
+    try:
+        os.replace(part, path)
+    except OSError as error:
+        raise RepsimError(
+            f"cannot write {path}: {why(error, path.parent)}; choose another directory with --out"
+        ) from None
+    if (files := _WRITTEN.get()) is not None:
+        files.add(path)
+
+
 def save_table(table: pd.DataFrame, path: Path) -> None:
     """Write a table as CSV; `load_table` reads the same from it, but for digits of numbers after the twelfth."""
     # The csv module quotes a carriage return only from Python 3.13 on, and unquoted it ends the row.

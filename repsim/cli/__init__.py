@@ -2,6 +2,7 @@
 
 from repsim.cli import (  # noqa: F401  each adds its commands to main
     attention,
+    extract,
     heads,
     lesion,
     localization,

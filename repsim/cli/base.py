@@ -210,7 +210,7 @@ class Job:
     data: str | None
     data_dir: str | None
     split: str | None
-    images: int
+    images: int | None
     seed: int
     workers: int | None
     skip_broken: bool
@@ -237,12 +237,14 @@ class Job:
         train: Any = None,
         called: str | None = None,
         beside: Collection[str] = (),
+        features: Sequence[Any] = (),
     ) -> Run:
         """Load networks, see `ready`, and make the directory.
 
         Args:
             asked: the networks.
             writes: the files and folders that the run will write beside `run.json`.
+            features: what stands beside the networks, after them.
             train: training images, if the run has some.
             called: what the directory is called without `--out`; None: after the command and its networks.
             beside: options that may differ between runs whose results lie in one directory.
@@ -254,12 +256,13 @@ class Job:
 
         started = time.perf_counter()
         context = click.get_current_context()
-        networks, chosen = self.ready(asked)
+        networks, chosen = self.ready(asked, features)
         apart = about(self, networks, chosen, train)
         common = {name: value for name, value in apart["options"].items() if name not in beside}
         settings, out, old = digest({**apart, "options": common}), self.out, {}
         if out is None:
-            name = called or "-".join([self.command, *(label(of.model, of.weights, of.key) for of in asked)])
+            labels = [*(label(of.model, of.weights, of.key) for of in asked), *(label(of.name) for of in features)]
+            name = called or "-".join([self.command, *labels])
             out = processes.agreed(own_directory(name, settings) if is_first() else None)
             if out.name != name:
                 say(f"the results go into {out}", self.quiet)
@@ -288,9 +291,13 @@ class Job:
         context.call_on_close(run.let_go_of_what_nobody_would_know)
         return run
 
-    def ready(self, asked: list[Asked]) -> tuple[list[Any], Any]:
-        """Look at everything that is cheap to look at first; the networks, and the images. Nothing is written."""
-        check_range("--images", self.images, 4)
+    def ready(self, asked: list[Asked], features: Sequence[Any] = ()) -> tuple[list[Any], Any]:
+        """Look at everything that is cheap to look at first; the networks, and the images. Nothing is written.
+
+        Of features alone, without data, the images are those that they have in common.
+        """
+        if self.images is not None:
+            check_range("--images", self.images, 4)
         if self.batch_size is not None:
             check_range("--batch-size", self.batch_size, 4)
         if self.workers is not None:
@@ -310,11 +317,15 @@ class Job:
             check_name(of.model)
             if of.transform is not None:
                 read_words(of.transform, of.model)
-        data = self.data or default_data([of.model for of in asked])
-        where = {"split": self.split, "root": self.data_dir}
-        chosen = ImageSet(data, **where, images=self.images, seed=self.seed, groups=self.groups)
+        if asked or self.data:
+            data = self.data or default_data([of.model for of in asked])
+            where = {"split": self.split, "root": self.data_dir}
+            chosen = ImageSet(data, **where, images=self.images, seed=self.seed, groups=self.groups)
+        else:
+            chosen = self.known_to(features)
         how = {name: getattr(self, name) for name in ("precision", "compiled", "seed_each_pass")}
-        networks = told_apart(load(asked, self.device, self.seed, **how))
+        networks = [*load(asked, self.device, self.seed, **how), *standing(features, self.device)]
+        networks = told_apart(networks)
         heard: set[str] = set()
 
         def hear(notice: str) -> None:
@@ -324,6 +335,16 @@ class Job:
 
         context.with_resource(hearing(hear))
         return networks, chosen
+
+    def known_to(self, features: Sequence[Any]) -> Any:
+        """The images that all features have in common, where there are no others."""
+        from repsim.features.aligned import of_features_alone
+
+        given = {"--split": self.split, "--data-dir": self.data_dir, "--groups": self.groups}
+        for option, value in given.items():
+            if value is not None:
+                raise UsageError(f"{option} is of images, and there are only features; name the images with --data")
+        return of_features_alone(features, images=self.images, seed=self.seed)
 
 
 @dataclass(frozen=True)
@@ -401,8 +422,9 @@ class Run:
         return record
 
 
-def job_options(command: str, images: int, batch_size: int, of: str) -> Callable:
-    """The options of a `Job`, which the command gets as its first argument."""
+def job_options(command: str, images: int | None, batch_size: int, of: str) -> Callable:
+    """The options of a `Job`, which the command gets as its first argument; `images` None: all there are."""
+    drawn = "How many, drawn at random." + ("" if images else "  [default: all]")
     decorate = options(
         click.option(
             "--data",
@@ -413,7 +435,7 @@ def job_options(command: str, images: int, batch_size: int, of: str) -> Callable
         ),
         click.option("--data-dir", type=Source(), metavar="DIR", help="Where timm's data sets or Fashion-MNIST lie."),
         click.option("--split", help="Which split, or which folder inside DATA."),
-        click.option("--images", type=int, default=images, show_default=True, help="How many, drawn at random."),
+        click.option("--images", type=int, default=images, show_default=True, help=drawn),
         click.option(
             "--seed",
             type=click.IntRange(0, 2**63 - 1),
@@ -493,6 +515,12 @@ def job_options(command: str, images: int, batch_size: int, of: str) -> Callable
         return decorate(called)
 
     return with_job
+
+
+def given(option: str) -> bool:
+    """Whether an option of the command under way was given, and not left to its default."""
+    source = click.get_current_context().get_parameter_source(option)
+    return source not in (None, click.core.ParameterSource.DEFAULT)
 
 
 def said_of(out: Path) -> dict[str, Any]:
@@ -606,6 +634,43 @@ NO_FILE = ("pretrained", "random")
 """Weights that are no file, and so have no keys."""
 
 
+FEATURES = click.option(
+    "--features",
+    "features_of",
+    metavar="NAME=PATH",
+    multiple=True,
+    help="Features that stand for a network, and what they are called: a folder of `repsim extract` (DIR:MODEL of "
+    "several networks), .npy, .npz, .safetensors or .h5. Repeatable; those of one NAME are joined, image by image.",
+)
+
+
+def read_features(given: Sequence[str]) -> list[Any]:
+    """The features that `--features` names, in order; those of one name are joined, as of training and test images."""
+    from repsim.features.files import load_features
+
+    found: dict[str, Any] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not (equals and name.strip() and path.strip()):
+            raise UsageError(f"features are given as --features NAME=PATH, got {text!r}")
+        path, model = at_home(path, "--features"), None
+        if not Path(path).exists() and Path(path.rpartition(":")[0] or path).is_dir():
+            path, _, model = path.rpartition(":")
+        features = load_features(path, model=model, name=name)
+        found[name] = found[name].join(features) if name in found else features
+    return list(found.values())
+
+
+def standing(features: Sequence[Any], device: str | None) -> list[Any]:
+    """Features in the places of networks, on the device of these."""
+    import torch
+
+    from repsim.passes import processes
+
+    on = torch.device(processes.own_device() if device is None else device) if features else None
+    return [replace(each.as_network(), on=on) for each in features]
+
+
 LAYERS = click.option(
     "--layers", default="blocks", show_default=True, help="`blocks`, `paper`, `all`, or a regular expression."
 )
@@ -687,7 +752,7 @@ def default_data(networks: list[str]) -> str:
     )
 
 
-def label(model: str, weights: str, key: str | None = None) -> str:
+def label(model: str, weights: str = "pretrained", key: str | None = None) -> str:
     """The name of a network in tables: its model's, and what its weights are unless they are the pretrained ones."""
     suffix = {"pretrained": "", "random": "-random"}.get(weights, f"@{Path(weights).stem}")
     suffix += re.sub(r"[^\w.@+-]+", "-", f"-{key}") if key else ""

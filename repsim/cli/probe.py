@@ -7,7 +7,19 @@ from pathlib import Path
 
 import click
 
-from repsim.cli.base import LAYERS, Job, Source, default_data, each_model, job_options, main, model_options
+from repsim.cli.base import (
+    FEATURES,
+    LAYERS,
+    Job,
+    Source,
+    default_data,
+    each_model,
+    given,
+    job_options,
+    main,
+    model_options,
+    read_features,
+)
 from repsim.cli.pictures import draw, pictures
 from repsim.cli.words import PASSES, check_range
 from repsim.errors import UsageError
@@ -15,6 +27,7 @@ from repsim.errors import UsageError
 
 @main.command()
 @model_options("", " Repeatable.", ("vit_mini", "resnet_mini"), several=True)
+@FEATURES
 @LAYERS
 @click.option(
     "--shots",
@@ -40,6 +53,7 @@ def probe(
     weights_key: tuple[str, ...],
     arg: tuple[str, ...],
     transform: tuple[str, ...],
+    features_of: tuple[str, ...],
     layers: str,
     shots: tuple[str, ...],
     seeds: int,
@@ -52,8 +66,9 @@ def probe(
 ) -> Path:
     """What layers know of classes: linear probes, neighbours (paper, Figures 11, 13, D.4, F).
 
-    --data, --split and --images choose the test images. Writes probe.csv, probe_summary.csv (mean and standard error
-    over seeds), neighbours.csv, run.json, and the pictures of all three.
+    --data, --split and --images choose the test images; features must be of these and of the training images. Writes
+    probe.csv, probe_summary.csv (mean and standard error over seeds), neighbours.csv, run.json, and the pictures of all
+    three.
     """
     if job.redraw is not None:
         draw(job.redraw, "probe", job.quiet)
@@ -63,7 +78,10 @@ def probe(
     check_range("--neighbours", neighbours, 0)
     if train_images is not None:
         check_range("--train-images", train_images, 4)
-    asked = each_model(model, weights, weights_key, arg, transform)
+    if features_of and not given("model"):
+        model = ()
+    asked = each_model(model, weights, weights_key, arg, transform) if model else []
+    features = read_features(features_of)
 
     from repsim.images.image_set import ImageSet, train_and_test
 
@@ -71,7 +89,7 @@ def probe(
     (train_data, train_split), (data, split) = train_and_test(data, job.split, train_data, train_split)
     train = ImageSet(train_data, split=train_split, root=job.data_dir, images=train_images, seed=job.seed)
     writes = ["probe.csv", "probe_summary.csv", "neighbours.csv", *pictures("probe", "probe_tokens", "neighbours")]
-    run = replace(job, data=data, split=split).start(asked, writes, train=train)
+    run = replace(job, data=data, split=split).start(asked, writes, train=train, features=features)
 
     from repsim.studies.probe import linear_probes
 

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import click
 
-from repsim.cli.base import LAYERS, Asked, Job, each_model, job_options, main, model_options
+from repsim.cli.base import (
+    FEATURES,
+    LAYERS,
+    Asked,
+    Job,
+    each_model,
+    job_options,
+    main,
+    model_options,
+    read_features,
+)
 from repsim.cli.pictures import draw, pictures
 from repsim.cli.words import PASSES, check_range
 from repsim.errors import UsageError
@@ -22,6 +32,7 @@ from repsim.errors import UsageError
 @click.option(
     "--matched", is_flag=True, help="Only the same layers, of checkpoints of one architecture: A with each B."
 )
+@FEATURES
 @LAYERS
 @click.option("--tokens", type=click.Choice(["all", "cls", "spatial", "pooled"]), default="all", show_default=True)
 @click.option("--repeats", type=int, default=1, show_default=True, help="Passes over newly drawn images.")
@@ -38,6 +49,7 @@ def cka(
     weights_key_b: tuple[str, ...],
     arg_b: tuple[str, ...],
     transform_b: tuple[str, ...],
+    features_of: tuple[str, ...],
     matched: bool,
     layers: str,
     tokens: str,
@@ -45,6 +57,7 @@ def cka(
 ) -> Path:
     """Similarity of all layers of one or two networks by minibatch CKA (paper, Figures 1 and 2).
 
+    Features take the places that no model has: of B, or, without --model-a, of A and B; then no images are needed.
     Writes cka.csv, run.json, cka.png and cka.pdf; with --matched (Figures 12, G.1) matched.csv and its pictures. The
     paper's protocol is --layers paper --images 10240 --batch-size 1024 --repeats 20.
     """
@@ -52,20 +65,27 @@ def cka(
     if job.redraw is not None:
         draw(job.redraw, name, job.quiet)
         return job.redraw
-    if matched and not model_b:  # checkpoints of A
-        model_b = (model_a or "vit_mini",) * max(len(weights_b), len(weights_key_b))
+    first = model_a is None and bool(features_of)
+    others = len(dict.fromkeys(each.partition("=")[0] for each in features_of)) - first
+    if first and (weights_a != "pretrained" or weights_key_a or arg_a or transform_a):
+        raise UsageError("--weights-a, --weights-key-a, --arg-a and --transform-a need --model-a beside --features")
+    if matched and not model_b and not others:  # checkpoints of A
+        model_b = () if first else (model_a or "vit_mini",) * max(len(weights_b), len(weights_key_b))
         if not model_b:
-            raise UsageError("--matched compares A with others: give them with --model-b or --weights-b")
-    elif not matched and len(model_b) > 1:
-        raise UsageError(f"--model-b was given {len(model_b)} times; more than one needs --matched")
-    elif model_a is not None and not model_b and (weights_b or weights_key_b or arg_b or transform_b):
+            raise UsageError("--matched compares A with others: give them with --model-b, --weights-b or --features")
+    elif not matched and len(model_b) + others > 1:
+        given = f"--model-b was given {len(model_b)} times" if not others else f"{len(model_b) + others} stand for B"
+        raise UsageError(f"{given}; more than one needs --matched")
+    elif first and model_b:
+        raise UsageError("without --model-a features stand for A, so name the network with --model-a, not --model-b")
+    elif (model_a is not None or first) and not model_b and (weights_b or weights_key_b or arg_b or transform_b):
         raise UsageError("--weights-b, --weights-key-b, --arg-b and --transform-b need --model-b")
-    elif model_a is None and not model_b:
+    elif model_a is None and not model_b and not first:
         model_b = ("resnet_mini",)
     check_range("--repeats", repeats, 1, PASSES)
-    a = Asked(model_a or "vit_mini", weights_a, arg_a, weights_key_a, transform_a)
-    asked = [a, *each_model(model_b, weights_b, weights_key_b, arg_b, transform_b, "-b")]
-    run = job.start(asked, [f"{name}.csv", *pictures(name)])
+    a = [] if first else [Asked(model_a or "vit_mini", weights_a, arg_a, weights_key_a, transform_a)]
+    asked = [*a, *each_model(model_b, weights_b, weights_key_b, arg_b, transform_b, "-b")]
+    run = job.start(asked, [f"{name}.csv", *pictures(name)], features=read_features(features_of))
 
     from repsim.studies.similarity import layer_cka, matched_cka
 

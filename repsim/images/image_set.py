@@ -19,7 +19,7 @@ from repsim.errors import RepsimError, UsageError
 from repsim.images.folders import said
 from repsim.images.groups import Groups
 from repsim.images.loading import PIECE, Loaded, Transform, ahead, copied, cores, decoded, formed
-from repsim.images.sources import Arrays, Files, Tensors, TimmDataset, is_folder, source_of
+from repsim.images.sources import Arrays, Files, Noise, Rows, Tensors, TimmDataset, is_folder, source_of
 from repsim.measures.running import FEWEST, Group
 
 TEST_FOLDERS = ("val", "validation", "test")
@@ -141,7 +141,19 @@ class ImageSet:
             without = f"; {self.left_out_in_words}" if self.left_out else ""
             raise UsageError(f"at least {FEWEST} images are needed; {self.data} has {len(self.source)}{without}")
         self.groups = None if groups is None else Groups.of_labels(groups, self.source, self.data)
+        self.among = None
         self._choose(images)
+
+    @classmethod
+    def of_rows(cls, rows: Rows, *, images: int | None = None, seed: int = 0) -> ImageSet:
+        """Images that only features know, chosen and ordered as others are; see `Rows`."""
+        made = object.__new__(cls)
+        named = {"data": "features", "split": None, "seed": seed, "asked": images}
+        made.__dict__ = {**named, "source": rows, "groups": None, "among": None}
+        if len(rows) < FEWEST:
+            raise UsageError(f"at least {FEWEST} images are needed; the features have {len(rows)} in common")
+        made._choose(images)
+        return made
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -158,6 +170,43 @@ class ImageSet:
         A folder has classes where two or more folders in it hold images; images that lie beside these have -1.
         """
         return None if self.source.labels is None else self.source.labels[self.chosen]
+
+    @property
+    def available_ids(self) -> list[str] | None:
+        """What every image of the data is known by, in the data's own order; None of rows without ids.
+
+        A file's is its path from the folder `data` on, with `/` (`val/cat/1.png` where `val` is the split); that of
+        other images is their number in the data, after the split where there are several (`test/17`).
+        """
+        if isinstance(self.source, Rows):
+            return None if self.source.ids is None else list(self.source.ids)
+        if isinstance(self.source, Files):
+            root, within = str(self.source.root), f"{self.split}/" if self.split else ""
+            names = (path.removeprefix(root).lstrip(os.sep).replace(os.sep, "/") for path in self.source.paths)
+            return [within + name for name in names]
+        split = self.split
+        if split is None and self.data in ("sample", "fashion-mnist"):
+            split = "test"
+        return [f"{split}/{number}" if split else str(number) for number in range(len(self.source))]
+
+    @property
+    def ids(self) -> list[str] | None:
+        """What each chosen image is known by, in the order of the choice; see `available_ids`.
+
+        >>> ImageSet("sample", images=100).ids[:2]
+        ['test/44', 'test/239']
+        """
+        ids = self.available_ids
+        return None if ids is None else [ids[number] for number in self.chosen.tolist()]
+
+    @property
+    def numbered_in(self) -> str | None:
+        """What tells the data apart whose images are known by their numbers; None of files, which have names."""
+        if isinstance(self.source, Files | Rows):
+            return None
+        if isinstance(self.source, Arrays):
+            return self._identity()["pixels"]
+        return f"noise of seed {self.source.seed}" if isinstance(self.source, Noise) else f"{self.data} {self.split}"
 
     @property
     def tensor_size(self) -> tuple[int, int, int] | None:
@@ -210,6 +259,16 @@ class ImageSet:
         other.__dict__ = {**self.__dict__, "chosen": self.chosen[positions], "asked": None}
         return other
 
+    def known_to(self, known: np.ndarray) -> ImageSet:
+        """Those of the chosen images that are known, of which other choices are made too.
+
+        Args:
+            known: (all images of the data,) whether each is.
+        """
+        other = self.only(np.flatnonzero(known[self.chosen]))
+        other.among = known if self.among is None else known & self.among
+        return other
+
     def labelled(self, labels: np.ndarray) -> ImageSet:
         """The same images with other classes: (n,) integers from 0 on, one for each chosen image."""
         if np.shape(labels) != (len(self),):
@@ -230,6 +289,8 @@ class ImageSet:
 
     def _choose(self, images: int | None) -> None:
         order = torch.randperm(len(self.source), generator=torch.Generator().manual_seed(self.seed)).numpy()
+        if self.among is not None:
+            order = order[self.among[order]]
         if self.groups is not None:
             order = self.groups.in_turn(order)
         self.chosen = order if images is None else order[:images]
@@ -262,7 +323,8 @@ class ImageSet:
         and counted, unless `short`.
 
         Args:
-            transforms: what the networks want done to an image; equal ones are done once.
+            transforms: what the networks want done to an image; equal ones are done once. Without any, no image is
+                read.
             batch_size: images per batch, at least 4.
             counts: filled while batches are handed out; those of an earlier pass: what came after its last batch.
             workers: processes that decode; None: one per core up to 8 for files, none for images in memory.
@@ -279,7 +341,7 @@ class ImageSet:
         counts = counts if counts is not None else Counts()
         counts.batch_size = batch_size
         wanted = self._wanted(batch_size, share, counts.passed, short)
-        if isinstance(self.source, Tensors):
+        if isinstance(self.source, Tensors) or not transforms:
             items = self._slices(transforms, batch_size, wanted)
         else:
             items = self._decoded(transforms, batch_size, workers, wanted)
@@ -332,13 +394,13 @@ class ImageSet:
     def unreadable(self, workers: int | None = None, share: Share | None = None) -> dict[int, str]:
         """Which of one process's part of the images cannot be read: position -> what is wrong with it."""
         part = torch.arange(share.rank if share else 0, len(self), share.of if share else 1)
-        if isinstance(self.source, Tensors):
+        if isinstance(self.source, Tensors | Rows):
             return {}
         return dict(each for _, _, broken in self._decoded([], PIECE, workers, part) for each in broken)
 
     def _slices(self, transforms: Sequence[Transform], batch_size: int, wanted: Tensor) -> Iterator[Loaded]:
         for positions in wanted.split(batch_size) if len(wanted) else ():
-            tensors = self.source.tensors[torch.from_numpy(self.chosen)[positions]]
+            tensors = self.source.tensors[torch.from_numpy(self.chosen)[positions]] if transforms else None
             yield positions, [tensors for _ in transforms], []
 
     def _decoded(

@@ -1,4 +1,4 @@
-"""Where images come from: arrays, tensors, folders, Fashion-MNIST, noise, and data sets as timm names them."""
+"""Where images come from: arrays, tensors, folders, Fashion-MNIST, noise, data sets as timm names them, or nowhere."""
 
 from __future__ import annotations
 
@@ -97,6 +97,24 @@ class Noise:
 
     def name(self, index: int) -> str:
         return f"noise {index}"
+
+
+class Rows:
+    """Images of which nothing is known but, perhaps, their ids: those that features are of where no data are given."""
+
+    labels = None
+
+    def __init__(self, count: int, ids: Sequence[str] | None = None) -> None:
+        self.count, self.ids = count, ids
+
+    def __len__(self) -> int:
+        return self.count
+
+    def load(self, index: int) -> Image.Image:
+        raise UsageError("there are no images here, only features of them; give the images for a network to look at")
+
+    def name(self, index: int) -> str:
+        return f"number {index}" if self.ids is None else self.ids[index]
 
 
 class Files:

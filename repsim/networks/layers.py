@@ -15,6 +15,7 @@ import numpy as np
 from torch import nn
 
 from repsim.errors import UsageError, near
+from repsim.features.arrays import FeatureNetwork
 from repsim.networks.kinds import has_parts, is_norm, kind_of
 from repsim.networks.models import Network, as_network
 from repsim.networks.structure import (
@@ -65,7 +66,8 @@ def find_layers(
         layers: `blocks`: block or unit outputs and the stem; `paper`: inside each block the norms,
             convolutions, attention, hidden and output activations of the MLP, and the block's output
             (6 per ViT block, 7 per bottleneck unit, projections, stem; paper section 3); `all`: every
-            leaf module that runs; otherwise a regular expression that must match whole names, or names.
+            leaf module that runs; otherwise a regular expression that must match whole names, or names. Of features
+            each preset is all there are.
         tokens: what will be selected at each layer; it is an error here if one does not have it.
 
     Returns:
@@ -76,6 +78,8 @@ def find_layers(
     """
     network = as_network(network)
     one_of_tokens(tokens)
+    if isinstance(network, FeatureNetwork):
+        return _of_features(network, layers, tokens)
     trace = Trace.of(network)
     found = _chosen(trace, layers)
     for spot in found:
@@ -114,6 +118,8 @@ def notices_of(network: Network, layers: str | Iterable[str] = "blocks") -> list
     Args:
         layers: what was asked of `find_layers`.
     """
+    if isinstance(network, FeatureNetwork):
+        return []
     trace = Trace.of(network)
     found = left_out(trace) if layers in ("blocks", "paper") else []
     without = [spot.name or spot.call.name for spot in _chosen(trace, layers) if spot.activation is None]
@@ -201,6 +207,57 @@ def _branches(trace: Trace, path: str, block: Spot) -> list[Spot]:
     return main[-1:]
 
 
+# Of features
+
+
+def _of_features(network: FeatureNetwork, layers: str | Iterable[str], tokens: Tokens) -> list[Layer]:
+    """Those of features: a regular expression or names choose some, a preset takes all."""
+    features = network.features
+    names = list(features.layers)
+    found = []
+    for index, name in enumerate(_named_so(names, layers, network.name)):
+        known = features.known.get(name)
+        if known is not None:
+            reading, kind, depth = known.reading, known.kind, known.depth
+            if tokens not in ("all", known.tokens) and known.tokens in ("cls", "pooled"):
+                raise UsageError(
+                    f"layer {name!r} of {network.name} holds the {known.tokens} tokens of its network, and not its "
+                    f"{tokens} tokens; choose tokens {known.tokens} or all, or extract them"
+                )
+        else:
+            reading, kind = _reading_of(features.layers[name].shape[1:]), "features"
+            depth = names.index(name) / max(len(names) - 1, 1)
+        at = {"path": str(names.index(name)), "side": "output", "call": 0, "calls": 1}
+        layer = Layer(name=name, kind=kind, index=index, depth=depth, **at, **vars(reading))
+        check_tokens(layer, network, tokens)
+        found.append(layer)
+    return found
+
+
+def _reading_of(shape: tuple[int, ...]) -> Reading:
+    """How to read features of which nothing but the shape is known."""
+    if len(shape) == 1:
+        return Reading(shape=shape, batch_axis=0, channels=(0,))
+    return Reading(shape=shape, batch_axis=0, unknown="nothing says which axes of these features are positions")
+
+
+def _named_so(names: Sequence[str], layers: str | Iterable[str], network: str) -> list[str]:
+    """Those of the names that are asked for, in their order."""
+    if isinstance(layers, str) and layers in PRESETS:
+        return list(names)
+    if isinstance(layers, str):
+        regex = _regex(layers)
+        chosen = [name for name in names if regex.fullmatch(name)]
+        missing = [] if chosen else [layers]
+    else:
+        asked = list(layers)
+        chosen, missing = [name for name in names if name in asked], [each for each in asked if each not in names]
+    if missing:
+        alike = near(missing[0], names) or list(names[:4])
+        raise UsageError(f"no layer of {network} matches {missing[0]!r}; there are {', '.join(alike)} ...")
+    return chosen
+
+
 # Presets
 
 
@@ -228,16 +285,20 @@ def _stem(trace: Trace, blocks: list[tuple[str, Spot]]) -> list[Spot]:
 
 
 def _by_pattern(trace: Trace, pattern: str) -> list[Spot]:
-    try:
-        regex = re.compile(pattern)
-    except re.error as error:
-        raise UsageError(
-            f"{pattern!r} is neither a preset ({', '.join(PRESETS)}) nor a regular expression: {error}"
-        ) from None
+    regex = _regex(pattern)
     found = [spot for spot in _named(trace) if regex.fullmatch(spot.name or spot.call.name)]
     if not found:
         raise _unknown(trace, pattern)
     return found
+
+
+def _regex(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise UsageError(
+            f"{pattern!r} is neither a preset ({', '.join(PRESETS)}) nor a regular expression: {error}"
+        ) from None
 
 
 def _by_name(trace: Trace, names: Sequence[str]) -> list[Spot]:

@@ -11,6 +11,7 @@ import random
 import socket
 import sys
 import urllib.request
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import InitVar, dataclass, field
@@ -202,21 +203,33 @@ class Network:
         }
 
 
-def as_network(network: Network | nn.Module | str) -> Network:
+class Stands(ABC):
+    """What is no network and may stand where one may."""
+
+    @abstractmethod
+    def as_network(self) -> Network:
+        """What takes its place in a pass over images."""
+
+
+def as_network(network: Network | Stands | nn.Module | str) -> Network:
     """A `Network`, whatever stands for one: a name is loaded, a module keeps its timm transform."""
     if isinstance(network, Network):
         return network
+    if isinstance(network, Stands):
+        return network.as_network()
     if isinstance(network, str):
         return load_model(network)
     if isinstance(network, nn.Module):
         return Network(network, type(looked_through(network)).__name__)
     looked_through(network)  # which says what is wrong with an exported program
-    raise UsageError(f"a network is a Network, an nn.Module or a name, got {type(network).__name__}")
+    raise UsageError(f"a network is a Network, an nn.Module, a name or Features, got {type(network).__name__}")
 
 
-def as_networks(networks: Network | nn.Module | str | Sequence[Network | nn.Module | str]) -> list[Network]:
+def as_networks(
+    networks: Network | Stands | nn.Module | str | Sequence[Network | Stands | nn.Module | str],
+) -> list[Network]:
     """One or several of what stands for a network, under names that tell them apart."""
-    one = isinstance(networks, (Network, nn.Module, str))
+    one = isinstance(networks, (Network, Stands, nn.Module, str))
     return told_apart([as_network(network) for network in ([networks] if one else networks)])
 
 

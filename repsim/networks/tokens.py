@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -125,6 +125,19 @@ class Reading:
         spatial = self.tokens(x)[:, self.prefix :]
         return spatial if tokens == "spatial" else spatial.mean(1)
 
+    def selected(self, tokens: Tokens) -> Reading:
+        """How to read what `select` gave, which has the images on its first axis."""
+        whole = replace(_plain(self), batch_axis=0, before=1, fold=1)
+        if tokens == "all" or len(self.shape) == 1 or (tokens == "spatial" and not self.prefix):
+            return whole
+        vector = replace(whole, shape=(self.width,), channels=(0,), positions=(), order=None, prefix=0, names=())
+        if tokens == "cls":
+            return replace(vector, prefix=1, names=("cls",), grid=None)
+        if tokens == "pooled":
+            return replace(vector, grid=None)
+        count = math.prod(self.shape[axis] for axis in self.positions) if self.order is None else len(self.order)
+        return replace(vector, shape=(count - self.prefix, self.width), channels=(1,), positions=(0,), grid=self.grid)
+
     def tokens(self, x: Tensor) -> Tensor:
         """(n, t, d): the tokens of what `read` gave, prefix first, then the grid row by row; a vector is one token."""
         if len(self.shape) == 1:
@@ -141,6 +154,11 @@ class Reading:
     @cached_property
     def _order(self) -> Tensor:
         return torch.tensor(self.order)
+
+
+def _plain(reading: Reading) -> Reading:
+    """A reading that is nothing else, such as a layer."""
+    return Reading(**{each.name: getattr(reading, each.name) for each in fields(Reading)})
 
 
 def images_first(x: Tensor, axis: int, before: int, fold: int) -> Tensor:

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from repsim.errors import RepsimError, first_line
+from repsim.features.arrays import FeatureNetwork, needs_network
 from repsim.networks.axes import Activation, activation_of, depends_on_several, measured_images_axis, reading_of
 from repsim.networks.draws import Draw, Repeating, draws, not_a_function
 from repsim.networks.models import Network, evaluating
@@ -180,7 +181,10 @@ class Trace:
 
         Raises:
             RepsimError: it cannot run on images of its size, or does other things from one pass to the next.
+            UsageError: it is none, but features.
         """
+        if isinstance(network, FeatureNetwork):
+            raise needs_network(network)
         known = _TRACES.get(network.module, {})
         key = (_fingerprint(network), network.prefix)  # and not its name: two networks may share a module
         if key not in known:

@@ -131,6 +131,12 @@ def fits(takes: Callable[[int], Takes], networks: Sequence[Runs], batch_size: in
     return found
 
 
+def tell(text: str) -> None:
+    """Tell who listens what a pass takes beside memory."""
+    if (say := _current().say) is not None:
+        say(text)
+
+
 @contextmanager
 def unsaid() -> Iterator[None]:
     """Within it, nobody is told what passes take, which was said of all of them before."""

@@ -1,9 +1,10 @@
 """Sums saved every so often, so that a run that was stopped goes on where it was.
 
 A folder, `.repsim-resume` in the output directory, holds what the sums belong to (`about.json`) and, for every pass of
-the run and each of its processes, the sums after the last batch saved (`pass-0-of-1-0.pt`). Each file is written whole
-or not at all, and each file of sums ends with a checksum and with the run that it is of. Nothing is removed but what
-has these names in this folder, and unfinished files under the names of processes that `about.json` lists.
+the run and each of its processes, the sums after the last batch saved (`pass-0-of-1-0.pt`). Each of these files is
+written whole or not at all, and each file of sums ends with a checksum and with the run that it is of. Rows of features
+that are being extracted lie beside them. Nothing is removed but what has these names in this folder, and unfinished
+files under the names of processes that `about.json` lists.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ FOLDER = ".repsim-resume"
 ABOUT = "about.json"
 MADE_BY = "repsim"
 SUMS = re.compile(r"pass-\d+-of-\d+-\d+\.pt")
+ROWS = re.compile(r"rows-(\d+\.(filling|whole|moving)|placed)")
+"""What else a run may keep here that its sums belong to, and that goes with them: features under way."""
 PART = re.compile(r"\.repsim-[0-9a-f]{12}-.*\.part.*")
 STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name))
 """As Ctrl-C, schedulers, closed terminals and Ctrl-\\ send them."""
@@ -75,6 +78,8 @@ class Resume:
         self.folder, self.every = Path(folder), every
         self.done = False
         """Whether the pass that was begun last had been finished before."""
+        self.goes_on = False
+        """Whether sums of an earlier run are there, from which this one goes on."""
         self.say = say or (lambda text: warnings.warn(text, stacklevel=2))
         self._run = uuid4().hex
         self._pass, self._saved, self._wait = -1, time.monotonic(), every
@@ -92,7 +97,7 @@ class Resume:
                 before = self._check(json.loads(json.dumps(about, default=str)), fresh)
                 if allow is not None:
                     allow(before["files"])
-                self._run = before["run"] or self._run
+                self._run, self.goes_on = before["run"] or self._run, bool(before["run"])
                 if fresh:
                     self._forget()
                 self._about = {
@@ -108,7 +113,7 @@ class Resume:
             except BaseException:
                 self.release()
                 raise
-        self._run = processes.agreed(self._run)
+        self._run, self.goes_on = processes.agreed((self._run, self.goes_on))
 
     def _take(self) -> None:
         """Lock the folder for this run."""
@@ -134,7 +139,8 @@ class Resume:
         sums = any(map(SUMS.fullmatch, names))
         unknown = {"run": "", "writers": [], "files": []}
         if ABOUT not in names:
-            others = sorted(name for name in names if not SUMS.fullmatch(name) and not PART.fullmatch(name))
+            kinds = (SUMS, ROWS, PART)
+            others = sorted(name for name in names if not any(kind.fullmatch(name) for kind in kinds))
             if others:
                 raise UsageError(
                     f"{self.folder} holds {others[0]!r}, which repsim did not write; choose another directory with "
@@ -304,7 +310,7 @@ class Resume:
     def _forget(self) -> None:
         """Remove the sums, and last of all what they belong to: a run that is killed meanwhile leaves no riddle."""
         names = sorted(path.name for path in self.folder.iterdir())
-        for name in [name for name in names if SUMS.fullmatch(name) or PART.fullmatch(name)]:
+        for name in [name for name in names if any(kind.fullmatch(name) for kind in (SUMS, ROWS, PART))]:
             (self.folder / name).unlink(missing_ok=True)
         (self.folder / ABOUT).unlink(missing_ok=True)
 

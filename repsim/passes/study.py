@@ -22,7 +22,7 @@ from repsim.networks.models import Network
 from repsim.passes.plan import Takes
 from repsim.passes.resume import FOLDER, Resume
 from repsim.passes.seen import Seen
-from repsim.passes.sweep import sweep, watching
+from repsim.passes.sweep import inputs_of, sweep, watching
 
 if TYPE_CHECKING:
     from repsim.studies.results import Result
@@ -153,8 +153,8 @@ def _merged(studies: Sequence[Study], images: ImageSet, size: int) -> Result:
 
 def _each(study: Study, images: ImageSet, size: int, counts: Counts, share: Share | None = None) -> Counts:
     with watching([study]) as each:
-        transforms, size = [network.transform for network in study.networks], min(size, images.largest_batch)
-        for batch in images.batches(transforms, size, counts=counts, workers=0, share=share):
+        size = min(size, images.largest_batch)
+        for batch in inputs_of(images, study.networks, size, counts=counts, workers=0, share=share):
             each(batch)
     return counts
 

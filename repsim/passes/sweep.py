@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from repsim.errors import RepsimError, UsageError, first_line, not_finite
+from repsim.features.aligned import rows_of
+from repsim.features.arrays import FeatureNetwork
 from repsim.images.image_set import FEWEST, Batch, Counts, ImageSet, Share
 from repsim.measures.running import merged
 from repsim.networks.memory import is_memory_error
@@ -143,7 +145,7 @@ def over_batches(
         UsageError: it does not fit into memory; see `repsim.passes.plan`.
     """
     share, broken, positions = processes.share(), [], None
-    if share is not None and skip_broken:  # which images make a batch depends on those before it
+    if share is not None and skip_broken and _looks(networks):  # which images make a batch depends on those before it
         images, positions, broken = _readable(images, workers, share)
     size = min(batch_size, images.largest_batch)
     at_once = planned(images, networks, summing, size, gradients)
@@ -179,8 +181,9 @@ class Reading:
 
     def batches(self, counts: Counts, *, here: bool = False) -> Iterator[Batch]:
         """This process's batches from where the counts end; `here`: they are decoded in this process."""
-        for batch in self.images.batches(
-            [network.transform for network in self.networks],
+        for batch in inputs_of(
+            self.images,
+            self.networks,
             self.size,
             counts=counts,
             workers=0 if here else self.workers,
@@ -196,6 +199,30 @@ class Reading:
         """Batches of this process."""
         total = math.ceil(len(self.images) / self.size) if self.short else len(self.images) // self.size
         return total if self.share is None else len(range(self.share.rank, total, self.share.of))
+
+
+def inputs_of(images: ImageSet, networks: Sequence[Network], batch_size: int, **how: Any) -> Iterator[Batch]:
+    """Batches of images with what each network takes of them: pixels after its transform, or of features rows.
+
+    Args:
+        images, networks, batch_size: of a pass.
+        how: see `ImageSet.batches`.
+    """
+    rows = {
+        network.transform: rows_of(network.features, images)
+        for network in networks
+        if isinstance(network, FeatureNetwork)
+    }
+    transforms = [network.transform for network in networks if network.transform not in rows]
+    for batch in images.batches(transforms, batch_size, **how):
+        numbers = images.chosen[batch.positions.numpy()]
+        batch.inputs.update({transform: torch.from_numpy(of[numbers]) for transform, of in rows.items()})
+        yield batch
+
+
+def _looks(networks: Sequence[Network]) -> bool:
+    """Whether some network looks at the images themselves."""
+    return not all(isinstance(network, FeatureNetwork) for network in networks)
 
 
 def _readable(images: ImageSet, workers: int | None, share: Share) -> tuple[ImageSet, Tensor, list[str]]:
@@ -259,7 +286,7 @@ def _as_who_finished(resume: Resume, summing: Sequence[Summing], counts: Counts,
 
 
 def _rounding(network: Network) -> float:
-    half = torch.finfo(network.dtype).bits < 32
+    half = network.dtype.is_floating_point and torch.finfo(network.dtype).bits < 32
     return ROUNDING["bf16" if half else network.computes_in]
 
 
@@ -286,15 +313,7 @@ def runs_of(
 ) -> tuple[Callable[[int], Takes], list[Runs]]:
     """What a pass takes of main memory: its sums with batches of so many images, and its networks for each of them."""
     on_cpu = [network for network in networks if network.device.type == "cpu"]
-    runs = [
-        Runs(
-            network.name,
-            image=network.dtype.itemsize * math.prod(network.input_size),
-            peak=2 * Trace.of(network).made if gradients else Trace.of(network).peak,
-            whole=gradients,
-        )
-        for network in on_cpu
-    ]
+    runs = [_runs(network, gradients) for network in on_cpu]
 
     def takes(size: int) -> Takes:
         groups = 0 if images.groups is None else images.groups.jackknife
@@ -304,6 +323,18 @@ def runs_of(
         return all_of_them if on_cpu else replace(all_of_them, batch=0, waiting=0)
 
     return takes, runs
+
+
+def _runs(network: Network, gradients: bool) -> Runs:
+    """What a network takes of main memory for each image."""
+    if isinstance(network, FeatureNetwork):
+        return Runs(network.name, image=network.dtype.itemsize, peak=network.bytes_of_rows)
+    return Runs(
+        network.name,
+        image=network.dtype.itemsize * math.prod(network.input_size),
+        peak=2 * Trace.of(network).made if gradients else Trace.of(network).peak,
+        whole=gradients,
+    )
 
 
 def forward(network: Network, inputs: Tensor, batch: Batch, seen: Iterable[Seen] = ()) -> Any:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from repsim.errors import UsageError
+from repsim.features.aligned import known_images
 from repsim.images.image_set import Counts, ImageSet
 from repsim.measures.intervals import crossed, jackknife
 from repsim.measures.neighbours import nearest_neighbours, soft_nearest_neighbour, squared_distances
@@ -100,6 +101,7 @@ def linear_probes(
     begun = begin(networks, images, most=MOST, layers=layers)
     if train.left_out:
         begun.notices.say(train.left_out_in_words)
+    train = known_images(train, begun.networks, begun.notices.say)
     shots = [shots] if shots is None or isinstance(shots, int) else shots
     options = {"layers": layers, "shots": shots, "seeds": seeds, "tokens": tokens, "neighbours": neighbours, "k": k}
     probing = Probing.of(begun, train, **options)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from repsim.errors import RepsimError, UsageError
+from repsim.features.arrays import FeatureNetwork
 from repsim.images.image_set import Batch
 from repsim.measures.probe import Probe, ProbeRows, ProbeSums, Ridge, refit, side_by_side, stacked, training_data
 from repsim.measures.running import GROUPS, ImageMeans, Joined, kept
@@ -118,7 +119,7 @@ class Features:
     @classmethod
     def of(cls, network: Network, layers: Sequence[Layer], *, single: bool) -> list[Features]:
         """For each layer; finer maps are patched until their channels come close to the last layer's."""
-        grids = [grid_of(layer, network) for layer in layers]
+        grids = [(1, 1) if _vector(layer, network) else grid_of(layer, network) for layer in layers]
         last, widest = grids[-1], layers[-1].width
         found = []
         for layer, grid in zip(layers, grids):
@@ -131,6 +132,8 @@ class Features:
     def sizes(self) -> dict[str, tuple[int, int]]:
         """Aggregation -> how many probes of how many features."""
         width = self.layer.width
+        if self.layer.layout == "vector":
+            return {"cls" if self.cls else "spatial_mean": (1, width)}
         pooled = width * self.patch**2
         found = {"cls" if self.cls else "first": (1, width if self.cls else pooled), "spatial_mean": (1, pooled)}
         if self.layer.prefix and self.patch == 1:
@@ -143,7 +146,7 @@ class Features:
         """Aggregation -> (n, probes, features)."""
         tokens = self.layer.tokens(activation).float()
         spatial = tokens[:, self.layer.prefix :]
-        if self.grid != self.last:
+        if self.grid != self.last and self.layer.layout != "vector":
             maps = spatial.transpose(1, 2).unflatten(2, self.grid)
             spatial = F.adaptive_avg_pool2d(F.pixel_unshuffle(maps, self.patch), self.last)
             spatial = spatial.flatten(2).transpose(1, 2)
@@ -155,6 +158,11 @@ class Features:
             "token": lambda: spatial.clone() if self.grid == self.last else spatial.contiguous(),
         }
         return {aggregation: found[aggregation]() for aggregation in self.sizes}
+
+
+def _vector(layer: Layer, network: Network) -> bool:
+    """Whether a layer is features that are one vector for each image, which is probed as it is."""
+    return isinstance(network, FeatureNetwork) and layer.layout == "vector"
 
 
 # Passes

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from repsim.errors import Notice, UsageError
+from repsim.features.aligned import known_images, of_features_alone
+from repsim.features.arrays import FeatureNetwork, Features
 from repsim.images.image_set import Counts, ImageSet, as_image_set
 from repsim.networks.layers import notices_of
 from repsim.networks.models import Network, as_networks
@@ -30,7 +32,7 @@ from repsim.tables import RECORD, prepare, save_arrays, save_record, save_table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-AnyNetwork = Network | nn.Module | str
+AnyNetwork = Network | Features | nn.Module | str
 AnyImages = ImageSet | Tensor | np.ndarray | None
 INSIDE = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))
 """Where code lies that no warning is about: repsim, and decorators of PyTorch between its functions."""
@@ -177,19 +179,24 @@ def begin(
 
     Args:
         networks: what stands for one network, or several.
-        images: what stands for an image set; None: `most` images of the bundled sample.
+        images: what stands for an image set; None: `most` images of the bundled sample, or, of features alone, all
+            that they have in common.
         layers: what is asked of `find_layers`, of all networks; None: no layers by name.
         minibatch: images in each, of studies whose standard errors are over minibatches.
     """
-    images = as_image_set(images, most)
-    begun = Begun([each.sized(images.tensor_size) for each in as_networks(networks)], images, Notices())
-    say, count = begun.notices.say, len(images)
-    for network in begun.networks:
+    networks, notices = as_networks(networks), Notices()
+    if images is None and all(isinstance(network, FeatureNetwork) for network in networks):
+        images = of_features_alone([network.features for network in networks])
+    images, say = as_image_set(images, most), notices.say
+    networks = _beside([each.sized(images.tensor_size) for each in networks])
+    for network in networks:
         say(*network.notices)
-    if images.asked is not None and count < images.asked:
-        say(f"{images.asked} images were asked for, there are {count}; all are used")
+    if images.asked is not None and len(images) < images.asked:
+        say(f"{images.asked} images were asked for, there are {len(images)}; all are used")
     if images.left_out:
         say(images.left_out_in_words)
+    begun = Begun(networks, known_images(images, networks, say), notices)
+    images, count = begun.images, len(begun.images)
     if images.groups is not None:
         say(f"standard errors and intervals are {images.groups.record()['intervals']}")
         if minibatch is not None and not images.groups.spacing:
@@ -205,6 +212,15 @@ def begin(
             with suppress(UsageError):  # the study says it where it looks for its layers
                 say(*notices_of(network, layers))
     return begun
+
+
+def _beside(networks: Sequence[Network]) -> list[Network]:
+    """The networks, with features on the device of the first that computes."""
+    device = next((each.device for each in networks if not isinstance(each, FeatureNetwork)), None)
+    return [
+        each if device is None or not isinstance(each, FeatureNetwork) else replace(each, on=device)
+        for each in networks
+    ]
 
 
 def too_skewed(table: pd.DataFrame) -> list[str]:

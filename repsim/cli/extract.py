@@ -1,0 +1,53 @@
+"""`repsim extract`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from repsim.cli.base import LAYERS, Job, each_model, job_options, main, model_options
+from repsim.cli.words import say
+from repsim.errors import UsageError
+
+
+@main.command()
+@model_options("", " Repeatable.", ("vit_mini",), several=True)
+@LAYERS
+@click.option("--tokens", type=click.Choice(["all", "cls", "spatial", "pooled"]), default="all", show_default=True)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Of the numbers in the files; float16 keeps about three digits.",
+)
+@job_options("extract", images=None, batch_size=50, of="forward pass")
+def extract(
+    job: Job,
+    model: tuple[str, ...],
+    weights: tuple[str, ...],
+    weights_key: tuple[str, ...],
+    arg: tuple[str, ...],
+    transform: tuple[str, ...],
+    layers: str,
+    tokens: str,
+    dtype: str,
+) -> Path:
+    """Features of layers as files: an array for each layer, with a row for each image.
+
+    Writes layers/NETWORK--LAYER.npy, features.json (networks, layers, ids and labels of the images, in the order of the
+    rows) and run.json. `--features NAME=DIR` of `repsim cka` and `repsim probe` reads them, rs.load_features in Python.
+    """
+    if job.redraw is not None:
+        raise UsageError("there are no pictures of features, so --redraw has nothing to draw")
+    run = job.start(each_model(model, weights, weights_key, arg, transform), ["features.json", "layers"])
+
+    from repsim.studies.extract import extract
+
+    out = run.resume.folder.parent  # into which all processes write
+    options = {"layers": layers, "tokens": tokens, "dtype": dtype, "batch_size": job.batch_size}
+    features, record = extract(run.networks, run.images, out, **options, **run.how())
+    run.record(record)
+    say(f"wrote features of {', '.join(features)} into {run.out}", job.quiet)
+    return run.out
