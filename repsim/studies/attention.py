@@ -231,9 +231,9 @@ def _maps(network: Network, images: ImageSet, count: int, skip_broken: bool) -> 
     """The arrays of `attention_maps`."""
     if count > len(images):
         raise UsageError(f"maps of {count} images were asked for, there are {len(images)}")
+    attentions = find_attention(network)
     batch = next(images.batches([network.transform], max(count, FEWEST), skip_broken=skip_broken))
     inputs = batch.inputs[network.transform][:count].to(network.device, network.dtype)
-    attentions = find_attention(network)
     maps = [each for layer in attentions.layers for each in layer.maps]
     for each in maps:
         same = np.array_equal(each.query_places, maps[0].query_places)
