@@ -215,8 +215,8 @@ MEASURES: dict[str, Measure] = {
             fewest=overlap.K + 2,
             value=overlap.mutual_knn,
             prepare=overlap.neighbours,
-            values=overlap.mutual_values,
-            without=overlap.mutual_without,
+            values=overlap.MUTUAL.values,
+            without=overlap.MUTUAL.without,
         ),
         Held(
             name="cknna",
@@ -227,8 +227,8 @@ MEASURES: dict[str, Measure] = {
             fewest=overlap.K + 2,
             value=overlap.cknna,
             prepare=overlap.neighbours,
-            values=overlap.cknna_values,
-            without=overlap.cknna_without,
+            values=overlap.CKNNA.values,
+            without=overlap.CKNNA.without,
         ),
         Held(
             name="jaccard",
@@ -239,8 +239,8 @@ MEASURES: dict[str, Measure] = {
             fewest=overlap.K + 2,
             value=overlap.jaccard,
             prepare=overlap.neighbours,
-            values=overlap.jaccard_values,
-            without=overlap.jaccard_without,
+            values=overlap.JACCARD.values,
+            without=overlap.JACCARD.without,
         ),
     )
 }

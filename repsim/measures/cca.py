@@ -9,8 +9,8 @@ the columns of U_x A and U_y B.
 * PWCCA (Morcos et al. 2018): their mean weighted by how much of X each variate h_k accounts for,
   alpha_k = sum_j | <h_k, x_j> | over the features x_j of X.
 
-With r directions in both, unrelated representations have correlations up to about the root of 4 r / n: take ten times as
-many images as features, and compare with permuted images.
+With r directions in both, unrelated representations have correlations up to about the root of 4 r / n: take ten times
+as many images as features, and compare with permuted images.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ def pwcca(x: Any, y: Any) -> float:
     """Canonical correlations weighted by how much of x they account for, in float64: not symmetric.
 
     From 0 to 1, which is for a y that holds x. It does not depend on the scale and translation of either, nor on an
-    invertible linear map of y; a rotation of x changes it, for the weights are sums of absolute values over the features
-    of x. Where x varies in more directions than y, the directions that y has none for do not count. Otherwise as `cca`;
+    invertible linear map of y; a rotation of x changes it, for the weights are sums of absolute values over the
+    features of x. Where x varies in more directions than y, the directions that y has none for do not count. Otherwise as `cca`;
     NaN where x has n features or more too.
 
     Reference: Morcos, Raghu & Bengio (2018), "Insights on representational similarity", section 2.1, eq. 3 (their

@@ -1,4 +1,4 @@
-"""What two feature matrices must be to be compared: the same images, finite, in float64, in as few columns as hold them.
+"""What two feature matrices must be to be compared: of the same images, finite, in float64, in few columns.
 
 Features are divided by their largest magnitude first, which no measure depends on, and whose squares would vanish or
 overflow.

@@ -4,8 +4,8 @@ With d_ik the Euclidean distance of the features of images i and k, and sigma a 
 
 .. math:: K_{ik} = \exp(-d_{ik}^2 / 2 \sigma^2), \quad \mathrm{CKA} = HSIC_1(K, L) / \sqrt{HSIC_1(K, K) HSIC_1(L, L)}
 
-HSIC_1 is the inner product of the U-centred Grams over n (n - 3), see `measures/cka.py`. Over minibatches it is averaged
-and then divided, as linear CKA is; the bandwidth is that of each batch.
+HSIC_1 is the inner product of the U-centred Grams over n (n - 3), see `measures/cka.py`. Over minibatches it is
+averaged and then divided, as linear CKA is; the bandwidth is that of each batch.
 
 Reference: Kornblith et al. (2019), section 3.2 and Table 2; Song et al. (2012), eq. 5.
 """
@@ -59,8 +59,8 @@ def rbf_cka(x: Any, y: Any, *, factor: float = 1.0) -> float:
 def rbf_row(x: Tensor, factor: float = 1.0) -> Tensor:
     """(n(n-1)/2,) float64 of one batch's features (n, p): rows' inner products are HSIC_1.
 
-    The entries of the U-centred kernel above the diagonal, times the root of 2 / (n (n - 3)). Zero where it is undefined
-    (`rbf_cka`), so that a batch adds nothing; NaN where features are not finite.
+    The entries of the U-centred kernel above the diagonal, times the root of 2 / (n (n - 3)). Zero where it is
+    undefined (`rbf_cka`), so that a batch adds nothing; NaN where features are not finite.
     """
     x = real_images(x, "x", measure="rbf_cka").flatten(1)
     factor = tensor(factor, "factor", "()").item()

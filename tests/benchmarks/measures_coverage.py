@@ -44,7 +44,7 @@ def gaussian(features: int) -> Draw:
             return torch.randn(n, width, generator=generator, dtype=torch.float64)
 
         shared = normal(16) * torch.arange(1, 17).double() ** -0.5
-        return [(shared @ a + (0.3 + 0.4 * i) * normal(features)) * decay + offset for i, a in enumerate(mixing)]
+        return [(shared @ a + (0.1 + 0.15 * i) * normal(features)) * decay + offset for i, a in enumerate(mixing)]
 
     return draw
 
@@ -53,14 +53,14 @@ def pooled() -> list[Tensor]:
     """Mean over tokens or places of two blocks of either network, (POPULATION, d) each."""
     images = rs.ImageSet("fashion-mnist", split="train", images=POPULATION)
     found: dict[str, list[Tensor]] = {}
-    with torch.inference_mode():
+    with torch.no_grad():
         for name in ("vit_mini", "resnet_mini"):
             network = rs.load_model(name)
             blocks = rs.find_layers(network, "blocks")
             chosen = [blocks[len(blocks) // 4], blocks[-2]]
-            for batch in images.batches(network.transform, 250):
+            for batch in images.batches([network.transform], 250):
                 with rs.capture(network, chosen) as seen:
-                    network(batch)
+                    network.module(batch.inputs[network.transform])
                 for layer in chosen:
                     x = seen[layer.name]
                     x = x.mean(1) if x.ndim == 3 else x.flatten(2).mean(2)
@@ -120,9 +120,7 @@ def main() -> None:
     parser.add_argument("--measures", nargs="*", default=list(MEASURES))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(
-        f"{'population':10} {'measure':13} {'value':>7} {'spread':>7} {'se':>6} {'coverage':>8} {'error':>6} {'worst':>6}"
-    )
+    print("population measure         value  spread     se coverage  error  worst")
     for population in options.population:
         draw = gaussian(options.features) if population == "gaussian" else of_images(pooled())
         for name in options.measures:
