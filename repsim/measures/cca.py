@@ -1,0 +1,208 @@
+r"""Canonical correlations: how much of the space of one representation is in the space of the other.
+
+With X = U_x S_x V_x^T and Y = U_y S_y V_y^T centred (n images; r_x and r_y directions that vary), the canonical
+correlations rho_1 >= rho_2 >= ... are the singular values of U_x^T U_y = A diag(rho) B^T, and the canonical variates
+the columns of U_x A and U_y B.
+
+* CCA: the mean of the min(r_x, r_y) correlations. Every direction counts as much, however little varies along it.
+* SVCCA (Raghu et al. 2017): the same of the fewest principal directions of either that hold 99 % of its variance.
+* PWCCA (Morcos et al. 2018): their mean weighted by how much of X each variate h_k accounts for,
+  alpha_k = sum_j | <h_k, x_j> | over the features x_j of X.
+
+With r directions in both, unrelated representations have correlations up to about the root of 4 r / n: take ten times
+as many images as features, and compare with permuted images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from repsim.measures import bounds
+from repsim.measures.features import centred, finite, left_out, narrow, noise, same_images
+
+VARIANCE = 0.99
+"""Of a representation's variance is held by the directions that SVCCA keeps."""
+Pairs = Sequence[tuple[int, int]]
+
+
+class Principal(NamedTuple):
+    """Centred features (n, p) as U diag(s) V^T, in the r directions that vary by more than rounding."""
+
+    left: Tensor
+    """U, (n, r) float64: orthonormal columns."""
+    sizes: Tensor
+    """s, (r,), from large to small; of Frobenius norm 1."""
+    right: Tensor | None
+    """V, (p, r); None where p >= n."""
+
+
+def principal(x: Any, what: str = "x") -> Principal:
+    """Of features (n, ...), n >= 4: what CCA, SVCCA and PWCCA need; r = 0 where they are constant."""
+    x = finite(x, "cca", what)
+    z = centred(x)
+    wide = z.shape[1] >= len(z)
+    q, r = torch.linalg.qr(narrow(z))
+    u, s, vt = torch.linalg.svd(r, full_matrices=False)
+    total = torch.linalg.vector_norm(s)
+    eps = bounds.eps_of(x.dtype)
+    keep = s > torch.maximum(noise(x), bounds.ZERO * eps * total)
+    s = s[keep]
+    return Principal(q @ u[:, keep], s / torch.linalg.vector_norm(s), None if wide else vt[keep].mT)
+
+
+def main_directions(x: Principal) -> Principal:
+    """The fewest directions, the largest first, that hold `VARIANCE` of the variance."""
+    held = x.sizes.square().cumsum(0)
+    count = int((held < VARIANCE * (1 - 1e-12)).sum()) + 1
+    return Principal(x.left[:, :count], x.sizes[:count], None if x.right is None else x.right[:, :count])
+
+
+def cca(x: Any, y: Any) -> float:
+    """Mean canonical correlation of two representations of the same images, in float64.
+
+    From 0 to 1, which is for the same representation but for an invertible linear map and translation. Unrelated
+    representations give more than 0, see the module.
+
+    Args:
+        x: (n, ...) features of n >= 4 images; all axes but the first are flattened.
+        y: (n, ...) features of the same images in the same order.
+
+    Returns:
+        NaN where x or y is the same for all images, or varies in n - 1 directions, as features of n <= p mostly do:
+        they hold every centred representation of these images, so that all correlations are 1 whatever the other is.
+
+    Raises:
+        UsageError: different numbers of images, or fewer than 4; what are no dense real numbers.
+        RepsimError: NaN or infinite features.
+
+    >>> x = torch.randn(64, 10, generator=torch.Generator().manual_seed(0))
+    >>> round(cca(x, x.cumsum(1) + 1), 6)
+    1.0
+
+    Reference: Hotelling (1936); Raghu et al. (2017), section 2.1.
+    """
+    return _of_two(x, y, cca_values)
+
+
+def svcca(x: Any, y: Any) -> float:
+    """Mean canonical correlation of the principal directions that hold 99 % of the variance, in float64.
+
+    From 0 to 1, which is for the same representation but for rotation, scale and translation; invertible linear maps
+    change which directions are kept. Otherwise as `cca`; NaN where a side keeps n - 1 directions.
+
+    Reference: Raghu, Gilmer, Yosinski & Sohl-Dickstein (2017), "SVCCA", section 2.
+    """
+    return _of_two(x, y, svcca_values)
+
+
+def pwcca(x: Any, y: Any) -> float:
+    """Canonical correlations weighted by how much of x they account for, in float64: not symmetric.
+
+    From 0 to 1, which is for a y that holds x. It does not depend on the scale and translation of either, nor on an
+    invertible linear map of y; a rotation of x changes it, for the weights are sums of absolute values over the
+    features of x. Where x varies in more directions than y, the directions that y has none for do not count. Otherwise as `cca`;
+    NaN where x has n features or more too.
+
+    Reference: Morcos, Raghu & Bengio (2018), "Insights on representational similarity", section 2.1, eq. 3 (their
+    code multiplies by other vectors than the variates; what is computed here is the equation).
+    """
+    return _of_two(x, y, pwcca_values)
+
+
+def _of_two(x: Any, y: Any, values: Callable[[Sequence[Principal], Pairs], Tensor]) -> float:
+    x, y = same_images(x, y, "cca")
+    return values([principal(x), principal(y, "y")], [(0, 1)]).item()
+
+
+class Canonical(NamedTuple):
+    """The canonical correlations of two representations, (k,), and their directions in the principal ones."""
+
+    a: Tensor
+    rho: Tensor
+    b: Tensor
+
+
+def _canonical(x: Principal, y: Principal) -> Canonical | None:
+    """None where nothing is to be found: a side is constant, or holds everything."""
+    n = len(x.left)
+    if not all(0 < len(each.sizes) < n - 1 for each in (x, y)):
+        return None
+    a, rho, bt = torch.linalg.svd(x.left.mT @ y.left, full_matrices=False)
+    return Canonical(a, rho.clamp(max=1), bt.mT)
+
+
+def _equal_weights(x: Principal, found: Canonical) -> Tensor:
+    return torch.full_like(found.rho, 1 / len(found.rho))
+
+
+def _projection_weights(x: Principal, found: Canonical) -> Tensor | None:
+    """<h_k, x_j> is row j of V S A: h_k = U a_k and X = U S V^T."""
+    if x.right is None:
+        return None
+    weights = ((x.right * x.sizes) @ found.a).abs().sum(0)
+    return weights / weights.sum()
+
+
+Weights = Callable[[Principal, Canonical], Tensor | None]
+
+
+def _values(each: Sequence[Principal], pairs: Pairs, weights: Weights) -> Tensor:
+    values = []
+    for i, j in pairs:
+        found = _canonical(each[i], each[j])
+        weight = None if found is None else weights(each[i], found)
+        values.append(each[i].left.new_tensor(torch.nan) if weight is None else (weight * found.rho).sum())
+    return torch.stack(values)
+
+
+def _without(each: Sequence[Principal], pairs: Pairs, groups: Tensor, weights: Weights) -> Tensor:
+    """The values without the images of each of G groups, (G, P), to first order.
+
+    Image i changes rho_k by what it adds to u_k . v_k and takes by adding to |u_k|^2 and |v_k|^2, of variates
+    of norm 1: u_ik v_ik - rho_k (u_ik^2 + v_ik^2) / 2.
+
+    Reference: Romanazzi (1992), "Influence in canonical correlation analysis", eq. 2.9.
+    """
+    groups = groups.to(each[0].left.device)
+    left = len(groups) - torch.bincount(groups).double()
+    sums = [left_out(groups, x.left) for x in each]
+    values = []
+    for i, j in pairs:
+        found = _canonical(each[i], each[j])
+        weight = None if found is None else weights(each[i], found)
+        if weight is None:
+            values.append(torch.full_like(left, torch.nan))
+            continue
+
+        def given(x: Tensor, y: Tensor, found: Canonical = found, weight: Tensor = weight) -> Tensor:
+            u, v = x @ found.a, y @ found.b
+            return (u * v - (u.square() + v.square()) * found.rho / 2) @ weight
+
+        lost = left_out(groups, given(each[i].left, each[j].left)) + given(sums[i], sums[j]) / left
+        values.append((weight * found.rho).sum() - lost)
+    return torch.stack(values, 1)
+
+
+def _main(each: Sequence[Principal]) -> list[Principal]:
+    return [main_directions(x) if len(x.sizes) else x for x in each]
+
+
+cca_values = partial(_values, weights=_equal_weights)
+pwcca_values = partial(_values, weights=_projection_weights)
+cca_without = partial(_without, weights=_equal_weights)
+pwcca_without = partial(_without, weights=_projection_weights)
+
+
+def svcca_values(each: Sequence[Principal], pairs: Pairs) -> Tensor:
+    """The value of each pair of `principal`, (P,) float64."""
+    return cca_values(_main(each), pairs)
+
+
+def svcca_without(each: Sequence[Principal], pairs: Pairs, groups: Tensor) -> Tensor:
+    """As `cca_without`, with the directions that are kept of all images."""
+    return cca_without(_main(each), pairs, groups)
