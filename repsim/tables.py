@@ -97,6 +97,19 @@ NEIGHBOURS = [
 ]
 """One row per layer and aggregation."""
 
+COMPARE = ["measure", *SIMILARITY[:10], "value", "se", "df", "low", "high", "null", "null_95", "untrained"]
+"""One row per measure and ordered pair of layers."""
+COMPARE_NETWORKS = [
+    *("measure", "model_a", "model_b", "df"),
+    *("last", "last_se", "last_low", "last_high", "best", "best_se", "best_low", "best_high"),
+]
+"""One row per measure and ordered pair of networks."""
+COMPARE_MAP = ["measure", "model", "x", "y", "x_se", "y_se", "xy_cov", "df", "stress"]
+"""One row per measure and network."""
+
+SENSITIVITY = ["measure", "model", "layer", "index", "depth", "change", "amount", "value"]
+"""One row per measure, layer, change and amount."""
+
 NUMBERS = ["key", "models", "label", "value", "low", "high", "df", "seeds", "sd_seeds"]
 """One row per number that the paper makes a claim about: what it is of (`key`, by which claims find it), of which
 networks (`models`, a JSON list of names), both in words (`label`), its 95 % interval, if there is one, the degrees of
@@ -124,6 +137,10 @@ TABLES = {
     "probe": PROBE,
     "probe_summary": PROBE_SUMMARY,
     "neighbours": NEIGHBOURS,
+    "compare": COMPARE,
+    "networks": COMPARE_NETWORKS,
+    "networks_map": COMPARE_MAP,
+    "sensitivity": SENSITIVITY,
     "numbers": NUMBERS,
     "data_scale": DATA_SCALE,
     "uniformity": UNIFORMITY,
@@ -133,7 +150,7 @@ TABLES = {
 TEXT = frozenset(
     [
         *("model", "model_a", "model_b", "layer", "layer_a", "layer_b", "kind_a", "kind_b", "heads"),
-        *("removed", "where", "sublayer", "token", "aggregation", "shots"),
+        *("measure", "change", "removed", "where", "sublayer", "token", "aggregation", "shots"),
         *("key", "models", "label", "claim", "source", "direction", "paper", "verdict", "why", "verdict_holm"),
         *("name", "architecture", "task", "device", "network", "quantity", "layers", "weights"),
     ]

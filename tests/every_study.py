@@ -13,12 +13,15 @@ import repsim as rs
 from repsim.networks.layers import find_layers
 from repsim.passes.study import Study
 from repsim.studies.attention import AttentionDistance
+from repsim.studies.compare import Comparison
 from repsim.studies.heads import HeadSimilarity, head_layer, lower_layers
 from repsim.studies.localization import Localization, located
 from repsim.studies.residual import ResidualNorms
+from repsim.studies.sensitivity import Sensitivity
 from repsim.studies.similarity import LayerSimilarity, MatchedSimilarity
 
 Numbers = dict[str, np.ndarray]
+MEASURED = ["cka", "rsa-spearman", "procrustes"]
 COARSE = {"accuracy": 0.05}
 """Of 64 images; the ridge is chosen on few, where a tie may fall either way."""
 
@@ -75,6 +78,22 @@ STUDIES = {
         "cka se",
         "cka --model-b resnet_mini",
         lambda vit, resnet: LayerSimilarity([resnet, vit], [find_layers(n) for n in (resnet, vit)]),
+    ),
+    "compare": Case(
+        lambda vit, resnet, images, **how: rs.compare([vit, resnet], images, measures=MEASURED, **how),
+        "compare networks networks_map",
+        "value se",
+        "compare vit_mini resnet_mini --measure cka --measure rsa-spearman --measure procrustes",
+        lambda vit, resnet: Comparison([resnet, vit], [find_layers(n)[-1:] for n in (resnet, vit)], MEASURED),
+    ),
+    "sensitivity": Case(
+        lambda vit, resnet, images, **how: rs.sensitivity(
+            vit, images, layers="blocks.(3|11)", measures=["cka", "procrustes"], **how
+        ),
+        "sensitivity",
+        "value",
+        "sensitivity vit_mini --layers blocks.(3|11) --measure cka --measure procrustes",
+        lambda vit, resnet: Sensitivity(vit, find_layers(vit, "blocks.(3|11)"), ["cka", "procrustes"], "pooled"),
     ),
     "matched": Case(
         lambda vit, resnet, images, **how: rs.matched_cka([vit, gap(vit)], images, layers="blocks.[38]", **how),

@@ -99,8 +99,9 @@ PLACES = {
     *("index", "block", "head", "image", "depth", "token_row", "token_col", "patch_row", "patch_col"),
     *("seed", "seeds", "shots", "images", "k"),
     *("df", "skewed", "sd_seeds"),
+    *("low", "high", "null", "null_95", "untrained"),
 }
-"""Columns of numbers that say what a row is of, or what its standard error is worth."""
+"""Columns of numbers that say what a row is of, or what its value or standard error is worth."""
 
 
 def documented() -> tuple[dict[str, list[str]], list[str]]:

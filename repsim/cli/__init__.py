@@ -2,6 +2,7 @@
 
 from repsim.cli import (  # noqa: F401  each adds its commands to main
     attention,
+    compare,
     extract,
     heads,
     lesion,
@@ -11,6 +12,7 @@ from repsim.cli import (  # noqa: F401  each adds its commands to main
     probe,
     receptive,
     residual,
+    sensitivity,
     similarity,
 )
 from repsim.cli.base import default_data, main

@@ -546,18 +546,23 @@ def model_options(
     With `several`, any number of networks may be given, and `each_model` reads them.
     """
     end = f"-{side}" if side else ""
-    each = f": once for all, or once per --model{end}" if several else ""
+    asked = click.option(
+        f"--model{end}",
+        metavar="MODEL",
+        multiple=several,
+        default=default,
+        show_default=default is not None,
+        help=f"{MODEL}{model}",
+        shell_complete=known_models,
+    )
+    return options(asked, weights_options(end, several=several))
+
+
+def weights_options(end: str = "", *, several: bool = False) -> Callable:
+    """`--weights`, `--weights-key`, `--arg` and `--transform` of the networks that a command is given."""
+    each = f": once for all, or once per model{end.replace('-', ' ')}" if several else ""
     weights = f"`pretrained`, `random`, or a file{each}."
     return options(
-        click.option(
-            f"--model{end}",
-            metavar="MODEL",
-            multiple=several,
-            default=default,
-            show_default=default is not None,
-            help=f"{MODEL}{model}",
-            shell_complete=known_models,
-        ),
         click.option(
             f"--weights{end}",
             type=Source(),

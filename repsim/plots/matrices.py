@@ -33,9 +33,22 @@ def heatmap(table: pd.DataFrame, *, title: str | None = None) -> Figure:
     return panels(table, pairs, title=title if title is not None else f"Layer similarity: {' and '.join(models)}")
 
 
-def panels(table: pd.DataFrame, pairs: Sequence[tuple[str, str]], *, title: str) -> Figure:
-    """Heatmaps of pairs of models (upwards, to the right) side by side, in rows of four, on one scale."""
+def panels(
+    table: pd.DataFrame, pairs: Sequence[tuple[str, str]], *, title: str, quantity: str = "CKA", fitted: bool = False
+) -> Figure:
+    """Heatmaps of pairs of models (upwards, to the right) side by side, in rows of four, on one scale.
+
+    Args:
+        table: as `layer_cka` has it.
+        pairs: of its models.
+        title: above all panels.
+        quantity: what the colours show.
+        fitted: the scale begins at the smallest value that is drawn, instead of 0.
+    """
     low, high = colour_range(named(table))
+    if fitted:
+        drawn = table[[pair in pairs for pair in zip(table["model_a"], table["model_b"])]]["cka"]
+        low = min(float(drawn.min()), 0.99) if drawn.notna().any() else low
     columns = min(4, len(pairs))
     rows = -(-len(pairs) // columns)
     with look():
@@ -49,7 +62,7 @@ def panels(table: pd.DataFrame, pairs: Sequence[tuple[str, str]], *, title: str)
         for ax, (down, across) in zip(axes, pairs):
             panel(table, down, across, ax=ax, low=low, high=high)
         figure.colorbar(
-            axes[0].collections[0], ax=list(axes), label="CKA", fraction=0.03 if len(pairs) > 1 else 0.05, pad=0.01
+            axes[0].collections[0], ax=list(axes), label=quantity, fraction=0.03 if len(pairs) > 1 else 0.05, pad=0.01
         )
         entitle(figure, title)
     return figure

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from repsim import tables as columns
-from repsim.errors import RepsimError
+from repsim.errors import RepsimError, UsageError
+from repsim.plots.compare import layer_matrices, networks_map, networks_matrix
 from repsim.plots.curves import (
     attention_distance,
     each_layer,
@@ -24,6 +25,7 @@ from repsim.plots.maps import attention_maps, localization, receptive_fields
 from repsim.plots.matrices import heatmap
 from repsim.plots.probe import neighbours, probe_tokens, probes
 from repsim.plots.residual import residual
+from repsim.plots.sensitivity import sensitivity
 from repsim.plots.style import Figure, groups_of, groups_of_images
 from repsim.studies.token_tables import all_tokens
 
@@ -134,6 +136,25 @@ def _probe(name: str, tables: Tables, arrays: Arrays) -> dict[str, Figure]:
     return {**found, name: probes(tables["probe_summary"])}
 
 
+def _compare(
+    name: str,
+    tables: Tables,
+    arrays: Arrays,
+    *,
+    pairs: list[tuple[str, str]] | None = None,
+) -> dict[str, Figure]:
+    found, table = {}, tables[name]
+    if table["index_a"].max() > 0:
+        found |= {f"layers_{measure}": drawn for measure, drawn in layer_matrices(table, pairs).items()}
+    elif pairs:
+        raise UsageError("there is one layer of each network, so there are no pairs of layers to draw")
+    if tables["networks_map"]["x"].notna().any():
+        found["networks_map"] = networks_map(tables["networks_map"])
+    if len(tables["networks"]):
+        found[name] = networks_matrix(tables["networks"])
+    return found
+
+
 DRAWINGS = {
     "cka": Drawing(_one(heatmap), {"cka": columns.SIMILARITY}),
     "matched": Drawing(_one(matched), {"matched": columns.MATCHED}, intervals="batches"),
@@ -154,5 +175,10 @@ DRAWINGS = {
         {"probe_summary": columns.PROBE_SUMMARY, "probe": columns.PROBE, "neighbours": columns.NEIGHBOURS},
     ),
     "lesion": Drawing(_one(lesion), {"lesion": columns.LESION}),
+    "sensitivity": Drawing(_one(sensitivity), {"sensitivity": columns.SENSITIVITY}),
+    "compare": Drawing(
+        _compare,
+        {"networks_map": columns.COMPARE_MAP, "networks": columns.COMPARE_NETWORKS, "compare": columns.COMPARE},
+    ),
 }
 """By the names of studies."""

@@ -104,18 +104,7 @@ class LayerSimilarity(Study):
     @staticmethod
     def table(studies: Sequence[LayerSimilarity]) -> pd.DataFrame:
         """The table of `layer_cka` from one study, or one per repeat: all ordered pairs of layers."""
-        sides = pd.DataFrame(
-            [(name, layer.name, layer.kind, layer.index, layer.depth) for name, layer in studies[0]._named()],
-            columns=["model", "layer", "kind", "index", "depth"],
-        )
-        count = len(sides)
-        table = pd.concat(
-            [
-                sides.iloc[np.repeat(np.arange(count), count)].add_suffix("_a").reset_index(drop=True),
-                sides.iloc[np.tile(np.arange(count), count)].add_suffix("_b").reset_index(drop=True),
-            ],
-            axis=1,
-        )
+        table = pairs_of_layers(studies[0].networks, studies[0].layers)
         return _with_values(table, studies, SIMILARITY)
 
     def own(self, hsics: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,6 +115,26 @@ class LayerSimilarity(Study):
     def _without(self, own: Tensor) -> list[tuple[str, str]]:
         """Those whose HSIC with themselves is zero."""
         return [(name, layer.name) for (name, layer), hsic in zip(self._named(), own.tolist()) if not hsic > 0]
+
+
+def pairs_of_layers(networks: Sequence[Network], layers: Sequence[Sequence[Layer]]) -> pd.DataFrame:
+    """All ordered pairs of layers of all networks: model, layer, kind, index and depth of either."""
+    sides = pd.DataFrame(
+        [
+            (network.name, layer.name, layer.kind, layer.index, layer.depth)
+            for network, of in zip(networks, layers)
+            for layer in of
+        ],
+        columns=["model", "layer", "kind", "index", "depth"],
+    )
+    count = len(sides)
+    return pd.concat(
+        [
+            sides.iloc[np.repeat(np.arange(count), count)].add_suffix("_a").reset_index(drop=True),
+            sides.iloc[np.tile(np.arange(count), count)].add_suffix("_b").reset_index(drop=True),
+        ],
+        axis=1,
+    )
 
 
 def grams_of(layers: Sequence[Layer], size: int) -> int:

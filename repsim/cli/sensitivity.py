@@ -1,0 +1,54 @@
+"""`repsim sensitivity`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from repsim.cli.base import LAYERS, Asked, Job, job_options, known_models, main, weights_options
+from repsim.cli.pictures import draw, pictures
+
+
+@main.command()
+@click.argument("model", metavar="MODEL", default="vit_mini", shell_complete=known_models)
+@weights_options()
+@click.option(
+    "--measure",
+    "measures",
+    metavar="NAME",
+    multiple=True,
+    help="As of `repsim compare`. Repeatable.  [default: all]",
+)
+@LAYERS
+@click.option("--tokens", type=click.Choice(["all", "cls", "spatial", "pooled"]), default="pooled", show_default=True)
+@job_options("sensitivity", images=500, batch_size=50, of="forward pass")
+def sensitivity(
+    job: Job,
+    model: str,
+    weights: str,
+    weights_key: str | None,
+    arg: tuple[str, ...],
+    transform: str | None,
+    measures: tuple[str, ...],
+    layers: str,
+    tokens: str,
+) -> Path:
+    """What measures of similarity answer to: each layer of a network against itself, changed in known ways.
+
+    Principal components are deleted from the smallest on, half of the images are moved by one vector, and one image is
+    moved. Writes sensitivity.csv, run.json, sensitivity.png and sensitivity.pdf.
+    """
+    if job.redraw is not None:
+        draw(job.redraw, "sensitivity", job.quiet)
+        return job.redraw
+
+    from repsim.studies.compare import measures_of
+    from repsim.studies.sensitivity import sensitivity
+
+    chosen = None if not measures or "all" in measures else [measure.name for measure in measures_of(measures)]
+    asked = [Asked(model, weights, arg, weights_key, transform)]
+    run = job.start(asked, ["sensitivity.csv", *pictures("sensitivity")])
+    options = {"measures": chosen, "layers": layers, "tokens": tokens}
+    run.save(sensitivity(run.networks[0], run.images, **options, batch_size=job.batch_size, **run.how()))
+    return run.out

@@ -1,0 +1,86 @@
+r"""A map of things of which distances are known: metric multidimensional scaling (MDS).
+
+Positions z_i in the plane are sought whose distances d_ij are as near as can be to those given, delta_ij, by the raw
+stress sum_{i<j} (d_ij - delta_ij)^2. It begins at the classical solution (Torgerson 1952), the two largest axes of the
+doubly centred squared distances, and never increases from there (SMACOF):
+
+.. math:: Z \leftarrow B(Z) Z / N, \quad B_{ij} = -\delta_{ij} / d_{ij} \; (i \ne j), \quad
+          B_{ii} = -\sum_{j \ne i} B_{ij}
+
+How well a map shows the distances is its stress-1, sqrt(sum (d - delta)^2 / sum d^2): 0 where it shows them as they
+are, 0.05 good, 0.2 poor (Kruskal 1964).
+
+Reference: Borg & Groenen, Modern Multidimensional Scaling (2005), chapters 3, 8 and 12.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from repsim.errors import UsageError
+from repsim.measures.inputs import tensor
+
+STEPS, CLOSE = 500, 1e-10
+"""Of the iteration, at most; and the share of the stress by which it falls in a step that ends it."""
+
+
+def mds(distances: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Positions in the plane whose distances are near those given.
+
+    Args:
+        distances: (N, N) symmetric, from 0, and 0 on the diagonal.
+        start: (N, 2) positions to begin at; None: the classical solution.
+
+    Returns:
+        (N, 2) float64 positions about the origin, and () the stress-1 of their distances; NaN where a distance is.
+
+    Raises:
+        UsageError: no such distances.
+
+    >>> right = torch.tensor([[0.0, 3.0, 4.0], [3.0, 0.0, 5.0], [4.0, 5.0, 0.0]])
+    >>> positions, stress = mds(right)
+    >>> [round(each, 4) for each in torch.pdist(positions).tolist()], round(stress.item(), 4)
+    ([3.0, 4.0, 5.0], 0.0)
+    """
+    given = tensor(distances, "distances", "(N, N)").double()
+    if given.shape[0] != given.shape[1] or (given < 0).any() or given.diagonal().any():
+        raise UsageError("distances must be (N, N), not negative, and 0 on the diagonal")
+    if given.isnan().any():
+        return given.new_full((len(given), 2), torch.nan), given.new_tensor(torch.nan)
+    given = (given + given.T) / 2
+    found = _classical(given) if start is None else start.double()
+    before = torch.inf
+    for _ in range(STEPS):
+        between = torch.cdist(found, found, compute_mode="donot_use_mm_for_euclid_dist")
+        stress = (between - given).square().sum()
+        if not stress < before * (1 - CLOSE):
+            break
+        before = stress
+        ratios = given / torch.where(between > 0, between, torch.inf)
+        found = (torch.diag(ratios.sum(1)) - ratios) @ found / len(found)
+    between = torch.cdist(found, found, compute_mode="donot_use_mm_for_euclid_dist")
+    total = between.square().sum()
+    left = (between - given).square().sum()
+    stress = (left / torch.where(total > 0, total, torch.inf)).sqrt()
+    return found - found.mean(0), stress
+
+
+def _classical(distances: Tensor) -> Tensor:
+    """(N, 2) of the two largest axes; each axis' largest entry is positive, so that the same map comes out again."""
+    squares = distances.square()
+    means = squares.mean(0, keepdim=True)
+    values, vectors = torch.linalg.eigh(-(squares - means - means.T + squares.mean()) / 2)
+    count = min(2, len(values))
+    values, vectors = values[-count:].flip(0), vectors[:, -count:].flip(1)
+    largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
+    found = vectors * largest.sign() * values.clamp(min=0).sqrt()
+    return torch.nn.functional.pad(found, (0, 2 - count))
+
+
+def turned(positions: Tensor, to: Tensor) -> Tensor:
+    """Positions (N, 2) about the origin, turned and mirrored so that they come as near to others as they can."""
+    if (positions.isnan() | to.isnan()).any():
+        return torch.full_like(positions, torch.nan)
+    u, _, vt = torch.linalg.svd(positions.T @ to)
+    return positions @ u @ vt

@@ -1,0 +1,480 @@
+"""Any number of networks and features by several measures of similarity, from one pass over the images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple, Unpack
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from repsim.errors import UsageError, one_of
+from repsim.features.arrays import FeatureNetwork
+from repsim.images.image_set import Batch, Counts
+from repsim.measures.catalogue import MEASURES, Held, LeftOut, Measure, Streamed
+from repsim.measures.cka import normalise
+from repsim.measures.inputs import whole
+from repsim.measures.intervals import interval, jackknife
+from repsim.measures.mds import mds, turned
+from repsim.measures.running import FEWEST, GROUPS, BatchMeans, GroupedSums, Joined, kept
+from repsim.networks.layers import Layer, find_layers
+from repsim.networks.models import Network, load_model
+from repsim.networks.tokens import Tokens
+from repsim.passes.plan import Takes
+from repsim.passes.seen import Seen
+from repsim.passes.study import Study
+from repsim.passes.sweep import Passing, require_finite, sweep
+from repsim.studies.results import AnyImages, AnyNetwork, Result, begin, study
+from repsim.studies.similarity import BYTES_OF_ROW, MOST, pairs_of_layers
+from repsim.tables import COMPARE, COMPARE_MAP, COMPARE_NETWORKS
+
+LAST = "last"
+"""Of `layers`: the output of each network's last block, or the last layer of features."""
+FEATURES = "features"
+BUNDLED = "repsim.networks.minis:"
+"""How the source of a bundled network begins; the rest is its name."""
+
+
+class _Sums(NamedTuple):
+    streamed: dict[str, BatchMeans]
+    """Name of a measure -> products of the rows of all layers."""
+    null: dict[str, GroupedSums]
+    """The same with the images of one side in other orders, (orders, N, N)."""
+    held: list[Joined]
+    """Of each layer, its features."""
+    groups: Joined
+    """In which group of the jackknife each image is, where images come in groups."""
+
+
+kept(_Sums)
+
+
+class Comparison(Study):
+    """The study: several measures between all layers of all networks.
+
+    Args:
+        networks: each of which sees every image once.
+        layers: of each network.
+        measures: names of `MEASURES`.
+        tokens: what of each layer stands for an image.
+        null: orders of the images of one side that are tried, to tell what a value is by chance; 0: none.
+        seed: of these orders.
+    """
+
+    name = "compare"
+
+    def __init__(
+        self,
+        networks: Sequence[Network],
+        layers: Sequence[Sequence[Layer]],
+        measures: Sequence[str] = ("cka",),
+        tokens: Tokens = "pooled",
+        *,
+        null: int = 0,
+        seed: int = 0,
+    ) -> None:
+        self.networks, self.layers, self.tokens = networks, layers, tokens
+        self.null, self.seed = whole(null, "null", 0), seed
+        self.measures = measures_of(measures)
+        self.streamed = [measure for measure in self.measures if isinstance(measure, Streamed)]
+        self.held = [measure for measure in self.measures if isinstance(measure, Held)]
+        self.sums = _Sums(
+            {measure.name: BatchMeans(measure.finish) for measure in self.streamed},
+            {measure.name: GroupedSums(1) for measure in self.streamed if null},
+            [Joined() for of in layers for _ in of] if self.held else [],
+            Joined(),
+        )
+
+    def watch(self, index: int, network: Network, seen: Seen) -> AbstractContextManager[None]:
+        return seen.layers(self.layers[index], partial(self._reduce, seen))
+
+    def _reduce(self, seen: Seen, layer: Layer, activation: Tensor) -> dict[str, Tensor]:
+        x = layer.select(activation, self.tokens).flatten(1)
+        found = {measure.name: measure.row(x) for measure in self.streamed}
+        if self.held or seen.groups is not None:
+            found[FEATURES] = x.float().clone() if x.dtype.itemsize < 4 else x.clone()
+        return found
+
+    def update(self, seen: Sequence[Seen], batch: Batch) -> None:
+        found = [rows[layer.name] for rows, layers in zip(seen, self.layers) for layer in layers]
+        named = [(network.name, layer.name) for network, layers in zip(self.networks, self.layers) for layer in layers]
+        features = [each[FEATURES] for each in found if FEATURES in each]
+        require_finite([x.abs().amax() for x in features], named[: len(features)], batch)
+        device = self.networks[0].device
+        for measure in self.streamed:
+            rows = torch.stack([each[measure.name].to(device) for each in found])
+            if measure.finish is normalise:  # a correlation may be undefined, and is NaN then
+                require_finite(list(rows.abs().amax(1)), named, batch)
+            without = partial(_without_groups, measure, features)
+            self.sums.streamed[measure.name].update(rows @ rows.T, batch.group, without)
+            if self.null:
+                self.sums.null[measure.name].update(self._by_chance(rows, batch))
+        for joined, x in zip(self.sums.held, features):
+            joined.update(batch.positions, x.cpu())
+        if self.sums.held and batch.groups is not None:
+            self.sums.groups.update(batch.positions, batch.groups.cpu())
+
+    def _by_chance(self, rows: Tensor, batch: Batch) -> Tensor:
+        """(orders, N, N) products of rows with those of images in other orders."""
+        count = len(batch.positions)
+        above = torch.triu_indices(count, count, 1)
+        place = torch.zeros(count, count, dtype=torch.int64)
+        place[above[0], above[1]] = place[above[1], above[0]] = torch.arange(above.shape[1])
+        products = []
+        for order in orders_of(count, self.null, self.seed, batch.number):
+            again = place[order[above[0]], order[above[1]]].to(rows.device)
+            products.append(rows @ rows[:, again].T)
+        return torch.stack(products)
+
+    def takes(self, size: int, batches: int) -> Takes:
+        layers = [layer for of in self.layers for layer in of]
+        count, widths = len(layers), [layer.selected(self.tokens).numel for layer in layers]
+        square, images = 8 * count**2, size * batches
+        features = 4 * images * sum(widths) if self.held else 0
+        prepared = 3 * 8 * images * sum(min(width, images) for width in widths) if self.held else 0
+        rows = 4 * size**2 * count * (1 + bool(self.null))
+        return Takes(
+            sums=len(self.streamed) * (min(GROUPS, batches) + self.null) * square + features,
+            batch=len(self.streamed) * rows + 12 * 8 * size**2 + 4 * size * sum(widths),
+            tables=len(self.measures) * (8 * square + BYTES_OF_ROW * count**2) + features + prepared,
+            waiting=4 * size * sum(layer.numel for layer in layers),
+            less="fewer --layers, --tokens pooled, or fewer --images",
+        )
+
+    def result(self, counts: Counts) -> Result:
+        table, others = self.tables()
+        return Result(self.name, table, {"protocol": self.protocol(counts)}, others)
+
+    def protocol(self, counts: Counts) -> dict[str, Any]:
+        """What numbers depend on beside networks and images."""
+        return {
+            "measures": [measure.name for measure in self.measures],
+            "over_minibatches": [measure.name for measure in self.streamed],
+            "of_all_images": [measure.name for measure in self.held],
+            "tokens": self.tokens,
+            "batch_size": counts.batch_size,
+            "batches": counts.batches,
+            "null": self.null,
+        }
+
+    def found(self) -> Iterator[Found]:
+        """What each measure gives."""
+        for measure in self.measures:
+            yield self._streamed(measure) if isinstance(measure, Streamed) else self._held(measure)
+
+    def _streamed(self, measure: Streamed) -> Found:
+        sums, by_chance = self.sums.streamed[measure.name], None
+        if self.null:
+            products = self.sums.null[measure.name].mean()
+            own = torch.eye(products.shape[-1], dtype=torch.bool, device=products.device)
+            by_chance = torch.stack([measure.finish(torch.where(own, sums.mean(), each)) for each in products])
+        return Found(measure, _Finished(sums), by_chance)
+
+    def _held(self, measure: Held) -> Found:
+        rows = [joined.values for joined in self.sums.held]
+        count, images = len(rows), len(rows[0])
+        groups = self.sums.groups.values if self.sums.groups else torch.arange(images) % GROUPS
+        groups = groups.unique(return_inverse=True)[1]
+        pairs = [(i, j) for i in range(count) for j in range(i if measure.symmetric else 0, count)]
+
+        def matrix(values: Tensor) -> Tensor:
+            full = values.new_zeros(count, count)
+            first, second = torch.tensor(pairs).T
+            if measure.symmetric:
+                full[second, first] = values
+            full[first, second] = values
+            return full
+
+        prepared, by_chance = [measure.prepare(x) for x in rows], None
+        if self.null:
+            across, tried = [(i, j + count) for i, j in pairs], []
+            for order in orders_of(images, self.null, self.seed):
+                mixed = [measure.prepare(x[order]) for x in rows]
+                tried.append(matrix(measure.values([*prepared, *mixed], across)))
+            by_chance = torch.stack(tried)
+        without = measure.without(prepared, pairs, groups)
+        left_out = LeftOut(matrix(measure.values(prepared, pairs)), torch.stack(list(map(matrix, without))), groups)
+        return Found(measure, left_out, by_chance)
+
+    def tables(
+        self, untrained: Comparison | None = None, of: Sequence[int] = ()
+    ) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+        """The table of layers, and those of networks and of their map.
+
+        Args:
+            untrained: the same measures between networks without training.
+            of: the numbers of the networks that these are without training.
+        """
+        ends = np.cumsum([0, *map(len, self.layers)]).tolist()
+        where = [slice(low, high) for low, high in zip(ends, ends[1:])]
+        names = [network.name for network in self.networks]
+        pairs = pairs_of_layers(self.networks, self.layers)
+        at = torch.cat([torch.arange(ends[-1])[where[number]] for number in of]) if of else torch.arange(0)
+        twins = [None] * len(self.measures) if untrained is None else [each.value for each in untrained.found()]
+        layers, networks, maps = [], [], []
+        for each, twin in zip(self.found(), twins):
+            value, se, of_networks = each.with_errors(where)
+            low, high = interval(value, se, each.df)
+            null, null_95 = each.null()
+            random = torch.full_like(value, torch.nan)
+            if twin is not None:
+                random[at[:, None], at] = twin
+            columns = {"value": value, "se": se, "low": low, "high": high, "null": null, "null_95": null_95}
+            columns["untrained"] = random
+            flat = {column: values.cpu().flatten().numpy() for column, values in columns.items()}
+            layers.append(pairs.assign(measure=each.measure.name, df=each.df, **flat)[COMPARE])
+            networks.append(table_of_networks(each, names, of_networks))
+            maps.append(table_of_map(each, names, where))
+        table, *others = (pd.concat(parts, ignore_index=True) for parts in (layers, networks, maps))
+        return table, dict(zip(("networks", "networks_map"), others, strict=True))
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """Means over batches as the measure is made of them, in the form that `jackknife` takes."""
+
+    sums: BatchMeans
+
+    @property
+    def counts(self) -> Tensor:
+        return self.sums.counts
+
+    @property
+    def batches(self) -> int:
+        return self.sums.batches
+
+    def mean(self) -> Tensor:
+        return self.sums.finish(self.sums.mean())
+
+    def leave_one_out(self) -> Iterator[tuple[Tensor, int]]:
+        for rest, size in self.sums.leave_one_out():
+            yield self.sums.finish(rest), size
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a measure gives: (N, N) of the layers of all networks, and that without each group of images."""
+
+    measure: Measure
+    values: _Finished | LeftOut
+    by_chance: Tensor | None
+    """(orders, N, N), of images in other orders on one side."""
+
+    @property
+    def value(self) -> Tensor:
+        return self.values.mean()
+
+    @property
+    def df(self) -> int:
+        """Degrees of freedom of standard errors."""
+        return max(sum(0 < size < self.values.batches for size in self.values.counts.tolist()) - 1, 0)
+
+    def with_errors(self, where: Sequence[slice]) -> tuple[Tensor, Tensor, Tensor]:
+        """Values (N, N), their standard errors, and what is made of them for pairs of networks.
+
+        The latter is (4, K, K): the value of the last layers and its standard error; the mean over layers of the first
+        of the best match among those of the second, and its standard error.
+        """
+        last, count = [each.stop - 1 for each in where], len(where)
+
+        def statistics(value: Tensor) -> Tensor:
+            best = [value[a, b].amax(1).mean() for a in where for b in where]
+            return torch.cat([value.flatten(), value[last][:, last].flatten(), torch.stack(best)])
+
+        value, se = jackknife(self.values, statistics)
+        square = where[-1].stop
+        parts = [each.split([square**2, count**2, count**2]) for each in (value, se)]
+        (layers, *networks), (layers_se, *networks_se) = parts
+        own = torch.eye(square, dtype=torch.bool, device=value.device) & (layers.view(square, square) == 1)
+        layers_se = layers_se.view(square, square).masked_fill(own, 0)  # of a layer with itself, which is no estimate
+        pairs = [each.view(count, count) for of in zip(networks, networks_se) for each in of]
+        return layers.view(square, square), layers_se, torch.stack(pairs)
+
+    def null(self) -> tuple[Tensor, Tensor]:
+        """Mean and 95 % quantile of the values over orders of the images, (N, N); NaN without such."""
+        if self.by_chance is None:
+            nothing = torch.full_like(self.value, torch.nan)
+            return nothing, nothing
+        own = torch.eye(len(self.value), dtype=torch.bool, device=self.value.device)
+        tried = self.by_chance.masked_fill(own, torch.nan)
+        return tried.mean(0), tried.quantile(0.95, 0)
+
+
+def orders_of(count: int, orders: int, seed: int, number: int = 0) -> Iterator[Tensor]:
+    """Orders of images, drawn anew for each number of a batch."""
+    drawn = np.random.default_rng([seed, number])
+    for _ in range(orders):
+        yield torch.from_numpy(drawn.permutation(count))
+
+
+def measures_of(names: str | Sequence[str]) -> list[Measure]:
+    """Measures by their names, each once.
+
+    Raises:
+        UsageError: there is none of a name.
+    """
+    found = []
+    for name in dict.fromkeys([names] if isinstance(names, str) else names):
+        if name not in MEASURES:
+            raise one_of("measure", name, MEASURES)
+        found.append(MEASURES[name])
+    if not found:
+        raise UsageError(f"to compare takes at least one measure; choose among {', '.join(MEASURES)}")
+    return found
+
+
+def _without_groups(measure: Streamed, features: Sequence[Tensor], group: Tensor) -> Tensor:
+    """(g, N, N) products of the rows of a batch without the images of one group at a time."""
+    found = []
+    for number in group.unique():
+        left = group != number
+        if left.sum() < FEWEST:  # which is not looked at
+            found.append(torch.zeros(len(features), len(features), dtype=torch.float64, device=group.device))
+            continue
+        rows = torch.stack([measure.row(x[left.to(x.device)]) for x in features])
+        found.append((rows @ rows.T).to(group.device))
+    return torch.stack(found).to(features[0].device)
+
+
+def table_of_networks(found: Found, names: Sequence[str], values: Tensor) -> pd.DataFrame:
+    """One row per ordered pair of networks; see `Found.with_errors`."""
+    last, last_se, best, best_se = values
+    ends = [*interval(last, last_se, found.df), *interval(best, best_se, found.df)]
+    columns = [last, last_se, *ends[:2], best, best_se, *ends[2:]]
+    rows = [
+        (found.measure.name, a, b, found.df, *(column[i, j].item() for column in columns))
+        for i, a in enumerate(names)
+        for j, b in enumerate(names)
+        if i != j
+    ]
+    return pd.DataFrame(rows, columns=COMPARE_NETWORKS)
+
+
+def table_of_map(found: Found, names: Sequence[str], where: Sequence[slice]) -> pd.DataFrame:
+    """Where each network is on a map of the angles between last layers, and how sure that is; of two no map is made.
+
+    The map without a group of images is turned to the one of all, from which it began.
+    """
+    if len(names) < 3:
+        return pd.DataFrame(columns=COMPARE_MAP)
+    last = [each.stop - 1 for each in where]
+
+    def angles(value: Tensor) -> Tensor:
+        between = value[last][:, last].cpu()
+        return ((between + between.T) / 2).clamp(-1, 1).acos().fill_diagonal_(0)
+
+    positions, stress = mds(angles(found.value))
+
+    def placed(value: Tensor) -> Tensor:
+        again = turned(mds(angles(value), start=positions)[0], positions)
+        x, y = again.T
+        # The squared length along the diagonal has the covariance of x and y in it.
+        return torch.stack([x, y, (x + y) / 2**0.5])
+
+    _, (x_se, y_se, both_se) = jackknife(found.values, placed)
+    covariance = both_se**2 - (x_se**2 + y_se**2) / 2
+    rows = zip(names, *(each.tolist() for each in (*positions.T, x_se, y_se, covariance)))
+    return pd.DataFrame([(found.measure.name, *row, found.df, stress.item()) for row in rows], columns=COMPARE_MAP)
+
+
+@study
+def compare(
+    networks: AnyNetwork | Sequence[AnyNetwork],
+    images: AnyImages = None,
+    *,
+    measures: str | Sequence[str] = "cka",
+    layers: str | Sequence[str] = LAST,
+    tokens: Tokens = "pooled",
+    null: int = 0,
+    untrained: bool = False,
+    batch_size: int = 256,
+    **how: Unpack[Passing],
+) -> Result:
+    """Similarity of any number of networks and features by several measures, from one pass over the images.
+
+    Measures over minibatches need memory for a batch, the others for the features of all images; docs/measures.md says
+    which are which, and what each sees and misses. Intervals are over images: a jackknife over minibatches, or over 32
+    groups of images.
+
+    Args:
+        networks: two or more networks, modules, names or `Features`; of one, its layers among themselves.
+        images: see `layer_cka`.
+        measures: one or several names of `repsim.measures.catalogue.MEASURES`.
+        layers: `last`, the output of each last block; or what `find_layers` takes.
+        tokens: what of each layer stands for an image: `pooled`, `cls`, `spatial` or `all`. Of features, what they are.
+        null: orders of the images of one side that are tried, to tell what a value is by chance.
+        untrained: whether the same is measured of the same architectures without training, for these are alike too.
+        batch_size: images per minibatch, at least 4; the last short one is dropped.
+        how: see `repsim.passes.sweep.Passing`.
+
+    Returns:
+        `table`: one row per measure and ordered pair of layers: measure, model_a, layer_a, kind_a, index_a, depth_a,
+        the same of b, value, se, low and high (its 95 % interval), null and null_95 (mean and 95 % quantile over
+        orders of the images), untrained. `networks`: one row per measure and ordered pair of networks: last (value of
+        the last layers) and best (mean over layers of a of the largest value among layers of b), each with its error
+        and interval. `networks_map`, of three or more: where each is on a map of the angles between last layers (metric
+        MDS), x, y, x_se, y_se, their covariance xy_cov, and the map's stress.
+
+    Raises:
+        UsageError: no such measure or layers, too few images, or more memory needed than there is.
+
+    Reference: docs/measures.md, for each measure.
+    """
+    begun = begin(networks, images, most=MOST, layers=None if layers == LAST else layers, minibatch=batch_size)
+    measured = measures_of(measures)
+    for measure in measured:
+        count = min(batch_size, len(begun.images)) if isinstance(measure, Streamed) else len(begun.images)
+        if count < measure.fewest:
+            where = "in a batch" if isinstance(measure, Streamed) else ""
+            raise UsageError(f"{measure.name} needs at least {measure.fewest} images {where}, got {count}")
+    options = {"measures": [measure.name for measure in measured]}
+    found = chosen_layers(begun.networks, layers, tokens)
+    if sum(map(len, found)) < 2:
+        raise UsageError("to compare takes two or more networks, or several layers of one (layers='blocks')")
+    study = Comparison(begun.networks, found, tokens=tokens, null=null, seed=begun.images.seed, **options)
+    studies, of = [study], []
+    if untrained:
+        of = [number for number, each in enumerate(begun.networks) if not isinstance(each, FeatureNetwork)]
+        twins = [without_training(begun.networks[number]) for number in of]
+        studies.append(Comparison(twins, chosen_layers(twins, layers, tokens), tokens=tokens, **options))
+    counts = sweep(begun.images, studies, batch_size=batch_size, **how)
+    table, others = study.tables(*studies[1:], of=of)
+    undefined = table.loc[table["value"].isna(), "measure"].value_counts(sort=False)
+    for measure, rows in undefined.items():
+        begun.notices.say(f"{measure} is undefined for {rows} of {(table['measure'] == measure).sum()} pairs of layers")
+    protocol = {"layers": layers, "untrained": untrained, **study.protocol(counts)}
+    return begun.result(study.name, table, counts, protocol, tables=others)
+
+
+def chosen_layers(networks: Sequence[Network], layers: str | Sequence[str], tokens: Tokens) -> list[list[Layer]]:
+    """The chosen layers of each network; features have the tokens that they have."""
+
+    def of(network: Network) -> list[Layer]:
+        taken = "all" if isinstance(network, FeatureNetwork) else tokens
+        if layers != LAST:
+            return find_layers(network, layers, tokens=taken)
+        last = find_layers(network, "all" if isinstance(network, FeatureNetwork) else "blocks", tokens=taken)[-1]
+        return [replace(last, index=0)]
+
+    return [of(network) for network in networks]
+
+
+def without_training(network: Network) -> Network:
+    """A network of the same architecture with random weights, which sees the images in the same way.
+
+    Raises:
+        UsageError: nothing says how it was built.
+    """
+    if not network.source:
+        raise UsageError(
+            f"{network.name} was handed over as a module, so nothing says how it is built without training; give it "
+            "by a name, or as package.module:factory"
+        )
+    name = network.source.removeprefix(BUNDLED)
+    how = {"device": network.device, "seed": network.seed or 0, "precision": network.precision}
+    return load_model(name, weights="random", transform=network.transform, **how, **network.model_args)
