@@ -36,6 +36,8 @@ from repsim.tables import COMPARE, COMPARE_MAP, COMPARE_NETWORKS
 LAST = "last"
 """Of `layers`: the output of each network's last block, or the last layer of features."""
 FEATURES = "features"
+ONE = 1e-9
+"""By how much rounding may keep the similarity of a layer with itself from 1."""
 BUNDLED = "repsim.networks.minis:"
 """How the source of a bundled network begins; the rest is its name."""
 
@@ -104,8 +106,9 @@ class Comparison(Study):
         found = [rows[layer.name] for rows, layers in zip(seen, self.layers) for layer in layers]
         named = [(network.name, layer.name) for network, layers in zip(self.networks, self.layers) for layer in layers]
         features = [each[FEATURES] for each in found if FEATURES in each]
-        require_finite([x.abs().amax() for x in features], named[: len(features)], batch)
         device = self.networks[0].device
+        if features:
+            require_finite([x.abs().amax().to(device) for x in features], named, batch)
         for measure in self.streamed:
             rows = torch.stack([each[measure.name].to(device) for each in found])
             if measure.finish is normalise:  # a correlation may be undefined, and is NaN then
@@ -290,7 +293,7 @@ class Found:
         square = where[-1].stop
         parts = [each.split([square**2, count**2, count**2]) for each in (value, se)]
         (layers, *networks), (layers_se, *networks_se) = parts
-        own = torch.eye(square, dtype=torch.bool, device=value.device) & (layers.view(square, square) == 1)
+        own = torch.eye(square, dtype=torch.bool, device=value.device) & ((1 - layers.view(square, square)).abs() < ONE)
         layers_se = layers_se.view(square, square).masked_fill(own, 0)  # of a layer with itself, which is no estimate
         pairs = [each.view(count, count) for of in zip(networks, networks_se) for each in of]
         return layers.view(square, square), layers_se, torch.stack(pairs)

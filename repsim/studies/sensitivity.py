@@ -20,7 +20,7 @@ from repsim.networks.tokens import Tokens
 from repsim.passes.plan import Takes
 from repsim.passes.seen import Seen
 from repsim.passes.study import Study
-from repsim.passes.sweep import Passing, require_finite
+from repsim.passes.sweep import Passing, require_finite, sweep
 from repsim.studies.compare import chosen_layers, measures_of
 from repsim.studies.results import AnyImages, AnyNetwork, Result, begin, study
 from repsim.tables import SENSITIVITY
@@ -117,7 +117,7 @@ def sensitivity(
         measures: names of `repsim.measures.catalogue.MEASURES`; None: all.
         layers: what `find_layers` takes, or `last`.
         tokens: what of each layer stands for an image.
-        batch_size: images per forward pass; a last short one is dropped.
+        batch_size: images per forward pass.
         how: see `repsim.passes.sweep.Passing`.
 
     Returns:
@@ -139,8 +139,8 @@ def sensitivity(
         raise UsageError(f"{short.name} needs at least {short.fewest} images, got {len(begun.images)}")
     (found,) = chosen_layers(begun.networks, layers, tokens)
     taken = Sensitivity(begun.networks[0], found, names, tokens, seed=begun.images.seed)
-    result = begun.swept(taken, batch_size=batch_size, **how)
-    if undefined := list(dict.fromkeys(result.table.loc[result.table["value"].isna(), "measure"])):
+    counts = sweep(begun.images, [taken], batch_size=batch_size, short=True, **how)
+    found = taken.result(counts)
+    if undefined := list(dict.fromkeys(found.table.loc[found.table["value"].isna(), "measure"])):
         begun.notices.say(f"undefined for some layers, such as of as many features as images: {', '.join(undefined)}")
-        result.record["notices"] = list(begun.notices)
-    return result
+    return begun.finished(found, counts)

@@ -86,7 +86,7 @@ def test_the_order_of_images_is_what_is_shared(networks, images):
     ).table
     for measure in ("cka", "rsa-pearson"):
         row = one(found, "vit_mini", "resnet_mini", measure)
-        assert abs(row.null) < 0.03 < row.null_95 < row.value
+        assert abs(row.null) < 0.02 < row.null_95 < 0.1 < row.value
     row = one(found, "vit_mini", "resnet_mini", "mutual-knn")
     assert row.null == pytest.approx(10 / 95, abs=0.02) and row.null_95 < row.value  # k of n - 1
     assert np.isnan(one(found, "vit_mini", "vit_mini", "cka").null)
@@ -94,10 +94,8 @@ def test_the_order_of_images_is_what_is_shared(networks, images):
 
 def test_untrained_is_what_random_weights_give(networks, images):
     both = [rs.load_model(name, weights="random") for name in NETWORKS[:2]]
-    of_features = rs.Features({"any": torch.randn(2560, 8, generator=torch.Generator().manual_seed(0))})
-    sample = rs.ImageSet("sample")
-    beside = rs.Features({"any": of_features.layers["any"][:96]}, images.ids, numbered_in=images.numbered_in or ())
-    assert len(sample) != len(images)
+    noise = torch.randn(96, 8, generator=torch.Generator().manual_seed(0))
+    beside = rs.Features({"any": noise}, images.ids, numbered_in=[images.numbered_in])
     how = {"measures": ["cka", "procrustes"], "batch_size": 48}
     found = rs.compare([networks[0], beside, networks[1]], images, untrained=True, **how).table
     random = rs.compare(both, images, **how).table
@@ -108,7 +106,7 @@ def test_untrained_is_what_random_weights_give(networks, images):
 
 
 def test_features_stand_for_their_network(networks, images, features):
-    stands = rs.Features({"last": features["resnet_mini"]}, images.ids, "resnet", numbered_in=images.numbered_in or ())
+    stands = rs.Features({"last": features["resnet_mini"]}, images.ids, "resnet", numbered_in=[images.numbered_in])
     how = {"measures": list(set(MEASURES) - {"cca", "pwcca"}), "batch_size": 48}
     found = rs.compare([networks[0], stands], images, **how).table
     again = rs.compare(networks[:2], images, **how).table
@@ -118,7 +116,7 @@ def test_features_stand_for_their_network(networks, images, features):
 
 
 def test_intervals_are_over_groups_where_images_come_in_groups(networks):
-    grouped = rs.ImageSet("sample", images=96, groups=np.arange(2560) // 8)
+    grouped = rs.ImageSet("sample", images=96, groups=np.arange(5000) // 8)
     how = {"layers": "blocks", "tokens": "pooled", "batch_size": 24}
     found = rs.compare(networks[:1], grouped, measures=["cka", "cka-rbf", "procrustes"], **how).table
     again = rs.layer_cka(networks[:1], grouped, **how).table
@@ -155,7 +153,7 @@ def test_a_matrix_has_its_networks_in_the_order_of_the_dendrogram(networks, imag
 
 
 def test_what_cannot_be_compared_is_said(networks, images):
-    with pytest.raises(rs.UsageError, match="no measure 'ckaa'.*cka"):
+    with pytest.raises(rs.UsageError, match="unknown measure 'ckaa'; did you mean 'cka'"):
         rs.compare(networks, images, measures="ckaa")
     with pytest.raises(rs.UsageError, match="two or more networks, or several layers of one"):
         rs.compare(networks[0], images)
