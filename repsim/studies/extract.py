@@ -237,7 +237,8 @@ def named(network: str, layer: str, taken: set[str]) -> str:
     stem = "--".join(re.sub(r"[^\w.+-]+", "-", each, flags=re.ASCII)[:LONGEST] for each in (network, layer))
     name, number = stem, 1
     while name.lower() in taken:
-        name, number = f"{stem}~{number}", number + 1
+        number += 1
+        name = f"{stem}~{number}"
     taken.add(name.lower())
     return f"{LAYERS}/{name}.npy"
 
