@@ -156,6 +156,7 @@ class Writing:
                     if not self._path(WHOLE, number).exists():
                         self._make_whole(number, kept)
                 placed.touch()
+            (self.out / INDEX).unlink(missing_ok=True)  # of a run that this one replaces: it would describe these
             (self.out / LAYERS).mkdir(exist_ok=True)
         for number, file in enumerate(self.files):
             if self._path(WHOLE, number).exists():
@@ -290,8 +291,8 @@ class Extraction(Study):
 @study
 def extract_features(
     networks: AnyNetwork | Sequence[AnyNetwork],
-    images: AnyImages = None,
-    out: str | os.PathLike[str] = "features",
+    images: AnyImages,
+    out: str | os.PathLike[str],
     *,
     layers: str | Sequence[str] = "blocks",
     tokens: Tokens = "all",
