@@ -270,6 +270,11 @@ class Extraction(Study):
         require_finite(peaks, names, batch)
         for number, (rows, file) in enumerate(zip(found, self.writing.files)):
             self._check_range(float(peaks[number]), file)
+            if tuple(rows.shape) != (len(batch.positions), *file.shape):
+                raise RepsimError(
+                    f"layer {file.layer.name!r} of {file.network.name} gives features of shape {tuple(rows.shape)} in "
+                    f"batch {batch.number}, where it gave {file.shape} for each image before; choose other layers"
+                )
             rows = rows.float() if rows.dtype == torch.bfloat16 else rows
             self.writing.write(number, batch.positions, np.ascontiguousarray(rows.cpu().numpy(), dtype=file.dtype))
         self.sums.update(batch.positions, batch.positions)

@@ -12,11 +12,13 @@ import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
+from conftest import FAMILIES, noise
 from PIL import Image
 from torch import nn
 
 import repsim as rs
 from repsim.cli import main
+from repsim.features.arrays import Known
 from repsim.passes.study import check_study
 from repsim.passes.sweep import inputs_of
 from repsim.studies.extract import Extraction, File, Writing, named
@@ -98,6 +100,32 @@ def test_rows_are_activations_in_the_order_of_the_choice(vit, tmp_path):
     ]  # fmt: skip
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["images"]["used"] == 54 and record["protocol"]["layers"] == ["blocks.3", "norm"]
+
+
+@pytest.mark.parametrize("name", ["vit_registers", "deit_distilled", "swin", "resnet18", "twins"])
+def test_what_is_stored_is_read_as_the_layer_is(name):
+    network = FAMILIES[name].load()
+    layers = rs.find_layers(network, "blocks")
+    with rs.capture(network, layers) as seen, torch.no_grad():
+        network.module(noise(network, 2))
+    chosen = 0
+    for layer in layers:
+        x = seen[layer.name]
+        for tokens in ("all", "cls", "spatial", "pooled"):
+            try:
+                expected = layer.select(x, tokens)
+            except rs.UsageError:
+                continue
+            stored = layer.selected(tokens)
+            assert stored.shape == expected.shape[1:]
+            assert torch.equal(layer.selected("all").select(x, tokens), expected)
+            known = Known.of(json.loads(json.dumps(Known("", 0.0, tokens, stored).record())), stored.shape).reading
+            assert known.grid == stored.grid and known.order == stored.order and known.cls == stored.cls
+            if tokens == "spatial":
+                pooled = known.select(expected, "pooled")
+                assert torch.allclose(pooled, layer.select(x, "pooled"), atol=1e-5)
+                chosen += 1
+    assert chosen
 
 
 def test_float16_is_rounded_and_says_so(vit, tmp_path):
