@@ -385,7 +385,9 @@ def extract(
 
 def _put_in_place(writing: Writing, kept: np.ndarray, begun: Begun, protocol: dict[str, Any]) -> None:
     writing.finish(kept)
-    save_text(json.dumps(_index(begun, kept, writing.files, protocol), indent=1) + "\n", writing.out / INDEX)
+    save_text(
+        json.dumps(_index(begun, kept, writing.files, protocol), indent=1, default=str) + "\n", writing.out / INDEX
+    )
 
 
 def _files(begun: Begun, layers: Sequence[Sequence[Layer]], tokens: Tokens, dtype: Dtype) -> Iterator[File]:
