@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from repsim.passes.study import check_study
 from repsim.passes.sweep import inputs_of
 from repsim.studies.similarity import LayerSimilarity
 
+PAGE = Path(__file__).parents[1] / "docs" / "features.md"
 IMAGES = rs.ImageSet("sample", images=64)
 RNG = np.random.default_rng(0)
 
@@ -462,3 +465,10 @@ def test_what_does_not_fit_is_read_in_pieces(taken, tmp_path):
     with limited("48M", said.append):  # the file has 49 MiB, a batch 24 MiB as it is read
         pieces = rs.layer_cka(wide, batch_size=16)
     assert "images at a time" in said[-1] and np.allclose(pieces.table["cka"], whole, atol=1e-6)
+
+
+def test_the_page_runs(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    monkeypatch.chdir(tmp_path)
+    exec(code, shown := {})
+    assert repr(shown["brain"]).startswith("Features 'brain': 256 images with ids") and len(shown["features"]) == 256

@@ -261,10 +261,8 @@ class Stacked:
     def __init__(self, parts: Sequence[Any]) -> None:
         parts = [part for each in parts for part in _parts(each)]
         self.parts = [part[:, None] if part.ndim == 1 else part for part in parts]
-        if len({part.shape[1:] for part in self.parts}) > 1:
-            raise ValueError(
-                f"its parts have rows of several shapes: {sorted({part.shape[1:] for part in self.parts})}"
-            )
+        if len(shapes := {part.shape[1:] for part in self.parts}) > 1:
+            raise ValueError(f"its parts have rows of several shapes: {sorted(shapes)}")
         self.shape = (sum(map(len, self.parts)), *self.parts[0].shape[1:])
         self.ndim = len(self.shape)
         self.dtype = np.result_type(*(part.dtype for part in self.parts))

@@ -156,6 +156,7 @@ class Writing:
                     if not self._path(WHOLE, number).exists():
                         self._make_whole(number, kept)
                 placed.touch()
+            (self.out / INDEX).unlink(missing_ok=True)  # of a run that this one replaces: it would describe these
             (self.out / LAYERS).mkdir(exist_ok=True)
         for number, file in enumerate(self.files):
             if self._path(WHOLE, number).exists():
@@ -237,7 +238,8 @@ def named(network: str, layer: str, taken: set[str]) -> str:
     stem = "--".join(re.sub(r"[^\w.+-]+", "-", each, flags=re.ASCII)[:LONGEST] for each in (network, layer))
     name, number = stem, 1
     while name.lower() in taken:
-        name, number = f"{stem}~{number}", number + 1
+        number += 1
+        name = f"{stem}~{number}"
     taken.add(name.lower())
     return f"{LAYERS}/{name}.npy"
 
@@ -268,6 +270,11 @@ class Extraction(Study):
         require_finite(peaks, names, batch)
         for number, (rows, file) in enumerate(zip(found, self.writing.files)):
             self._check_range(float(peaks[number]), file)
+            if tuple(rows.shape) != (len(batch.positions), *file.shape):
+                raise RepsimError(
+                    f"layer {file.layer.name!r} of {file.network.name} gives features of shape {tuple(rows.shape)} in "
+                    f"batch {batch.number}, where it gave {file.shape} for each image before; choose other layers"
+                )
             rows = rows.float() if rows.dtype == torch.bfloat16 else rows
             self.writing.write(number, batch.positions, np.ascontiguousarray(rows.cpu().numpy(), dtype=file.dtype))
         self.sums.update(batch.positions, batch.positions)
@@ -289,8 +296,8 @@ class Extraction(Study):
 @study
 def extract_features(
     networks: AnyNetwork | Sequence[AnyNetwork],
-    images: AnyImages = None,
-    out: str | os.PathLike[str] = "features",
+    images: AnyImages,
+    out: str | os.PathLike[str],
     *,
     layers: str | Sequence[str] = "blocks",
     tokens: Tokens = "all",
@@ -378,7 +385,9 @@ def extract(
 
 def _put_in_place(writing: Writing, kept: np.ndarray, begun: Begun, protocol: dict[str, Any]) -> None:
     writing.finish(kept)
-    save_text(json.dumps(_index(begun, kept, writing.files, protocol), indent=1) + "\n", writing.out / INDEX)
+    save_text(
+        json.dumps(_index(begun, kept, writing.files, protocol), indent=1, default=str) + "\n", writing.out / INDEX
+    )
 
 
 def _files(begun: Begun, layers: Sequence[Sequence[Layer]], tokens: Tokens, dtype: Dtype) -> Iterator[File]:

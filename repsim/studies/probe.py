@@ -72,10 +72,10 @@ def linear_probes(
     positions are their tokens.
 
     Args:
-        networks: one, or several that see the same images.
+        networks: one, or several that see the same images; `Features` have rows of both sets, such as `join` makes.
         images: test images with labels; None: 5,000 of the bundled sample.
         train: training images with labels; None: 3,000 of the bundled sample.
-        layers: what `find_layers` takes; maps or grids of tokens.
+        layers: what `find_layers` takes; maps or grids of tokens, or of features vectors, which get one probe each.
         shots: training images per class to fit on; None: all; or several of these.
         seeds: draws of so many.
         tokens: whether to probe each single token too: as many probes per layer as there are positions.

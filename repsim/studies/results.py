@@ -184,8 +184,9 @@ def begin(
         layers: what is asked of `find_layers`, of all networks; None: no layers by name.
         minibatch: images in each, of studies whose standard errors are over minibatches.
     """
+    images = None if images is None else as_image_set(images)
     networks, notices = as_networks(networks), Notices()
-    if images is None and all(isinstance(network, FeatureNetwork) for network in networks):
+    if images is None and networks and all(isinstance(network, FeatureNetwork) for network in networks):
         images = of_features_alone([network.features for network in networks])
     images, say = as_image_set(images, most), notices.say
     networks = _beside([each.sized(images.tensor_size) for each in networks])

@@ -210,9 +210,9 @@ def layer_cka(
     images, `batch_size=1024, repeats=20`.
 
     Args:
-        networks: one or several: networks, modules or names.
+        networks: one or several: networks, modules, names, or `Features` of the same images.
         images: an `ImageSet`, a float tensor (n, c, h, w) that goes into the networks as it is, or a
-            uint8 array; None: 2,560 of the bundled sample.
+            uint8 array; None: 2,560 of the bundled sample, or of features alone all that they have in common.
         layers: what `find_layers` takes, for all networks.
         tokens: `all`, `cls`, `spatial` or `pooled`.
         batch_size: images per minibatch, at least 4; the last short one is dropped.
@@ -247,7 +247,7 @@ def matched_cka(
     The same values as on the diagonal of `layer_cka`, without the rest of the matrix.
 
     Args:
-        networks: the reference, and one or more networks with layers of the same names.
+        networks: the reference, and one or more networks, or `Features`, with layers of the same names.
         images, layers, tokens, batch_size, repeats, how: see `layer_cka`.
 
     Returns:

@@ -12,11 +12,13 @@ import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
+from conftest import FAMILIES, noise
 from PIL import Image
 from torch import nn
 
 import repsim as rs
 from repsim.cli import main
+from repsim.features.arrays import Known
 from repsim.passes.study import check_study
 from repsim.passes.sweep import inputs_of
 from repsim.studies.extract import Extraction, File, Writing, named
@@ -98,6 +100,32 @@ def test_rows_are_activations_in_the_order_of_the_choice(vit, tmp_path):
     ]  # fmt: skip
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["images"]["used"] == 54 and record["protocol"]["layers"] == ["blocks.3", "norm"]
+
+
+@pytest.mark.parametrize("name", ["vit_registers", "deit_distilled", "swin", "resnet18", "twins"])
+def test_what_is_stored_is_read_as_the_layer_is(name):
+    network = FAMILIES[name].load()
+    layers = rs.find_layers(network, "blocks")
+    with rs.capture(network, layers) as seen, torch.no_grad():
+        network.module(noise(network, 2))
+    chosen = 0
+    for layer in layers:
+        x = seen[layer.name]
+        for tokens in ("all", "cls", "spatial", "pooled"):
+            try:
+                expected = layer.select(x, tokens)
+            except rs.UsageError:
+                continue
+            stored = layer.selected(tokens)
+            assert stored.shape == expected.shape[1:]
+            assert torch.equal(layer.selected("all").select(x, tokens), expected)
+            known = Known.of(json.loads(json.dumps(Known("", 0.0, tokens, stored).record())), stored.shape).reading
+            assert known.grid == stored.grid and known.order == stored.order and known.cls == stored.cls
+            if tokens == "spatial":
+                pooled = known.select(expected, "pooled")
+                assert torch.allclose(pooled, layer.select(x, "pooled"), atol=1e-5)
+                chosen += 1
+    assert chosen
 
 
 def test_float16_is_rounded_and_says_so(vit, tmp_path):
@@ -192,13 +220,34 @@ def test_it_writes_the_same_in_all_ways(vit, tmp_path):
 KILL = """
 import os
 from repsim.studies.extract import Extraction
-update, batches = Extraction.update, [0]
-def killed(self, seen, batch):
+def killed(self, seen, batch, update=Extraction.update, batches=[], end=os._exit):
     update(self, seen, batch)
-    batches[0] += 1
-    if batches[0] == {batches}:
-        os._exit(9)
+    batches.append(batch.number)
+    if len(batches) == 3:
+        end(9)
 Extraction.update = killed
+"""
+KILL_WHILE_PLACING = """
+import os
+from repsim.studies import extract
+def killed(part, path, place=extract.place, placed=[], end=os._exit):
+    placed.append(place(part, path))
+    if len(placed) == 3:
+        end(9)
+extract.place = killed
+"""
+KILL_AFTER_INDEX = """
+import os
+from repsim.studies import extract
+extract.save_text = lambda *given, save=extract.save_text, end=os._exit: (save(*given), end(9))
+"""
+COUNT = """
+from repsim.studies.extract import Extraction
+def counted(self, seen, batch, update=Extraction.update):
+    update(self, seen, batch)
+    with open({file!r}, "a") as file:
+        file.write(str(batch.number) + " ")
+Extraction.update = counted
 """
 
 
@@ -207,16 +256,12 @@ def test_killed_and_resumed_it_writes_the_same_bytes(server, tmp_path):
 
     assert run(server, 1, ["extract", *FEW, "--quiet", "--out", str(tmp_path / "whole")]) == [0]
     arguments = ["extract", *FEW, "--quiet", "--checkpoint-every", "0", "--out", str(tmp_path / "killed")]
-    assert run(server, 1, arguments, KILL.format(batches=3)) == [9]
+    assert run(server, 1, arguments, KILL) == [9]
     assert not any(name.startswith(("layers", "features")) for name in files_of(tmp_path / "killed"))
     under_way = tmp_path / "killed" / ".repsim-resume"
     assert {"rows-0.filling", "about.json", "pass-0-of-1-0.pt"} <= set(os.listdir(under_way))
-    count = "from repsim.studies import extract as e; u = e.Extraction.update; n = []\n"
-    count += "e.Extraction.update = lambda self, seen, batch: (n.append(batch.number), u(self, seen, batch))[1]\n"
-    count += f"import atexit; atexit.register(lambda: open({str(tmp_path / 'n')!r}, 'w').write(str(n)))"
-    assert run(server, 1, arguments, count) == [0]
-    if (tmp_path / "n").exists():
-        assert json.loads((tmp_path / "n").read_text()) == [0, 2, 3, 4, 5, 6]  # the first again, to know it by
+    assert run(server, 1, arguments, COUNT.format(file=str(tmp_path / "batches"))) == [0]
+    assert (tmp_path / "batches").read_text().split() == ["0", "2", "3", "4", "5", "6"]  # the first to know it again
     same_files(tmp_path / "whole", tmp_path / "killed")
 
 
@@ -225,14 +270,9 @@ def test_killed_while_files_are_put_in_place(server, tmp_path):
 
     assert run(server, 1, ["extract", *FEW, "--quiet", "--out", str(tmp_path / "whole")]) == [0]
     arguments = ["extract", *FEW, "--quiet", "--out", str(tmp_path / "killed")]
-    kill = "import os; import repsim.studies.extract as e; p, n = e.place, []\n"
-    kill += "def place(*a):\n    n.append(p(*a))\n    if len(n) == {}: os._exit(9)\ne.place = place"
-    assert run(server, 1, arguments, kill.format(3)) == [9]
+    assert run(server, 1, arguments, KILL_WHILE_PLACING) == [9]
     assert len(os.listdir(tmp_path / "killed" / "layers")) == 3 and not (tmp_path / "killed/features.json").exists()
-    index = (
-        "import os; import repsim.studies.extract as e; s = e.save_text\ne.save_text = lambda *a: (s(*a), os._exit(9))"
-    )
-    assert run(server, 1, arguments, index) == [9]  # with an index, without a record
+    assert run(server, 1, arguments, KILL_AFTER_INDEX) == [9]  # with an index, without a record
     assert run(server, 1, arguments) == [0]
     same_files(tmp_path / "whole", tmp_path / "killed")
 
@@ -241,7 +281,7 @@ def test_rows_that_are_gone_are_not_taken_for_written(server, tmp_path):
     from test_processes import run
 
     arguments = ["extract", *FEW, "--quiet", "--checkpoint-every", "0", "--out", str(tmp_path / "out")]
-    assert run(server, 1, arguments, KILL.format(batches=3)) == [9]
+    assert run(server, 1, arguments, KILL) == [9]
     (tmp_path / "out" / ".repsim-resume" / "rows-1.filling").unlink()
     found = repsim(*arguments)
     assert found.exit_code == 1 and "are not there any more, or others are; start over with --fresh" in found.output
@@ -335,7 +375,7 @@ def test_commands_take_what_the_command_writes(tmp_path, monkeypatch):
     assert "features: " in found.output and "free on the disk of" in found.output
     out = Path("runs/extract-vit_micro-vit_mini")
     listed = json.loads((out / "run.json").read_text())["files"]
-    assert sorted([*listed, "run.json"]) == files_of(out) and len(listed) == 7
+    assert sorted(listed) == files_of(out) and len(listed) == 8
     assert repsim("extract", *FEW).exit_code == 0  # the same again
     assert repsim("extract", *FEW, "--redraw", out).exit_code == 2
     few = ["--images", "54", "--batch-size", "16", "--layers", "blocks.[01]|stem"]
