@@ -231,7 +231,7 @@ MEASURES: dict[str, Measure] = {
         Held(
             name="cknna",
             what="CKA of nearest neighbours in common",
-            range=(-1, 1),
+            range=(-torch.inf, torch.inf),
             symmetric=True,
             invariant=DIRECTIONS,
             fewest=overlap.K + 2,

@@ -5,8 +5,8 @@ The groups of images are cut into two halves, a statistic is taken of either, an
 .. math:: c = (\theta_a - \theta_b) \sqrt{n_a n_b} / n, \quad E c^2 = \operatorname{var} \theta
 
 for a statistic that is a mean over images; of any other it is the variance at half of the images, halved, whether or
-not it is smooth. Several cuts, at right angles to each other as the rows of a Hadamard matrix are, have as many independent c,
-and the mean of their squares as many degrees of freedom.
+not it is smooth. Several cuts, at right angles to each other as the rows of a Hadamard matrix are, have as many
+independent c, and the mean of their squares as many degrees of freedom.
 
 Reference: McCarthy (1969), "Pseudo-replication: half samples"; Shao & Wu (1989), for deleting half where deleting one
 fails.

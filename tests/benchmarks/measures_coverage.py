@@ -129,8 +129,8 @@ def main() -> None:
         for name in options.measures:
             line = coverage(MEASURES[name], draw, options.images, options.replicates)
             numbers = (
-                f"{line['pairs']:5} {line['value']:7.4f} {line['spread']:7.4f} {line['se']:6.3f} {line['coverage']:8.3f}"
-                f" {line['error']:6.3f} {line['worst']:6.3f}"
+                f"{line['pairs']:5} {line['value']:7.4f} {line['spread']:7.4f} {line['se']:6.3f}"
+                f" {line['coverage']:8.3f} {line['error']:6.3f} {line['worst']:6.3f}"
             )
             print(f"{population:10} {name:13} {numbers}", flush=True)
 

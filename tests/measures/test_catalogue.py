@@ -9,14 +9,16 @@ import torch
 
 import repsim as rs
 from repsim.measures.catalogue import MEASURES, Held, LeftOut, Streamed
+from repsim.measures.halves import CUTS, as_left_out, cuts
 from repsim.measures.intervals import interval
 from repsim.measures.overlap import CKNNA, JACCARD, MUTUAL
+from repsim.measures.ridge import squared_errors
 from repsim.measures.running import BatchMeans
 
 N, P, Q = 90, 12, 9
 HELD = [name for name, measure in MEASURES.items() if isinstance(measure, Held)]
 STREAMED = [name for name, measure in MEASURES.items() if isinstance(measure, Streamed)]
-TO_FIRST_ORDER = ["procrustes", "cca", "svcca", "pwcca", "linear-r2"]
+HALVES = ["cca", "svcca", "pwcca"]
 OVERLAPS = {"mutual-knn": MUTUAL, "cknna": CKNNA, "jaccard": JACCARD}
 
 
@@ -62,7 +64,7 @@ def test_a_representation_and_itself(measure):
 def test_order_of_the_two(measure):
     x, y = related()
     apart = abs(measure.value(x, y) - measure.value(y, x))
-    assert apart < 1e-12 if measure.symmetric else apart > 0.01
+    assert apart < 1e-12 if measure.symmetric else apart > 1e-3
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -201,17 +203,71 @@ def test_without_groups_of_undefined_pairs(name):
     assert found.shape == (3, 2) and found[:, 0].isnan().all() and not found[:, 1].isnan().any()
 
 
-@pytest.mark.parametrize("name", TO_FIRST_ORDER)
-def test_without_an_image_to_first_order(name):
-    """Of groups of one image each, what is lost is within a tenth of what the images left do lose."""
-    measure, features = MEASURES[name], related(300)
+def test_procrustes_without_an_image_to_first_order():
+    """Of groups of one image each, what is lost is nearly what the images left do lose."""
+    measure, features = MEASURES["procrustes"], related(300)
     groups = torch.arange(300)
     prepared = [measure.prepare(x) for x in features]
     value, found = measure.values(prepared, [(0, 1)]), measure.without(prepared, [(0, 1)], groups)[:25, 0]
-    expected = [measure.value(*(x[groups != g] for x in features)) for g in range(25)]
-    lost, expected = (found - value).numpy(), np.array(expected) - value.item()
-    assert np.corrcoef(lost, expected)[0, 1] > 0.95
-    assert np.std(lost) == pytest.approx(np.std(expected), rel=0.15)
+    expected = torch.tensor([measure.value(*(x[groups != g] for x in features)) for g in range(25)]) - value
+    assert (found - value - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+def test_r2_without_groups_is_that_of_the_predictions_left():
+    measure, features = MEASURES["linear-r2"], related()
+    groups = torch.arange(N) % 7
+    prepared = [measure.prepare(x) for x in features]
+    errors, squares = squared_errors(*prepared)
+    found = measure.without(prepared, [(0, 1)], groups)[:, 0]
+    expected = [1 - errors[groups != g].sum() / squares[groups != g].sum() for g in range(7)]
+    torch.testing.assert_close(found, torch.stack(expected))
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_halves_have_the_values_of_their_images(name):
+    """One half to 1e-9: in it features are centred, whitened and cut to 99 % of the variance anew."""
+    measure, features = MEASURES[name], [*related(), related(seed=3)[0]]
+    groups = torch.arange(N) % 5
+    signs, pairs = cuts(groups), [(0, 1), (1, 0), (2, 0)]
+    found = measure.without.in_halves([measure.prepare(x) for x in features], pairs, groups, signs)
+    for cut, sign in enumerate(signs):
+        for side, there in enumerate((sign[groups], ~sign[groups])):
+            expected = [measure.value(features[i][there], features[j][there]) for i, j in pairs]
+            assert found[side, cut].tolist() == pytest.approx(expected, abs=1e-7)
+
+
+def test_halves_that_hold_everything_have_no_standard_error():
+    measure, features = MEASURES["cca"], related(20)
+    prepared = [measure.prepare(x) for x in features]
+    assert measure.values(prepared, [(0, 1)]).item() < 1
+    assert measure.without(prepared, [(0, 1)], torch.arange(20) % 4).isnan().all()
+
+
+@pytest.mark.parametrize("count", [2, 3, 8, 17, 32])
+def test_the_jackknife_of_halves_is_the_spread_of_halves(count):
+    groups = torch.arange(96) % count
+    signs = cuts(groups)
+    assert len(signs) == min(CUTS, 2 ** (count - 1).bit_length() - 1)
+    share = signs.double() @ torch.bincount(groups).double() / 96
+    assert ((share - 0.5).abs() < 0.2).all()
+    halves = torch.randn(2, len(signs), 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values = torch.ones(3, dtype=torch.float64)
+    _, error = LeftOut(values, as_left_out(values, halves, signs, groups), groups).compute()
+    apart = (halves[0] - halves[1]).square() * (share * (1 - share))[:, None]
+    torch.testing.assert_close(error, apart.mean(0).sqrt(), rtol=0.02, atol=0)
+
+
+def test_the_error_of_a_mean_by_halves():
+    """Over many draws, that of the mean of 64 numbers is an eighth."""
+    groups = torch.arange(64) % 32
+    signs = cuts(groups)
+    draws = torch.randn(64, 2000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    halves = torch.stack([torch.stack([draws[side[groups]].mean(0) for side in sides]) for sides in (signs, ~signs)])
+    without = as_left_out(draws.mean(0), halves, signs, groups)
+    _, error = LeftOut(draws.mean(0), without, groups).compute()
+    assert error.square().mean().item() == pytest.approx(1 / 64, rel=0.05)
+    gone = torch.stack([draws[groups != g].mean(0) for g in range(32)]) - draws.mean(0)
+    assert np.corrcoef(gone.flatten(), (without - draws.mean(0)).flatten())[0, 1] > 0.4  # and so of differences
 
 
 @pytest.mark.parametrize("name", OVERLAPS)
@@ -248,7 +304,9 @@ def test_intervals_cover(name):
         values.append(value.item())
         errors.append(error.item())
     truth = np.mean(values)
-    low, high = interval(torch.tensor(values), torch.tensor(errors), 15)
+    low, high = interval(
+        torch.tensor(values), torch.tensor(errors), 15 if isinstance(measure, Streamed) else measure.degrees(16)
+    )
     covered = ((low <= truth) & (truth <= high)).double().mean().item()
     assert 0.88 <= covered <= 1
     assert np.mean(np.square(errors)) ** 0.5 == pytest.approx(np.std(values), rel=0.3)
