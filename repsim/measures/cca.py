@@ -113,7 +113,8 @@ def pwcca(x: Any, y: Any) -> float:
     From 0 to 1, which is for a y that holds x. It does not depend on the scale and translation of either, nor on an
     invertible linear map of y; a rotation of x changes it, for the weights are sums of absolute values over the
     features of x. Where x varies in more directions than y, those that y has none for do not count. Otherwise as `cca`;
-    NaN where x has n features or more too.
+    NaN too where x has n features or more, or where both together vary in n directions or more: several correlations
+    are 1 then, and any mixture of their variates is as good.
 
     Reference: Morcos, Raghu & Bengio (2018), "Insights on representational similarity", section 2.1, eq. 3 (their
     code multiplies by other vectors than the variates; what is computed here is the equation).
@@ -143,26 +144,26 @@ def _canonical(x: Principal, y: Principal) -> Canonical | None:
     return Canonical(a, rho.clamp(max=1), bt.mT)
 
 
-def _equal_weights(x: Principal, found: Canonical) -> Tensor:
+def _equal_weights(x: Principal, y: Principal, found: Canonical) -> Tensor:
     return torch.full_like(found.rho, 1 / len(found.rho))
 
 
-def _projection_weights(x: Principal, found: Canonical) -> Tensor | None:
+def _projection_weights(x: Principal, y: Principal, found: Canonical) -> Tensor | None:
     """<h_k, x_j> is row j of V S A: h_k = U a_k and X = U S V^T."""
-    if x.right is None:
+    if x.right is None or len(x.sizes) + len(y.sizes) >= len(x.left):
         return None
     weights = ((x.right * x.sizes) @ found.a).abs().sum(0)
     return weights / weights.sum()
 
 
-Weights = Callable[[Principal, Canonical], Tensor | None]
+Weights = Callable[[Principal, Principal, Canonical], Tensor | None]
 
 
 def _values(each: Sequence[Principal], pairs: Pairs, weights: Weights) -> Tensor:
     values = []
     for i, j in pairs:
         found = _canonical(each[i], each[j])
-        weight = None if found is None else weights(each[i], found)
+        weight = None if found is None else weights(each[i], each[j], found)
         values.append(each[i].left.new_tensor(torch.nan) if weight is None else (weight * found.rho).sum())
     return torch.stack(values)
 
@@ -174,19 +175,21 @@ class Half(NamedTuple):
     """W, (k, r), with W C W^T = I: U W^T has orthonormal columns, less their mean."""
     loadings: Tensor | None
     """(p, k): how much of each feature is along each of these."""
+    images: float
+    """How many there are."""
 
 
-def _all_of(x: Principal, gram: Tensor) -> Half:
+def _all_of(x: Principal, gram: Tensor, images: float) -> Half:
     factor = torch.linalg.cholesky(gram)
     whitening = torch.linalg.solve_triangular(factor, torch.eye(len(gram)).to(gram), upper=False)
-    return Half(whitening, None if x.right is None else (x.right * x.sizes) @ factor)
+    return Half(whitening, None if x.right is None else (x.right * x.sizes) @ factor, images)
 
 
-def _main_of(x: Principal, gram: Tensor) -> Half:
+def _main_of(x: Principal, gram: Tensor, images: float) -> Half:
     eigenvalues, vectors = torch.linalg.eigh(x.sizes[:, None] * gram * x.sizes)
     count = _held(eigenvalues.flip(0).clamp(min=0))
     whitening = (vectors[:, -count:] / eigenvalues[-count:].sqrt()).T * x.sizes
-    return Half(whitening, None)
+    return Half(whitening, None, images)
 
 
 def _mean_correlation(x: Half, y: Half, product: Tensor) -> Tensor:
@@ -195,6 +198,8 @@ def _mean_correlation(x: Half, y: Half, product: Tensor) -> Tensor:
 
 
 def _weighted_correlation(x: Half, y: Half, product: Tensor) -> Tensor:
+    if x.loadings is None or sum(product.shape) >= x.images:
+        return product.new_tensor(torch.nan)
     squares, a = torch.linalg.eigh(product @ product.T)
     count = min(product.shape)  # the largest come last
     weights = (x.loadings @ a[:, -count:]).abs().sum(0)
@@ -214,7 +219,7 @@ class ByHalves:
     NaN where half of the images are no more than the directions that vary, of SVCCA those that are kept.
     """
 
-    of: Callable[[Principal, Tensor], Half]
+    of: Callable[[Principal, Tensor, float], Half]
     correlation: Callable[[Half, Half, Tensor], Tensor]
     values: Callable[[Sequence[Principal], Pairs], Tensor]
 
@@ -253,9 +258,8 @@ class ByHalves:
         """None where there is one that holds everything."""
         if self.of is _all_of and len(x.sizes) >= sizes.min() - 1:
             return None
-        halves = [self.of(x, gram) for gram in grams]
-        fits = all(len(half.whitening) < size - 1 for half, size in zip(halves, sizes.tolist()))
-        return halves if fits else None
+        halves = [self.of(x, gram, images) for gram, images in zip(grams, sizes.tolist())]
+        return halves if all(len(half.whitening) < half.images - 1 for half in halves) else None
 
 
 def _main(each: Sequence[Principal]) -> list[Principal]:
