@@ -159,13 +159,24 @@ def _projection_weights(x: Principal, y: Principal, found: Canonical) -> Tensor 
 Weights = Callable[[Principal, Principal, Canonical], Tensor | None]
 
 
+def _both_ways(pairs: Pairs) -> dict[tuple[int, int], list[tuple[int, bool]]]:
+    """Which of the pairs are of the same two, in whatever order: their numbers, and whether they are the other way."""
+    found: dict[tuple[int, int], list[tuple[int, bool]]] = {}
+    for number, (i, j) in enumerate(pairs):
+        found.setdefault((min(i, j), max(i, j)), []).append((number, i > j))
+    return found
+
+
 def _values(each: Sequence[Principal], pairs: Pairs, weights: Weights) -> Tensor:
-    values = []
-    for i, j in pairs:
+    values = torch.full((len(pairs),), torch.nan).to(each[0].left)
+    for (i, j), asked in _both_ways(pairs).items():
         found = _canonical(each[i], each[j])
-        weight = None if found is None else weights(each[i], each[j], found)
-        values.append(each[i].left.new_tensor(torch.nan) if weight is None else (weight * found.rho).sum())
-    return torch.stack(values)
+        for number, turned in asked if found else []:
+            x, y = (each[j], each[i]) if turned else (each[i], each[j])
+            weight = weights(x, y, Canonical(found.b, found.rho, found.a) if turned else found)
+            if weight is not None:
+                values[number] = (weight * found.rho).sum()
+    return values
 
 
 class Half(NamedTuple):
@@ -192,18 +203,27 @@ def _main_of(x: Principal, gram: Tensor, images: float) -> Half:
     return Half(whitening, None, images)
 
 
-def _mean_correlation(x: Half, y: Half, product: Tensor) -> Tensor:
+def _mean_correlation(x: Half, y: Half, product: Tensor) -> tuple[Tensor, Tensor]:
     product = product if len(product) < product.shape[1] else product.T
-    return torch.linalg.eigvalsh(product @ product.T).clamp(0, 1).sqrt().mean()
+    value = torch.linalg.eigvalsh(product @ product.T).clamp(0, 1).sqrt().mean()
+    return value, value
 
 
-def _weighted_correlation(x: Half, y: Half, product: Tensor) -> Tensor:
-    if x.loadings is None or sum(product.shape) >= x.images:
-        return product.new_tensor(torch.nan)
+def _weighted_correlation(x: Half, y: Half, product: Tensor) -> tuple[Tensor, Tensor]:
+    undefined = product.new_tensor(torch.nan)
+    if sum(product.shape) >= x.images:
+        return undefined, undefined
     squares, a = torch.linalg.eigh(product @ product.T)
     count = min(product.shape)  # the largest come last
-    weights = (x.loadings @ a[:, -count:]).abs().sum(0)
-    return (squares[-count:].clamp(0, 1).sqrt() * weights).sum() / weights.sum()
+    rho, a = squares[-count:].clamp(0, 1).sqrt(), a[:, -count:]
+
+    def mean(half: Half, directions: Tensor) -> Tensor:
+        if half.loadings is None:
+            return undefined
+        weights = (half.loadings @ directions).abs().sum(0)
+        return (rho * weights).sum() / weights.sum()
+
+    return mean(x, a), mean(y, torch.nn.functional.normalize(product.T @ a, dim=0))
 
 
 @dataclass(frozen=True)
@@ -220,7 +240,8 @@ class ByHalves:
     """
 
     of: Callable[[Principal, Tensor, float], Half]
-    correlation: Callable[[Half, Half, Tensor], Tensor]
+    correlation: Callable[[Half, Half, Tensor], tuple[Tensor, Tensor]]
+    """Of W_x U_x^T U_y W_y^T: the value of the two, and the other way round."""
     values: Callable[[Sequence[Principal], Pairs], Tensor]
 
     def __call__(self, each: Sequence[Principal], pairs: Pairs, groups: Tensor) -> Tensor:
@@ -230,9 +251,13 @@ class ByHalves:
         return as_left_out(self.values(each, pairs), self.in_halves(each, pairs, groups, signs), signs, groups)
 
     def in_halves(self, each: Sequence[Principal], pairs: Pairs, groups: Tensor, signs: Tensor) -> Tensor:
-        """(2, C, P) the values of the images in the half where `signs` (C, G) are true, and of the others."""
-        sides = torch.cat([signs, ~signs]).double()  # (2 C, G)
-        sizes = sides @ torch.bincount(groups).double()
+        """(2, C, P) the values of the images in the half where `signs` (C, G) are true, and of the others.
+
+        In float32: U has columns of one size, so that its Grams of halves are near half of the identity.
+        """
+        each = [Principal(*(None if part is None else part.float() for part in x)) for x in each]
+        sides = torch.cat([signs, ~signs]).float()  # (2 C, G)
+        sizes = sides @ torch.bincount(groups).float()
         order = groups.argsort()
         counts = torch.bincount(groups).tolist()
         parts = [x.left[order].split(counts) for x in each]
@@ -247,12 +272,15 @@ class ByHalves:
         used = sorted({i for pair in pairs for i in pair if len(each[i].sizes)})
         halves = {i: self._halves(each[i], products(i, i), sizes) for i in used}
         found = torch.full((len(sides), len(pairs)), torch.nan).to(sides)
-        for number, (i, j) in enumerate(pairs):
-            if halves.get(i) and halves.get(j):
-                for side, product in enumerate(products(i, j)):
-                    x, y = halves[i][side], halves[j][side]
-                    found[side, number] = self.correlation(x, y, x.whitening @ product @ y.whitening.T)
-        return found.view(2, len(signs), -1)
+        for (i, j), asked in _both_ways(pairs).items():
+            if not (halves.get(i) and halves.get(j)):
+                continue
+            for side, product in enumerate(products(i, j)):
+                x, y = halves[i][side], halves[j][side]
+                values = self.correlation(x, y, x.whitening @ product @ y.whitening.T)
+                for number, turned in asked:
+                    found[side, number] = values[turned]
+        return found.double().view(2, len(signs), -1)
 
     def _halves(self, x: Principal, grams: Tensor, sizes: Tensor) -> list[Half] | None:
         """None where there is one that holds everything."""

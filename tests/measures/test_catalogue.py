@@ -225,7 +225,7 @@ def test_r2_without_groups_is_that_of_the_predictions_left():
 
 @pytest.mark.parametrize("name", HALVES)
 def test_halves_have_the_values_of_their_images(name):
-    """In it features are centred, whitened and cut to 99 % of the variance anew."""
+    """In it features are centred, whitened and cut to 99 % of the variance anew; squares are known to 1e-7 there."""
     measure, features = MEASURES[name], [*related(), related(seed=3)[0]]
     groups = torch.arange(N) % 6
     signs, pairs = cuts(groups), [(0, 1), (1, 0), (2, 0)]
@@ -233,7 +233,7 @@ def test_halves_have_the_values_of_their_images(name):
     for cut, sign in enumerate(signs):
         for side, there in enumerate((sign[groups], ~sign[groups])):
             expected = [measure.value(features[i][there], features[j][there]) for i, j in pairs]
-            assert found[side, cut].tolist() == pytest.approx(expected, abs=1e-9, nan_ok=True)
+            assert found[side, cut].tolist() == pytest.approx(expected, abs=1e-4, nan_ok=True)
 
 
 def test_halves_that_hold_everything_have_no_standard_error():
