@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repsim.measures import cca, overlap, procrustes, rbf, ridge, rsa
+from repsim.measures import cca, halves, overlap, procrustes, rbf, ridge, rsa
 from repsim.measures.cka import cka, gram_row, normalise
 from repsim.measures.intervals import jackknife
 
@@ -63,7 +63,14 @@ class Held(Measure):
     values: Callable[[Sequence[Any], Sequence[tuple[int, int]]], Tensor]
     """What was prepared of N layers, and P pairs of them -> (P,) float64."""
     without: Callable[[Sequence[Any], Sequence[tuple[int, int]], Tensor], Tensor]
-    """The same, and (n,) int64 groups of images from 0 to G - 1 -> (G, P) float64: the values without each group."""
+    """The same, and (n,) int64 groups of images from 0 to G - 1 -> (G, P) float64: the values without each group, or
+    numbers that a jackknife makes the right standard errors of, as the function says."""
+    contrasts: int | None = None
+    """Degrees of freedom of the standard errors at most, if fewer than G - 1."""
+
+    def degrees(self, groups: int) -> int:
+        """Degrees of freedom of standard errors over so many groups."""
+        return groups - 1 if self.contrasts is None else min(groups - 1, self.contrasts)
 
 
 @dataclass(frozen=True)
@@ -171,6 +178,7 @@ MEASURES: dict[str, Measure] = {
             prepare=cca.principal,
             values=cca.cca_values,
             without=cca.cca_without,
+            contrasts=halves.CUTS,
         ),
         Held(
             name="svcca",
@@ -182,6 +190,7 @@ MEASURES: dict[str, Measure] = {
             prepare=cca.principal,
             values=cca.svcca_values,
             without=cca.svcca_without,
+            contrasts=halves.CUTS,
         ),
         Held(
             name="pwcca",
@@ -193,6 +202,7 @@ MEASURES: dict[str, Measure] = {
             prepare=cca.principal,
             values=cca.pwcca_values,
             without=cca.pwcca_without,
+            contrasts=halves.CUTS,
         ),
         Held(
             name="linear-r2",
@@ -221,7 +231,7 @@ MEASURES: dict[str, Measure] = {
         Held(
             name="cknna",
             what="CKA of nearest neighbours in common",
-            range=(-1, 1),
+            range=(-torch.inf, torch.inf),
             symmetric=True,
             invariant=DIRECTIONS,
             fewest=overlap.K + 2,

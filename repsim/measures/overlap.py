@@ -279,13 +279,13 @@ class Kind(NamedTuple):
     def without(self, each: Sequence[Neighbours], pairs: Pairs, groups: Tensor) -> Tensor:
         """The same for a jackknife, (G, P): nearer to the values of all images, that it may not be too wide.
 
-        A share of neighbours is a sum over pairs of images, each of which goes with either of its two: leaving images
-        out counts twice what belongs to pairs alone, and what comes in the place of lost neighbours beside. Plain
-        jackknife standard errors are 1.4 to 1.9 times the spread, and intervals cover 0.99 or more. Let D be what a
-        value loses without a group, and Q what it loses if the group's images are no longer averaged over, but still
-        are neighbours. Of a sum over pairs, D holds each pair of the group twice and Q once, so that the sum over
-        groups of Q D is its variance; so it is of a mean over images, where D = Q. What is lost is therefore taken
-        times the root of sum Q D / sum D^2, not more than 1.
+        A group is lost twice: Q is what a value loses if the group's images are no longer averaged over but still are
+        neighbours, and C = D - Q what it loses beside if they are none, and others come in their place. Most of C is
+        that change of places, which a value of other images does not have, so that plain jackknife standard errors,
+        the root of the sum of D^2 over groups, are 1.4 to 1.9 times the spread, and intervals cover 0.99 or more; those
+        of Q alone are 0.7 to 0.8 of it, as images that are neighbours of many, and of each other, vary together. The
+        sum of Q^2 + 2 Q C = 2 Q D - Q^2 has what both have in common without C^2, and is what is observed. What is lost
+        is therefore taken times the root of its share in the sum of D^2, not more than 1.
         """
         groups, all_images = groups.to(each[0].x.device), [_first(x) for x in each]
         values, left = self.values(each, pairs), self.left(each, pairs, groups)
@@ -295,7 +295,7 @@ class Kind(NamedTuple):
             return found.value + _means_without(images, groups) - images.mean()
 
         apart = [x - x.mean(0) for x in (self._table(all_images, pairs, not_averaged), left)]
-        share = (apart[0] * apart[1]).sum(0) / apart[1].square().sum(0)
+        share = (apart[0] * (2 * apart[1] - apart[0])).sum(0) / apart[1].square().sum(0)
         return values + (left - values) * share.nan_to_num(1.0).clamp(0, 1).sqrt()
 
 

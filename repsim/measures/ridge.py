@@ -54,7 +54,8 @@ class Predictor(NamedTuple):
 def linear_r2(x: Any, y: Any, *, seed: int = 0) -> float:
     """Cross-validated R^2 of y predicted from x by ridge regression, in float64: not symmetric.
 
-    1 where y is a linear map of x, about 0 where x says nothing of y, or less than 0 where it misleads. It does not
+    1 where y is a linear map of x, if images are more than features; about 0 where x says nothing of y, or less than 0
+    where it misleads. It does not
     depend on rotation, scale and translation of either; invertible linear maps change what is large and so is shrunk
     little. It depends on the order of images as far as it does on which images are a fold.
 

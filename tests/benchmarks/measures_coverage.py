@@ -89,7 +89,7 @@ def estimate(measure: Measure, features: list[Tensor], groups: Tensor) -> tuple[
         return values[i, j], errors[i, j], sums.groups - 1
     prepared = [measure.prepare(x) for x in features]
     values = measure.values(prepared, PAIRS)
-    return *LeftOut(values, measure.without(prepared, PAIRS, groups), groups).compute(), int(groups.max())
+    return *LeftOut(values, measure.without(prepared, PAIRS, groups), groups).compute(), measure.degrees(GROUPS)
 
 
 def coverage(measure: Measure, draw: Draw, n: int, replicates: int, seed: int = 0) -> dict[str, float]:
@@ -97,11 +97,14 @@ def coverage(measure: Measure, draw: Draw, n: int, replicates: int, seed: int = 
     groups = torch.arange(n) % GROUPS
     found = [estimate(measure, draw(n, generator), groups) for _ in range(replicates)]
     values, errors = (torch.stack([each[k] for each in found]) for k in range(2))
+    known = ~errors.isnan().any(0)  # no halves with so few images, or undefined
+    values, errors = values[:, known], errors[:, known]
     truth = values.mean(0)
     low, high = interval(values, errors, found[0][2])
     covered = ((low <= truth) & (truth <= high)).double()
     spread = values.std(0)
     return {
+        "pairs": int(known.sum()),
         "value": truth.mean().item(),
         "spread": spread.mean().item(),
         "se": (errors.square().mean(0).sqrt() / spread).mean().item(),
@@ -120,14 +123,14 @@ def main() -> None:
     parser.add_argument("--measures", nargs="*", default=list(MEASURES))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print("population measure         value  spread     se coverage  error  worst")
+    print("population measure       pairs   value  spread     se coverage  error  worst")
     for population in options.population:
         draw = gaussian(options.features) if population == "gaussian" else of_images(pooled())
         for name in options.measures:
             line = coverage(MEASURES[name], draw, options.images, options.replicates)
             numbers = (
-                f"{line['value']:7.4f} {line['spread']:7.4f} {line['se']:6.3f} {line['coverage']:8.3f}"
-                f" {line['error']:6.3f} {line['worst']:6.3f}"
+                f"{line['pairs']:5} {line['value']:7.4f} {line['spread']:7.4f} {line['se']:6.3f}"
+                f" {line['coverage']:8.3f} {line['error']:6.3f} {line['worst']:6.3f}"
             )
             print(f"{population:10} {name:13} {numbers}", flush=True)
 

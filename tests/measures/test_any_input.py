@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import repsim as rs
 from repsim.measures.attention import distances, grid_positions, head_statistics
+from repsim.measures.catalogue import MEASURES
 from repsim.measures.cka import cka, gram_row, normalise, stacked_hsic
 from repsim.measures.localization import bordered_hsic, patch_grams
 from repsim.measures.localization import normalise as normalise_bordered
@@ -159,3 +160,18 @@ def test_probes(data):
     scores = probe.scores(x)
     assert scores.shape == (n, 1, classes) and torch.isfinite(scores).all()
     assert (scores.sum(-1) - (2 - classes)).abs().max() < 1e-6  # as the targets' do
+
+
+@pytest.mark.parametrize("name", [name for name in MEASURES if name != "cka"])
+@settings(max_examples=25)
+@given(pairs())
+def test_a_measure_between_representations_is_in_its_range_or_undefined(name, pair):
+    measure, (x, y) = MEASURES[name], pair
+    if len(x) < measure.fewest:
+        with pytest.raises(rs.UsageError, match="at least"):
+            measure.value(x, y)
+        return
+    value, own = measure.value(x, y), measure.value(x, x)
+    assert np.isnan(value) or measure.range[0] - 1e-9 <= value <= measure.range[1] + 1e-9
+    if name != "linear-r2":  # images are not in the span of fewer others
+        assert np.isnan(own) or own == pytest.approx(1, abs=1e-6)
