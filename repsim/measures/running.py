@@ -73,6 +73,20 @@ class GroupedSums(Accumulator):
         self.counts = torch.zeros(groups, dtype=torch.int64)
         self.sums: Tensor | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is saved: the sums of groups that hold something."""
+        state = dict(vars(self))
+        if self.sums is not None:
+            state["sums"] = self.sums[self.counts > 0]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self.sums is not None:
+            kept, shape = self.sums, self.sums.shape[1:]
+            self.sums = kept.new_zeros(len(self.counts), *shape)
+            self.sums[self.counts > 0] = kept
+
     @property
     def batches(self) -> int:
         """How many were added."""
@@ -398,6 +412,20 @@ class Quantiles(Accumulator):
 
     def __init__(self, counts: Tensor | None = None) -> None:
         self.counts = counts
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is saved: the bins from the first to the last that hold something, few of thousands."""
+        if self.counts is None:
+            return {"counts": None}
+        held = self.counts.flatten(1).any(1).nonzero()[:, 0]
+        low, high = (int(held[0]), int(held[-1]) + 1) if len(held) else (0, 0)
+        return {"counts": self.counts[low:high].clone(), "low": low, "bins": len(self.counts)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        kept = self.counts = state["counts"]
+        if kept is not None:
+            self.counts = kept.new_zeros(state["bins"], *kept.shape[1:])
+            self.counts[state["low"] : state["low"] + len(kept)] = kept
 
     def update(self, values: Tensor) -> Quantiles:
         """Add (n, ...), the values of n images."""

@@ -38,6 +38,8 @@ SUMS = re.compile(r"pass-\d+-of-\d+-\d+\.pt")
 ROWS = re.compile(r"rows-(\d+\.(filling|whole|moving)|placed)")
 """What else a run may keep here that its sums belong to, and that goes with them: features under way."""
 PART = re.compile(r"\.repsim-[0-9a-f]{12}-.*\.part.*")
+WORTH = 50e6 / 60
+"""Bytes for each second of work that they save: the sums of a short pass that are larger are rather made again."""
 STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name))
 """As Ctrl-C, schedulers, closed terminals and Ctrl-\\ send them."""
 ONE_STOP = 2
@@ -186,7 +188,7 @@ class Resume:
             UsageError: the first batch gives something else now.
             RepsimError: the sums that were saved cannot be read.
         """
-        self._pass, self._saved, self.done, self._first = self._pass + 1, time.monotonic(), False, None
+        self._pass, self.done, self._first = self._pass + 1, False, None
         if not self._file.exists():
             return Counts()
         saved = self._load(summing)
@@ -238,8 +240,11 @@ class Resume:
             self._saved = time.monotonic()
 
     def end(self, summing: Sequence[Any], counts: Counts) -> None:
-        """After a pass: its sums over all processes."""
-        self._save(summing, counts, done=True)
+        """After a pass: its sums over all processes, if it took long enough for their size."""
+        seconds = time.monotonic() - self._saved
+        if seconds >= self.every or sealed.size([of.sums for of in summing]) <= WORTH * seconds:
+            self._save(summing, counts, done=True)
+            self._saved = time.monotonic()
 
     @property
     def _file(self) -> Path:
