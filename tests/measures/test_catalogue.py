@@ -283,7 +283,10 @@ def test_neighbours_left_are_those_of_the_images_left(name, mixed):
 
 @pytest.mark.parametrize("name", MEASURES)
 def test_intervals_cover(name):
-    """16 groups of 20 images, 60 times; the whole simulation is tests/benchmarks/measures_coverage.py."""
+    """16 groups of 20 images, 60 times: what covers 0.93 is seen to cover 0.84 or less once in 200 tests.
+
+    The whole simulation is tests/benchmarks/measures_coverage.py.
+    """
     measure, generator = MEASURES[name], torch.Generator().manual_seed(0)
     n, groups = 320, torch.arange(320) % 16
     mixing = torch.randn(2, 4, 8, generator=generator, dtype=torch.float64)
@@ -308,7 +311,7 @@ def test_intervals_cover(name):
         torch.tensor(values), torch.tensor(errors), 15 if isinstance(measure, Streamed) else measure.degrees(16)
     )
     covered = ((low <= truth) & (truth <= high)).double().mean().item()
-    assert 0.88 <= covered <= 1
+    assert covered > 0.84
     assert np.mean(np.square(errors)) ** 0.5 == pytest.approx(np.std(values), rel=0.3)
 
 
