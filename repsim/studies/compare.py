@@ -166,9 +166,16 @@ class Comparison(Study):
         }
 
     def found(self) -> Iterator[Found]:
-        """What each measure gives."""
+        """What each measure gives; those of one `prepare` one after the other, so that it is called once."""
+        rows = [joined.values for joined in self.sums.held]
+        prepare, prepared = None, []
         for measure in self.measures:
-            yield self._streamed(measure) if isinstance(measure, Streamed) else self._held(measure)
+            if isinstance(measure, Streamed):
+                yield self._streamed(measure)
+                continue
+            if measure.prepare is not prepare:
+                prepare, prepared = measure.prepare, [measure.prepare(x) for x in rows]
+            yield self._held(measure, rows, prepared)
 
     def _streamed(self, measure: Streamed) -> Found:
         sums, by_chance = self.sums.streamed[measure.name], None
@@ -178,8 +185,7 @@ class Comparison(Study):
             by_chance = torch.stack([measure.finish(torch.where(own, sums.mean(), each)) for each in products])
         return Found(measure, _Finished(sums), by_chance)
 
-    def _held(self, measure: Held) -> Found:
-        rows = [joined.values for joined in self.sums.held]
+    def _held(self, measure: Held, rows: Sequence[Tensor], prepared: Sequence[Any]) -> Found:
         count, images = len(rows), len(rows[0])
         groups = self.sums.groups.values if self.sums.groups else torch.arange(images) % GROUPS
         groups = groups.unique(return_inverse=True)[1]
@@ -193,7 +199,7 @@ class Comparison(Study):
             full[first, second] = values
             return full
 
-        prepared, by_chance = [measure.prepare(x) for x in rows], None
+        by_chance = None
         if self.null:
             across, tried = [(i, j + count) for i, j in pairs], []
             for order in orders_of(images, self.null, self.seed):
@@ -275,7 +281,8 @@ class Found:
     @property
     def df(self) -> int:
         """Degrees of freedom of standard errors."""
-        return max(sum(0 < size < self.values.batches for size in self.values.counts.tolist()) - 1, 0)
+        groups = sum(0 < size < self.values.batches for size in self.values.counts.tolist())
+        return max(self.measure.degrees(groups) if isinstance(self.measure, Held) else groups - 1, 0)
 
     def with_errors(self, where: Sequence[slice]) -> tuple[Tensor, Tensor, Tensor]:
         """Values (N, N), their standard errors, and what is made of them for pairs of networks.
