@@ -7,6 +7,7 @@ and the API are written in memory, from the records of the reference run and fro
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -28,13 +29,13 @@ TAKEN = [
     "figures/**/*.json",
     "figures/**/*.md",
     "figures/**/*.png",
+    "repsim/sample/LICENSE",
     "tests/benchmarks/*.csv",
     "tests/benchmarks/README.md",
 ]
 """Pages of the repository, and what they link to, under the paths that they have there."""
 PARTS = {
     "studies": "Studies",
-    "features": "Features",
     "networks": "Networks and layers",
     "images": "Images",
     "passes": "A study of your own",
@@ -47,6 +48,7 @@ PARTS = {
 @event_priority(100)  # before the plugin of notebooks takes its own
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the files of the repository, the notebook, the gallery and the API."""
+    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # of the notebook's kernel: its page has no widgets
     for pattern in TAKEN:
         for path in sorted(ROOT.glob(pattern)):
             files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
@@ -92,8 +94,8 @@ def api() -> str:
     """A page of the names of `repsim`, in the parts of the package, in the order in which `repsim` has them."""
     parts = ["# API", "", "The names of `import repsim as rs`; [In Python](python.md) has most of them in use.", ""]
     paths = [f"{home}.{name}" for name, home in repsim._HOME.items()]
-    for part, title in PARTS.items():
+    for part in dict.fromkeys([*PARTS, *(path.split(".")[1] for path in paths)]):
         own = [path for path in paths if path.split(".")[1] == part]
-        parts += [f"## {title}", "", *[f"::: {path}\n" for path in own]] if own else []
+        parts += [f"## {PARTS.get(part, part.capitalize())}", "", *[f"::: {path}\n" for path in own]] if own else []
     parts += ["## The figures of the paper", "", *[f"::: repsim.paper.run.{name}\n" for name in repsim.paper.__all__]]
     return "\n".join(parts)
