@@ -1,4 +1,4 @@
-"""Write the reference page of all commands, repsim/COMMANDS.md, from click itself.
+"""Write the reference page of all commands, docs/commands.md, from click itself.
 
 python analyses/commands.py
 """
@@ -11,7 +11,7 @@ import click
 
 from repsim.cli import main as repsim
 
-PAGE = Path(__file__).parent.parent / "repsim" / "COMMANDS.md"
+PAGE = Path(__file__).parent.parent / "docs" / "commands.md"
 
 COMPLETION = """\
 Every command takes `--help`; those that make something take `--json`, which says what was made, and `--quiet`.
