@@ -14,6 +14,8 @@ from repsim.plots.style import Figure, entitle, freedom, half_widths, label, leg
 
 PANEL = 3.2
 """Inches of a panel's width."""
+SHARES = {"accuracy": (0, 1), "knn_accuracy": (0, 1)}
+"""Columns that are shares, and between what: no band leaves it, though an interval may."""
 
 
 def ends(blocks: list[int], each: int = 2) -> list[int]:
@@ -96,7 +98,7 @@ def head_similarity(table: pd.DataFrame, *, groups: int | None = None, ax: Axes 
             drawn.append((ax.errorbar(part["distance_px"], part["cka"], yerr=half, label=layer, **style), layer))
         ax.set(xlabel="mean attention distance of the heads (px)", ylabel="CKA")
         label(ax, title=f"heads of {table['model_a'].iloc[0]}\nagainst {table['model_b'].iloc[0]}", inches=PANEL)
-        legend(ax, drawn)
+        legend(ax, drawn, loc="upper left", bbox_to_anchor=(1, 1))  # points are anywhere on the panel
     return ax
 
 
@@ -119,7 +121,8 @@ def over_depth(
     (line,) = ax.plot(depth, value, color=colour, marker="o", markersize=3, linewidth=1, label=name)
     if "se" in part:
         half = half_widths(part["se"], part.get("df", df))
-        ax.fill_between(depth, value - half, value + half, color=colour, alpha=0.25, linewidth=0)
+        low, high = ((value + sign * half).clip(*SHARES.get(column, ())) for sign in (-1, 1))
+        ax.fill_between(depth, low, high, color=colour, alpha=0.25, linewidth=0)
     ax.set_xlabel("depth (0 first layer, 1 last)")
     return line, name
 

@@ -139,4 +139,6 @@ def _legend(figure: Figure, columns: int) -> None:
     """One legend below all panels, each line once."""
     seen = {what: line for ax in figure.axes for line, what in zip(*ax.get_legend_handles_labels())}
     entries = [(line, what) for what, line in seen.items()]
-    legend(figure, entries, loc="outside lower center", ncols=min(columns, len(seen)))
+    inches = max((0.066 * len(what) + 0.6 for what in seen), default=1)
+    fitting = max(1, int(figure.get_size_inches()[0] / inches))
+    legend(figure, entries, loc="outside lower center", ncols=min(columns, fitting, len(seen)))
