@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -135,17 +134,14 @@ class Canonical(NamedTuple):
     b: Tensor
 
 
-def _canonical(x: Principal, y: Principal) -> Canonical | None:
-    """None where nothing is to be found: a side is constant, or holds everything."""
-    n = len(x.left)
-    if not all(0 < len(each.sizes) < n - 1 for each in (x, y)):
-        return None
+def _defined(x: Principal, y: Principal) -> bool:
+    """Whether there is something to be found: no side is constant, or holds everything."""
+    return all(0 < len(each.sizes) < len(each.left) - 1 for each in (x, y))
+
+
+def _canonical(x: Principal, y: Principal) -> Canonical:
     a, rho, bt = torch.linalg.svd(x.left.mT @ y.left, full_matrices=False)
     return Canonical(a, rho.clamp(max=1), bt.mT)
-
-
-def _equal_weights(x: Principal, y: Principal, found: Canonical) -> Tensor:
-    return torch.full_like(found.rho, 1 / len(found.rho))
 
 
 def _projection_weights(x: Principal, y: Principal, found: Canonical) -> Tensor | None:
@@ -156,9 +152,6 @@ def _projection_weights(x: Principal, y: Principal, found: Canonical) -> Tensor 
     return weights / weights.sum()
 
 
-Weights = Callable[[Principal, Principal, Canonical], Tensor | None]
-
-
 def _both_ways(pairs: Pairs) -> dict[tuple[int, int], list[tuple[int, bool]]]:
     """Which of the pairs are of the same two, in whatever order: their numbers, and whether they are the other way."""
     found: dict[tuple[int, int], list[tuple[int, bool]]] = {}
@@ -167,15 +160,28 @@ def _both_ways(pairs: Pairs) -> dict[tuple[int, int], list[tuple[int, bool]]]:
     return found
 
 
-def _values(each: Sequence[Principal], pairs: Pairs, weights: Weights) -> Tensor:
+def cca_values(each: Sequence[Principal], pairs: Pairs) -> Tensor:
+    """The value of each pair of `principal`, (P,) float64; no directions are needed."""
     values = torch.full((len(pairs),), torch.nan).to(each[0].left)
     for (i, j), asked in _both_ways(pairs).items():
+        if _defined(each[i], each[j]):
+            rho = torch.linalg.svdvals(each[i].left.mT @ each[j].left).clamp(max=1)
+            values[[number for number, _ in asked]] = rho.mean()
+    return values
+
+
+def pwcca_values(each: Sequence[Principal], pairs: Pairs) -> Tensor:
+    """The value of each pair of `principal`, (P,) float64."""
+    values = torch.full((len(pairs),), torch.nan).to(each[0].left)
+    for (i, j), asked in _both_ways(pairs).items():
+        if not _defined(each[i], each[j]):
+            continue
         found = _canonical(each[i], each[j])
-        for number, turned in asked if found else []:
+        for number, turned in asked:
             x, y = (each[j], each[i]) if turned else (each[i], each[j])
-            weight = weights(x, y, Canonical(found.b, found.rho, found.a) if turned else found)
-            if weight is not None:
-                values[number] = (weight * found.rho).sum()
+            weights = _projection_weights(x, y, Canonical(found.b, found.rho, found.a) if turned else found)
+            if weights is not None:
+                values[number] = (weights * found.rho).sum()
     return values
 
 
@@ -292,10 +298,6 @@ class ByHalves:
 
 def _main(each: Sequence[Principal]) -> list[Principal]:
     return [main_directions(x) if len(x.sizes) else x for x in each]
-
-
-cca_values = partial(_values, weights=_equal_weights)
-pwcca_values = partial(_values, weights=_projection_weights)
 
 
 def svcca_values(each: Sequence[Principal], pairs: Pairs) -> Tensor:
