@@ -49,11 +49,25 @@ def principal(x: Any, what: str = "x") -> Principal:
     wide = z.shape[1] >= len(z)
     q, r = torch.linalg.qr(narrow(z))
     u, s, vt = torch.linalg.svd(r, full_matrices=False)
-    total = torch.linalg.vector_norm(s)
-    eps = bounds.eps_of(x.dtype)
-    keep = s > torch.maximum(noise(x), bounds.ZERO * eps * total)
+    keep = _kept(s, x)
     s = s[keep]
     return Principal(q @ u[:, keep], s / torch.linalg.vector_norm(s), None if wide else vt[keep].mT)
+
+
+def basis(x: Any, what: str = "x") -> Principal:
+    """What CCA alone needs: other orthonormal columns of the same space, which take half of the time."""
+    z = centred(finite(x, "cca", what))
+    if z.shape[1] >= len(z):
+        return principal(x, what)
+    q, r = torch.linalg.qr(z)
+    sizes = torch.linalg.svdvals(r)
+    return Principal(q, sizes, None) if _kept(sizes, x).all() else principal(x, what)
+
+
+def _kept(sizes: Tensor, x: Tensor) -> Tensor:
+    """Which singular values of features are more than rounding."""
+    total = torch.linalg.vector_norm(sizes)
+    return sizes > torch.maximum(noise(x), bounds.ZERO * bounds.eps_of(x.dtype) * total)
 
 
 def main_directions(x: Principal) -> Principal:
@@ -92,7 +106,8 @@ def cca(x: Any, y: Any) -> float:
 
     Reference: Hotelling (1936); Raghu et al. (2017), section 2.1.
     """
-    return _of_two(x, y, cca_values)
+    x, y = same_images(x, y, "cca")
+    return cca_values([basis(x), basis(y, "y")], [(0, 1)]).item()
 
 
 def svcca(x: Any, y: Any) -> float:
