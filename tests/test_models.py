@@ -163,7 +163,7 @@ def test_modules_as_networks(vit):
     with evaluating(module):
         assert not module[0].training
     assert module.training and module[0].training
-    with pytest.raises(rs.UsageError, match="a network is a Network, an nn.Module or a name, got int"):
+    with pytest.raises(rs.UsageError, match="a network is a Network, an nn.Module, a name or Features, got int"):
         as_network(3)
 
 

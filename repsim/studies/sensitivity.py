@@ -27,6 +27,8 @@ from repsim.tables import SENSITIVITY
 
 MOST = 500
 """Images of the bundled sample, where none are given."""
+WORK = 2**20
+"""Bytes that decompositions take for themselves."""
 
 
 class Sensitivity(Study):
@@ -63,7 +65,7 @@ class Sensitivity(Study):
     def takes(self, size: int, batches: int) -> Takes:
         widths, images = [layer.selected(self.tokens).numel for layer in self.layers], size * batches
         kept = 4 * images * sum(widths)
-        at_once = 8 * (4 * images * max(widths) + 6 * images**2)
+        at_once = 8 * (4 * images * max(widths) + 6 * images**2) + WORK
         return Takes(sums=kept, batch=4 * size * sum(widths), tables=kept + at_once, less="fewer --images or --layers")
 
     def result(self, counts: Counts) -> Result:
