@@ -158,6 +158,13 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.chosen)
 
+    def __repr__(self) -> str:
+        data = f"{self.data} ({self.split})" if self.split else self.data
+        labels = self.source.labels
+        number = 0 if labels is None else len(np.unique(labels[labels >= 0]))
+        classes = f"{number or 'no'} class{'es' * (number != 1)}"
+        return f"ImageSet of {data}: {len(self)} of {len(self.source)} images, {classes}, seed {self.seed}"
+
     @property
     def largest_batch(self) -> int:
         """How many images a batch holds at most: all, or as many as have no two of one group among them."""
