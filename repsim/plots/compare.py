@@ -153,7 +153,7 @@ def layer_matrices(table: pd.DataFrame, pairs: Sequence[tuple[str, str]] | None 
     chosen = list(pairs) if pairs else [(models[0], other) for other in models[1 : MOST + 1]] or [(models[0],) * 2]
     return {
         measure: panels(
-            of.rename(columns={"value": "cka"}), chosen, title=f"Layers by {measure}", quantity=measure, fitted=True
+            of.rename(columns={"value": "cka"}), chosen, title=f"Layers by {measure}", quantity=measure, vmax=1.0
         )
         for measure, of in table.groupby("measure", sort=False)
     }

@@ -155,6 +155,18 @@ def entitle(figure: matplotlib.figure.Figure, title: str | None) -> None:
         figure.suptitle(fold(literal(title), int(CHARACTERS / 10 * figure.get_size_inches()[0])), **LITERAL)
 
 
+def note(figure: matplotlib.figure.Figure, record: Mapping[str, Any]) -> None:
+    """Write small at the foot of a figure of how many images of what data it is, if a run's record says so."""
+    images = record.get("images", {})
+    if images.get("used") is None or images.get("data") is None:
+        return
+    split = f", {images['split']}" if images.get("split") else ""
+    text = f"{images['used']:,} images of {images['data']}{split}"
+    points = LOOK["xtick.labelsize"]
+    folded = fold(literal(text), int(CHARACTERS / points * figure.get_size_inches()[0]))
+    figure.supxlabel(folded, fontsize=points, color="0.4", **LITERAL)
+
+
 def label(
     ax: Axes,
     *,
