@@ -74,15 +74,15 @@ def panels(
         title: above all panels.
         quantity: what the colours show.
         vmin, vmax: what the ends of the colours stand for; None: the smallest and the largest value that is drawn,
-            which the colour bar then says.
+            and the colour bar then says which these are.
         cmap: the colours.
     """
     low, high = colour_range(named(table)[[pair in pairs for pair in zip(table["model_a"], table["model_b"])]])
-    fitted = [end for end, given in (("from the smallest", vmin), ("to the largest value", vmax)) if given is None]
+    fitted = vmin is None or vmax is None
     low, high = low if vmin is None else vmin, high if vmax is None else vmax
     if not low < high:
         raise UsageError(f"the colours must begin below where they end, got vmin={low:g} and vmax={high:g}")
-    said = f"{quantity} (colours {' '.join(fitted)} drawn)" if fitted else quantity
+    said = f"{quantity}, fitted: {low:.2f} to {high:.2f}" if fitted else quantity
     columns = min(4, len(pairs))
     rows = -(-len(pairs) // columns)
     with look():
@@ -118,7 +118,7 @@ def panel(
     """One heatmap: layers of `model_a` upwards, of `model_b` to the right, both from the input on.
 
     Args:
-        low, high: what the ends of the colours stand for; None: the smallest and the largest value.
+        low, high: what the ends of the colours stand for; None: 0, or a negative smallest value, and 1.
         cmap: the colours.
     """
     named(table)
@@ -131,7 +131,7 @@ def panel(
         raise UsageError(f"the table does not compare {model_a} with {model_b}")
     matrix = part.pivot(index="index_a", columns="index_b", values="cka").sort_index().sort_index(axis=1)
     if low is None or high is None:
-        low, high = colour_range(part)
+        low, high = paper_range(part)
     with look():
         if ax is None:
             width, height = (INCHES + room(labelled(part, side)[1]) for side in "ab")

@@ -23,7 +23,7 @@ def test_three_panels_on_one_scale():
     assert isinstance(figure, Figure)
     *panels, bar = figure.axes
     assert [ax.get_title() for ax in panels] == ["within vit", "within resnet", "vit against resnet"]
-    assert len({ax.collections[0].get_clim() for ax in panels}) == 1 and "CKA (colours" in bar.get_ylabel()
+    assert len({ax.collections[0].get_clim() for ax in panels}) == 1 and bar.get_ylabel() == "CKA, fitted: 0.00 to 0.55"
     across = panels[2]
     values = across.collections[0].get_array().reshape(4, 6)
     assert np.allclose(values, 0.1 * np.arange(4)[:, None] + 0.01 * np.arange(6))
@@ -77,7 +77,7 @@ def test_one_pair_and_its_colours():
     figure = rs.plots.heatmap(table, pair=("resnet", "vit"))
     ax, bar = figure.axes
     assert ax.get_title() == "resnet against vit" and ax.collections[0].get_clim() == (0, pytest.approx(0.53))
-    assert bar.get_ylabel() == "CKA (colours from the smallest to the largest value drawn)"
+    assert bar.get_ylabel() == "CKA, fitted: 0.00 to 0.53"
     assert bar.get_yticks()[[0, -1]].tolist() == [0, pytest.approx(0.53)]
     within, bar = rs.plots.heatmap(table, pair=("vit", "vit"), vmin=0, vmax=1, cmap="viridis").axes
     assert within.collections[0].get_clim() == (0, 1) and within.collections[0].get_cmap().name == "viridis"
