@@ -366,7 +366,7 @@ def _in_python(data: Any) -> Source:
             raise UsageError(f"{TAKEN}; got a {kind} of {' and '.join(kinds_of_items)}")
         return Pictures(data, f"{len(data)} PIL images") if Image.Image in kinds else FileList(data)
     if isinstance(data, IterableDataset) or (hasattr(data, "__iter__") and not hasattr(data, "__getitem__")):
-        raise UsageError(f"images are chosen by their numbers, and a {kind} can only be iterated; give a list of them")
+        raise UsageError(f"images are chosen by their numbers, and {kind} can only be iterated; give a list of them")
     if isinstance(data, Mapping):
         raise UsageError(f"{TAKEN}; got a {kind} of {', '.join(map(repr, data)) or 'nothing'}, of which one may do")
     if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
