@@ -100,7 +100,7 @@ def panels(
         )
         if fitted:  # both ends are read off the bar
             inner = [tick for tick in bar.get_ticks() if low + 0.06 * (high - low) < tick < high - 0.06 * (high - low)]
-            bar.set_ticks([low, *inner, high])
+            bar.set_ticks([low, *inner, high], labels=[f"{tick:.3g}" for tick in (low, *inner, high)])
         entitle(figure, title)
     return figure
 

@@ -156,7 +156,10 @@ def entitle(figure: matplotlib.figure.Figure, title: str | None) -> None:
 
 
 def note(figure: matplotlib.figure.Figure, record: Mapping[str, Any]) -> None:
-    """Write small at the foot of a figure of how many images of what data it is, if a run's record says so."""
+    """Write small of how many images of what data a figure is, if a run's record says so.
+
+    It stands at the foot, or below the title where there is a legend at the foot.
+    """
     images = record.get("images", {})
     if images.get("used") is None or images.get("data") is None:
         return
@@ -164,7 +167,12 @@ def note(figure: matplotlib.figure.Figure, record: Mapping[str, Any]) -> None:
     text = f"{images['used']:,} images of {images['data']}{split}"
     points = LOOK["xtick.labelsize"]
     folded = fold(literal(text), int(CHARACTERS / points * figure.get_size_inches()[0]))
-    figure.supxlabel(folded, fontsize=points, color="0.4", **LITERAL)
+    if not figure.legends:
+        figure.supxlabel(folded, fontsize=points, color="0.4", **LITERAL)
+    elif title := figure.get_suptitle():
+        figure.suptitle(f"{title}\n{folded}", **LITERAL)
+    else:
+        figure.suptitle(folded, fontsize=points, color="0.4", **LITERAL)
 
 
 def label(
