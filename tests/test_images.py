@@ -166,3 +166,12 @@ def test_bad_input(data, options, message):
 def test_an_empty_folder(tmp_path):
     with pytest.raises(rs.UsageError, match="there are no images in"):
         ImageSet(tmp_path)
+
+
+def test_an_image_set_says_on_one_line_what_it_is():
+    assert repr(ImageSet("sample", images=100, split="train", seed=3)) == (
+        "ImageSet of sample (train): 100 of 3000 images, 10 classes, seed 3"
+    )
+    assert repr(ImageSet(torch.zeros(5, 3, 8, 8))) == (
+        "ImageSet of Tensor (5, 3, 8, 8): 5 of 5 images, no classes, seed 0"
+    )

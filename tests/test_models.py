@@ -3,6 +3,7 @@
 import dataclasses
 
 import huggingface_hub
+import numpy as np
 import pytest
 import timm
 import torch
@@ -181,3 +182,18 @@ def test_model_arguments():
     }
     with pytest.raises(rs.UsageError, match="KEY=VALUE, got 'img_size'"):
         parse_model_args(("img_size",))
+
+
+def test_networks_layers_and_features_say_on_one_line_what_they_are():
+    vit = rs.load_model("vit_mini")
+    said = "VisionTransformer, 1.35 million parameters, weights pretrained, images 1x28x28"
+    assert repr(vit) == f"Network 'vit_mini': {said}"
+    assert sum(p.numel() for p in vit.module.parameters()) == pytest.approx(1.35e6, rel=0.005)
+    own = rs.Network(nn.Conv2d(3, 4, 3), name="mine")
+    assert repr(own) == "Network 'mine': Conv2d, 112 parameters, weights as given, images of a size that nothing says"
+    assert [repr(layer) for layer in rs.find_layers(vit)[:2]] == [
+        "Layer 'stem': stem, 50x96, depth 0.00",
+        "Layer 'blocks.0': block, 50x96, depth 0.08",
+    ]
+    features = rs.Features(np.zeros((10, 3)), name="mouse").as_network()
+    assert repr(features) == "FeatureNetwork 'mouse': features of 10 images, 1 layer"

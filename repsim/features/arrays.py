@@ -340,6 +340,10 @@ class FeatureNetwork(Network):
     def __post_init__(self, call: Any) -> None:
         object.__setattr__(self, "transform", self.transform or RowNumbers())
 
+    def __repr__(self) -> str:
+        count, images = len(self.features.layers), len(self.features)
+        return f"FeatureNetwork {self.name!r}: features of {images} images, {count} layer{'s' * (count != 1)}"
+
     @property
     def input_size(self) -> tuple[int, int, int]:
         raise needs_network(self)

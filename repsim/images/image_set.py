@@ -13,15 +13,33 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from repsim.errors import RepsimError, UsageError
 from repsim.images.folders import said
 from repsim.images.groups import Groups
 from repsim.images.loading import PIECE, Loaded, Transform, ahead, copied, cores, decoded, formed
-from repsim.images.sources import Arrays, Files, Noise, Rows, Tensors, TimmDataset, is_folder, source_of
+from repsim.images.sources import (
+    Arrays,
+    FileList,
+    Files,
+    Items,
+    Noise,
+    Pictures,
+    Rows,
+    Tensors,
+    TimmDataset,
+    is_folder,
+    source_of,
+)
 from repsim.measures.running import FEWEST, Group
 
+Data = (
+    str | os.PathLike[str] | Tensor | np.ndarray | Sequence[str | os.PathLike[str] | Image.Image] | Dataset | DataLoader
+)
+"""What an `ImageSet` is made of; beside these a `Dataset` of Hugging Face."""
 TEST_FOLDERS = ("val", "validation", "test")
 
 
@@ -100,7 +118,12 @@ class ImageSet:
         data: `sample` (the bundled part of Fashion-MNIST), `fashion-mnist`, `noise`, a folder of
             images or of folders named after classes, a data set as timm names them (`torch/cifar10`,
             `hfds/owner/name`, `wds/name`, `tfds/name`), a float tensor (n, c, h, w) that goes into the
-            networks as it is, or a uint8 array (n, h, w) or (n, h, w, 3) that goes through their transforms.
+            networks as it is, or a uint8 array (n, h, w) or (n, h, w, 3) that goes through their transforms. It may
+            also be a list of PIL images or of files, or a data set of PyTorch or Hugging Face that gives items by their
+            numbers: PIL images, or float tensors (c, h, w) that go into the networks as they are, each alone, first in
+            a tuple, or in the column `image`. Of a `DataLoader` the items of its data set are taken; its batches, its
+            order and its `collate_fn` are not used. The classes of a data set are its `targets` or `labels`, or its
+            column `label`; `labelled` gives it others.
             The classes of a folder are the folders directly inside it, whatever is below them. Hidden files, what is
             no image and what links lead to a second time are left out, and counted in `left_out`.
         split: `test` (default) or `train` of the sample and fashion-mnist; of timm's data sets what they
@@ -122,7 +145,7 @@ class ImageSet:
 
     def __init__(
         self,
-        data: str | os.PathLike[str] | Tensor | np.ndarray = "sample",
+        data: Data = "sample",
         *,
         split: str | None = None,
         root: str | os.PathLike[str] | None = None,
@@ -134,9 +157,9 @@ class ImageSet:
             raise UsageError(f"seed must be from 0 to 2**63 - 1, got {seed}")
         if images is not None and images < FEWEST:
             raise UsageError(f"at least {FEWEST} images are needed, got images={images}")
-        self.data = f"{type(data).__name__} {tuple(data.shape)}" if hasattr(data, "shape") else os.fspath(data)
         self.split, self.seed, self.asked = split, seed, images
         self.source = source_of(data, split, root, images, seed)
+        self.data = _called(data, self.source)
         if len(self.source) < FEWEST:
             without = f"; {self.left_out_in_words}" if self.left_out else ""
             raise UsageError(f"at least {FEWEST} images are needed; {self.data} has {len(self.source)}{without}")
@@ -158,6 +181,13 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.chosen)
 
+    def __repr__(self) -> str:
+        data = f"{self.data} ({self.split})" if self.split else self.data
+        labels = self.source.labels
+        number = 0 if labels is None else len(np.unique(labels[labels >= 0]))
+        classes = f"{number or 'no'} class{'es' * (number != 1)}"
+        return f"ImageSet of {data}: {len(self)} of {len(self.source)} images, {classes}, seed {self.seed}"
+
     @property
     def largest_batch(self) -> int:
         """How many images a batch holds at most: all, or as many as have no two of one group among them."""
@@ -175,11 +205,14 @@ class ImageSet:
     def available_ids(self) -> list[str] | None:
         """What every image of the data is known by, in the data's own order; None of rows without ids.
 
-        A file's is its path from the folder `data` on, with `/` (`val/cat/1.png` where `val` is the split); that of
-        other images is their number in the data, after the split where there are several (`test/17`).
+        A file's is its path from the folder `data` on, with `/` (`val/cat/1.png` where `val` is the split), or as a
+        list of files has it; that of other images is their number in the data, after the split where there are several
+        (`test/17`).
         """
         if isinstance(self.source, Rows):
             return None if self.source.ids is None else list(self.source.ids)
+        if isinstance(self.source, FileList):
+            return [path.replace(os.sep, "/") for path in self.source.paths]
         if isinstance(self.source, Files):
             root, within = str(self.source.root), f"{self.split}/" if self.split else ""
             names = (path.removeprefix(root).lstrip(os.sep).replace(os.sep, "/") for path in self.source.paths)
@@ -204,13 +237,17 @@ class ImageSet:
         """What tells the data apart whose images are known by their numbers; None of files, which have names."""
         if isinstance(self.source, Files | Rows):
             return None
-        if isinstance(self.source, Arrays):
+        if isinstance(self.source, Arrays | Pictures):
             return self._identity()["pixels"]
+        if isinstance(self.source, Items):
+            return f"{self.data} {self.source.first}"
         return f"noise of seed {self.source.seed}" if isinstance(self.source, Noise) else f"{self.data} {self.split}"
 
     @property
     def tensor_size(self) -> tuple[int, int, int] | None:
         """(c, h, w) of images that go into the networks as they are; None if transforms make them."""
+        if isinstance(self.source, Items):
+            return self.source.tensor_size
         return tuple(self.source.tensors.shape[1:]) if isinstance(self.source, Tensors) else None
 
     @property
@@ -231,8 +268,8 @@ class ImageSet:
     def identity(self) -> dict[str, str]:
         """Digests that tell the images apart from others which were chosen in the same way, without decoding any.
 
-        Of files: their `names`, `sizes` and `times of change`; of images in memory: their `pixels`. It is empty for
-        data sets that tell neither.
+        Of files: their `names`, `sizes` and `times of change`; of images in memory: their `pixels`; of a data set in
+        Python: those of its `first image`. It is empty for data sets that tell neither.
         """
         own = {} if self.groups is None else {"groups": hashlib.sha256(self.groups.of_images).hexdigest()}
         return {**self._identity(), **own}
@@ -242,6 +279,10 @@ class ImageSet:
             pixels = self.source.images
             pixels = pixels.cpu().contiguous().view(torch.uint8).numpy() if isinstance(pixels, Tensor) else pixels
             return {"pixels": hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()}
+        if isinstance(self.source, Pictures):
+            return {"pixels": self.source.pixels}
+        if isinstance(self.source, Items):
+            return {"first image": self.source.first}
         if not isinstance(self.source, Files | TimmDataset):
             return {}
         files = [self.source.name(index) for index in self.chosen.tolist()]
@@ -334,10 +375,15 @@ class ImageSet:
             device: a CUDA device to which each batch is copied while the one before it is computed.
 
         Raises:
+            UsageError: a transform is none, as a network is not.
             BrokenImage: one cannot be read; the message names it.
             RepsimError: broken ones left fewer than 4.
         """
         transforms = list(dict.fromkeys(transforms))
+        if wrong := [each for each in transforms if not callable(each)]:
+            kind = type(wrong[0]).__name__
+            hint = "give `network.transform`" if hasattr(wrong[0], "transform") else "such as `network.transform`"
+            raise UsageError(f"transforms are functions from an image to a tensor, got a {kind}; {hint}")
         counts = counts if counts is not None else Counts()
         counts.batch_size = batch_size
         wanted = self._wanted(batch_size, share, counts.passed, short)
@@ -411,7 +457,16 @@ class ImageSet:
         return decoded(self.source, self.chosen, transforms, wanted.tolist(), batch_size, workers)
 
 
-def as_image_set(images: ImageSet | Tensor | np.ndarray | None, most: int | None = None) -> ImageSet:
+def _called(data: Data, source: Any) -> str:
+    """What a record calls the data."""
+    if isinstance(source, FileList):
+        return f"{len(source)} files"
+    if isinstance(source, Items):
+        return source.called
+    return os.fspath(data) if isinstance(data, str | os.PathLike) else f"{type(data).__name__} {tuple(data.shape)}"
+
+
+def as_image_set(images: ImageSet | Data | None, most: int | None = None) -> ImageSet:
     """An `ImageSet`, whatever stands for one; None: the bundled sample, or `most` images of it."""
     if isinstance(images, ImageSet):
         return images

@@ -238,7 +238,8 @@ class _Decoding(Dataset):
                     _give_up(error)
                 raise RepsimError(f"cannot read image {self.source.name(index)} now: {first_line(error)}") from None
             return position, f"cannot read image {self.source.name(index)}: {first_line(error)}"
-        return position, [transform(image) for transform in self.transforms]
+        as_it_is = isinstance(image, Tensor)
+        return position, [image if as_it_is else transform(image) for transform in self.transforms]
 
 
 def _stacked(items: list[tuple[int, list[Tensor] | str]]) -> Loaded:

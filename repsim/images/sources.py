@@ -1,18 +1,29 @@
-"""Where images come from: arrays, tensors, folders, Fashion-MNIST, noise, data sets as timm names them, or nowhere."""
+"""Where images come from: memory, files, data sets in Python or by timm's names, Fashion-MNIST, noise, or nowhere."""
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+)
 
 from repsim.errors import RepsimError, UsageError, first_line, one_of
 from repsim.images.folders import list_images, said
@@ -21,6 +32,10 @@ SAMPLE = Path(__file__).parents[1] / "sample" / "fashion_mnist.npz"
 SPLITS = ("train", "test")
 FASHION_MNIST_PLACES = (Path("data/fashion-mnist"), Path("/usr/share/datasets/fashion-mnist"))
 TIMM_SCHEMES = ("torch/", "hfds/", "hfids/", "wds/", "tfds/")
+TAKEN = (
+    "images are a folder or the name of a data set, an ImageSet, a float tensor (n, c, h, w), a uint8 array (n, h, w) "
+    "or (n, h, w, 3), a list of PIL images or of files, a PyTorch Dataset or DataLoader, or a Dataset of Hugging Face"
+)
 
 
 class Source(Protocol):
@@ -72,7 +87,12 @@ def read(file: Any) -> Image.Image:
     """
     with Image.open(file) as image:
         image.load()
-        image = ImageOps.exif_transpose(image)
+        return seen(image)
+
+
+def seen(image: Image.Image) -> Image.Image:
+    """An image as it is meant to be seen; see `read`."""
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits, which conversion would clip at 255
         return Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
     if image.mode == "F":
@@ -144,6 +164,126 @@ class Files:
         return self.paths[index]
 
 
+class FileList(Files):
+    """Files of images that are named one by one."""
+
+    def __init__(self, paths: Sequence[str | os.PathLike[str]]) -> None:
+        self.paths = [os.path.expanduser(os.fspath(path)) for path in paths]
+        self.root, self.classes, self.left_out, self.labels = None, [], {}, None
+        if missing := next((path for path in self.paths if not os.path.isfile(path)), None):
+            raise UsageError(f"each of a list of files must be there, and there is no file {missing!r}")
+
+
+class Items:
+    """Images that a sequence in Python gives by their numbers, one at a time; none is kept.
+
+    Each is a PIL image, or a float tensor (c, h, w) that goes into the networks as it is; alone, first in a tuple with
+    its label, or under `image` in a dictionary.
+
+    Args:
+        items: what gives them, with a length.
+        called: what they are called.
+
+    Raises:
+        UsageError: the first is no image.
+        RepsimError: the first cannot be read.
+    """
+
+    def __init__(self, items: Any, called: str) -> None:
+        self.items, self.called, self.labels = items, called, _labels_of(items)
+        self.tensor_size: tuple[int, ...] | None = None
+        """Of images that go into the networks as they are."""
+        self.first = ""
+        """Digest of the first image."""
+        if not len(items):
+            return
+        try:
+            item = items[0]
+        except Exception as error:
+            reason = first_line(error)
+            raise RepsimError(f"cannot read the first item of {called}: {type(error).__name__}: {reason}") from None
+        try:
+            image = _image_of(item)
+        except ValueError as error:
+            raise UsageError(f"items of {called} must be images, and of the first {error}") from None
+        self.tensor_size = tuple(image.shape) if isinstance(image, Tensor) else None
+        self.first = digest([image])
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def load(self, index: int) -> Image.Image | Tensor:
+        image = _image_of(self.items[index])
+        size = tuple(image.shape) if isinstance(image, Tensor) else None
+        if size != self.tensor_size:
+            kinds = ("a PIL image" if each is None else f"a tensor {each}" for each in (size, self.tensor_size))
+            raise ValueError("it is {}, and the first of them is {}".format(*kinds))
+        return image
+
+    def name(self, index: int) -> str:
+        return f"number {index}"
+
+
+class Pictures(Items):
+    """PIL images in memory."""
+
+    @cached_property
+    def pixels(self) -> str:
+        """Digest of all."""
+        return digest(map(self.load, range(len(self))))
+
+
+def digest(images: Iterable[Image.Image | Tensor]) -> str:
+    """SHA-256 of kinds, sizes and pixels."""
+    found = hashlib.sha256()
+    for image in images:
+        pixels = image.cpu().float().numpy() if isinstance(image, Tensor) else np.asarray(image)
+        kind = "" if isinstance(image, Tensor) else image.mode
+        found.update(f"{kind} {pixels.shape} {pixels.dtype} ".encode() + pixels.tobytes())
+    return found.hexdigest()
+
+
+def _image_of(item: Any) -> Image.Image | Tensor:
+    """The image of an item.
+
+    Raises:
+        ValueError: there is none; the message goes on after "of the first".
+    """
+    if isinstance(item, Mapping):
+        if "image" not in item:
+            raise ValueError(f"there is no `image`, but {', '.join(map(repr, item))}; rename one of them to `image`")
+        item = item["image"]
+    elif isinstance(item, (tuple, list)) and item:
+        item = item[0]
+    if isinstance(item, Image.Image):
+        return seen(item)
+    if not isinstance(item, Tensor):
+        raise ValueError(f"the image is a {type(item).__name__}; give PIL images, or float tensors (c, h, w)")
+    if item.ndim != 3 or not item.is_floating_point():
+        got = f"{item.dtype} {tuple(item.shape)}"
+        raise ValueError(
+            f"the image is a tensor {got}; give float tensors (c, h, w) that need no transform, or PIL images"
+        )
+    return item.detach()
+
+
+def _labels_of(items: Any) -> np.ndarray | None:
+    """The classes of all items, where a data set says them without reading its images."""
+    if isinstance(items, Subset):
+        labels = _labels_of(items.dataset)
+        return None if labels is None else labels[np.asarray(items.indices)]
+    if isinstance(items, TensorDataset):
+        labels = items.tensors[1] if len(items.tensors) > 1 else None
+    elif hasattr(items, "column_names"):
+        labels = items["label"] if "label" in items.column_names else None
+    else:
+        labels = getattr(items, "targets", getattr(items, "labels", None))
+    if labels is None or len(labels) != len(items):
+        return None
+    labels = labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(list(labels))
+    return labels.astype(np.int64) if labels.ndim == 1 and labels.dtype.kind in "iu" else None
+
+
 class TimmDataset:
     """A data set made by timm's factory that can be indexed."""
 
@@ -187,11 +327,17 @@ class Streamed(TimmDataset):
 def source_of(
     data: Any, split: str | None, root: str | os.PathLike[str] | None, images: int | None, seed: int
 ) -> Source:
-    """Open what an `ImageSet` is of."""
+    """Open what an `ImageSet` is of.
+
+    Raises:
+        UsageError: it is nothing that images come from.
+    """
     if isinstance(data, Tensor):
         return Tensors(data)
     if isinstance(data, np.ndarray):
         return Arrays(data)
+    if not isinstance(data, str | os.PathLike):
+        return _in_python(data)
     data = os.fspath(data)
     if data == "noise":
         return Noise(images or 2560, seed)
@@ -205,6 +351,46 @@ def source_of(
     if data.startswith(TIMM_SCHEMES):
         return _from_timm(data, split, root, images, seed)
     return Files(_folder(data, split))
+
+
+def _in_python(data: Any) -> Source:
+    """Images of a list, a data set or a loader."""
+    kind = type(data).__name__
+    if isinstance(data, DataLoader):
+        _check_loader(data)
+        return _in_python(data.dataset)
+    if isinstance(data, (list, tuple)):
+        kinds = [each for each in (str | os.PathLike, Image.Image) if all(isinstance(item, each) for item in data)]
+        if not kinds:
+            kinds_of_items = dict.fromkeys(type(item).__name__ for item in data)
+            raise UsageError(f"{TAKEN}; got a {kind} of {' and '.join(kinds_of_items)}")
+        return Pictures(data, f"{len(data)} PIL images") if Image.Image in kinds else FileList(data)
+    if isinstance(data, IterableDataset) or (hasattr(data, "__iter__") and not hasattr(data, "__getitem__")):
+        raise UsageError(f"images are chosen by their numbers, and {kind} can only be iterated; give a list of them")
+    if isinstance(data, Mapping):
+        raise UsageError(f"{TAKEN}; got a {kind} of {', '.join(map(repr, data)) or 'nothing'}, of which one may do")
+    if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        raise UsageError(f"{TAKEN}; got {kind}")
+    if "image" not in getattr(data, "column_names", ["image"]):
+        columns = ", ".join(map(repr, data.column_names))
+        raise UsageError(
+            f"the images of a {kind} are in its column 'image', and its columns are {columns}; rename the one that "
+            "holds images (rename_column)"
+        )
+    return Items(data, f"{kind} of {len(data)}")
+
+
+def _check_loader(loader: DataLoader) -> None:
+    """Raise `UsageError` for a loader that hands out anything but each item of its data set once."""
+    what = "of a DataLoader each item of its data set is taken once, in the order of the ImageSet, and this one's"
+    if isinstance(loader.dataset, IterableDataset):
+        raise UsageError(f"{what} can only be iterated; give a data set whose items have numbers")
+    sampler, batches = loader.sampler, loader.batch_sampler
+    plain = type(sampler) is SequentialSampler or (type(sampler) is RandomSampler and not sampler.replacement)
+    if batches is not None and type(batches) is not BatchSampler:
+        raise UsageError(f"{what} are chosen by a {type(batches).__name__}; give its dataset, or a Subset of it")
+    if not plain or len(sampler) != len(loader.dataset):
+        raise UsageError(f"{what} are chosen by a {type(sampler).__name__}; give its dataset, or a Subset of it")
 
 
 def is_folder(data: str) -> bool:

@@ -55,6 +55,9 @@ class Layer(Reading):
     place: OperationAt | None = None
     """The addition whose result it is, where no module is given it or gives it; its path is then that of one nearby."""
 
+    def __repr__(self) -> str:
+        return f"Layer {self.name!r}: {self.kind}, {'x'.join(map(str, self.shape))}, depth {self.depth:.2f}"
+
 
 def find_layers(
     network: Network | nn.Module | str, layers: str | Iterable[str] = "blocks", *, tokens: Tokens = "all"

@@ -180,9 +180,25 @@ class Network:
         except NoStableForm as reason:
             return f"{NO_HASH}: {reason}"
 
+    def __repr__(self) -> str:
+        size = self.transform.input_size
+        images = "images of a size that nothing says" if size is None else f"images {'x'.join(map(str, size))}"
+        count, kind = self._parameters, self._class.__name__
+        parameters = f"{count / 1e6:.3g} million" if count >= 10_000 else f"{count:,}"
+        return f"Network {self.name!r}: {kind}, {parameters} parameters, weights {self.weights}, {images}"
+
+    @property
+    def _parameters(self) -> int:
+        """How many numbers, but for those of lazy modules that have not run."""
+        return sum(t.numel() for t in (*self.module.parameters(), *packed(self.module)) if not is_lazy(t))
+
+    @property
+    def _class(self) -> type:
+        return type(self.module.of if isinstance(self.module, Called) else self.module)
+
     def record(self) -> dict[str, Any]:
         """What `run.json` says of the network."""
-        kind = type(self.module.of if isinstance(self.module, Called) else self.module)
+        kind = self._class
         return {
             "name": self.name,
             "source": self.source,
@@ -192,7 +208,7 @@ class Network:
             "weights_sha256": self.weights_sha256,
             **(self.taken.record() if self.taken else {}),
             "model_args": self.model_args,
-            "parameters": sum(t.numel() for t in (*self.module.parameters(), *packed(self.module)) if not is_lazy(t)),
+            "parameters": self._parameters,
             "transform": self.transform.record(),
             "device": str(self.device),
             "precision": self.computes_in,

@@ -16,6 +16,7 @@ import pandas as pd
 
 from repsim import plots
 from repsim.paper.roles import Case
+from repsim.plots.matrices import paper_range
 from repsim.plots.residual import share_tokens
 from repsim.plots.style import Figure, entitle, groups_of, groups_of_images
 
@@ -152,7 +153,8 @@ class Similarity(Grouped):
     def draw(self, made: Made, title: str) -> Figure:
         cka = made.tables["cka"]
         pairs = list(dict.fromkeys(zip(cka["model_a"], cka["model_b"])))
-        return plots.panels(cka, pairs, title=title)
+        low, high = paper_range(cka)
+        return plots.panels(cka, pairs, title=title, vmin=low, vmax=high)
 
 
 @dataclass(frozen=True, kw_only=True)

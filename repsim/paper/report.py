@@ -31,7 +31,7 @@ from repsim.paper.figures import FIGURES
 from repsim.paper.files import check_claims_own, load_figure, picture_file, save_claims
 from repsim.paper.findings import findings
 from repsim.paper.how import COLUMNS, INTERVALS, how
-from repsim.plots.matrices import colour_range
+from repsim.plots.matrices import paper_range
 from repsim.plots.style import SIMILARITY_CMAP
 from repsim.tables import RECORD, check_own, load_record, regular, save_text
 
@@ -389,7 +389,7 @@ def category(name: str) -> str:
 def _heatmaps(exhibit: Exhibit, cka: pd.DataFrame) -> Iterator[str]:
     """A plotly heatmap of each pair of networks."""
     graph = _plotly().graph_objects
-    low, high = colour_range(cka)
+    low, high = paper_range(cka)
     for number, ((a, b), part) in enumerate(cka.groupby(["model_a", "model_b"], sort=False)):
         matrix, se = (
             part.pivot(index="index_a", columns="index_b", values=value).sort_index().sort_index(axis=1)

@@ -151,9 +151,10 @@ def layer_matrices(table: pd.DataFrame, pairs: Sequence[tuple[str, str]] | None 
         if name not in models:
             raise one_of("network of this table", name, models)
     chosen = list(pairs) if pairs else [(models[0], other) for other in models[1 : MOST + 1]] or [(models[0],) * 2]
-    return {
-        measure: panels(
-            of.rename(columns={"value": "cka"}), chosen, title=f"Layers by {measure}", quantity=measure, fitted=True
-        )
-        for measure, of in table.groupby("measure", sort=False)
-    }
+    found = {}
+    for measure, of in table.groupby("measure", sort=False):
+        drawn = of[[pair in chosen for pair in zip(of["model_a"], of["model_b"])]]["value"]
+        low = min(float(drawn.min()), 0.99) if drawn.notna().any() else 0.0
+        of = of.rename(columns={"value": "cka"})
+        found[measure] = panels(of, chosen, title=f"Layers by {measure}", quantity=measure, vmin=low, vmax=1.0)
+    return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -15,26 +14,57 @@ from repsim.plots.style import SIMILARITY_CMAP, UNDEFINED, Figure, entitle, labe
 
 MOST_TICKS = 14
 INCHES = 3.6
+TICKS = 0.9
+"""Inches of these that names at ticks take."""
 
 
-def heatmap(table: pd.DataFrame, *, title: str | None = None) -> Figure:
+def heatmap(
+    table: pd.DataFrame,
+    *,
+    pair: tuple[str, str] | None = None,
+    vmin: float | None = None,
+    vmax: float | None = None,
+    cmap: str = SIMILARITY_CMAP,
+    title: str | None = None,
+) -> Figure:
     """CKA of all pairs of layers: within each model and across each two, side by side on one scale.
 
     Args:
-        table: what `layer_cka` returns, or `cka.csv`.
+        table: what `layer_cka` returns, or `cka.csv`, or some of its rows; pairs of models without rows are left out.
+        pair: the models of the only panel, upwards and to the right; None: all that the table compares.
+        vmin, vmax: what the ends of the colours stand for; None: the smallest and the largest value that is drawn.
+        cmap: the colours, by a name of matplotlib's.
         title: above all panels; None names the models.
 
     Returns:
         The figure; its axes are the panels and, last, the colour bar. Layers run from the input at the
         origin, outwards. Grey cells are undefined.
+
+    Raises:
+        UsageError: the table has no rows, or none of the pair.
     """
-    models = list(dict.fromkeys(named(table)["model_a"]))
-    pairs = [*((m, m) for m in models), *itertools.combinations(models, 2)]
-    return panels(table, pairs, title=title if title is not None else f"Layer similarity: {' and '.join(models)}")
+    there = list(dict.fromkeys(zip(named(table)["model_a"], table["model_b"])))
+    if not there:
+        raise UsageError("the table has no rows, so there is nothing to draw; give one with pairs of layers")
+    models = list(dict.fromkeys(name for names in (*zip(*there),) for name in names))
+    possible = [*((m, m) for m in models), *itertools.combinations(models, 2)]
+    # Each two models stand in the table both ways round, unless rows were taken out.
+    pairs = [each if each in there else each[::-1] for each in possible if {each, each[::-1]} & set(there)]
+    if pair is not None:
+        pairs, models = [tuple(pair)], list(dict.fromkeys(pair))
+    title = title if title is not None else f"Layer similarity: {' and '.join(models)}"
+    return panels(table, pairs, title=title, vmin=vmin, vmax=vmax, cmap=cmap)
 
 
 def panels(
-    table: pd.DataFrame, pairs: Sequence[tuple[str, str]], *, title: str, quantity: str = "CKA", fitted: bool = False
+    table: pd.DataFrame,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    title: str,
+    quantity: str = "CKA",
+    vmin: float | None = None,
+    vmax: float | None = None,
+    cmap: str = SIMILARITY_CMAP,
 ) -> Figure:
     """Heatmaps of pairs of models (upwards, to the right) side by side, in rows of four, on one scale.
 
@@ -43,12 +73,16 @@ def panels(
         pairs: of its models.
         title: above all panels.
         quantity: what the colours show.
-        fitted: the scale begins at the smallest value that is drawn, instead of 0.
+        vmin, vmax: what the ends of the colours stand for; None: the smallest and the largest value that is drawn,
+            and the colour bar then says which these are.
+        cmap: the colours.
     """
-    low, high = colour_range(named(table))
-    if fitted:
-        drawn = table[[pair in pairs for pair in zip(table["model_a"], table["model_b"])]]["cka"]
-        low = min(float(drawn.min()), 0.99) if drawn.notna().any() else low
+    low, high = colour_range(named(table)[[pair in pairs for pair in zip(table["model_a"], table["model_b"])]])
+    fitted = vmin is None or vmax is None
+    low, high = low if vmin is None else vmin, high if vmax is None else vmax
+    if not low < high:
+        raise UsageError(f"the colours must begin below where they end, got vmin={low:g} and vmax={high:g}")
+    said = f"{quantity}, fitted: {low:.2f} to {high:.2f}" if fitted else quantity
     columns = min(4, len(pairs))
     rows = -(-len(pairs) // columns)
     with look():
@@ -60,10 +94,13 @@ def panels(
         for ax in axes[len(pairs) :]:
             ax.set_axis_off()
         for ax, (down, across) in zip(axes, pairs):
-            panel(table, down, across, ax=ax, low=low, high=high)
-        figure.colorbar(
-            axes[0].collections[0], ax=list(axes), label=quantity, fraction=0.03 if len(pairs) > 1 else 0.05, pad=0.01
+            panel(table, down, across, ax=ax, low=low, high=high, cmap=cmap)
+        bar = figure.colorbar(
+            axes[0].collections[0], ax=list(axes), label=said, fraction=0.03 if len(pairs) > 1 else 0.05, pad=0.01
         )
+        if fitted:  # both ends are read off the bar
+            inner = [tick for tick in bar.get_ticks() if low + 0.06 * (high - low) < tick < high - 0.06 * (high - low)]
+            bar.set_ticks([low, *inner, high], labels=[f"{tick:.3g}" for tick in (low, *inner, high)])
         entitle(figure, title)
     return figure
 
@@ -76,8 +113,14 @@ def panel(
     ax: Axes | None = None,
     low: float | None = None,
     high: float | None = None,
+    cmap: str = SIMILARITY_CMAP,
 ) -> Axes:
-    """One heatmap: layers of `model_a` upwards, of `model_b` to the right, both from the input on."""
+    """One heatmap: layers of `model_a` upwards, of `model_b` to the right, both from the input on.
+
+    Args:
+        low, high: what the ends of the colours stand for; None: 0, or a negative smallest value, and 1.
+        cmap: the colours.
+    """
     named(table)
     for model in (model_a, model_b):
         known = dict.fromkeys([*table["model_a"], *table["model_b"]])
@@ -88,14 +131,14 @@ def panel(
         raise UsageError(f"the table does not compare {model_a} with {model_b}")
     matrix = part.pivot(index="index_a", columns="index_b", values="cka").sort_index().sort_index(axis=1)
     if low is None or high is None:
-        low, high = colour_range(part)
+        low, high = paper_range(part)
     with look():
         if ax is None:
             width, height = (INCHES + room(labelled(part, side)[1]) for side in "ab")
             ax = Figure(figsize=(width + 0.7, height + 0.3)).subplots()
         ax.set_facecolor(UNDEFINED)
         options = {"cbar": False, "rasterized": True, "xticklabels": False, "yticklabels": False}
-        sns.heatmap(matrix, ax=ax, vmin=low, vmax=high, cmap=SIMILARITY_CMAP, **options)
+        sns.heatmap(matrix, ax=ax, vmin=low, vmax=high, cmap=cmap, **options)
         ax.set_box_aspect(1)
         ax.invert_yaxis()
         for axis, side in ((ax.xaxis, "b"), (ax.yaxis, "a")):
@@ -107,7 +150,8 @@ def panel(
             title, x, y = f"within {model_a}", "layer", "layer"
         else:
             title, x, y = f"{model_a} against {model_b}", f"layers of {model_b}", f"layers of {model_a}"
-        label(ax, title=title, x=x, y=y, inches=INCHES)
+        label(ax, x=x, y=y, inches=INCHES)
+        label(ax, title=title, inches=INCHES - TICKS)  # beside the panel there is another, or the colour bar
     return ax
 
 
@@ -127,5 +171,13 @@ def ticks(kinds: list[str], most: int = MOST_TICKS) -> list[int]:
 
 
 def colour_range(table: pd.DataFrame) -> tuple[float, float]:
-    """0 to 1, and further down where an unbiased value is negative."""
-    return min(0.0, float(np.nanmin(table["cka"]))) if table["cka"].notna().any() else 0.0, 1.0
+    """The smallest and the largest value; 0 and 1 where there is none, and a little apart where they are the same."""
+    if table["cka"].isna().all():
+        return 0.0, 1.0
+    low, high = float(table["cka"].min()), float(table["cka"].max())
+    return (low, high) if low < high else (low - 0.01, high)
+
+
+def paper_range(table: pd.DataFrame) -> tuple[float, float]:
+    """0 to 1, as figures of the paper have it, and further down where an unbiased value is negative."""
+    return min(0.0, colour_range(table)[0]), 1.0

@@ -26,7 +26,7 @@ from repsim.plots.matrices import heatmap
 from repsim.plots.probe import neighbours, probe_tokens, probes
 from repsim.plots.residual import residual
 from repsim.plots.sensitivity import sensitivity
-from repsim.plots.style import Figure, groups_of, groups_of_images
+from repsim.plots.style import Figure, groups_of, groups_of_images, note
 from repsim.studies.token_tables import all_tokens
 
 Tables = Mapping[str, pd.DataFrame]
@@ -64,7 +64,10 @@ def pictures(name: str, tables: Tables, arrays: Arrays, record: Mapping[str, Any
         options["groups"] = groups_of(record)
     elif drawn.intervals == "images":
         options["groups"] = groups_of_images(record)
-    return drawn.draw(name, tables, arrays, **options) if there else {}
+    figures = drawn.draw(name, tables, arrays, **options) if there else {}
+    for figure in figures.values():
+        note(figure, record)
+    return figures
 
 
 def drawing(name: str) -> Drawing:

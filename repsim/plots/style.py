@@ -155,6 +155,26 @@ def entitle(figure: matplotlib.figure.Figure, title: str | None) -> None:
         figure.suptitle(fold(literal(title), int(CHARACTERS / 10 * figure.get_size_inches()[0])), **LITERAL)
 
 
+def note(figure: matplotlib.figure.Figure, record: Mapping[str, Any]) -> None:
+    """Write small of how many images of what data a figure is, if a run's record says so.
+
+    It stands at the foot, or below the title where there is a legend at the foot.
+    """
+    images = record.get("images", {})
+    if images.get("used") is None or images.get("data") is None:
+        return
+    split = f", {images['split']}" if images.get("split") else ""
+    text = f"{images['used']:,} images of {images['data']}{split}"
+    points = LOOK["xtick.labelsize"]
+    folded = fold(literal(text), int(CHARACTERS / points * figure.get_size_inches()[0]))
+    if not figure.legends:
+        figure.supxlabel(folded, fontsize=points, color="0.4", **LITERAL)
+    elif title := figure.get_suptitle():
+        figure.suptitle(f"{title}\n{folded}", **LITERAL)
+    else:
+        figure.suptitle(folded, fontsize=points, color="0.4", **LITERAL)
+
+
 def label(
     ax: Axes,
     *,

@@ -55,7 +55,7 @@ def receptive_fields(
         layers: what `find_layers` takes; None: after every residual sum.
         branch: None of the above, but what enters each residual sum beside the skip (C.4).
         proxy: the gradient of the *sum* over channels instead: cheap, and not the paper's quantity.
-        channels: so many of each layer, chosen with `seed`; None: all, which is exact.
+        channels: so many of each layer, chosen with `seed`; None or 0: all, which is exact.
         seed: of the choice.
         batch_size: images per pass, lowered to a divisor of the number of images so that none is left over.
         how: see `repsim.passes.sweep.Passing`.
@@ -68,6 +68,8 @@ def receptive_fields(
     Raises:
         UsageError: a layer is not a map or a grid of tokens.
     """
+    if channels is not None and channels < 0:
+        raise UsageError(f"channels must be 0 or more, where 0 takes all, got channels={channels}")
     begun = begin(network, images, most=MOST, layers="blocks" if layers is None else layers)
     if layers is not None and branch:
         raise UsageError("give either layers or branch: branch chooses its own layers")
@@ -247,7 +249,7 @@ def frozen(module: nn.Module):
 
 def _channels(layer: Layer, channels: int | None, seed: int) -> Tensor:
     width = layer.width
-    if channels is None or channels >= width:
+    if not channels or channels >= width:
         return torch.arange(width)
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(width, generator=generator)[:channels].sort().values

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from repsim.errors import Notice, UsageError
 from repsim.features.aligned import known_images, of_features_alone
 from repsim.features.arrays import FeatureNetwork, Features
-from repsim.images.image_set import Counts, ImageSet, as_image_set
+from repsim.images.image_set import Counts, Data, ImageSet, as_image_set
 from repsim.networks.layers import notices_of
 from repsim.networks.models import Network, as_networks
 from repsim.passes.study import Study
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 AnyNetwork = Network | Features | nn.Module | str
-AnyImages = ImageSet | Tensor | np.ndarray | None
+AnyImages = ImageSet | Data | None
 INSIDE = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))
 """Where code lies that no warning is about: repsim, and decorators of PyTorch between its functions."""
 

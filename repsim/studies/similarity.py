@@ -211,8 +211,9 @@ def layer_cka(
 
     Args:
         networks: one or several: networks, modules, names, or `Features` of the same images.
-        images: an `ImageSet`, a float tensor (n, c, h, w) that goes into the networks as it is, or a
-            uint8 array; None: 2,560 of the bundled sample, or of features alone all that they have in common.
+        images: an `ImageSet`, or what one is made of: a folder, a float tensor (n, c, h, w) that goes into the
+            networks as it is, a uint8 array, a list of PIL images or of files, a `Dataset`, a `DataLoader`; None: 2,560
+            of the bundled sample, or of features alone all that they have in common.
         layers: what `find_layers` takes, for all networks.
         tokens: `all`, `cls`, `spatial` or `pooled`.
         batch_size: images per minibatch, at least 4; the last short one is dropped.

@@ -121,3 +121,16 @@ def test_layers_without_a_centre():
         rs.receptive_fields(net, noise(net, 4), layers="fc")
     with pytest.raises(rs.UsageError, match="either layers or branch"):
         rs.receptive_fields(net, noise(net, 4), layers="fc", branch=True)
+
+
+def test_channels_are_sixteen_and_all_are_asked_for_by_zero():
+    net = FAMILIES["vit"].load()
+    images = noise(net, 4)
+    chosen = [rs.receptive_fields(net, images, layers="blocks.0", **how) for how in ({}, {"channels": 0})]
+    assert len(chosen[0].protocol["channels"]["blocks.0"]) == 16 and chosen[1].protocol["channels"] == {
+        "blocks.0": "all"
+    }
+    exact = rs.receptive_fields(net, images, layers="blocks.0", channels=None)
+    assert chosen[1].table.equals(exact.table) and not chosen[0].table.equals(exact.table)
+    with pytest.raises(rs.UsageError, match="channels must be 0 or more, where 0 takes all, got channels=-1"):
+        rs.receptive_fields(net, images, channels=-1)
