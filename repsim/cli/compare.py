@@ -16,7 +16,7 @@ ORDERS = 10_000
 """Of images, at most, that tell what a value is by chance."""
 
 
-@main.command()
+@main.command(short_help="Compare networks and features by several measures.")
 @click.argument("models", metavar="MODEL...", nargs=-1, shell_complete=known_models)
 @weights_options(several=True)
 @FEATURES

@@ -10,7 +10,7 @@ from repsim.cli.base import LAYERS, Asked, Job, job_options, known_models, main,
 from repsim.cli.pictures import draw, pictures
 
 
-@main.command()
+@main.command(short_help="Find which changes of a layer each measure answers to.")
 @click.argument("model", metavar="MODEL", default="vit_mini", shell_complete=known_models)
 @weights_options()
 @click.option(
