@@ -398,11 +398,12 @@ def test_shells_complete_names_of_networks():
 
 
 def test_json_is_all_there_is_on_standard_output(somewhere):
-    arguments = ["cka", "--images", 12, "--batch-size", 8, "--layers", "blocks.1|layer1.1", "--out", "o", "--json"]
+    arguments = ["cka", "--images", 12, "--batch-size", 8, "--layers", "blocks.1.?|layer1.*", "--out", "o", "--json"]
     result = repsim(*arguments)
     said = json.loads(result.stdout)
     assert said["directory"] == "o" and "o/cka.csv" in said["files"] and "o/run.json" in said["files"]
     assert said["notices"] == json.loads(Path("o/run.json").read_text())["notices"] != []
+    assert said["said"] and all(sentence in result.stderr for sentence in said["said"])
     assert json.loads(repsim("cka", "--redraw", "o", "--json", "--quiet").stdout)["directory"] == "o"
     assert {"alias", "timm name"} <= set(json.loads(repsim("models", "--json").stdout)[0])
     layers = json.loads(repsim("layers", "vit_mini", "--json").stdout)

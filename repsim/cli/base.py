@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -416,6 +416,8 @@ class Run:
     """The record of the run whose results are replaced."""
     written: set[Path]
     """The results that this run has written."""
+    said: list[str] = field(default_factory=list)
+    """What was said of the result."""
 
     def how(self, repeats: int = 1) -> dict[str, Any]:
         """How images are passed over: what every study takes by these names."""
@@ -446,17 +448,21 @@ class Run:
         processes.leave()
 
     def save(self, result: Any, **options: Any) -> None:
-        """Write tables, `run.json`, and pictures, and say where they are.
+        """Write tables, `run.json`, and pictures, and say where they are, and what one wants to know first.
 
         Args:
             result: what a study found.
             options: what is drawn, see `draw`.
         """
+        from repsim.cli.closing import said
         from repsim.cli.pictures import draw
 
         result.save_tables(self.out)
         self.record(result.record)
         draw(self.out, result.name, self.job.quiet, **options)
+        self.said.extend(said(result))
+        for sentence in self.said:
+            say(sentence, self.job.quiet)
 
     def record(self, found: dict[str, Any]) -> dict[str, Any]:
         """Write `run.json`, and return it: everything needed to know what was computed, and to do it again."""
@@ -560,10 +566,11 @@ def job_options(command: str, images: int | None, batch_size: int, of: str) -> C
 
                 with redrawing(job.redraw):
                     out = function(job, **given)
-            if RUN in click.get_current_context().meta:
-                click.get_current_context().meta[RUN].finish()
+            run = click.get_current_context().meta.get(RUN)
+            if run is not None:
+                run.finish()
             if job.as_json and out is not None:
-                print_json({"directory": str(out), **said_of(out)})
+                print_json({"directory": str(out), **said_of(out), "said": [] if run is None else run.said})
 
         return decorate(called)
 
