@@ -184,6 +184,19 @@ def at_home(text: str, option: str) -> str:
     return found
 
 
+class Model(click.ParamType):
+    """The name of a network; one that is surely wrong is refused before anything heavy is imported."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value.strip():  # `Command` says what is empty
+            from repsim.networks.known import check_early
+
+            check_early(value)
+        return value
+
+
 class Seconds(click.FloatRange):
     """A length of time; `nan` and `inf` are none."""
 
@@ -609,6 +622,7 @@ def model_options(
     end = f"-{side}" if side else ""
     asked = click.option(
         *named("model", end),
+        type=Model(),
         metavar="MODEL",
         multiple=several or side == "a",
         callback=the_only if side == "a" else None,

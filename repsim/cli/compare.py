@@ -6,7 +6,17 @@ from pathlib import Path
 
 import click
 
-from repsim.cli.base import FEATURES, Job, each_model, job_options, known_models, main, read_features, weights_options
+from repsim.cli.base import (
+    FEATURES,
+    Job,
+    Model,
+    each_model,
+    job_options,
+    known_models,
+    main,
+    read_features,
+    weights_options,
+)
 from repsim.cli.pictures import draw, pictures
 from repsim.cli.words import check_range
 from repsim.errors import UsageError
@@ -17,7 +27,7 @@ ORDERS = 10_000
 
 
 @main.command(short_help="Compare networks and features by several measures.")
-@click.argument("models", metavar="MODEL...", nargs=-1, shell_complete=known_models)
+@click.argument("models", type=Model(), metavar="MODEL...", nargs=-1, shell_complete=known_models)
 @weights_options(several=True)
 @FEATURES
 @click.option(
