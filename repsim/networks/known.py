@@ -44,7 +44,7 @@ def check_early(name: str) -> None:
     if ":" in name or name in ALIASES or name.startswith(tuple(BUNDLED)):
         return
     text, names = _timm()
-    if not text or re.search(rf"\b{re.escape(name.partition('.')[0])}\b", text):
+    if not text or name.partition(".")[0] in text:
         return
     raise one_of("model", name, dict.fromkeys([*ALIASES, *BUNDLED, *names]), ADVICE)
 
