@@ -369,6 +369,7 @@ class Job:
         if self.workers is not None:
             check_range("--workers", self.workers, 0, PROCESSES)
 
+        from repsim.cli.introducing import differences, introduced
         from repsim.images.image_set import ImageSet
         from repsim.networks.memory import give_back_blocks
         from repsim.networks.models import check_name, told_apart
@@ -392,6 +393,8 @@ class Job:
         how = {name: getattr(self, name) for name in ("precision", "compiled", "seed_each_pass")}
         networks = [*load(asked, self.device, self.seed, **how), *standing(features, self.device)]
         networks = told_apart(networks)
+        for line in (*map(introduced, networks), *differences(networks)):
+            say(line, self.quiet)
         heard: set[str] = set()
 
         def hear(notice: str) -> None:
