@@ -9,7 +9,7 @@ from typing import Any
 def introduced(network: Any) -> str:
     """Name, size, mean, standard deviation and crop of the images, and weights of a network, in one line."""
     if getattr(network, "features", None) is not None:
-        return f"{network.name}: features, {network.weights}"
+        return f"{network.name}: features from files"
     made = network.transform.record()
     parts = [_size(made)] if made.get("input_size") else []
     if "mean" in made:
