@@ -398,11 +398,12 @@ def test_shells_complete_names_of_networks():
 
 
 def test_json_is_all_there_is_on_standard_output(somewhere):
-    arguments = ["cka", "--images", 12, "--batch-size", 8, "--layers", "blocks.1|layer1.1", "--out", "o", "--json"]
+    arguments = ["cka", "--images", 12, "--batch-size", 8, "--layers", "blocks.1.?|layer1.*", "--out", "o", "--json"]
     result = repsim(*arguments)
     said = json.loads(result.stdout)
     assert said["directory"] == "o" and "o/cka.csv" in said["files"] and "o/run.json" in said["files"]
     assert said["notices"] == json.loads(Path("o/run.json").read_text())["notices"] != []
+    assert said["said"] and all(sentence in result.stderr for sentence in said["said"])
     assert json.loads(repsim("cka", "--redraw", "o", "--json", "--quiet").stdout)["directory"] == "o"
     assert {"alias", "timm name"} <= set(json.loads(repsim("models", "--json").stdout)[0])
     layers = json.loads(repsim("layers", "vit_mini", "--json").stdout)
@@ -416,3 +417,82 @@ def test_json_is_all_there_is_on_standard_output(somewhere):
 def test_default_directories_are_named_after_networks_and_stay_within_runs(model, weights):
     name = "-".join(["cka", label(model, weights)])
     assert Path(name).name == name and "/" not in name and name != ".."
+
+
+def test_without_a_command_it_says_what_to_try():
+    result = repsim()
+    lines = result.stdout.splitlines()
+    assert result.exit_code == 0 and len(lines) == 5 and "--help" in lines[-1]
+    tried = [line.split()[1] for line in lines if line.startswith("  repsim")]
+    assert tried and set(tried) <= set(main.commands)
+
+
+def test_the_list_of_commands_has_whole_sentences():
+    result = CliRunner().invoke(main, ["-h"], terminal_width=80)
+    lines = result.output.partition("Commands:\n")[2].splitlines()
+    assert [line.split()[0] for line in lines] == sorted(main.commands)  # each has one line
+    assert all(line.endswith(".") and not line.endswith("...") for line in lines)
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_help_has_every_option_once_under_what_it_is_of(command):
+    text = repsim(command, "-h").output
+    under, title = {}, ""
+    for line in text.splitlines():
+        if line.endswith(":") and not line.startswith(" "):
+            title = line[:-1]
+        elif title and line.startswith("  -"):
+            name = [word for word in line.replace(",", " ").split() if word.startswith("--")] or line.split()[:1]
+            assert name[0] not in under
+            under[name[0]] = title
+    options = [param for param in main.commands[command].params if hasattr(param, "secondary_opts") and param.opts]
+    wanted = {param.opts[0] for param in options if param.opts[0].startswith("-")}
+    assert wanted <= set(under)
+    places = {"--model-a": "Networks", "--weights-b": "Networks", "--data": "Images", "--device": "Computing",
+              "--json": "Output", "--help": "Output", "--layers": "Options"}  # fmt: skip
+    assert all(under[name] == title for name, title in places.items() if name in under)
+
+
+def test_the_first_network_may_be_named_without_its_side(somewhere):
+    few = ["cka", "--images", 8, "--batch-size", 8, "--layers", "blocks.1", "--quiet"]
+    assert repsim(*few, "--model", "vit_mini", "--weights", "random", "--out", "o").exit_code == 0
+    before = Path("o/cka.csv").read_bytes()
+    again = repsim(*few, "--model-a", "vit_mini", "--weights-a", "random", "--out", "o")
+    assert again.exit_code == 0 and Path("o/cka.csv").read_bytes() == before  # the same set-up, so not refused
+    assert set(pd.read_csv("o/cka.csv").model_a) == {"vit_mini-random"}
+    for command in ("cka", "heads"):
+        result = repsim(command, "--model", "vit_mini", "--model", "resnet_mini")
+        assert result.exit_code == 2 and "give the second with --model-b" in result.output
+
+
+def test_doctor_says_what_is_there_and_what_is_missing(somewhere, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", "nowhere")
+    before = json.loads(repsim("doctor", "--json").stdout)
+    assert before["versions"]["torch"] and {"transformers", "plotly"} < set(before["versions"])
+    places = {each["what"]: each["found"] for each in before["places"]}
+    assert places["bundled images"] and places["bundled weights"]
+    name = "ImageNet, data/imagenet/val"
+    assert not places[name] and "REPSIM_IMAGENET" in {m["what"]: m["get"] for m in before["missing"]}[name]
+    (somewhere / "data" / "imagenet" / "val").mkdir(parents=True)
+    after = json.loads(repsim("doctor", "--json").stdout)
+    assert {each["what"]: each["found"] for each in after["places"]}[name]
+    assert name not in [each["what"] for each in after["missing"]]
+    assert "Missing:" in repsim("doctor").stdout
+
+
+def test_doctor_works_where_libraries_are_missing(somewhere):
+    script = (
+        "import sys; sys.modules.update(dict.fromkeys(['torch', 'timm', 'numpy', 'psutil', 'huggingface_hub'])); "
+        "from repsim.cli import main; main(['doctor'], standalone_mode=False)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=somewhere)
+    assert done.returncode == 0, done.stderr
+    assert "import of torch halted" in done.stdout and "bundled weights" in done.stdout and not done.stderr
+
+
+def test_doctor_loads_nothing_heavy_but_torch(somewhere):
+    script = (
+        "import sys; from repsim.cli import main; main(['doctor'], standalone_mode=False); "
+        "assert not {'timm', 'matplotlib', 'transformers', 'pandas'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL, cwd=somewhere)

@@ -3,6 +3,7 @@
 from repsim.cli import (  # noqa: F401  each adds its commands to main
     attention,
     compare,
+    doctor,
     extract,
     heads,
     lesion,

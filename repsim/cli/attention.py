@@ -12,7 +12,7 @@ from repsim.cli.words import check_range
 from repsim.errors import UsageError
 
 
-@main.command()
+@main.command(short_help="Measure how far each attention head looks, in pixels.")
 @model_options(default="vit_mini")
 @click.option("--blocks", help="Blocks to draw, such as 0,1,10,11, or `all`.  [default: two lowest, two highest]")
 @click.option("--renormalize", is_flag=True, help="Divide attention rows by their sum once CLS is taken out.")

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,6 +114,42 @@ class Command(click.Command):
                 raise UsageError(f"{param.opts[0]} is empty")
         return rest
 
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Options under what they are of."""
+        rows: dict[str, list[tuple[str, str]]] = {title: [] for title in GROUPS}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if isinstance(param, click.Option) and record is not None:
+                rows[group_of(param)].append(record)
+        for title, found in rows.items():
+            if found:
+                with formatter.section(title):
+                    formatter.write_dl(found)
+
+
+OWN = "Options"
+"""The title of options that one command alone has."""
+GROUPS = {
+    "Networks": ("model", "weights", "weights-key", "arg", "transform", "features", "network", "preset"),
+    OWN: (),
+    "Images": (
+        *("data", "data-dir", "split", "images", "seed", "skip-broken", "groups"),
+        *("train-data", "train-split", "train-images"),
+    ),
+    "Computing": (
+        *("batch-size", "workers", "device", "precision", "compile", "seed-each-pass", "memory"),
+        *("checkpoint-every", "fresh"),
+    ),
+    "Output": ("out", "redraw", "overwrite", "quiet", "json", "help"),
+}
+"""Which options stand together in a command's help."""
+
+
+def group_of(option: click.Option) -> str:
+    """The title under which an option stands in the help; one of a side stands with those of both."""
+    name = option.opts[-1].removeprefix("--").removesuffix("-a").removesuffix("-b")
+    return next((title for title, names in GROUPS.items() if name in names), OWN)
+
 
 Commands.command_class = Command
 
@@ -148,6 +184,19 @@ def at_home(text: str, option: str) -> str:
     return found
 
 
+class Model(click.ParamType):
+    """The name of a network; one that is surely wrong is refused before anything heavy is imported."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value.strip():  # `Command` says what is empty
+            from repsim.networks.known import check_early
+
+            check_early(value)
+        return value
+
+
 class Seconds(click.FloatRange):
     """A length of time; `nan` and `inf` are none."""
 
@@ -156,10 +205,27 @@ class Seconds(click.FloatRange):
         return seconds if math.isfinite(seconds) else self.fail(f"{value} is no number of seconds", param, ctx)
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+FIRST = """\
+repsim compares what vision networks compute, layer by layer. These need no download:
+  repsim cka       compares the layers of the bundled ViT and ResNet, and draws them.
+  repsim compare   compares three bundled networks by several measures.
+  repsim doctor    says what is installed, where images and weights are looked for, and what is missing.
+Get help with `repsim --help` on all commands, and with `repsim COMMAND --help` on one of them."""
+"""What is said where no command is given."""
+
+
+@click.group(
+    cls=Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(package_name="repsim-vision", prog_name="repsim")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Compare what vision networks compute, layer by layer (Raghu et al., NeurIPS 2021)."""
+    if ctx.invoked_subcommand is None:
+        click.echo(FIRST)
+        return
     try:
         tempfile.gettempdir()  # which torch does when it is imported
     except FileNotFoundError as error:
@@ -303,6 +369,7 @@ class Job:
         if self.workers is not None:
             check_range("--workers", self.workers, 0, PROCESSES)
 
+        from repsim.cli.introducing import differences, introduced
         from repsim.images.image_set import ImageSet
         from repsim.networks.memory import give_back_blocks
         from repsim.networks.models import check_name, told_apart
@@ -326,6 +393,8 @@ class Job:
         how = {name: getattr(self, name) for name in ("precision", "compiled", "seed_each_pass")}
         networks = [*load(asked, self.device, self.seed, **how), *standing(features, self.device)]
         networks = told_apart(networks)
+        for line in (*map(introduced, networks), *differences(networks)):
+            say(line, self.quiet)
         heard: set[str] = set()
 
         def hear(notice: str) -> None:
@@ -363,6 +432,8 @@ class Run:
     """The record of the run whose results are replaced."""
     written: set[Path]
     """The results that this run has written."""
+    said: list[str] = field(default_factory=list)
+    """What was said of the result."""
 
     def how(self, repeats: int = 1) -> dict[str, Any]:
         """How images are passed over: what every study takes by these names."""
@@ -393,17 +464,21 @@ class Run:
         processes.leave()
 
     def save(self, result: Any, **options: Any) -> None:
-        """Write tables, `run.json`, and pictures, and say where they are.
+        """Write tables, `run.json`, and pictures, and say where they are, and what one wants to know first.
 
         Args:
             result: what a study found.
             options: what is drawn, see `draw`.
         """
+        from repsim.cli.closing import said
         from repsim.cli.pictures import draw
 
         result.save_tables(self.out)
         self.record(result.record)
         draw(self.out, result.name, self.job.quiet, **options)
+        self.said.extend(said(result))
+        for sentence in self.said:
+            say(sentence, self.job.quiet)
 
     def record(self, found: dict[str, Any]) -> dict[str, Any]:
         """Write `run.json`, and return it: everything needed to know what was computed, and to do it again."""
@@ -507,10 +582,11 @@ def job_options(command: str, images: int | None, batch_size: int, of: str) -> C
 
                 with redrawing(job.redraw):
                     out = function(job, **given)
-            if RUN in click.get_current_context().meta:
-                click.get_current_context().meta[RUN].finish()
+            run = click.get_current_context().meta.get(RUN)
+            if run is not None:
+                run.finish()
             if job.as_json and out is not None:
-                print_json({"directory": str(out), **said_of(out)})
+                print_json({"directory": str(out), **said_of(out), "said": [] if run is None else run.said})
 
         return decorate(called)
 
@@ -543,19 +619,42 @@ def model_options(
 ) -> Callable:
     """`--model`, `--weights`, `--weights-key`, `--arg` and `--transform`, or those of a side: `--model-a` ...
 
-    With `several`, any number of networks may be given, and `each_model` reads them.
+    Those of side A may be written without the side. With `several`, any number of networks may be given, and
+    `each_model` reads them.
     """
     end = f"-{side}" if side else ""
     asked = click.option(
-        f"--model{end}",
+        *named("model", end),
+        type=Model(),
         metavar="MODEL",
-        multiple=several,
-        default=default,
+        multiple=several or side == "a",
+        callback=the_only if side == "a" else None,
+        default=(default,) if side == "a" and default else default,
         show_default=default is not None,
         help=f"{MODEL}{model}",
         shell_complete=known_models,
     )
     return options(asked, weights_options(end, several=several))
+
+
+def named(option: str, end: str) -> list[str]:
+    """How an option of a side is written, and what its value is called: `--model-a`, also `--model`, and `model_a`."""
+    short = [f"--{option}"] if end == "-a" else []
+    return [f"--{option}{end}", *short, f"{option}{end}".replace("-", "_")]
+
+
+def the_only(ctx: click.Context, param: click.Parameter, models: tuple[str, ...]) -> str | None:
+    """The one network of side A; a second one belongs to side B.
+
+    Raises:
+        UsageError: there are several.
+    """
+    if len(models) > 1:
+        raise UsageError(
+            f"--model-a, or --model, is one network, and {len(models)} were given ({', '.join(models)}); "
+            "give the second with --model-b"
+        )
+    return models[0] if models else None
 
 
 def weights_options(end: str = "", *, several: bool = False) -> Callable:
@@ -564,7 +663,7 @@ def weights_options(end: str = "", *, several: bool = False) -> Callable:
     weights = f"`pretrained`, `random`, or a file{each}."
     return options(
         click.option(
-            f"--weights{end}",
+            *named("weights", end),
             type=Source(),
             metavar="WEIGHTS",
             multiple=several,
@@ -573,13 +672,13 @@ def weights_options(end: str = "", *, several: bool = False) -> Callable:
             help=f"{weights}  [default: pretrained]" if several else weights,
         ),
         click.option(
-            f"--weights-key{end}",
+            *named("weights-key", end),
             metavar="KEY",
             multiple=several,
             help=f"Which of the weights in a file, such as state_dict_ema or model.teacher{each}.",
         ),
         click.option(
-            f"--arg{end}",
+            *named("arg", end),
             metavar="KEY=VALUE",
             multiple=True,
             help=f"{'Argument of each model' if several else 'Model argument'}, such as img_size=384; repeatable.",
@@ -591,7 +690,7 @@ def weights_options(end: str = "", *, several: bool = False) -> Callable:
 def transform_option(end: str = "", each: str = "", *, several: bool = False) -> Callable:
     """`--transform`, of a side or not."""
     return click.option(
-        f"--transform{end}",
+        *named("transform", end),
         metavar="WORDS",
         multiple=several,
         help="How images are prepared, where the network does not say or other than it says: `imagenet`, or "
@@ -739,6 +838,10 @@ def bound(what: str, images: Any) -> dict[str, str]:
     return {f"{kind} of {what}": value for kind, value in images.identity().items()}
 
 
+IMAGENET = "data/imagenet/val"
+"""Where ImageNet's validation images are looked for, unless REPSIM_IMAGENET names their folder."""
+
+
 def default_data(networks: list[str]) -> str:
     """The bundled sample for the bundled networks, else ImageNet where it is."""
     from repsim.networks.minis import ARCHITECTURES, bundled
@@ -748,12 +851,12 @@ def default_data(networks: list[str]) -> str:
     named = os.environ.get("REPSIM_IMAGENET")
     if named and not Path(named).is_dir():
         raise UsageError(f"REPSIM_IMAGENET names {named!r}, which is no folder")
-    for place in (named, "data/imagenet/val"):
+    for place in (named, IMAGENET):
         if place and Path(place).is_dir():
             return place
     raise UsageError(
         "no images: give a folder with --data DIR (data/README.md says how to get some), or put ImageNet's validation "
-        "images into data/imagenet/val or name their folder in REPSIM_IMAGENET; `--data noise` gives a dry run"
+        f"images into {IMAGENET} or name their folder in REPSIM_IMAGENET; `--data noise` gives a dry run"
     )
 
 

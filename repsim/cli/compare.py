@@ -6,7 +6,17 @@ from pathlib import Path
 
 import click
 
-from repsim.cli.base import FEATURES, Job, each_model, job_options, known_models, main, read_features, weights_options
+from repsim.cli.base import (
+    FEATURES,
+    Job,
+    Model,
+    each_model,
+    job_options,
+    known_models,
+    main,
+    read_features,
+    weights_options,
+)
 from repsim.cli.pictures import draw, pictures
 from repsim.cli.words import check_range
 from repsim.errors import UsageError
@@ -16,8 +26,8 @@ ORDERS = 10_000
 """Of images, at most, that tell what a value is by chance."""
 
 
-@main.command()
-@click.argument("models", metavar="MODEL...", nargs=-1, shell_complete=known_models)
+@main.command(short_help="Compare networks and features by several measures.")
+@click.argument("models", type=Model(), metavar="MODEL...", nargs=-1, shell_complete=known_models)
 @weights_options(several=True)
 @FEATURES
 @click.option(

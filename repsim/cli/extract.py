@@ -11,7 +11,7 @@ from repsim.cli.words import say
 from repsim.errors import UsageError
 
 
-@main.command()
+@main.command(short_help="Write the features of layers into files.")
 @model_options("", " Repeatable.", ("vit_mini",), several=True)
 @LAYERS
 @click.option("--tokens", type=click.Choice(["all", "cls", "spatial", "pooled"]), default="all", show_default=True)

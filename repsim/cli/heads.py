@@ -10,7 +10,7 @@ from repsim.cli.base import Asked, Job, job_options, main, model_options
 from repsim.cli.pictures import draw, pictures
 
 
-@main.command()
+@main.command(short_help="Compare local and global heads of A with lower layers of B.")
 @model_options("a", " A transformer.", "vit_mini")
 @model_options("b", default="resnet_mini")
 @click.option("--layers", help="Of model B: a preset or a regular expression.  [default: its first five blocks]")

@@ -11,7 +11,7 @@ from repsim.cli.pictures import draw, pictures
 from repsim.errors import UsageError, one_of
 
 
-@main.command()
+@main.command(short_help="Find which input patches single tokens resemble.")
 @model_options("", " Repeatable.", ("vit_mini", "vit_mini_gap", "resnet_mini"), several=True)
 @LAYERS
 @click.option(

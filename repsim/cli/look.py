@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from repsim.cli.base import AS_JSON, known_models, main, transform_option
+from repsim.cli.base import AS_JSON, Model, known_models, main, transform_option
 from repsim.cli.words import print_columns, print_rows_as_json
 
 
-@main.command()
+@main.command(short_help="List the networks that have short names.")
 @AS_JSON
 def models(as_json: bool) -> None:
     """Networks by the paper's names: what each stands for, and which public weights are used."""
@@ -28,8 +28,8 @@ def models(as_json: bool) -> None:
     )
 
 
-@main.command()
-@click.argument("model", shell_complete=known_models)
+@main.command(short_help="List the layers of a network that can be compared.")
+@click.argument("model", type=Model(), metavar="MODEL", shell_complete=known_models)
 @click.option("--layers", default="paper", show_default=True, help="`blocks`, `paper`, `all`, or a regular expression.")
 @click.option("--arg", metavar="KEY=VALUE", multiple=True, help="Model argument, such as img_size=384; repeatable.")
 @transform_option()

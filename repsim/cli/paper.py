@@ -50,7 +50,7 @@ def of_role(given: str, separator: str = "=") -> tuple[str, str]:
     return (role, value) if between and role in ROLES else ("", given)
 
 
-@main.command()
+@main.command(short_help="Measure and draw the figures of the paper.")
 @click.argument("numbers", nargs=-1, metavar="[NUMBER]...")
 @click.option(
     "--network",
@@ -279,7 +279,7 @@ def redraw_figures(out: Path, wanted: list[Any], quiet: bool) -> None:
     say(f"figures {', '.join(name.removeprefix('figure-') for name in folders)} are in {out}", quiet)
 
 
-@main.command()
+@main.command(short_help="Check the paper's claims by the figures in a directory.")
 @click.argument("directory", type=Place())
 @click.option("--quiet", is_flag=True, help="Write the files only.")
 @AS_JSON
@@ -300,7 +300,7 @@ def claims(directory: Path, quiet: bool, as_json: bool) -> None:
         click.echo(markdown(table), nl=False)
 
 
-@main.command()
+@main.command(short_help="Make one page of the figures and claims in a directory.")
 @click.argument("directory", type=Place())
 @click.option("--out", type=Place(), metavar="FILE", help="The page.  [default: DIRECTORY/report.html]")
 @click.option("--quiet", is_flag=True, help="Errors only.")

@@ -25,7 +25,7 @@ from repsim.cli.words import PASSES, check_range
 from repsim.errors import UsageError
 
 
-@main.command()
+@main.command(short_help="Find what layers know of classes, by probes and neighbours.")
 @model_options("", " Repeatable.", ("vit_mini", "resnet_mini"), several=True)
 @FEATURES
 @LAYERS

@@ -11,7 +11,7 @@ from repsim.cli.pictures import draw, pictures
 from repsim.cli.words import check_range
 
 
-@main.command()
+@main.command(short_help="Find which pixels the centre of each layer depends on.")
 @model_options(default="vit_mini")
 @click.option("--layers", help="`blocks`, `paper`, `all`, or a regular expression.  [default: after residual sums]")
 @click.option("--branch", is_flag=True, help="What enters each residual sum beside the skip, before the sum.")

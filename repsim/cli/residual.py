@@ -11,7 +11,7 @@ from repsim.cli.pictures import draw, pictures
 from repsim.errors import UsageError
 
 
-@main.command()
+@main.command(short_help="Measure what skips carry against what branches add.")
 @model_options("", " Repeatable.", ("vit_mini", "resnet_mini"), several=True)
 @click.option(
     "--outlier", type=float, default=5.0, show_default=True, help="Times the median norm that make a token an outlier."

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from repsim.cli.base import LAYERS, Asked, Job, job_options, known_models, main, weights_options
+from repsim.cli.base import LAYERS, Asked, Job, Model, job_options, known_models, main, weights_options
 from repsim.cli.pictures import draw, pictures
 
 
-@main.command()
-@click.argument("model", metavar="MODEL", default="vit_mini", shell_complete=known_models)
+@main.command(short_help="Find which changes of a layer each measure answers to.")
+@click.argument("model", type=Model(), metavar="MODEL", default="vit_mini", shell_complete=known_models)
 @weights_options()
 @click.option(
     "--measure",

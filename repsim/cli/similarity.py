@@ -22,7 +22,7 @@ from repsim.cli.words import PASSES, check_range
 from repsim.errors import UsageError
 
 
-@main.command()
+@main.command(short_help="Compare all layers of one or two networks by minibatch CKA.")
 @model_options("a", "  [default: vit_mini]")
 @model_options(
     "b",

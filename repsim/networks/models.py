@@ -33,6 +33,7 @@ from repsim.networks import minis
 from repsim.networks.aliases import ALIASES
 from repsim.networks.checkpoints import few, no_file
 from repsim.networks.hashing import NoStableForm, state_sha256
+from repsim.networks.known import ADVICE, check_form
 from repsim.networks.libraries import call_of, check_library, found_in_library, of_library, tower, transform_of
 from repsim.networks.memory import physical
 from repsim.networks.precision import Precision, check_precision, computing, usual_precision
@@ -419,6 +420,7 @@ def _channels_last(module: nn.Module) -> None:
 
 def check_name(name: str) -> None:
     """Raise `UsageError` for a name that nothing is known by, before anything is downloaded or built."""
+    check_form(name)
     if of_library(name):
         check_library(name)
     elif _of_factory(name):
@@ -428,6 +430,7 @@ def check_name(name: str) -> None:
 
 
 def _build(name: str, weights: str, model_args: dict[str, Any], key: str | None, transform: Any = None) -> Network:
+    check_form(name)
     file = None if weights in ("pretrained", "random") else Path(weights)
     if file is None and key is not None:
         raise UsageError(f"the weights key {key!r} chooses among the weights of a file; {name} has {weights!r} ones")
@@ -557,7 +560,7 @@ def _check_timm_name(exact: str) -> None:
     architecture, _, tag = exact.partition(".")
     if not timm.is_model(architecture):
         names = [*ALIASES, *minis.ARCHITECTURES, *timm.list_models()]
-        raise one_of("model", exact, names, "`repsim models` lists the aliases, `timm.list_models()` the rest.")
+        raise one_of("model", exact, dict.fromkeys(names), ADVICE)
     tags = list(timm.models.get_arch_pretrained_cfgs(architecture))
     if tag and exact not in tags:
         raise one_of("pretrained tag", exact, tags)
@@ -598,10 +601,20 @@ def _factory(name: str) -> Callable[..., Any]:
         for part in attribute.split("."):
             factory = getattr(factory, part)
     except AttributeError:
-        raise one_of(f"factory of {path}", attribute, [n for n in vars(sys.modules[path]) if n[0] != "_"]) from None
+        raise one_of(f"factory of {path}", attribute, _factories_of(path)) from None
     except (Exception, SystemExit) as error:  # whatever the user's module does when it is imported
         raise UsageError(f"cannot import {path!r} for model {name!r}: {first_line(error)}") from None
     return factory
+
+
+def _factories_of(path: str) -> list[str]:
+    """Names in a module of what it, or its package, defines and can be called: not of what it imports from others."""
+    package = path.partition(".")[0]
+    return [
+        name
+        for name, of in vars(sys.modules[path]).items()
+        if name[0] != "_" and callable(of) and str(getattr(of, "__module__", "")).partition(".")[0] == package
+    ]
 
 
 def _from_factory(name: str, weights: str, model_args: dict[str, Any]) -> Network:

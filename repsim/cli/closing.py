@@ -1,0 +1,258 @@
+"""What a command says last: the one or two numbers of its tables that one wants to see first.
+
+Nothing is computed anew. An interval is given where a table has one, or where the record tells of how many groups of
+images a standard error is; else the standard error, `se`; and where a number is a mean over rows whose errors belong
+together, neither, which the sentence says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from scipy.stats import t
+
+from repsim.plots.style import GROUPS, groups_of, groups_of_images
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from repsim.studies.results import Result
+
+NO_INTERVAL = "no interval: the table has the errors of its rows alone"
+MANY = 12
+"""Networks, or pairs of them, that are spoken of at most."""
+
+
+def said(result: Result) -> list[str]:
+    """The sentences on what a study found; none where its numbers are all missing, or nobody wrote any for it."""
+    return list(SENTENCES[result.name](result)) if result.name in SENTENCES else []
+
+
+# Numbers in words
+
+
+def _between(value: float, low: float, high: float, digits: int = 2) -> str:
+    """A number with its 95 % interval."""
+    if math.isnan(low) or math.isnan(high):
+        return f"{value:.{digits}f} (its interval is not known)"
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _by_groups(value: float, se: float, groups: int | None, digits: int = 2) -> str:
+    """A number with its 95 % interval, from its standard error over groups; None: with the standard error alone."""
+    if groups is not None:
+        return _by_t(value, se, groups - 1, digits)
+    return f"{value:.{digits}f} (se {'not known' if math.isnan(se) else f'{se:.{digits}f}'})"
+
+
+def _by_t(value: float, se: float, df: float, digits: int = 2) -> str:
+    """A number with its 95 % interval by Student's t."""
+    half = t.ppf(0.975, df) * se if df > 0 and se > 0 else math.nan
+    return _between(value, value - half, value + half, digits)
+
+
+def _images(result: Result) -> int | None:
+    """Of how many images, or groups of theirs, standard errors over images are; None: the record does not say."""
+    return groups_of_images(result.record) or result.record.get("images", {}).get("used")
+
+
+def _ends(table: pd.DataFrame) -> list[pd.Series]:
+    """The rows of the first and the last layer; one row of one layer."""
+    ordered = table.sort_values("index", kind="stable")
+    return [ordered.iloc[0], *([ordered.iloc[-1]] if len(ordered) > 1 else [])]
+
+
+def _models(table: pd.DataFrame, column: str = "model") -> Iterator[tuple[str, pd.DataFrame]]:
+    """The rows of each network, of the first `MANY`."""
+    return iter(list(table.groupby(column, sort=False))[:MANY])
+
+
+# One function per study
+
+
+def cka(result: Result) -> Iterator[str]:
+    """How alike lowest and highest layers of each network are; which layers of the second each third is likest to."""
+    table = result.table
+    for model, part in _models(table, "model_a"):
+        matrix = _matrix(part[part["model_b"] == model])
+        size = -(-len(matrix) // 3)
+        value = matrix.iloc[:size, -size:].to_numpy().mean()
+        if len(matrix) >= 3 and not math.isnan(value):
+            yield (
+                f"{model}: CKA of the lowest with the highest third of its layers is {value:.2f} on average "
+                f"({NO_INTERVAL})."
+            )
+    names = list(table["model_a"].unique())
+    if len(names) != 2:
+        return
+    a, b = names
+    matrix = _matrix(table[(table["model_a"] == a) & (table["model_b"] == b)])
+    size = -(-len(matrix) // 3)
+    parts = {"lowest": matrix[:size], "middle": matrix[size:-size], "highest": matrix[-size:]}
+    means = {third: of.mean(skipna=False).dropna() for third, of in parts.items() if len(of)}
+    likest = [f"the {third} to {of.idxmax()} ({of.max():.2f})" for third, of in means.items() if len(of)]
+    if len(matrix) >= 3 and likest:
+        yield f"Of the thirds of {a}'s layers, likest among the layers of {b} by mean CKA: {', '.join(likest)}."
+
+
+def _matrix(part: pd.DataFrame) -> pd.DataFrame:
+    """CKA of the layers of one network (rows) with those of another, as they run."""
+    ordered = part.sort_values(["index_a", "index_b"], kind="stable")
+    matrix = ordered.pivot_table("cka", "layer_a", "layer_b", sort=False, dropna=False, aggfunc="first")
+    return matrix.reindex(index=ordered["layer_a"].unique(), columns=ordered["layer_b"].unique())
+
+
+def matched(result: Result) -> Iterator[str]:
+    """The mean over layers, and the layer that differs most, of each network with the first."""
+    groups = groups_of(result.record)
+    for model, part in _models(result.table.dropna(subset="cka"), "model_b"):
+        least = part.loc[part["cka"].idxmin()]
+        yield (
+            f"{model} with {least['model_a']}: CKA of the same layers is {part['cka'].mean():.2f} on average "
+            f"({NO_INTERVAL}), and least in {least['layer']}, {_by_groups(least['cka'], least['se'], groups)}."
+        )
+
+
+def attention(result: Result) -> Iterator[str]:
+    """The nearest and the farthest head of the first and the last block."""
+    table, images = result.table.dropna(subset="distance_px"), _images(result)
+    for block in dict.fromkeys((table["block"].min(), table["block"].max())) if len(table) else ():
+        part = table[table["block"] == block].sort_values("distance_px", kind="stable")
+        (near, nearest), (far, farthest) = (
+            (int(row["head"]), _by_groups(row["distance_px"], row["distance_px_se"], images, 1))
+            for row in (part.iloc[0], part.iloc[-1])
+        )
+        yield f"In block {block}, head {near} looks nearest, {nearest} px, and head {far} farthest, {farthest} px."
+
+
+def residual(result: Result) -> Iterator[str]:
+    """Skip over branch of each network: the mean over residual sums, each a mean over its tokens."""
+    for model, part in _models(result.table.dropna(subset="ratio")):
+        ratio = part.groupby(["block", "sublayer"])["ratio"].mean().mean()
+        yield f"{model}: a skip is {ratio:.2f} times as long as its branch on average ({NO_INTERVAL})."
+
+
+def localization(result: Result) -> Iterator[str]:
+    """How much more a token is like its own patch than like the others, in the first and the last layer."""
+    groups = groups_of(result.record)
+    for model, part in _models(result.localization_summary.dropna(subset="own_minus_rest")):
+        inside = part[part["where"] == "interior"]
+        part = inside if len(inside) else part[part["where"] == part["where"].iloc[0]]
+        shown = [f"{_by_groups(row['own_minus_rest'], row['se'], groups, 3)} in {row['layer']}" for row in _ends(part)]
+        where = part["where"].iloc[0]
+        yield f"{model}: CKA of {where} tokens with their own patch, less that with the rest: {', '.join(shown)}."
+
+
+def probe(result: Result) -> Iterator[str]:
+    """The layer by which a linear probe tells classes best, from the most training images."""
+    table = result.probe_summary.dropna(subset="accuracy")
+    table = table[~table["aggregation"].isin(["token", "token_mean"])]
+    for model, part in _models(table):
+        counts = part["shots"].astype(str)
+        most = "all" if (counts == "all").any() else max(counts, key=int)
+        part = part[counts == most]
+        best = part.loc[part["accuracy"].idxmax()]
+        of = "all training images" if most == "all" else f"{most} training image{'s' * (most != '1')} per class"
+        layers = part["layer"].nunique()
+        yield (
+            f"{model}: of {layers} layer{'s' * (layers != 1)}, {best['layer']} ({best['aggregation']}) has the best "
+            f"probe, accuracy {_by_t(best['accuracy'], best['se'], best['df'])} from {of}."
+        )
+
+
+def receptive(result: Result) -> Iterator[str]:
+    """The radius that holds half of the gradient, of the first and the last layer."""
+    images = _images(result)
+    groups = None if images is None else min(images, GROUPS)
+    for model, part in _models(result.table.dropna(subset="radius50_px")):
+        ends = [
+            f"{_by_groups(row['radius50_px'], row['radius50_px_se'], groups, 1)} px in {row['layer']}"
+            for row in _ends(part)
+        ]
+        yield f"{model}: the radius that holds half of the gradient is {', and '.join(ends)}."
+
+
+def lesion(result: Result) -> Iterator[str]:
+    """The lesion after which the fewest predictions stay; of networks without classes, the most of layers is lost."""
+    table = result.table[result.table["removed"] != "nothing"]
+    tried = table.groupby(["removed", "block"], sort=False)[["agreement", "kl", "cka"]].mean()
+    if len(known := tried.dropna(subset="agreement")):
+        removed, block = known.sort_values(["agreement", "kl"], ascending=[True, False], kind="stable").index[0]
+        least = known.loc[(removed, block)]
+        what = f"{100 * least['agreement']:.1f} % of predictions stay, and the divergence is {least['kl']:.2f} nats"
+    elif len(known := tried.dropna(subset="cka")):
+        removed, block = known["cka"].idxmin()
+        what = f"layers have CKA {known['cka'].min():.2f} with their own before, on average"
+    else:
+        return
+    yield f"Of {len(tried)} lesions, removing {_taken(removed, block)} does the most harm: {what} ({NO_INTERVAL})."
+
+
+def _taken(removed: str, block: int) -> str:
+    """What a lesion took out, in words."""
+    return f"block {block}" if removed == "block" else f"{removed} of block {block}"
+
+
+def heads(result: Result) -> Iterator[str]:
+    """The rank correlation of distance and CKA, for the first and the last layer of the other network."""
+    table = result.heads_correlation.dropna(subset="spearman")
+    if not len(table):
+        return
+    ends = [
+        f"{_between(row['spearman'], row['low'], row['high'])} for {row['layer_b']}"
+        for row in _ends(table.rename(columns={"index_b": "index"}))
+    ]
+    a, b = table[["model_a", "model_b"]].iloc[0]
+    yield (
+        f"How far heads of {a} look and their CKA with layers of {b} have the rank correlation {', and '.join(ends)}; "
+        "below 0, nearer heads are more alike."
+    )
+
+
+def compare(result: Result) -> Iterator[str]:
+    """The likest and the unlikest pair of networks by each measure."""
+    table = result.networks
+    table = table[table["model_a"] != table["model_b"]].dropna(subset="last")
+    for measure, part in table.groupby("measure", sort=False):
+        ordered = part.sort_values("last", ascending=False, kind="stable")
+        pairs = [frozenset(pair) for pair in zip(ordered["model_a"], ordered["model_b"])]
+        shown = [
+            f"{row['model_a']} with {row['model_b']}, {_between(row['last'], row['last_low'], row['last_high'])}"
+            for row in (ordered.iloc[0], ordered.iloc[-1])
+        ]
+        if len(set(pairs)) == 1:
+            yield f"{measure} of the last layers: {shown[0]}."
+        else:
+            yield f"{measure} of the last layers is most for {shown[0]}, and least for {shown[1]}."
+
+
+def sensitivity(result: Result) -> Iterator[str]:
+    """What each measure says of layers without 90 % of their components: the mean over layers."""
+    table = result.table
+    cut = table[(table["change"] == "components") & (table["amount"] == 0.9)].dropna(subset="value")
+    means = cut.groupby("measure", sort=False)["value"].mean()
+    if len(means):
+        shown = ", ".join(f"{measure} {value:.2f}" for measure, value in means.items())
+        layers = cut["layer"].nunique()
+        yield (
+            f"Without the smallest 90 % of their principal components, {layers} layer{'s' * (layers != 1)} still have "
+            f"a mean similarity to themselves of {shown} (the table has no errors)."
+        )
+
+
+SENTENCES: dict[str, Callable[[Result], Iterator[str]]] = {
+    "cka": cka,
+    "matched": matched,
+    "attention": attention,
+    "residual": residual,
+    "localization": localization,
+    "probe": probe,
+    "receptive": receptive,
+    "receptive_proxy": receptive,
+    "lesion": lesion,
+    "heads": heads,
+    "compare": compare,
+    "sensitivity": sensitivity,
+}

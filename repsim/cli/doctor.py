@@ -1,0 +1,150 @@
+"""`repsim doctor`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+
+from repsim.cli.base import AS_JSON, IMAGENET, main
+from repsim.cli.words import print_json
+from repsim.errors import first_line
+
+REPSIM = "repsim-vision"
+EXTRAS = {
+    "transformers": ("hf", "networks named hf:..."),
+    "open_clip_torch": ("open_clip", "networks named open_clip:..."),
+    "plotly": ("report", "the page of figures, report.html"),
+    "h5py": ("features", "features in .h5 files"),
+}
+"""Libraries that some commands need: with which extra each is installed, and for what."""
+
+
+class Place(NamedTuple):
+    """Where something is looked for."""
+
+    what: str
+    where: str
+    found: bool
+    get: str = ""
+    """What to do where it is not there; empty: nothing lacks."""
+
+
+@main.command(short_help="Say what is installed, what is missing, and how to get it.")
+@AS_JSON
+def doctor(as_json: bool) -> None:
+    """What is installed, what computes, where images and weights are looked for, and what is missing.
+
+    Nothing is loaded but PyTorch, nothing is downloaded, and the model hub is not asked.
+    """
+    libraries, found = versions(), [*places()]
+    missing = {name: _install(name) for name, number in libraries.items() if number is None}
+    missing |= {place.what: place.get for place in found if not place.found and place.get}
+    computing = device()
+    if as_json:
+        said = [{"what": place.what, "where": place.where, "found": place.found} for place in found]
+        listed = [{"what": what, "get": get} for what, get in missing.items()]
+        print_json({"versions": libraries, "device": computing, "places": said, "missing": listed})
+        return
+    _section("Versions", {name: number or "not installed" for name, number in libraries.items()})
+    _section("Computing", computing)
+    _section("Images and weights", {of.what: f"{of.where}" + ("" if of.found else "  (not there)") for of in found})
+    _section("Missing", missing or {"nothing": "all that repsim can use is there"})
+
+
+def _section(title: str, rows: dict[str, Any]) -> None:
+    width = max(map(len, rows))
+    click.echo("\n".join([f"{title}:", *(f"  {name.ljust(width)}  {value}" for name, value in rows.items())]))
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python, repsim, the libraries that it needs, and those that some commands need; None: not installed."""
+    try:
+        needed = [re.match(r"[\w.-]+", each)[0] for each in requires(REPSIM) or () if "extra ==" not in each]
+    except PackageNotFoundError:  # run from a folder in which nothing was installed
+        needed = ["torch", "timm", "numpy"]
+    first = [name for name in ("torch", "timm", "numpy") if name in needed]
+    names = dict.fromkeys([REPSIM, *first, *sorted(needed), *EXTRAS])
+    return {"python": platform.python_version(), **{name: _version(name) for name in names}}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _install(name: str) -> str:
+    if name in EXTRAS:
+        extra, purpose = EXTRAS[name]
+        return f"pip install '{REPSIM}[{extra}]', for {purpose}"
+    return f"pip install {name}"
+
+
+def device() -> dict[str, str]:
+    """What networks run on, threads, and memory."""
+    try:
+        import torch
+    except Exception as error:  # a broken library fails in many ways
+        return {"torch": f"cannot be loaded: {first_line(error)}"}
+    cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    shown = [f"cuda:{i} ({card.name}, {_gib(card.total_memory)})" for i, card in enumerate(cards)]
+    said = {
+        "CUDA": ", ".join(shown) or "there is none; networks run on the CPU",
+        "threads": f"{torch.get_num_threads()}, on {os.cpu_count()} cores",
+    }
+    try:
+        from repsim.networks.memory import free
+    except Exception as error:
+        return {**said, "free memory": f"not known: {first_line(error)}"}
+    return {**said, "free memory": _gib(free())}
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
+def places() -> Iterator[Place]:
+    """Where images and weights are looked for, in the order in which they are."""
+    package = Path(__file__).parents[1]
+    sample = package / "sample" / "fashion_mnist.npz"
+    weights, anew = [*(package / "weights").glob("*.safetensors")], f"install {REPSIM} anew"
+    yield Place("bundled images", str(sample), sample.is_file(), anew)
+    yield Place("bundled weights", f"{package / 'weights'}, of {len(weights)} networks", bool(weights), anew)
+    named = os.environ.get("REPSIM_IMAGENET")
+    at_variable, at_folder = bool(named) and Path(named).is_dir(), Path(IMAGENET).is_dir()
+    how = "" if at_variable or at_folder else f"put its validation images into {IMAGENET}, or name their folder"
+    yield Place("ImageNet, $REPSIM_IMAGENET", named or "the variable is not set", at_variable)
+    yield Place(f"ImageNet, {IMAGENET}", str(Path(IMAGENET).absolute()), at_folder, how and f"{how} in REPSIM_IMAGENET")
+    yield _fashion_mnist()
+    yield _hub()
+
+
+def _fashion_mnist() -> Place:
+    what = "Fashion-MNIST, all of it"
+    get = "apt-get install dataset-fashion-mnist, or let `--data fashion-mnist` download it"
+    try:
+        from repsim.images.sources import FASHION_MNIST_PLACES
+    except Exception as error:  # it loads libraries, of which one may be broken
+        return Place(what, f"not looked for: {first_line(error)}", False)
+    there = [place for place in FASHION_MNIST_PLACES if any(place.glob("t10k-images-idx3-ubyte*"))]
+    return Place(what, " or ".join(map(str, there or FASHION_MNIST_PLACES)), bool(there), get)
+
+
+def _hub() -> Place:
+    what = "cache of Hugging Face"
+    try:
+        from huggingface_hub.constants import HF_HUB_CACHE
+    except Exception as error:
+        return Place(what, f"not looked for: {first_line(error)}", False)
+    cached = len(list(Path(HF_HUB_CACHE).glob("models--*")))
+    where = f"{HF_HUB_CACHE}, with {cached} model{'s' * (cached != 1)}" if cached else str(HF_HUB_CACHE)
+    get = "weights are downloaded when a network is first loaded; without a connection, copy another machine's cache"
+    return Place(what, where, bool(cached), get)

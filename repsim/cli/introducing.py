@@ -1,0 +1,50 @@
+"""What is said of the networks before a run: one line for each, and in what their images differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def introduced(network: Any) -> str:
+    """Name, size, mean, standard deviation and crop of the images, and weights of a network, in one line."""
+    if getattr(network, "features", None) is not None:
+        return f"{network.name}: features from files"
+    made = network.transform.record()
+    parts = [_size(made)] if made.get("input_size") else []
+    if "mean" in made:
+        parts += [f"mean {_numbers(made['mean'])}", f"std {_numbers(made['std'])}", f"crop {made['crop_pct']:g}"]
+    elif "by" in made:
+        parts.append(f"prepared by {made['by']}")
+    return f"{network.name}: {', '.join([*parts, f'weights {network.weights}'])}"
+
+
+def differences(networks: Sequence[Any]) -> list[str]:
+    """A sentence where networks see images of other sizes, and one where they see them normalised otherwise."""
+    sizes: dict[str, list[str]] = {}
+    scales: dict[str, list[str]] = {}
+    for network in networks:
+        if getattr(network, "features", None) is not None:
+            continue
+        made = network.transform.record()
+        if made.get("input_size"):
+            sizes.setdefault(_size(made), []).append(network.name)
+        if "mean" in made:
+            scale = f"mean {_numbers(made['mean'])} and std {_numbers(made['std'])}"
+            scales.setdefault(scale, []).append(network.name)
+    return [
+        f"networks see images {what}, which may be part of what differs between them: "
+        + "; ".join(f"{', '.join(names)} {value}" for value, names in found.items())
+        for what, found in (("of different sizes", sizes), ("normalised differently", scales))
+        if len(found) > 1
+    ]
+
+
+def _size(made: dict[str, Any]) -> str:
+    channels, height, width = made["input_size"]
+    return f"{height} x {width} px, {channels} channel{'s' * (channels != 1)}"
+
+
+def _numbers(values: Sequence[float]) -> str:
+    """A number for each channel; one where they are all the same."""
+    return "/".join(f"{value:.3g}" for value in (values[:1] if len(set(values)) == 1 else values))
