@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from repsim.errors import UsageError
-from repsim.plots.style import Figure, entitle, freedom, half_widths, label, legend, literal, look, named
+from repsim.plots.style import Figure, entitle, freedom, half_widths, label, legend, literal, look, named, room
 
 PANEL = 3.2
 """Inches of a panel's width."""
@@ -98,7 +98,8 @@ def head_similarity(table: pd.DataFrame, *, groups: int | None = None, ax: Axes 
             drawn.append((ax.errorbar(part["distance_px"], part["cka"], yerr=half, label=layer, **style), layer))
         ax.set(xlabel="mean attention distance of the heads (px)", ylabel="CKA")
         label(ax, title=f"heads of {table['model_a'].iloc[0]}\nagainst {table['model_b'].iloc[0]}", inches=PANEL)
-        legend(ax, drawn, loc="upper left", bbox_to_anchor=(1, 1))  # points are anywhere on the panel
+        beside = {} if room(layers) else {"loc": "upper left", "bbox_to_anchor": (1, 1)}  # points may be anywhere
+        legend(ax, drawn, **beside)
     return ax
 
 
