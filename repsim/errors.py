@@ -59,4 +59,5 @@ def one_of(what: str, got: str, choices: Iterable[str], advice: str = "") -> Usa
         hint = f"; choose one of {', '.join(choices)}"
     else:
         hint = ""
-    return UsageError(f"unknown {what} {got!r}{hint}" + (f" {advice}" if advice else ""))
+    joint = "" if not advice else " " if hint.endswith("?") else "; "
+    return UsageError(f"unknown {what} {got!r}{hint}{joint}{advice}")
