@@ -227,7 +227,7 @@ class ImageSet:
         """What each chosen image is known by, in the order of the choice; see `available_ids`.
 
         >>> ImageSet("sample", images=100).ids[:2]
-        ['test/44', 'test/239']
+        ['test/1044', 'test/2591']
         """
         ids = self.available_ids
         return None if ids is None else [ids[number] for number in self.chosen.tolist()]
