@@ -778,6 +778,14 @@ def standing(features: Sequence[Any], device: str | None) -> list[Any]:
 LAYERS = click.option(
     "--layers", default="blocks", show_default=True, help="`blocks`, `paper`, `all`, or a regular expression."
 )
+
+
+def tokens_option(default: str) -> Callable:
+    """`--tokens`, what of a layer stands for an image."""
+    choice = click.Choice(["all", "cls", "spatial", "pooled"])
+    return click.option("--tokens", type=choice, default=default, show_default=True)
+
+
 MODEL = "Alias, timm name, hf:..., torchvision:..., open_clip:..., local-dir:... or package.module:factory."
 
 

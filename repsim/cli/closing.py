@@ -11,13 +11,11 @@ import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from scipy.stats import t
+import pandas as pd
 
-from repsim.plots.style import GROUPS, groups_of, groups_of_images
+from repsim.plots.style import GROUPS, groups_of, groups_of_images, half_widths
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from repsim.studies.results import Result
 
 NO_INTERVAL = "no interval: the table has the errors of its rows alone"
@@ -49,7 +47,7 @@ def _by_groups(value: float, se: float, groups: int | None, digits: int = 2) -> 
 
 def _by_t(value: float, se: float, df: float, digits: int = 2) -> str:
     """A number with its 95 % interval by Student's t."""
-    half = t.ppf(0.975, df) * se if df > 0 and se > 0 else math.nan
+    half = float(half_widths(pd.Series([se]), df).iloc[0])
     return _between(value, value - half, value + half, digits)
 
 

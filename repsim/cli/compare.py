@@ -15,6 +15,7 @@ from repsim.cli.base import (
     known_models,
     main,
     read_features,
+    tokens_option,
     weights_options,
 )
 from repsim.cli.pictures import draw, pictures
@@ -41,7 +42,7 @@ ORDERS = 10_000
 @click.option(
     "--layers", default="last", show_default=True, help="`last`, `blocks`, `paper`, `all`, or a regular expression."
 )
-@click.option("--tokens", type=click.Choice(["all", "cls", "spatial", "pooled"]), default="pooled", show_default=True)
+@tokens_option("pooled")
 @click.option(
     "--null",
     type=int,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from repsim.cli.base import LAYERS, Job, each_model, job_options, main, model_options
+from repsim.cli.base import LAYERS, Job, each_model, job_options, main, model_options, tokens_option
 from repsim.cli.words import say
 from repsim.errors import UsageError
 
@@ -14,7 +14,7 @@ from repsim.errors import UsageError
 @main.command(short_help="Write the features of layers into files.")
 @model_options("", " Repeatable.", ("vit_mini",), several=True)
 @LAYERS
-@click.option("--tokens", type=click.Choice(["all", "cls", "spatial", "pooled"]), default="all", show_default=True)
+@tokens_option("all")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16"]),

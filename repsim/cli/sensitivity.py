@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from repsim.cli.base import LAYERS, Asked, Job, Model, job_options, known_models, main, weights_options
+from repsim.cli.base import LAYERS, Asked, Job, Model, job_options, known_models, main, tokens_option, weights_options
 from repsim.cli.pictures import draw, pictures
 
 
@@ -21,7 +21,7 @@ from repsim.cli.pictures import draw, pictures
     help="As of `repsim compare`. Repeatable.  [default: all]",
 )
 @LAYERS
-@click.option("--tokens", type=click.Choice(["all", "cls", "spatial", "pooled"]), default="pooled", show_default=True)
+@tokens_option("pooled")
 @job_options("sensitivity", images=500, batch_size=50, of="forward pass")
 def sensitivity(
     job: Job,

@@ -16,6 +16,7 @@ from repsim.cli.base import (
     main,
     model_options,
     read_features,
+    tokens_option,
 )
 from repsim.cli.pictures import draw, pictures
 from repsim.cli.words import PASSES, check_range
@@ -34,7 +35,7 @@ from repsim.errors import UsageError
 )
 @FEATURES
 @LAYERS
-@click.option("--tokens", type=click.Choice(["all", "cls", "spatial", "pooled"]), default="all", show_default=True)
+@tokens_option("all")
 @click.option("--repeats", type=int, default=1, show_default=True, help="Passes over newly drawn images.")
 @job_options("cka", images=2560, batch_size=256, of="minibatch of CKA")
 def cka(

@@ -110,9 +110,9 @@ class LeftOut:
             if count:
                 yield rest, count
 
-    def compute(self) -> tuple[Tensor, Tensor]:
-        """The values and their jackknife standard errors, (P,) each."""
-        return jackknife(self, lambda values: values)
+    def compute(self, statistic: Callable[[Tensor], Tensor] = lambda values: values) -> tuple[Tensor, Tensor]:
+        """The values, or a statistic of them, with jackknife standard errors, as `BatchMeans.compute` gives them."""
+        return jackknife(self, statistic)
 
 
 def cka_row(x: Tensor) -> Tensor:

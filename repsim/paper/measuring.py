@@ -51,7 +51,7 @@ from repsim.studies.probe_passes import Features, Fitting, Place, Testing
 from repsim.studies.receptive import ReceptiveFields, places_of
 from repsim.studies.residual import ResidualNorms
 from repsim.studies.results import Begun, Notices, Result
-from repsim.studies.similarity import LayerSimilarity, MatchedSimilarity
+from repsim.studies.similarity import LayerSimilarity, MatchedSimilarity, slices
 
 
 class Cannot(RepsimError):
@@ -441,12 +441,6 @@ def drawn_pairs(panels: str, names: list[str]) -> list[tuple[str, str]]:
 def rows_of(study: LayerSimilarity) -> list[slice]:
     """The rows of the CKA matrix of all layers that belong to each network."""
     return slices([len(of) for of in study.layers])
-
-
-def slices(lengths: Sequence[int]) -> list[slice]:
-    """Where each of several parts lies, one after the other."""
-    ends = np.cumsum([0, *lengths]).tolist()
-    return [slice(low, high) for low, high in zip(ends, ends[1:])]
 
 
 def _statistics(exhibit: exhibits.Similarity, names: list[str], where: list[slice]) -> list[Statistic]:

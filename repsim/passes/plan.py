@@ -108,9 +108,8 @@ AHEAD = 3
 
 def plan(takes: Callable[[int], Takes], networks: Sequence[Runs], batch_size: int) -> Plan:
     """How a pass that is about to begin fits into the budget; see `fits`. Who listens is told."""
-    found, limit = fits(takes, networks, batch_size), _current()
-    if limit.say is not None:
-        limit.say(f"memory: {_words(found)}; {size_in_words(limit.budget)} may be taken")
+    found = fits(takes, networks, batch_size)
+    tell(f"memory: {_words(found)}; {size_in_words(_current().budget)} may be taken")
     return found
 
 
@@ -132,7 +131,7 @@ def fits(takes: Callable[[int], Takes], networks: Sequence[Runs], batch_size: in
 
 
 def tell(text: str) -> None:
-    """Tell who listens what a pass takes beside memory."""
+    """Tell who listens what a pass takes."""
     if (say := _current().say) is not None:
         say(text)
 

@@ -19,7 +19,7 @@ from repsim.images.image_set import Batch, Counts
 from repsim.measures.catalogue import MEASURES, Held, LeftOut, Measure, Streamed
 from repsim.measures.cka import normalise
 from repsim.measures.inputs import whole
-from repsim.measures.intervals import interval, jackknife
+from repsim.measures.intervals import interval
 from repsim.measures.mds import mds, turned
 from repsim.measures.running import FEWEST, GROUPS, BatchMeans, GroupedSums, Joined, kept
 from repsim.networks.layers import Layer, find_layers
@@ -30,7 +30,7 @@ from repsim.passes.seen import Seen
 from repsim.passes.study import Study
 from repsim.passes.sweep import Passing, require_finite, sweep
 from repsim.studies.results import AnyImages, AnyNetwork, Result, begin, study
-from repsim.studies.similarity import BYTES_OF_ROW, MOST, pairs_of_layers
+from repsim.studies.similarity import BYTES_OF_ROW, MOST, pairs_of_layers, slices
 from repsim.tables import COMPARE, COMPARE_MAP, COMPARE_NETWORKS
 
 LAST = "last"
@@ -42,6 +42,7 @@ BUNDLED = "repsim.networks.minis:"
 """How the source of a bundled network begins; the rest is its name."""
 
 
+@kept
 class _Sums(NamedTuple):
     streamed: dict[str, BatchMeans]
     """Name of a measure -> products of the rows of all layers."""
@@ -51,9 +52,6 @@ class _Sums(NamedTuple):
     """Of each layer, its features."""
     groups: Joined
     """In which group of the jackknife each image is, where images come in groups."""
-
-
-kept(_Sums)
 
 
 class Comparison(Study):
@@ -183,7 +181,7 @@ class Comparison(Study):
             products = self.sums.null[measure.name].mean()
             own = torch.eye(products.shape[-1], dtype=torch.bool, device=products.device)
             by_chance = torch.stack([measure.finish(torch.where(own, sums.mean(), each)) for each in products])
-        return Found(measure, _Finished(sums), by_chance)
+        return Found(measure, measure.finish(sums.mean()), sums, by_chance)
 
     def _held(self, measure: Held, rows: Sequence[Tensor], prepared: Sequence[Any]) -> Found:
         count, images = len(rows), len(rows[0])
@@ -208,7 +206,7 @@ class Comparison(Study):
             by_chance = torch.stack(tried)
         without = measure.without(prepared, pairs, groups)
         left_out = LeftOut(matrix(measure.values(prepared, pairs)), torch.stack(list(map(matrix, without))), groups)
-        return Found(measure, left_out, by_chance)
+        return Found(measure, left_out.values, left_out, by_chance)
 
     def tables(
         self, untrained: Comparison | None = None, of: Sequence[int] = ()
@@ -219,11 +217,10 @@ class Comparison(Study):
             untrained: the same measures between networks without training.
             of: the numbers of the networks that these are without training.
         """
-        ends = np.cumsum([0, *map(len, self.layers)]).tolist()
-        where = [slice(low, high) for low, high in zip(ends, ends[1:])]
+        where = slices([*map(len, self.layers)])
         names = [network.name for network in self.networks]
         pairs = pairs_of_layers(self.networks, self.layers)
-        at = torch.cat([torch.arange(ends[-1])[where[number]] for number in of]) if of else torch.arange(0)
+        at = torch.cat([torch.arange(where[-1].stop)[where[number]] for number in of]) if of else torch.arange(0)
         twins = [None] * len(self.measures) if untrained is None else [each.value for each in untrained.found()]
         layers, networks, maps = [], [], []
         for each, twin in zip(self.found(), twins):
@@ -244,44 +241,20 @@ class Comparison(Study):
 
 
 @dataclass(frozen=True)
-class _Finished:
-    """Means over batches as the measure is made of them, in the form that `jackknife` takes."""
-
-    sums: BatchMeans
-
-    @property
-    def counts(self) -> Tensor:
-        return self.sums.counts
-
-    @property
-    def batches(self) -> int:
-        return self.sums.batches
-
-    def mean(self) -> Tensor:
-        return self.sums.finish(self.sums.mean())
-
-    def leave_one_out(self) -> Iterator[tuple[Tensor, int]]:
-        for rest, size in self.sums.leave_one_out():
-            yield self.sums.finish(rest), size
-
-
-@dataclass(frozen=True)
 class Found:
     """What a measure gives: (N, N) of the layers of all networks, and that without each group of images."""
 
     measure: Measure
-    values: _Finished | LeftOut
+    value: Tensor
+    sums: BatchMeans | LeftOut
+    """By which statistics of the values have errors."""
     by_chance: Tensor | None
     """(orders, N, N), of images in other orders on one side."""
 
     @property
-    def value(self) -> Tensor:
-        return self.values.mean()
-
-    @property
     def df(self) -> int:
         """Degrees of freedom of standard errors."""
-        groups = sum(0 < size < self.values.batches for size in self.values.counts.tolist())
+        groups = sum(0 < size < self.sums.batches for size in self.sums.counts.tolist())
         return max(self.measure.degrees(groups) if isinstance(self.measure, Held) else groups - 1, 0)
 
     def with_errors(self, where: Sequence[slice]) -> tuple[Tensor, Tensor, Tensor]:
@@ -296,7 +269,7 @@ class Found:
             best = [value[a, b].amax(1).mean() for a in where for b in where]
             return torch.cat([value.flatten(), value[last][:, last].flatten(), torch.stack(best)])
 
-        value, se = jackknife(self.values, statistics)
+        value, se = self.sums.compute(statistics)
         square = where[-1].stop
         parts = [each.split([square**2, count**2, count**2]) for each in (value, se)]
         (layers, *networks), (layers_se, *networks_se) = parts
@@ -386,7 +359,7 @@ def table_of_map(found: Found, names: Sequence[str], where: Sequence[slice]) -> 
         # The squared length along the diagonal has the covariance of x and y in it.
         return torch.stack([x, y, (x + y) / 2**0.5])
 
-    _, (x_se, y_se, both_se) = jackknife(found.values, placed)
+    _, (x_se, y_se, both_se) = found.sums.compute(placed)
     covariance = both_se**2 - (x_se**2 + y_se**2) / 2
     rows = zip(names, *(each.tolist() for each in (*positions.T, x_se, y_se, covariance)))
     return pd.DataFrame([(found.measure.name, *row, found.df, stress.item()) for row in rows], columns=COMPARE_MAP)

@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager
 from typing import Any, Unpack
 
 import pandas as pd
-from torch import Tensor
 
 from repsim.errors import UsageError
 from repsim.images.image_set import Batch, Counts
@@ -21,7 +20,7 @@ from repsim.passes.plan import Takes
 from repsim.passes.seen import Seen
 from repsim.passes.study import Study
 from repsim.passes.sweep import Passing, require_finite, sweep
-from repsim.studies.compare import chosen_layers, measures_of
+from repsim.studies.compare import LAST, chosen_layers, measures_of
 from repsim.studies.results import AnyImages, AnyNetwork, Result, begin, study
 from repsim.tables import SENSITIVITY
 
@@ -83,16 +82,12 @@ class Sensitivity(Study):
             x = joined.values
             for change, (changed, amounts) in CHANGES.items():
                 for amount in amounts:
-                    y = _like(x, changed(x, amount) if change == "components" else changed(x, amount, self.seed))
+                    y = changed(x, amount) if change == "components" else changed(x, amount, self.seed)
+                    y = y.to(x.dtype)  # so that rounding is what it would be
                     for measure in self.measures:
                         at = (measure.name, self.networks[0].name, layer.name, layer.index, layer.depth)
                         rows.append((*at, change, amount, measure.value(x, y)))
         return pd.DataFrame(rows, columns=SENSITIVITY)
-
-
-def _like(x: Tensor, changed: Tensor) -> Tensor:
-    """Of the type that the features came in: rounding is what it would be."""
-    return changed.to(x.dtype)
 
 
 @study
@@ -133,7 +128,7 @@ def sensitivity(
 
     Reference: `repsim.measures.changes`.
     """
-    begun = begin(network, images, most=MOST, layers=None if layers == "last" else layers)
+    begun = begin(network, images, most=MOST, layers=None if layers == LAST else layers)
     if len(begun.networks) > 1:
         raise UsageError(f"sensitivity is of one network, got {len(begun.networks)}; call it for each")
     names = [measure.name for measure in measures_of(list(MEASURES) if measures is None else measures)]

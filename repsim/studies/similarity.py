@@ -137,6 +137,12 @@ def pairs_of_layers(networks: Sequence[Network], layers: Sequence[Sequence[Layer
     )
 
 
+def slices(lengths: Sequence[int]) -> list[slice]:
+    """Where each of several parts lies, one after the other."""
+    ends = np.cumsum([0, *lengths]).tolist()
+    return [slice(low, high) for low, high in zip(ends, ends[1:])]
+
+
 def grams_of(layers: Sequence[Layer], size: int) -> int:
     """Bytes that the Grams of layers take until a batch of so many images is summed, and what making them takes.
 
