@@ -333,7 +333,7 @@ class RowNumbers:
 class FeatureNetwork(Network):
     """Features in the place of a network: its layers are theirs, and its inputs are numbers of their rows, (n,)."""
 
-    features: Features | None = None
+    features: Features = field(kw_only=True)
     on: torch.device = torch.device("cpu")
     """Where its rows go."""
 

@@ -48,7 +48,7 @@ def varies(squares: Tensor, size: Tensor, n: int | Tensor, eps: float) -> Tensor
     return squares > n * (CONSTANT * eps * size) ** 2
 
 
-def nonzero(norm: Tensor, trace: Tensor, eps: float) -> Tensor:
+def nonzero(norm: Tensor, trace: Tensor | float, eps: float) -> Tensor:
     """Whether a U-centred Gram of this norm, of centred features whose Gram has this trace, is not zero."""
     return norm > ZERO * eps * trace
 

@@ -276,7 +276,7 @@ class ByHalves:
 
         In float32: U has columns of one size, so that its Grams of halves are near half of the identity.
         """
-        each = [Principal(*(None if part is None else part.float() for part in x)) for x in each]
+        each = [Principal(x.left.float(), x.sizes.float(), None if x.right is None else x.right.float()) for x in each]
         sides = torch.cat([signs, ~signs]).float()  # (2 C, G)
         sizes = sides @ torch.bincount(groups).float()
         order = groups.argsort()
@@ -291,10 +291,10 @@ class ByHalves:
             return (sides @ plain.flatten(1)).view(-1, *plain.shape[1:]) - means
 
         used = sorted({i for pair in pairs for i in pair if len(each[i].sizes)})
-        halves = {i: self._halves(each[i], products(i, i), sizes) for i in used}
+        halves = {i: found for i in used if (found := self._halves(each[i], products(i, i), sizes))}
         found = torch.full((len(sides), len(pairs)), torch.nan).to(sides)
         for (i, j), asked in _both_ways(pairs).items():
-            if not (halves.get(i) and halves.get(j)):
+            if i not in halves or j not in halves:
                 continue
             for side, product in enumerate(products(i, j)):
                 x, y = halves[i][side], halves[j][side]

@@ -89,7 +89,8 @@ def gram(x: Tensor) -> tuple[Tensor, Tensor]:
         total[:half, :half] = upper[:, :, :half].sum(0, dtype=torch.float64)
         total[half:, half:] = lower.sum(0, dtype=torch.float64)
         total[:half, half:], total[half:, :half] = across, across.T
-        sizes = sum(part.diagonal(dim1=1, dim2=2).sum(1, dtype=torch.float64) for part in (upper, lower)) / n
+        first, rest = (part.diagonal(dim1=1, dim2=2).sum(1, dtype=torch.float64) for part in (upper, lower))
+        sizes = (first + rest) / n
     squares = sizes.square().sum()
     if blocks * width < p:
         rest = x[:, blocks * width :]
@@ -369,7 +370,7 @@ def without_groups(a: Tensor, b: Tensor, group: Tensor, *, paired: bool = False)
         x, y = x.double().flatten(1), y.double().flatten(1)
         return (x * y).sum(1) if paired else x @ y.T
 
-    group, found = group.to(a.device), []
+    group, found = group.to(a.device), list[Tensor]()
     members = [group == number for number in group.unique()]
     rows = [inner(a[:, out], b[:, out]) for out in members]
     whole, totals = sum(rows), [(x, x.sum(2, dtype=torch.float64)) for x in (a, b)]

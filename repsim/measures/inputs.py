@@ -155,7 +155,7 @@ def _of_sequence(value: Sequence[Any], what: str) -> Tensor:
 def _plain_array(value: Sequence[Any], what: str) -> np.ndarray:
     """Numbers each in float64, or as whole numbers, for float64 would hide that they are too long."""
     array = np.asarray(value)
-    if array.dtype.kind == "f" and any(isinstance(each, numbers.Integral) and abs(each) > EXACT for each in value):
+    if array.dtype.kind == "f" and any(isinstance(each, numbers.Integral) and abs(int(each)) > EXACT for each in value):
         raise _too_long(what)
     return array
 
@@ -193,7 +193,7 @@ def _of_objects(array: np.ndarray, what: str) -> np.ndarray:
             raise _complex(what)
         if each is np.ma.masked or not isinstance(each, (numbers.Real, Decimal, np.bool_)):
             raise _no_numbers(each, what)
-        if isinstance(each, numbers.Integral) and abs(each) > EXACT:
+        if isinstance(each, numbers.Integral) and abs(int(each)) > EXACT:
             raise _too_long(what)
         try:
             found[index] = float(each)

@@ -8,7 +8,7 @@ intervals is about these functions.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -20,9 +20,28 @@ if TYPE_CHECKING:
 
 ROUNDING = 1e-6
 """A standard error of less, as a share of the value or of 1, is of what float32 cannot tell apart, and says nothing."""
+Mean = TypeVar("Mean", covariant=True)
 
 
-def jackknife(sums: GroupedSums | Together, statistic: Callable[[Any], Tensor]) -> tuple[Tensor, Tensor]:
+class InGroups(Protocol[Mean]):
+    """What a jackknife takes: a mean over batches, or several, and the same without each group of them."""
+
+    @property
+    def batches(self) -> int: ...
+
+    @property
+    def counts(self) -> Tensor:
+        """(groups,) batches in each group."""
+        ...
+
+    def mean(self) -> Mean: ...
+
+    def leave_one_out(self) -> Iterator[tuple[Mean, int]]:
+        """For each group that holds batches: the mean over all others, and the group's size."""
+        ...
+
+
+def jackknife(sums: InGroups[Mean], statistic: Callable[[Mean], Tensor]) -> tuple[Tensor, Tensor]:
     r"""A function of the mean over batches, with its jackknife standard error.
 
     With g groups of m_j out of k batches, h_j = k / m_j and theta_(-j) the statistic without
@@ -53,9 +72,10 @@ def jackknife(sums: GroupedSums | Together, statistic: Callable[[Any], Tensor]) 
     groups = sum(0 < size < sums.batches for size in sums.counts.tolist())
     if groups < 2:
         return theta, torch.full_like(theta, torch.nan)
-    estimate = groups * theta - sum((1 - 1 / h) * rest for rest, h in without())
-    variance = sum((h * theta - (h - 1) * rest - estimate) ** 2 / (h - 1) for rest, h in without()) / groups
-    return theta, variance.sqrt()
+    nothing = torch.zeros_like(theta)
+    estimate = groups * theta - sum(((1 - 1 / h) * rest for rest, h in without()), nothing)
+    squares = sum(((h * theta - (h - 1) * rest - estimate) ** 2 / (h - 1) for rest, h in without()), nothing)
+    return theta, (squares / groups).sqrt()
 
 
 def effective_groups(sums: GroupedSums, parts: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:

@@ -94,7 +94,7 @@ def cut(images: Tensor, grid: tuple[int, int]) -> Tensor:
 def patch_grams(patches: Tensor) -> Patches:
     """Reduce the patches of one batch, (n, j, q), to their U-centred Grams, computed in float64."""
     patches = _checked(patches, "patches", "(n, j, q)")
-    directions, norms = [], []
+    directions, norms = list[Tensor](), list[Tensor]()
     for part in _parts(patches, torch.float64):
         grams = u_centred_grams(part, torch.float64)
         directions.append((grams.rows / torch.where(grams.norms > 0, grams.norms, torch.inf)[:, None]).float())

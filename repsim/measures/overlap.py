@@ -117,7 +117,7 @@ def neighbours(x: Any, what: str = "x", *, k: int = K, spare: int = K) -> Neighb
 
 def _searched(k: int, x: Tensor, count: int) -> Neighbours:
     n = len(x)
-    nearest, cosines = [], []
+    nearest, cosines = list[Tensor](), list[Tensor]()
     for start in range(0, n, ROWS):
         near = x[start : start + ROWS] @ x.mT
         near.diagonal(start).fill_(-torch.inf)

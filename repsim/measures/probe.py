@@ -75,16 +75,14 @@ class ProbeSums(Accumulator):
     def __init__(self, classes: int) -> None:
         self.counts = torch.zeros(whole(classes, "classes"), dtype=torch.int64)
         self.eps = 0.0
-        self.origin: Tensor | None = None
-        self.totals: Tensor | None = None
-        self.squares: Tensor | None = None
+        self.origin = self.totals = self.squares = torch.zeros(0, 0)  # of no probes, until there are images
 
     @torch.no_grad()
     def update(self, x: Tensor, labels: Tensor) -> ProbeSums:
         """Add images: features (n, m, d), or (n, d) for a single probe, and their classes (n,), from 0."""
         x, labels = _checked(x, labels, self)
         x = x.double()
-        if self.origin is None:
+        if not len(self.origin):
             m, _, d = x.shape
             self.origin = x.mean(1)
             self.totals = x.new_zeros(m, len(self.counts), d)
@@ -111,8 +109,8 @@ class ProbeSums(Accumulator):
         """The sums over the images of both."""
         if isinstance(other, ProbeRows):
             other = ProbeSums(len(self.counts)).update(other.features.transpose(0, 1), other.labels)
-        if other.origin is None or self.origin is None:
-            return self if other.origin is None else other
+        if not (len(other.origin) and len(self.origin)):
+            return other if len(other.origin) else self
         other, merged = other.moved(self.origin), ProbeSums(len(self.counts))
         merged.counts, merged.origin = self.counts + other.counts, self.origin
         merged.eps = max(self.eps, other.eps)
@@ -122,7 +120,8 @@ class ProbeSums(Accumulator):
     @property
     def shape(self) -> tuple[int, int]:
         """m probes of d features."""
-        return tuple(self.origin.shape)
+        m, d = self.origin.shape
+        return m, d
 
     def part(self, probes: slice) -> ProbeSums:
         """The sums of some of the m probes: views."""
@@ -204,7 +203,8 @@ class ProbeRows(Accumulator):
     @property
     def shape(self) -> tuple[int, int]:
         """m probes of d features."""
-        return tuple(self._features[0].shape[::2])
+        m, _, d = self._features[0].shape
+        return m, d
 
     def part(self, probes: slice) -> ProbeRows:
         """The features of some of the m probes: views."""

@@ -131,7 +131,8 @@ def field_statistics(field: Tensor, grid: tuple[int, int]) -> FieldStatistics:
         UsageError: a field that is negative or not finite somewhere, or a grid that is finer than it.
     """
     field = tensor(field, "field", "(h, w)")
-    rings = Rings(*field.shape, grid)
+    height, width = field.shape
+    rings = Rings(height, width, grid)
     if not (torch.isfinite(field).all() and (field >= 0).all()):
         raise UsageError("a receptive field must be finite and not negative: take absolute values of gradients")
     field, largest = field.double(), field.max()

@@ -88,7 +88,7 @@ def predictor(x: Any, what: str = "x", *, seed: int = 0) -> Predictor:
     z = narrow(z)
     n = len(z)
     shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(z.device)
-    gram, folds = z.mT @ z, []
+    gram, folds = z.mT @ z, list[Fold]()
     for inside in shuffled.tensor_split(FOLDS):
         own = z[inside]
         total = own.sum(0)

@@ -71,21 +71,27 @@ class GroupedSums(Accumulator):
 
     def __init__(self, groups: int = GROUPS) -> None:
         self.counts = torch.zeros(groups, dtype=torch.int64)
-        self.sums: Tensor | None = None
+        self._sums: Tensor | None = None
+
+    @property
+    def sums(self) -> Tensor:
+        if self._sums is None:
+            raise RepsimError("nothing was summed: not one whole batch was seen")
+        return self._sums
 
     def __getstate__(self) -> dict[str, Any]:
         """What is saved: the sums of groups that hold something."""
         state = dict(vars(self))
-        if self.sums is not None:
-            state["sums"] = self.sums[self.counts > 0]
+        if self._sums is not None:
+            state["_sums"] = self._sums[self.counts > 0]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        if self.sums is not None:
-            kept, shape = self.sums, self.sums.shape[1:]
-            self.sums = kept.new_zeros(len(self.counts), *shape)
-            self.sums[self.counts > 0] = kept
+        if self._sums is not None:
+            kept, shape = self._sums, self._sums.shape[1:]
+            self._sums = kept.new_zeros(len(self.counts), *shape)
+            self._sums[self.counts > 0] = kept
 
     @property
     def batches(self) -> int:
@@ -98,14 +104,14 @@ class GroupedSums(Accumulator):
         return int((self.counts > 0).sum())
 
     @torch.no_grad()
-    def update(self, value: Tensor, batch: int | None = None) -> GroupedSums:
-        """Add the value of one batch; `batch` is its number where batches arrive out of order."""
-        return self._add(value, 1, self.batches if batch is None else batch)
+    def update(self, value: Tensor, group: int | None = None) -> Self:
+        """Add the value of one batch; `group` is its number where batches arrive out of order."""
+        return self._add(value, 1, self.batches if group is None else group)
 
     def _add(self, value: Tensor, count: int, batch: int) -> Self:
-        if self.sums is None:
+        if self._sums is None:
             shape = (len(self.counts), *value.shape)
-            self.sums = torch.zeros(shape, dtype=torch.float64, device=value.device)
+            self._sums = torch.zeros(shape, dtype=torch.float64, device=value.device)
         if value.shape != self.sums.shape[1:]:
             before, now = tuple(self.sums.shape[1:]), tuple(value.shape)
             raise UsageError(f"every batch needs a value of one shape, as of the same layers: got {now} after {before}")
@@ -120,7 +126,7 @@ class GroupedSums(Accumulator):
     def part(self, index: int) -> Self:
         """The sums of one part along the first axis of the values: a view."""
         part = self._empty()
-        part.counts, part.sums = self.counts, self.sums[:, index]
+        part.counts, part._sums = self.counts, self.sums[:, index]
         return part
 
     def merge(self, other: Self) -> Self:
@@ -129,14 +135,12 @@ class GroupedSums(Accumulator):
             raise ValueError(f"cannot merge {len(self.counts)} groups with {len(other.counts)}")
         merged = self._empty()
         merged.counts = self.counts + other.counts
-        parts = [part.sums for part in (self, other) if part.sums is not None]
-        merged.sums = torch.stack(parts).sum(0) if parts else None
+        parts = [part._sums for part in (self, other) if part._sums is not None]
+        merged._sums = torch.stack(parts).sum(0) if parts else None
         return merged
 
     def mean(self) -> Tensor:
         """Mean over all batches."""
-        if self.sums is None:
-            raise RepsimError("nothing was summed: not one whole batch was seen")
         return self.sums.sum(0) / self.batches
 
     def leave_one_out(self) -> Iterator[tuple[Tensor, int]]:
@@ -225,8 +229,9 @@ class BatchMeans(GroupedSums):
 
     def merge(self, other: Self) -> Self:
         merged = super().merge(other)
-        parts = [part.mixed for part in (self, other) if part.mixed is not None]
-        merged.mixed = Mixed(*(sum(each) for each in zip(*parts))) if parts else None
+        a, b = self.mixed, other.mixed
+        both = a and b and Mixed(a.total + b.total, a.batches + b.batches, a.gone + b.gone)
+        merged.mixed = both or a or b
         return merged
 
     def mean(self) -> Tensor:
@@ -266,13 +271,13 @@ class ImageMeans(GroupedSums):
     """Whether images come in groups of their own."""
 
     @torch.no_grad()
-    def update(self, values: Tensor, group: Group) -> ImageMeans:
+    def update(self, value: Tensor, group: Group) -> Self:  # pyrefly: ignore [bad-override]  # counts are of images
         """Add (n, ...), the values of the n images of a batch."""
         if not isinstance(group, Tensor):
-            return self._add(values.double().sum(0), len(values), group)
-        self.own, group = True, group.to(values.device)
+            return self._add(value.double().sum(0), len(value), group)
+        self.own, group = True, group.to(value.device)
         for number in group.unique().tolist():
-            own = values[group == number]
+            own = value[group == number]
             self._add(own.double().sum(0), len(own), number)
         return self
 
@@ -349,8 +354,7 @@ class Moments(Accumulator):
 
     def __init__(self) -> None:
         self.count = 0
-        self.total: Tensor | float = 0.0
-        self.deviations: Tensor | float = 0.0
+        self.total = self.deviations = torch.zeros((), dtype=torch.float64)
 
     @torch.no_grad()
     def update(self, values: Tensor) -> Moments:
@@ -411,27 +415,33 @@ class Quantiles(Accumulator):
     OCTAVES, PER_OCTAVE = 24, 64
 
     def __init__(self, counts: Tensor | None = None) -> None:
-        self.counts = counts
+        self._counts = counts
+
+    @property
+    def counts(self) -> Tensor:
+        if self._counts is None:
+            raise RepsimError("nothing was counted: no image was seen")
+        return self._counts
 
     def __getstate__(self) -> dict[str, Any]:
         """What is saved: the bins from the first to the last that hold something, few of thousands."""
-        if self.counts is None:
+        if self._counts is None:
             return {"counts": None}
         held = self.counts.flatten(1).any(1).nonzero()[:, 0]
         low, high = (int(held[0]), int(held[-1]) + 1) if len(held) else (0, 0)
         return {"counts": self.counts[low:high].clone(), "low": low, "bins": len(self.counts)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        kept = self.counts = state["counts"]
+        kept = self._counts = state["counts"]
         if kept is not None:
-            self.counts = kept.new_zeros(state["bins"], *kept.shape[1:])
-            self.counts[state["low"] : state["low"] + len(kept)] = kept
+            self._counts = kept.new_zeros(state["bins"], *kept.shape[1:])
+            self._counts[state["low"] : state["low"] + len(kept)] = kept
 
     def update(self, values: Tensor) -> Quantiles:
         """Add (n, ...), the values of n images."""
         last = 2 * self.OCTAVES * self.PER_OCTAVE + 1
-        if self.counts is None:
-            self.counts = torch.zeros(last + 1, *values.shape[1:], dtype=torch.int32, device=values.device)
+        if self._counts is None:
+            self._counts = torch.zeros(last + 1, *values.shape[1:], dtype=torch.int32, device=values.device)
         bins = ((values.double().log2() + self.OCTAVES) * self.PER_OCTAVE).floor() + 1
         known = ~bins.isnan()
         bins = bins.nan_to_num(0.0, posinf=last, neginf=0).clamp(0, last).long()
@@ -439,7 +449,7 @@ class Quantiles(Accumulator):
         return self
 
     def merge(self, other: Quantiles) -> Quantiles:
-        parts = [part.counts for part in (self, other) if part.counts is not None]
+        parts = [part._counts for part in (self, other) if part._counts is not None]
         return Quantiles(torch.stack(parts).sum(0, dtype=torch.int32) if parts else None)
 
     def compute(self, q: float = 0.5) -> Tensor:

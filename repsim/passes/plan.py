@@ -39,9 +39,10 @@ def limited(budget: int | str | None = None, say: Callable[[str], None] | None =
     """
     if budget is None:
         budget = int(SHARE * free())
-    token = _limit.set(_Limit(budget if isinstance(budget, int) else parse(budget), say))
+    limit = _Limit(budget if isinstance(budget, int) else parse(budget), say)
+    token = _limit.set(limit)
     try:
-        yield _limit.get().budget
+        yield limit.budget
     finally:
         _limit.reset(token)
 

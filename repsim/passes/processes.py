@@ -98,7 +98,7 @@ def reduced(value: Any, join: Callable[[Any, Any], Any], device: torch.device) -
             dist.send_object_list([_packed(value)], dst=0, device=cpu)
     else:
         for rank in range(1, dist.get_world_size()):
-            other = [None]
+            other = [b""]
             with _together():
                 dist.recv_object_list(other, src=rank, device=cpu)
             value = join(value, _unpacked(other[0], device))
@@ -120,7 +120,7 @@ def _unpacked(packed: bytes, device: torch.device) -> Any:
 
 def told(value: Any, source: int, device: torch.device) -> Any:
     """The value of one process, on all of them; what was on a GPU is on this device there."""
-    said = [_packed(value) if dist.get_rank() == source else None]
+    said = [_packed(value) if dist.get_rank() == source else b""]
     with _together():
         dist.broadcast_object_list(said, src=source, device=torch.device("cpu"))
     return _unpacked(said[0], device)

@@ -87,6 +87,7 @@ class Resume:
         self._pass, self._saved, self._wait = -1, time.monotonic(), every
         self._first: list[Any] | None = None
         self._stop = self._complained = False
+        self._made: list[Path] = []
         share = processes.share()
         self._name = "1-0" if share is None else f"{share.of}-{share.rank}"
         self._lock: FileLock | None = None
@@ -139,7 +140,7 @@ class Resume:
         """What is known of the run before this one: `run`, the id with which this one goes on, `writers`, `files`."""
         names = [path.name for path in self.folder.iterdir()]
         sums = any(map(SUMS.fullmatch, names))
-        unknown = {"run": "", "writers": [], "files": []}
+        unknown: dict[str, Any] = {"run": "", "writers": [], "files": []}
         if ABOUT not in names:
             kinds = (SUMS, ROWS, PART)
             others = sorted(name for name in names if not any(kind.fullmatch(name) for kind in kinds))
@@ -375,8 +376,11 @@ def read_about(folder: Path) -> dict[str, Any]:
     if not text.strip():
         raise RepsimError(f"cannot read {file}: it is empty; {again}")
     texts = {"run": str, "settings_sha256": str, "about": dict, "writers": list, "files": list}
-    ours = isinstance(found, dict) and found.get("made_by") == MADE_BY
-    if not ours or any(not isinstance(found.get(name), kind) for name, kind in texts.items()):
+    if (
+        not isinstance(found, dict)
+        or found.get("made_by") != MADE_BY
+        or any(not isinstance(found.get(name), kind) for name, kind in texts.items())
+    ):
         raise RepsimError(f"cannot read {file}: it holds something else than repsim writes there; {again}")
     found["writers"] = [each for each in found["writers"] if re.fullmatch(r"[0-9a-f]{12}", str(each))]
     found["files"] = [str(each) for each in found["files"]]
@@ -401,6 +405,7 @@ def locked(folder: Path) -> FileLock:
         lock = FileLock(file)
         lock.acquire(timeout=0)
         with suppress(OSError):
-            if file.stat().st_ino == os.fstat(lock._context.lock_file_fd).st_ino:  # else its last holder removed it
+            held = lock._context.lock_file_fd
+            if held is not None and file.stat().st_ino == os.fstat(held).st_ino:  # else its last holder removed it
                 return lock
         lock.release()

@@ -130,9 +130,9 @@ def _leaves(value: Any) -> Iterator[Any]:
         for key, each in value.items():
             yield str(key)
             yield from _leaves(each)
-    elif isinstance(value, list | tuple | set | frozenset):
+    elif isinstance(value, (list, tuple, set, frozenset)):
         yield len(value)
-        for each in sorted(value, key=str) if isinstance(value, set | frozenset) else value:
+        for each in sorted(value, key=str) if isinstance(value, (set, frozenset)) else value:
             yield from _leaves(each)
     elif isinstance(value, Tensor) or value is None or isinstance(value, bool | int | float | str):
         yield value

@@ -117,7 +117,7 @@ class Seen(dict[Hashable, Any]):
     def calls(self, count: Callable[[int], None]) -> Iterator[None]:
         """While active, call `count` with the number of images of every forward pass that the sweep makes."""
 
-        def end(module: Any, arguments: tuple, output: Any) -> None:
+        def end(module: Any, arguments: tuple[Any, ...], output: Any) -> None:
             if self._own():
                 count(len(arguments[0]))
 

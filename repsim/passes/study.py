@@ -91,10 +91,10 @@ def check_study(
     alone = _swept(fresh(), images, batch_size)
     ways: dict[str, tuple[Callable[[Study, ImageSet, int], Result], bool]] = {
         "a second time": (_swept, True),
-        "beside other studies": (lambda one, *pass_: _swept(one, *pass_, [_Bystander(one.networks), fresh()]), False),
+        "beside other studies": (lambda one, of, n: _swept(one, of, n, [_Bystander(one.networks), fresh()]), False),
         "in pieces of a batch": (_in_pieces, False),
-        "from sums that were saved": (lambda one, *pass_: _resumed([one, fresh()], *pass_), True),
-        "from sums of two processes": (lambda one, *pass_: _merged([one, fresh()], *pass_), False),
+        "from sums that were saved": (lambda one, of, n: _resumed([one, fresh()], of, n), True),
+        "from sums of two processes": (lambda one, of, n: _merged([one, fresh()], of, n), False),
     }
     for way, (run, exactly) in ways.items():
         try:

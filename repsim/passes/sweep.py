@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -16,8 +16,8 @@ from torch import Tensor
 from repsim.errors import RepsimError, UsageError, first_line, not_finite
 from repsim.features.aligned import rows_of
 from repsim.features.arrays import FeatureNetwork
-from repsim.images.image_set import FEWEST, Batch, Counts, ImageSet, Share
-from repsim.measures.running import merged
+from repsim.images.image_set import Batch, Counts, ImageSet, Share
+from repsim.measures.running import FEWEST, merged
 from repsim.networks.memory import is_memory_error
 from repsim.networks.models import Network, evaluating
 from repsim.networks.pieces import in_pieces
@@ -144,7 +144,7 @@ def over_batches(
     Raises:
         UsageError: it does not fit into memory; see `repsim.passes.plan`.
     """
-    share, broken, positions = processes.share(), [], None
+    share, broken, positions = processes.share(), list[str](), None
     if share is not None and skip_broken and _looks(networks):  # which images make a batch depends on those before it
         images, positions, broken = _readable(images, workers, share)
     size = min(batch_size, images.largest_batch)
@@ -179,7 +179,7 @@ class Reading:
     positions: Tensor | None
     """Of the images in the set that was asked for, where broken ones were taken out of it."""
 
-    def batches(self, counts: Counts, *, here: bool = False) -> Iterator[Batch]:
+    def batches(self, counts: Counts, *, here: bool = False) -> Generator[Batch, None, None]:
         """This process's batches from where the counts end; `here`: they are decoded in this process."""
         for batch in inputs_of(
             self.images,
@@ -345,7 +345,7 @@ def forward(network: Network, inputs: Tensor, batch: Batch, seen: Iterable[Seen]
     """
     inputs = inputs.to(network.dtype)
     size = min(batch.at_once.get(network.name, len(inputs)), len(inputs))
-    while size:
+    while True:
         try:
             for each in seen:
                 each.begin(inputs, batch.groups)
@@ -359,9 +359,9 @@ def forward(network: Network, inputs: Tensor, batch: Batch, seen: Iterable[Seen]
             if not is_memory_error(error):
                 where = f"{network.name} failed on batch {batch.number}, {len(inputs)} images"
                 raise RepsimError(f"{where}: {reason}") from error
-        if inputs.requires_grad:  # gradients keep all activations in any case
+        if inputs.requires_grad or size < 2:  # gradients keep all activations in any case
             break
-        size, batch.at_once[network.name] = size // 2, max(size // 2, 1)
+        size = batch.at_once[network.name] = size // 2
         if network.device.type == "cuda":
             torch.cuda.empty_cache()
     gigabytes = sum(p.numel() * p.element_size() for p in network.module.parameters()) / 2**30

@@ -115,7 +115,7 @@ def together(parts: Sequence[Sums]) -> Sums:
     first = parts[0]
     if isinstance(first, One):
         joined = copy.copy(first.like)
-        joined.sums, joined.counts = torch.stack([each.total for each in parts]), torch.stack([p.count for p in parts])
+        joined._sums, joined.counts = torch.stack([each.total for each in parts]), torch.stack([p.count for p in parts])
         return joined
     if first is None:
         return Nothing()
