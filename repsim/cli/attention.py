@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -44,8 +45,8 @@ def attention(
 
     from repsim.studies.attention import attention_distance
 
-    options = {"renormalize": renormalize, "maps": maps, "batch_size": job.batch_size}
-    run.save(attention_distance(*run.networks, run.images, **options, **run.how()), blocks=drawn)
+    options: dict[str, Any] = {"renormalize": renormalize, "maps": maps, "batch_size": job.batch_size}
+    run.save(attention_distance(run.networks[0], run.images, **options, **run.how()), blocks=drawn)
     return run.out
 
 

@@ -333,7 +333,7 @@ class Job:
             if out.name != name:
                 say(f"the results go into {out}", self.quiet)
 
-        def allow(known: Collection[str]) -> None:
+        def allow(known: Collection[str], out: Path = out) -> None:
             old.update(before(out, settings, writes, known, self.overwrite))
             prepare(out)
 
@@ -497,7 +497,7 @@ class Run:
         return record
 
 
-def job_options(command: str, images: int | None, batch_size: int, of: str) -> Callable:
+def job_options(command: str, images: int | None, batch_size: int | None, of: str) -> Callable:
     """The options of a `Job`, which the command gets as its first argument; `images` None: all there are."""
     drawn = "How many, drawn at random." + ("" if images else "  [default: all]")
     decorate = options(

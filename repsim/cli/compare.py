@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -100,7 +101,13 @@ def compare(
     figures = pictures("compare", "networks_map", *(f"layers_{name}" for name in names))
     writes = ["compare.csv", "networks.csv", "networks_map.csv", *figures]
     run = job.start(asked, writes, features=read_features(features_of))
-    options = {"measures": names, "layers": layers, "tokens": tokens, "null": null, "untrained": untrained}
+    options: dict[str, Any] = {
+        "measures": names,
+        "layers": layers,
+        "tokens": tokens,
+        "null": null,
+        "untrained": untrained,
+    }
     found = compare(run.networks, run.images, **options, batch_size=job.batch_size, **run.how())
     run.save(found, **drawn)
     return run.out

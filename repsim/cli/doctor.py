@@ -66,7 +66,7 @@ def _section(title: str, rows: dict[str, Any]) -> None:
 def versions() -> dict[str, str | None]:
     """Of Python, repsim, the libraries that it needs, and those that some commands need; None: not installed."""
     try:
-        needed = [re.match(r"[\w.-]+", each)[0] for each in requires(REPSIM) or () if "extra ==" not in each]
+        needed = [re.split(r"[^\w.-]", each)[0] for each in requires(REPSIM) or () if "extra ==" not in each]
     except PackageNotFoundError:  # run from a folder in which nothing was installed
         needed = ["torch", "timm", "numpy"]
     first = [name for name in ("torch", "timm", "numpy") if name in needed]

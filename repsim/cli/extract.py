@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -46,7 +47,7 @@ def extract(
     from repsim.studies.extract import extract
 
     out = run.resume.folder.parent  # into which all processes write
-    options = {"layers": layers, "tokens": tokens, "dtype": dtype, "batch_size": job.batch_size}
+    options: dict[str, Any] = {"layers": layers, "tokens": tokens, "dtype": dtype, "batch_size": job.batch_size}
     features, record = extract(run.networks, run.images, out, **options, **run.how())
     run.record(record)
     say(f"wrote features of {', '.join(features)} into {run.out}", job.quiet)

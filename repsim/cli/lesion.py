@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -48,6 +49,10 @@ def lesion(
 
     from repsim.studies.lesion import REMOVE, lesions
 
-    options = {"remove": remove or REMOVE, "blocks": None if chosen == "all" else chosen, "layers": layers}
-    run.save(lesions(*run.networks, run.images, **options, batch_size=job.batch_size, **run.how()))
+    options: dict[str, Any] = {
+        "remove": remove or REMOVE,
+        "blocks": None if chosen == "all" else chosen,
+        "layers": layers,
+    }
+    run.save(lesions(run.networks[0], run.images, **options, batch_size=job.batch_size, **run.how()))
     return run.out

@@ -70,9 +70,7 @@ def localize(
 def parse_tokens(show: tuple[str, ...]) -> list[tuple[int, int]] | None:
     """Rows and columns of tokens from an option's texts; None where there are none."""
     try:
-        pairs = [tuple(int(number) for number in token.split(",")) for token in show]
+        pairs = [(int(row), int(column)) for row, column in (token.split(",") for token in show)]
     except ValueError:
-        pairs = [()]
-    if any(len(pair) != 2 for pair in pairs):
-        raise UsageError(f"--show takes the row and column of a token, such as 2,1, got {' '.join(show)!r}")
+        raise UsageError(f"--show takes the row and column of a token, such as 2,1, got {' '.join(show)!r}") from None
     return pairs or None

@@ -163,7 +163,7 @@ def figures(
         loaded, images = run.networks, run.images
         check_pages(run.out)
     said = [without] if without and cast.probes else []
-    if data == "noise" and cast.probes:
+    if data == "noise" and train is not None:
         said.append("probes of noise: two classes are made up, to try them out")
         train, images = (of.labelled([i % 2 for i in range(len(of))]) for of in (train, images))
     for notice in said:
@@ -177,7 +177,7 @@ def figures(
         elif is_first():
             click.echo(plan)
         return None
-    found = replicate(*given, **options, tell=lambda plan: say(str(plan), job.quiet), **run.how())
+    found = replicate(*given, **options, tell=lambda plan: say(str(plan), job.quiet), **run.how())  # pyrefly: ignore [unbound-name]
     record = {**found.record, "notices": [*said, *found.record["notices"]]}
     found = replace(found, record=run.record(record))
     found.save_tables(run.out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -46,6 +47,12 @@ def receptive(
 
     from repsim.studies.receptive import receptive_fields
 
-    options = {"layers": layers, "branch": branch, "proxy": proxy, "channels": channels or None, "seed": job.seed}
-    run.save(receptive_fields(*run.networks, run.images, **options, batch_size=job.batch_size, **run.how()))
+    options: dict[str, Any] = {
+        "layers": layers,
+        "branch": branch,
+        "proxy": proxy,
+        "channels": channels or None,
+        "seed": job.seed,
+    }
+    run.save(receptive_fields(run.networks[0], run.images, **options, batch_size=job.batch_size, **run.how()))
     return run.out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -49,6 +50,6 @@ def sensitivity(
     chosen = None if not measures or "all" in measures else [measure.name for measure in measures_of(measures)]
     asked = [Asked(model, weights, arg, weights_key, transform)]
     run = job.start(asked, ["sensitivity.csv", *pictures("sensitivity")])
-    options = {"measures": chosen, "layers": layers, "tokens": tokens}
+    options: dict[str, Any] = {"measures": chosen, "layers": layers, "tokens": tokens}
     run.save(sensitivity(run.networks[0], run.images, **options, batch_size=job.batch_size, **run.how()))
     return run.out

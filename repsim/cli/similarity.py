@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -91,6 +92,6 @@ def cka(
     from repsim.studies.similarity import layer_cka, matched_cka
 
     compare = matched_cka if matched else layer_cka
-    options = {"layers": layers, "tokens": tokens, "batch_size": job.batch_size, "repeats": repeats}
+    options: dict[str, Any] = {"layers": layers, "tokens": tokens, "batch_size": job.batch_size, "repeats": repeats}
     run.save(compare(run.networks, run.images, **options, **run.how(repeats)))
     return run.out

@@ -8,7 +8,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import click
@@ -92,7 +92,8 @@ def progress_bar(quiet: bool, repeats: int = 1) -> Callable | None:
 
     def bar(batches: Iterable, **more: Any) -> Iterable:
         what = f"repeat {next(counter)} of {repeats}" if repeats > 1 else "images"
-        return tqdm(batches, **{"desc": what, "unit": "batch", "dynamic_ncols": True, **more})
+        options: dict[str, Any] = {"desc": what, "unit": "batch", "dynamic_ncols": True, **more}
+        return tqdm(batches, **options)
 
     return bar
 
@@ -102,14 +103,14 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
-def print_columns(rows: list[tuple[str, ...]]) -> None:
+def print_columns(rows: Sequence[tuple[str, ...]]) -> None:
     """Write rows to standard output, their cells below each other."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
 
 
-def print_rows_as_json(rows: list[tuple[str, ...]]) -> None:
+def print_rows_as_json(rows: Sequence[tuple[str, ...]]) -> None:
     """The first row names the columns."""
     print_json([dict(zip(rows[0], row)) for row in rows[1:]])
 

@@ -58,14 +58,16 @@ def of_features_alone(features: Sequence[Features], *, images: int | None = None
         UsageError: there are fewer than 4, or some have no ids and others another number of rows or another order.
     """
     first = features[0]
-    if all(each.ids is not None for each in features):
-        common = set(first.ids).intersection(*(each.ids for each in features[1:]))
+    ids = [each.ids for each in features if each.ids is not None]
+    if len(ids) == len(features):
+        common = set(ids[0]).intersection(*ids[1:])
         if len(common) < FEWEST:
+            such = " and ".join(repr(each[0]) for each in ids[:2])
             raise UsageError(
                 f"at least {FEWEST} images are needed, and {', '.join(repr(each.name) for each in features)} have "
-                f"{len(common)} ids in common, such as {_two(features)}; give them ids of the same kind"
+                f"{len(common)} ids in common, such as {such}; give them ids of the same kind"
             )
-        shared = [each for each in first.ids if each in common]
+        shared = [each for each in ids[0] if each in common]
         return ImageSet.of_rows(Rows(len(shared), shared), images=images, seed=seed)
     for each in features[1:]:
         if len(each) != len(first):
@@ -95,11 +97,11 @@ def known_images(images: ImageSet, networks: Sequence[Network], say: Callable[[s
         known = rows_of(network.features, images) >= 0
         left = images.known_to(known)
         if len(left) < FEWEST:
-            ids = network.features.ids
+            own, theirs = (next(iter(ids or ()), None) for ids in (network.features.ids, images.ids))
             raise UsageError(
                 f"at least {FEWEST} images are needed, and {network.name} has features of {len(left)} of the "
-                f"{len(images)} chosen images of {images.data}: its ids are such as {ids[0]!r}, those of the images "
-                f"such as {images.ids[0]!r}; give ids as rs.ImageSet(...).available_ids has them, or choose more images"
+                f"{len(images)} chosen images of {images.data}: its ids are such as {own!r}, those of the images "
+                f"such as {theirs!r}; give ids as rs.ImageSet(...).available_ids has them, or choose more images"
             )
         if len(left) < len(images):
             say(
@@ -108,7 +110,3 @@ def known_images(images: ImageSet, networks: Sequence[Network], say: Callable[[s
             )
             images = left
     return images
-
-
-def _two(features: Sequence[Features]) -> str:
-    return " and ".join(repr(each.ids[0]) for each in features[:2])

@@ -45,8 +45,9 @@ class Known:
     @staticmethod
     def of(record: Mapping[str, Any], shape: tuple[int, ...]) -> Known:
         """Of an array of this shape of one image."""
-        axes = {name: tuple(value) if isinstance(value, list) else value for name, value in record["axes"].items()}
-        reading = Reading(shape=shape, batch_axis=0, **{name: axes[name] for name in READ})
+        axes = ((name, record["axes"][name]) for name in READ)
+        read: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in axes}
+        reading = Reading(shape=shape, batch_axis=0, **read)
         return Known(record["kind"], float(record["depth"]), record["tokens"], reading)
 
 
@@ -227,7 +228,7 @@ def _array(given: Any, layer: str, name: str) -> np.ndarray:
         given = given.detach().cpu()
         given = (given.float() if given.dtype == torch.bfloat16 else given).numpy()
     try:
-        array = given if isinstance(given, (np.ndarray, Stacked)) else np.asarray(given)
+        array: Any = given if isinstance(given, (np.ndarray, Stacked)) else np.asarray(given)
     except ValueError:
         raise UsageError(f"{where} must be an array (n, ...) with a row for each image, got a ragged list") from None
     if array.dtype.kind not in "biuf":
@@ -285,10 +286,11 @@ def _parts(array: Any) -> list[np.ndarray]:
 
 def _file(array: np.ndarray) -> str | None:
     """The file that an array, or what it is a view of, is mapped from."""
-    while array is not None:
-        if isinstance(array, np.memmap) and array.filename is not None:
-            return os.fspath(array.filename)
-        array = array.base if isinstance(array.base, np.ndarray) else None
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        if isinstance(base, np.memmap) and base.filename is not None:
+            return os.fspath(base.filename)
+        base = base.base
     return None
 
 

@@ -32,6 +32,7 @@ from repsim.images.sources import (
     Tensors,
     TimmDataset,
     is_folder,
+    size_of,
     source_of,
 )
 from repsim.measures.running import FEWEST, Group
@@ -248,7 +249,7 @@ class ImageSet:
         """(c, h, w) of images that go into the networks as they are; None if transforms make them."""
         if isinstance(self.source, Items):
             return self.source.tensor_size
-        return tuple(self.source.tensors.shape[1:]) if isinstance(self.source, Tensors) else None
+        return size_of(self.source.tensors.shape[1:]) if isinstance(self.source, Tensors) else None
 
     @property
     def classes(self) -> list[str] | None:
@@ -263,7 +264,8 @@ class ImageSet:
     @property
     def left_out_in_words(self) -> str:
         """Say so on one line; it is empty if nothing is left out."""
-        return said(self.source.root, self.left_out) if self.left_out else ""
+        folder = self.source.root if isinstance(self.source, Files) else None
+        return said(folder, self.left_out) if folder is not None and self.left_out else ""
 
     def identity(self) -> dict[str, str]:
         """Digests that tell the images apart from others which were chosen in the same way, without decoding any.
@@ -271,14 +273,14 @@ class ImageSet:
         Of files: their `names`, `sizes` and `times of change`; of images in memory: their `pixels`; of a data set in
         Python: those of its `first image`. It is empty for data sets that tell neither.
         """
-        own = {} if self.groups is None else {"groups": hashlib.sha256(self.groups.of_images).hexdigest()}
+        own = {} if self.groups is None else {"groups": hashlib.sha256(self.groups.of_images.data).hexdigest()}
         return {**self._identity(), **own}
 
     def _identity(self) -> dict[str, str]:
         if isinstance(self.source, Arrays):
             pixels = self.source.images
             pixels = pixels.cpu().contiguous().view(torch.uint8).numpy() if isinstance(pixels, Tensor) else pixels
-            return {"pixels": hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()}
+            return {"pixels": hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()}
         if isinstance(self.source, Pictures):
             return {"pixels": self.source.pixels}
         if isinstance(self.source, Items):
@@ -310,7 +312,7 @@ class ImageSet:
         other.among = known if self.among is None else known & self.among
         return other
 
-    def labelled(self, labels: np.ndarray) -> ImageSet:
+    def labelled(self, labels: np.ndarray | Sequence[int]) -> ImageSet:
         """The same images with other classes: (n,) integers from 0 on, one for each chosen image."""
         if np.shape(labels) != (len(self),):
             raise UsageError(f"labels must be one for each of the {len(self)} images, got shape {np.shape(labels)}")
@@ -446,8 +448,10 @@ class ImageSet:
 
     def _slices(self, transforms: Sequence[Transform], batch_size: int, wanted: Tensor) -> Iterator[Loaded]:
         for positions in wanted.split(batch_size) if len(wanted) else ():
-            tensors = self.source.tensors[torch.from_numpy(self.chosen)[positions]] if transforms else None
-            yield positions, [tensors for _ in transforms], []
+            tensors: list[Tensor] = []
+            if transforms and isinstance(self.source, Tensors):
+                tensors = [self.source.tensors[torch.from_numpy(self.chosen)[positions]]] * len(transforms)
+            yield positions, tensors, []
 
     def _decoded(
         self, transforms: Sequence[Transform], batch_size: int, workers: int | None, wanted: Tensor
@@ -463,7 +467,9 @@ def _called(data: Data, source: Any) -> str:
         return f"{len(source)} files"
     if isinstance(source, Items):
         return source.called
-    return os.fspath(data) if isinstance(data, str | os.PathLike) else f"{type(data).__name__} {tuple(data.shape)}"
+    if isinstance(data, str | os.PathLike):
+        return os.fspath(data)
+    return f"{type(data).__name__} {tuple(getattr(data, 'shape', ()))}"
 
 
 def as_image_set(images: ImageSet | Data | None, most: int | None = None) -> ImageSet:

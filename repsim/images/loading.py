@@ -151,7 +151,9 @@ def _lack(error: BaseException) -> int | None:
 def _no_room(error: BaseException) -> RepsimError | None:
     """The error for what the system does not give to processes that decode; None of any other error."""
     lack = _lack(error)
-    return lack and RepsimError(
+    if not lack:
+        return None
+    return RepsimError(
         f"processes that decode images cannot work here: {os.strerror(lack)}; take fewer --workers, --workers 0 or a "
         "smaller --batch-size, or raise the limits of the shell (ulimit -n, ulimit -u)"
     )

@@ -75,7 +75,8 @@ class Tensors(Arrays):
     def __init__(self, tensors: Tensor) -> None:
         if tensors.ndim != 4 or not tensors.is_floating_point():
             raise UsageError(f"tensors of images are float (n, c, h, w), got {tensors.dtype} {tuple(tensors.shape)}")
-        self.tensors = self.images = tensors.detach()
+        self.tensors = tensors.detach()
+        self.images = self.tensors  # pyrefly: ignore [bad-assignment]  # only counted and made a digest of
         self.labels = None
 
 
@@ -103,7 +104,7 @@ def seen(image: Image.Image) -> Image.Image:
 class Noise:
     """Uniform noise, a function of (seed, index) alone."""
 
-    labels = None
+    labels: np.ndarray | None = None
 
     def __init__(self, images: int, seed: int, side: int = 224) -> None:
         self.images, self.seed, self.side = images, seed, side
@@ -143,8 +144,9 @@ class Files:
     def __init__(self, root: Path) -> None:
         readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
         found = list_images(root, readable)
-        self.root, self.paths, self.classes, self.left_out = root, found.paths, found.classes, found.left_out
-        self.labels = found.labels if len(found.classes) > 1 else None
+        self.root: Path | None = root
+        self.paths, self.classes, self.left_out = found.paths, found.classes, found.left_out
+        self.labels: np.ndarray | None = found.labels if len(found.classes) > 1 else None
         if not self.paths:
             without = f"; {said(root, self.left_out)}" if self.left_out else ""
             raise UsageError(
@@ -191,7 +193,7 @@ class Items:
 
     def __init__(self, items: Any, called: str) -> None:
         self.items, self.called, self.labels = items, called, _labels_of(items)
-        self.tensor_size: tuple[int, ...] | None = None
+        self.tensor_size: tuple[int, int, int] | None = None
         """Of images that go into the networks as they are."""
         self.first = ""
         """Digest of the first image."""
@@ -206,7 +208,7 @@ class Items:
             image = _image_of(item)
         except ValueError as error:
             raise UsageError(f"items of {called} must be images, and of the first {error}") from None
-        self.tensor_size = tuple(image.shape) if isinstance(image, Tensor) else None
+        self.tensor_size = size_of(image.shape) if isinstance(image, Tensor) else None
         self.first = digest([image])
 
     def __len__(self) -> int:
@@ -231,6 +233,12 @@ class Pictures(Items):
     def pixels(self) -> str:
         """Digest of all."""
         return digest(map(self.load, range(len(self))))
+
+
+def size_of(shape: Sequence[int]) -> tuple[int, int, int]:
+    """(c, h, w) of a tensor that is an image."""
+    channels, height, width = shape
+    return channels, height, width
 
 
 def digest(images: Iterable[Image.Image | Tensor]) -> str:
@@ -385,11 +393,13 @@ def _check_loader(loader: DataLoader) -> None:
     what = "of a DataLoader each item of its data set is taken once, in the order of the ImageSet, and this one's"
     if isinstance(loader.dataset, IterableDataset):
         raise UsageError(f"{what} can only be iterated; give a data set whose items have numbers")
-    sampler, batches = loader.sampler, loader.batch_sampler
+    sampler: Any = loader.sampler
+    dataset: Any = loader.dataset
+    batches = loader.batch_sampler
     plain = type(sampler) is SequentialSampler or (type(sampler) is RandomSampler and not sampler.replacement)
     if batches is not None and type(batches) is not BatchSampler:
         raise UsageError(f"{what} are chosen by a {type(batches).__name__}; give its dataset, or a Subset of it")
-    if not plain or len(sampler) != len(loader.dataset):
+    if not plain or len(sampler) != len(dataset):
         raise UsageError(f"{what} are chosen by a {type(sampler).__name__}; give its dataset, or a Subset of it")
 
 
@@ -399,7 +409,7 @@ def is_folder(data: str) -> bool:
 
 
 def _known_split(split: str | None) -> str:
-    if split not in (None, *SPLITS):
+    if split is not None and split not in SPLITS:
         raise one_of("split", split, SPLITS)
     return split or "test"
 
@@ -437,8 +447,9 @@ def read_fashion_mnist(split: str, *, places: Sequence[Path] | None = None) -> t
     stem = {"train": "train", "test": "t10k"}[split]
     for place in places or FASHION_MNIST_PLACES:
         files = [_zipped_or_not(place / f"{stem}-{what}-ubyte") for what in ("images-idx3", "labels-idx1")]
-        if all(files):
-            images, labels = (_read_bytes(file) for file in files)
+        found = [file for file in files if file is not None]
+        if found == files:
+            images, labels = (_read_bytes(file) for file in found)
             pixels = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28)
             return pixels, np.frombuffer(labels, np.uint8, offset=8)
     if places:

@@ -121,7 +121,7 @@ def cka_row(x: Tensor) -> Tensor:
     return row.direction.double() * (row.norm * (2 / (n * (n - 3))) ** 0.5)
 
 
-MEASURES: dict[str, Measure] = {
+MEASURES: dict[str, Streamed | Held] = {
     measure.name: measure
     for measure in (
         Streamed(

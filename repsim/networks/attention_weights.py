@@ -35,6 +35,7 @@ from repsim.networks.tracing import (
     OperationAt,
     Spot,
     Trace,
+    call_name,
     following,
     is_learned,
     is_own,
@@ -157,7 +158,7 @@ def all_attention(network: Network) -> Attentions:
     bare = [(path, block) for path, block in find_blocks(trace) if not trace.calls_of(path)]
     when = {op.at: op.when for op in trace.operations}
     for weights in trace.provenance.attentions:
-        name = _bare_block(trace, bare, weights.at, when) or Call.name.fget(_Place(weights.at))
+        name = _bare_block(trace, bare, weights.at, when) or call_name(weights.at.path, weights.at.call)
         each = _map_of(network, trace, weights)
         if isinstance(each, str):
             left_out[each].append(name)
@@ -194,23 +195,12 @@ def _bare_block(
 ) -> str | None:
     """The block, of those that are no modules to call, in which code around them attends."""
     for path, block in bare:
-        around = not at.path or path.startswith(f"{at.path}.")
-        if around and at in when and entered(trace, path).made.when < when[at] < block.made.when:
+        if at not in when or (at.path and not path.startswith(f"{at.path}.")):
+            continue
+        first, last = entered(trace, path).made, block.made
+        if first is not None and last is not None and first.when < when[at] < last.when:
             return path
     return None
-
-
-@dataclass(frozen=True)
-class _Place:
-    at: OperationAt
-
-    @property
-    def path(self) -> str:
-        return self.at.path
-
-    @property
-    def number(self) -> int:
-        return self.at.call
 
 
 def _check_all(network: Network, trace: Trace, attentions: Attentions) -> None:
@@ -555,7 +545,8 @@ def watch_heads(
     """
     (each,) = layer.maps
     took = lambda at, outputs: take(each.read_product(outputs))  # noqa: E731
-    with _watching(network, {each.product}, took, lambda args, kwargs, result: result, passed):
+    wanted: Any = {each.product}  # which is known
+    with _watching(network, wanted, took, lambda args, kwargs, result: result, passed):
         yield
 
 
@@ -572,7 +563,7 @@ def _watching(
     met: set[OperationAt] = set()
 
     def took(at: OperationAt | None, value: Callable[[], Tensor]) -> None:
-        if at in wanted:
+        if at is not None and at in wanted:
             met.add(at)
             with unobserved():
                 take(at, value())

@@ -67,8 +67,9 @@ def images_axis(codes: Tensor, n: int) -> tuple[int, int, int] | None:
 
 def measured_images_axis(differences: Sequence[Tensor], n: int) -> tuple[int, int, int] | None:
     """The same from which entries changed with each of n images, (n,) masks of the tensor's shape."""
-    codes = sum(mask.long() * (i + 1) for i, mask in enumerate(differences)) << 48
-    overlap = sum(mask.long() for mask in differences)
+    none = torch.zeros_like(differences[0], dtype=torch.int64)
+    codes = sum((mask.long() * (i + 1) for i, mask in enumerate(differences)), none) << 48
+    overlap = sum((mask.long() for mask in differences), none)
     return None if (overlap > 1).any() else images_axis(codes, n)
 
 

@@ -36,7 +36,7 @@ def _end(trace: Trace, path: str, *, bent: bool) -> Operation:
         bent: whether an activation function without parameters is the block's after a sum, too.
     """
     results = [call.result.made for call in trace.below(path) if call.result and call.result.made]
-    here, entry = max(results, key=lambda op: op.when), entered(trace, path).made
+    here, entry = max(results, key=lambda op: op.when), _entry(trace, path)[1]
     joined = False
     while True:
         join = _join(trace, path, here, entry)
@@ -56,7 +56,7 @@ def _join(trace: Trace, path: str, here: Operation, entry: Operation) -> Operati
     while True:
         after = [op for op in trace.following(here) if _around(path, op) and not is_learned(op)]
         for op in after:
-            others = [other.when for other in {*op.operands} - {None, here}]
+            others = [other.when for other in op.before - {here}]
             first = entry.when + (op.name == "cat")  # the next layer of a dense row concatenates what enters this one
             if others and all(first <= when < here.when for when in others):
                 return op
@@ -75,7 +75,7 @@ def _alone_after(trace: Trace, path: str, here: Operation) -> Operation | None:
 
 def _alone(trace: Trace, path: str, here: Operation, after: Operation) -> bool:
     """Whether an operation takes this tensor alone, which nothing else does, with no parameters but the block's."""
-    alone = len(trace.following(here)) == 1 and len({*after.operands} - {None}) == 1
+    alone = len(trace.following(here)) == 1 and len(after.before) == 1
     return alone and _around(path, after) and (not after.parameters or _owns(path, after))
 
 
@@ -102,14 +102,18 @@ def _taken_after(trace: Trace, path: str, end: Operation) -> Spot:
 
 def entered(trace: Trace, path: str) -> Spot:
     """What enters a block that is no module to call."""
-    ran = [call for call in trace.below(path) if call.argument and call.argument.made]
-    first = min(ran, key=lambda call: call.started)
-    given = first.argument.made
+    return _entry(trace, path)[0]
+
+
+def _entry(trace: Trace, path: str) -> tuple[Spot, Operation]:
+    ran = [(call, call.argument.made) for call in trace.below(path) if call.argument and call.argument.made]
+    first, given = min(ran, key=lambda each: each[0].started)
     entry = here = given
-    while here is not None and _around(path, here) and len({*here.operands} - {None}) == 1:
-        (before,) = {*here.operands} - {None}
+    while here is not None and _around(path, here) and len(here.before) == 1:
+        (before,) = here.before
         entry, here = (before if _owns(path, here) else entry), before
     if entry is given:
-        return Spot(first, "stem", "stem", "input")
+        return Spot(first, "stem", "stem", "input"), entry
     gives = [call for call in trace.calls if call.ended < first.started and call.result and call.result.made is entry]
-    return Spot(gives[-1], "stem", "stem") if gives else Spot(first, "stem", "stem", "input", lost=entry)
+    spot = Spot(gives[-1], "stem", "stem") if gives else Spot(first, "stem", "stem", "input", lost=entry)
+    return spot, entry

@@ -38,12 +38,12 @@ def _is_map(call: Call) -> bool:
 
 
 def _joins(op: Operation) -> bool:
-    return op.name in ("cat", "stack") and len({*op.operands} - {None}) > 1
+    return op.name in ("cat", "stack") and len(op.before) > 1
 
 
 def _activation(trace: Trace, call: Call) -> Operation | None:
     """The first activation function after a convolution; None if something else follows, or takes the same."""
-    here = call.result and call.result.made
+    here = call.result.made if call.result is not None else None
     while here is not None and not bends(here):
         after = trace.following(here)  # a batch norm gives means and deviations, too
         alone = len({op.at for op in after}) == 1 and not is_learned(after[0])

@@ -23,7 +23,7 @@ INDEX = ".index.json"
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", INDEX)
 NUMBER = np.float64(0).__reduce__()[0]
 """numpy's function that makes a number; its module has had two names."""
-SAFE = [
+SAFE: list[Any] = [
     argparse.Namespace,
     np.dtype,
     *{type(np.dtype(kind)) for kind in "?bhilqBHILQefd"},

@@ -139,12 +139,12 @@ def _digest(value: Any, above: tuple[int, ...]) -> bytes:
 def _rebuilt_from(value: Any) -> list[Any]:
     """What pickle would rebuild an object from: a function, its arguments, the state set afterwards."""
     if isinstance(value, torch.ScriptObject):
-        if not value._has_method("__getstate__"):
+        if not value._has_method("__getstate__"):  # pyrefly: ignore [missing-attribute]
             raise NoStableForm(f"holds a {type(value).__name__}, whose state cannot be read")
         return [value._type().qualified_name(), value.__getstate__()]
     try:
         reduce = copyreg.dispatch_table.get(type(value))
-        made = reduce(value) if reduce else value.__reduce_ex__(4)
+        made: Any = reduce(value) if reduce else value.__reduce_ex__(4)
         if isinstance(made, str):
             return [type(value), made]
         return [*made[:3], *(list(items) for items in made[3:5] if items is not None)]

@@ -61,16 +61,16 @@ def capture(
     {'blocks.0': (2, 50, 96), 'blocks.11': (2, 50, 96)}
     """
     network = as_network(network)
-    layers = layers if isinstance(layers, str) else list(layers)
-    if isinstance(layers, str) or not all(isinstance(layer, Layer) for layer in layers):
-        layers = find_layers(network, layers)
+    given: Any = layers if isinstance(layers, str) else list(layers)
+    named = isinstance(layers, str) or not all(isinstance(layer, Layer) for layer in given)
+    chosen: list[Layer] = find_layers(network, given) if named else given
     keep = reduce or (lambda layer, activation: activation.detach().clone())
     seen: dict[str, Any] = {}
 
     def take(layer: Layer, activation: Tensor) -> None:
         seen[layer.name] = keep(layer, activation)
 
-    with hooked(network, layers, take, lambda: is_own(network, passed=False), seen.clear):
+    with hooked(network, chosen, take, lambda: is_own(network, passed=False), seen.clear):
         yield seen
 
 

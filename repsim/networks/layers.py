@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from torch import nn
@@ -230,7 +230,7 @@ def _of_features(network: FeatureNetwork, layers: str | Iterable[str], tokens: T
         else:
             reading, kind = _reading_of(features.layers[name].shape[1:]), "features"
             depth = names.index(name) / max(len(names) - 1, 1)
-        at = {"path": str(names.index(name)), "side": "output", "call": 0, "calls": 1}
+        at: dict[str, Any] = {"path": str(names.index(name)), "side": "output", "call": 0, "calls": 1}
         layer = Layer(name=name, kind=kind, index=index, depth=depth, **at, **vars(reading))
         check_tokens(layer, network, tokens)
         found.append(layer)
@@ -376,6 +376,6 @@ def _layer(trace: Trace, spot: Spot, index: int, depth: float) -> Layer:
         side=spot.side,
         call=call.number,
         calls=len(trace.calls_of(call.path)),
-        place=spot.lost and spot.lost.at,
-        **vars(trace.reading(spot.activation)),
+        place=None if spot.lost is None else spot.lost.at,
+        **vars(trace.reading(spot.activation)),  # pyrefly: ignore [bad-argument-type]  # those without are left out
     )

@@ -443,7 +443,7 @@ def call_of(module: nn.Module) -> Callable[[Tensor], Any] | None:
     return lambda images: module(pixel_values=images)
 
 
-def _in_order(module: nn.Module, images: Tensor) -> Tensor:
+def _in_order(module: Any, images: Tensor) -> Tensor:
     """(n, t) numbers that rise along the tokens of each image."""
     side = module.config.patch_size
     sides = side if isinstance(side, (list, tuple)) else (side, side)
@@ -456,7 +456,8 @@ def transform_of(module: nn.Module) -> Transform | None:
     if _by(module, "open_clip") and hasattr(module, "preprocess_cfg"):
         from open_clip.transform import PreprocessCfg, image_transform_v2
 
-        preparing = image_transform_v2(PreprocessCfg(**module.preprocess_cfg), is_train=False)
+        said: Any = module.preprocess_cfg
+        preparing = image_transform_v2(PreprocessCfg(**said), is_train=False)
         return as_transform(preparing, name=type(module).__name__)
     if _by(module, "open_clip") and hasattr(module, "image_size"):
         why = f"nothing says how images are prepared for {type(module).__name__}, which was not made by its name"

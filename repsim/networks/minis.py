@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from timm.models.mlp_mixer import MlpMixer
@@ -40,7 +41,9 @@ class BlockWithoutSkips(Block):
 
 def vit(without_skips: int | None = None, **changes) -> VisionTransformer:
     """ViT for 28 x 28 with 4 x 4 patches; `without_skips` names a block (from 0) to cut."""
-    settings = dict(img_size=28, patch_size=4, in_chans=1, num_classes=10, embed_dim=96, depth=12, num_heads=8)
+    settings: dict[str, Any] = dict(
+        img_size=28, patch_size=4, in_chans=1, num_classes=10, embed_dim=96, depth=12, num_heads=8
+    )
     model = VisionTransformer(**{**settings, **changes})
     if without_skips is not None:
         model.blocks[without_skips].__class__ = BlockWithoutSkips
@@ -49,7 +52,7 @@ def vit(without_skips: int | None = None, **changes) -> VisionTransformer:
 
 def mixer(**changes) -> MlpMixer:
     """MLP-Mixer on the grid of `vit_mini`, with its depth."""
-    settings = dict(img_size=28, patch_size=4, in_chans=1, num_classes=10, embed_dim=128, num_blocks=12)
+    settings: dict[str, Any] = dict(img_size=28, patch_size=4, in_chans=1, num_classes=10, embed_dim=128, num_blocks=12)
     return MlpMixer(**{**settings, **changes})
 
 
@@ -59,9 +62,9 @@ def resnet(width: int = 16, **changes) -> ResNet:
     At 28 px the usual stem (stride 4) and three halvings would leave one pixel. The stem keeps
     the resolution, stages 2 and 3 halve it, and stage 4 keeps it at 7 x 7.
     """
-    channels = tuple(width * 2**stage for stage in range(4))
-    settings = dict(in_chans=1, num_classes=10, channels=channels)
-    model = ResNet(Bottleneck, [3, 4, 6, 3], **{**settings, **changes})
+    settings: dict[str, Any] = dict(block=Bottleneck, layers=[3, 4, 6, 3], in_chans=1, num_classes=10)
+    settings["channels"] = tuple(width * 2**stage for stage in range(4))
+    model: Any = ResNet(**{**settings, **changes})
     model.conv1 = nn.Conv2d(1, 64, kernel_size=3, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.maxpool = nn.Identity()

@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
+import huggingface_hub.errors
 import numpy as np
 import timm
 import torch
@@ -568,7 +568,7 @@ def _check_timm_name(exact: str) -> None:
 
 def _has_weights(exact: str) -> bool:
     config = timm.models.get_pretrained_cfg(exact)
-    return config is not None and config.has_weights
+    return config is not None and bool(config.has_weights)
 
 
 @contextmanager
@@ -597,7 +597,7 @@ def _factory(name: str) -> Callable[..., Any]:
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        factory = importlib.import_module(path)
+        factory: Any = importlib.import_module(path)
         for part in attribute.split("."):
             factory = getattr(factory, part)
     except AttributeError:
@@ -644,7 +644,7 @@ def _transform_of(module: nn.Module, model_args: dict[str, Any], config: dict[st
     if config is None:
         config = _timm_config(module)
     if config is None:
-        known = None if size is None else (channels or 3, *size)
+        known = None if size is None else (channels or 3, size[0], size[1])
         return Unsaid(known, f"nothing says how images are prepared for {type(module).__name__}; {HOW_TO_SAY}")
     transform = EvalTransform.of(config)
     height, width = size or transform.input_size[1:]
@@ -652,14 +652,14 @@ def _transform_of(module: nn.Module, model_args: dict[str, Any], config: dict[st
     if channels != len(transform.mean):
         grey = channels == 1
         both = {"mean": transform.mean, "std": transform.std}
-        statistics = {k: (sum(v) / len(v),) if grey else v[:1] * channels for k, v in both.items()}
+        statistics: dict[str, Any] = {k: (sum(v) / len(v),) if grey else v[:1] * channels for k, v in both.items()}
         transform = dataclasses.replace(transform, **statistics)
     return dataclasses.replace(transform, input_size=(channels, height, width))
 
 
 def _timm_config(module: nn.Module) -> dict[str, Any] | None:
     """What a module of timm's, or one written like these, says of its images; None of one that says nothing."""
-    config = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)
+    config: Any = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)
     if not config:
         return None
     config = dict(config) if isinstance(config, dict) else config.to_dict()

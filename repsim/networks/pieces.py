@@ -48,7 +48,8 @@ def in_pieces(run: Callable[[Tensor], Any], inputs: Tensor, size: int) -> Tensor
     for start in range(0, len(inputs), size):
         with under_way(Piece(start, start + size >= len(inputs))):
             outputs.append(first_tensor(run(inputs[start : start + size])))
-    return None if outputs[0] is None else torch.cat(outputs)
+    found = [each for each in outputs if each is not None]
+    return torch.cat(found) if len(found) == len(outputs) else None
 
 
 @contextmanager
@@ -61,7 +62,7 @@ def under_way(of: Piece) -> Iterator[None]:
         _current.reset(token)
 
 
-def add_piece(seen: dict[Hashable, Any], name: Hashable, value: Any) -> None:
+def add_piece(seen: dict[Any, Any], name: Hashable, value: Any) -> None:
     """Put what was seen of a piece behind what was seen of those before it; of one piece, the last value counts.
 
     Args:

@@ -191,8 +191,8 @@ class Places:
         alike = near & ~same & (abs(area_a - area_b) <= SLACK * area_a)
         if alike.any():
             x, y = a[alike], b[alike]
-            means = ((of[x] + of[y]) / 2 for of in (self.row, self.column))
-            result[alike] = self.regions(*means, self.height[x], self.width[x])
+            row, column = ((of[x] + of[y]) / 2 for of in (self.row, self.column))
+            result[alike] = self.regions(row, column, self.height[x], self.width[x])
         apart = ~near & (abs(area_a - area_b) <= SLACK * area_a)
         if apart.any():
             result[apart] = self.regions(*self._around(np.stack([a[apart], b[apart]], 1)))

@@ -51,7 +51,8 @@ def _products(tf32: bool) -> Iterator[None]:
 
     PyTorch has two sets of switches for it, and refuses to read one that disagrees with the other.
     """
-    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    backends: Any = torch.backends  # the stubs know only some of the switches
+    cuda, cudnn = backends.cuda.matmul, backends.cudnn
     places = (cuda, cudnn.conv, cudnn.rnn)
     before = [place.fp32_precision for place in places]
     switches = {place: _switch(place) for place in (cuda, cudnn)}

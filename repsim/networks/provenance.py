@@ -195,9 +195,7 @@ class Rules:
         places = self.places
         tall, wide = 1.0, 1.0
         for axis, scale in scales.items():
-            a, b = (
-                places_in(before.select(axis, i)).reshape(-1)[0].item() for i in (0, min(1, before.shape[axis] - 1))
-            )
+            a, b = (int(places_in(before.select(axis, i)).reshape(-1)[0]) for i in (0, min(1, before.shape[axis] - 1)))
             if abs(places.row[a] - places.row[b]) > abs(places.column[a] - places.column[b]):
                 tall *= scale
             else:
@@ -231,8 +229,8 @@ class Rules:
         new = np.where(x == y, x, NOWHERE)
         if regions.any():
             x, y, t = x[regions], y[regions], t[regions]
-            mean = [of[x] + t * (of[y] - of[x]) for of in (places.row, places.column)]
-            new[regions] = places.regions(*mean, places.height[x], places.width[x])
+            row, column = (of[x] + t * (of[y] - of[x]) for of in (places.row, places.column))
+            new[regions] = places.regions(row, column, places.height[x], places.width[x])
         return (a & ~MASK) | torch.from_numpy(new)[inverse].view(a.shape)
 
 
@@ -409,7 +407,7 @@ class Provenance:
     def _by_rule(self, func: Any, name: str, args: tuple, kwargs: dict, result: Any, at: Any) -> Sequence | None:
         if func.namespace == "quantized" and "linear" in name and name.endswith("dynamic"):
             self.by_batch = True
-            label = self.label(args[0])
+            label = self._labels[args[0]]
             return [label.each(lambda codes: self.rules.contracted(codes, -1, result.shape[-1]))]
         if func.namespace not in ("aten", "prims"):
             return None
@@ -454,7 +452,7 @@ class Provenance:
         pair = any(self._labels[x].across is not None for x in given)
         own = func if name not in ("view", "_unsafe_view", "_reshape_alias") else None
 
-        def run(which: str, of: Callable[[Label], Label] = lambda label: label) -> list[Tensor]:
+        def run(which: str, of: Callable[[Label], Label | None] = lambda label: label) -> list[Tensor]:
             def codes(x: Any) -> Any:
                 if not isinstance(x, Tensor):
                     return x
@@ -484,7 +482,7 @@ class Provenance:
         if len(given) != 1 or self._labels[given[0]].pair is None:
             return [Label(a, b, weights) for a, b in zip(first, second)]
         rows, columns = (run(which, lambda label: label.pair) for which in ("codes", "across"))
-        return [Label(a, b, weights, pair=Label(*pair)) for a, b, *pair in zip(first, second, rows, columns)]
+        return [Label(a, b, weights, pair=Label(*pair)) for a, b, pair in zip(first, second, zip(rows, columns))]
 
     def _strided(
         self, x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: Any = None
@@ -551,7 +549,7 @@ class Provenance:
         return Label(a.expand(result.shape), b.expand(result.shape))
 
     def _reduction(self, given: dict[str, Any], result: Any) -> list[Label | None]:
-        label = self.label(given["self_"])
+        label = self._labels[given["self_"]]
         dims = given.get("dim")
         made = [x for x in tree_iter(result) if isinstance(x, Tensor)]
         ndim = label.codes.ndim
@@ -596,6 +594,8 @@ class Provenance:
         of_a, of_b = (None if label is None or label.fixed else label for label in map(self.label, (a, b)))
         if of_a is None or of_b is None:  # with weights of the network
             label, axis, size = (of_b, -2, result.shape[-2]) if of_a is None else (of_a, -1, result.shape[-1])
+            if label is None:
+                return None
             made = label.each(lambda codes: self.rules.contracted(codes, axis, size))
             heads = varies(features_in(label.codes), axis) and not _over_places(label, axis)
             if label.across is None:
@@ -729,7 +729,7 @@ class Provenance:
         return self._pooled(self_, result, **how)
 
     def _pooled(self, x: Tensor, result: Tensor, kernel_size: Any, stride: Any, padding: Any, **how: Any) -> Label:
-        codes = self.label(x).codes
+        codes = self._labels[x].codes
         axes = (x.ndim - 2, x.ndim - 1)
         kernel, padding = _each(kernel_size, 2), _each(padding, 2)
         stride = _each(stride, 2) if stride else kernel
@@ -746,14 +746,14 @@ class Provenance:
 
     def _adaptive_avg_pool2d(self, self_: Tensor, result: Any, **how: Any) -> Label | None:
         made = result if isinstance(result, Tensor) else result[0]
-        codes = self.label(self_).codes
+        codes = self._labels[self_].codes
         for axis in (codes.ndim - 2, codes.ndim - 1):
             before, size = codes.shape[axis], made.shape[axis]
             starts = [i * before // size for i in range(size)]
             ends = [-(-(i + 1) * before // size) for i in range(size)]
             parts = [self.rules.reduced(codes.narrow(axis, a, b - a), [axis]) for a, b in zip(starts, ends)]
             codes = torch.stack(parts, axis)
-        feature = features_in(self.label(self_).codes)[..., :1, :1]
+        feature = features_in(self._labels[self_].codes)[..., :1, :1]
         return Label(pack(images_in(codes), feature, places_in(codes)))
 
     _adaptive_max_pool2d = _adaptive_avg_pool2d

@@ -84,7 +84,7 @@ def find_sums(network: Network | nn.Module | str) -> list[ResidualSum]:
                 raise UsageError(f"a residual sum in {path} of {network.name} has no axis of images that is known")
             reading = trace.reading(addition.output)
             name = block.call.name if block.call.path == path else path
-            found.append(ResidualSum(name, depth(block.when), number, sublayer, addition.at, skip, reading))
+            found.append(ResidualSum(name, depth(block.when), number, sublayer, addition.at, skip, reading))  # pyrefly: ignore [bad-argument-type]  # of a sum
     if not found:
         raise UsageError(f"{network.name} has no blocks with residual sums that repsim can find")
     return found
@@ -118,7 +118,7 @@ def _adds_aside(trace: Trace, path: str, block: Spot) -> bool:
 def _stream(trace: Trace, path: str, block: Spot) -> list[tuple[Operation, int]]:
     """The residual sums of a block, first to last, each with the number of its skip operand."""
     first = entry_of(trace, path, block)
-    entry = (first.argument and first.argument.made) if trace.calls_of(path) else entered(trace, path).made
+    entry = (first.argument.made if first.argument else None) if trace.calls_of(path) else entered(trace, path).made
     here = block.made
     found: list[tuple[Operation, int]] = []
     while here is not None and here.when > first.started:
@@ -157,16 +157,16 @@ def _added_to(op: Operation, started: int) -> set[Operation]:
     """
     if op.name != "cat" or None in op.operands:
         return set()
-    ends = [[part, *_way_back(part)] for part in op.operands]
+    ends = [[part, *_way_back(part)] for part in op.operands if part is not None]
     sums = {next((each for each in way if is_sum(each) and each.when > started), None) for way in ends}
     as_given = all(way[-1].when < started or any(map(is_sum, way)) for way in ends)
-    return sums - {None} if as_given and len(sums) == 2 and None in sums else set()
+    return {each for each in sums if each} if as_given and len(sums) == 2 and None in sums else set()
 
 
-def _way_back(part: Operation) -> list[Operation]:
+def _way_back(part: Operation | None) -> list[Operation]:
     """The operations of one operand, none learned, that a tensor was made by, last to first."""
     way: list[Operation] = []
-    while part is not None and not is_learned(part) and len({*part.operands} - {None}) == 1:
+    while part is not None and not is_learned(part) and len(part.before) == 1:
         way.append(part := next(before for before in part.operands if before is not None))
     return way
 
@@ -206,7 +206,7 @@ def _is_made_of(op: Operation, source: Operation) -> bool:
 
 def _unscaled(op: Operation) -> Operation:
     """What an operand is that was multiplied by parameters."""
-    while op.name.rstrip("_") in ("mul", "view") and len({*op.operands} - {None}) == 1:
+    while op.name.rstrip("_") in ("mul", "view") and len(op.before) == 1:
         op = next(before for before in op.operands if before is not None)
     return op
 
@@ -229,7 +229,8 @@ def _sublayers(trace: Trace, path: str, block: Spot, additions: Sequence[tuple[O
     weights = {each.at for each in trace.provenance.attentions}
     for addition, skip in additions:
         stream, branch = addition.operands[skip], addition.operands[1 - skip]
-        computed = {branch, *branch.ancestors()} - ({stream, *stream.ancestors()} if stream is not None else set())
+        computed, before = ({op, *op.ancestors()} if op is not None else set() for op in (branch, stream))
+        computed -= before
         inside = [call for call in trace.inside(path, block) if not call.started < addition.when < call.ended]
         ran = [c for c in inside if any(c.started < op.when < c.ended for op in computed)]
         attentions = [c for c in ran if is_attention(c.module) or c.path in attends]
@@ -281,7 +282,7 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         at = operation_at(ADDITION, self.running) if self.running and is_addition(func, args) else None
-        found = self.wanted.get(at)
+        found = None if at is None else self.wanted.get(at)
         if found is not None:
             self.met.add(found.place)
             replaced = self.take(found, args[found.skip], args[1 - found.skip])

@@ -203,7 +203,7 @@ def _joins(trace: Trace, op: Operation) -> bool:
     operands = {before for before in op.operands if before is not None}
     if op.name != "cat" or len(operands) < 2:
         return False
-    call = trace.calls_of(op.at.path)[op.at.call]
+    call = trace.maker(op)
     given = call.argument and call.argument.made
     if not all(before is given or call.started < before.when for before in operands):
         return False

@@ -110,7 +110,7 @@ def plain_mlp(trace: Trace, branch: Operation) -> PlainMLP | None:
         or not all(map(is_linear, first))
     ):
         return None
-    maps = [trace.calls_of(op.at.path)[op.at.call] for op in (*sorted(first, key=lambda op: op.when), second)]
+    maps = [trace.maker(op) for op in (*sorted(first, key=lambda op: op.when), second)]
     return None if any(has_parts(call.module) for call in maps) else PlainMLP(tuple(maps[:-1]), maps[-1], between)
 
 

@@ -100,7 +100,10 @@ class Reading:
 
     def read(self, activation: Any) -> Tensor:
         """The activation with images on the first axis, (n, *shape), whatever the module returned."""
-        return images_first(first_tensor(activation), self.batch_axis, self.before, self.fold)
+        found = first_tensor(activation)
+        if found is None:
+            raise TypeError(f"there is no tensor in {type(activation).__name__}")
+        return images_first(found, self.batch_axis, self.before, self.fold)
 
     def select(self, x: Tensor, tokens: Tokens) -> Tensor:
         """The part of what `read` gave that stands for each image, (n, ...).

@@ -76,11 +76,19 @@ class Call:
 
     @property
     def name(self) -> str:
-        return f"{self.path}:{self.number}" if self.number else self.path
+        return call_name(self.path, self.number)
 
     @property
     def module(self) -> nn.Module:
-        return self.of()
+        module = self.of()
+        if module is None:
+            raise ReferenceError(f"module {self.path!r} is gone, with its network")
+        return module
+
+
+def call_name(path: str, number: int) -> str:
+    """What a call of the module at a path is called: after the path, and by its number if it is not the first."""
+    return f"{path}:{number}" if number else path
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,17 +115,13 @@ class Spot:
     def made(self) -> Operation | None:
         """The operation that makes it."""
         value = self.call.result if self.side == "output" else self.call.argument
-        return self.lost or (value and value.made)
+        return self.lost or (None if value is None else value.made)
 
     @property
     def when(self) -> int:
         if self.lost is not None:
             return self.lost.when
         return self.call.ended if self.side == "output" else self.call.started
-
-
-def _in_row(call: Call, block: Spot) -> bool:
-    return block.since.started <= call.started and call.ended <= block.when
 
 
 class OperationAt(NamedTuple):
@@ -149,12 +153,17 @@ class Operation:
     """Names of the parameters among those tensors, or that these were made of."""
     output: Activation | None = None
 
+    @property
+    def before(self) -> set[Operation]:
+        """What made those of its tensors that depend on the images."""
+        return {op for op in self.operands if op is not None}
+
     def ancestors(self) -> set[Operation]:
         """Everything that it depends on."""
         found: set[Operation] = set()
-        waiting = [self]
+        waiting: list[Operation] = [self]
         while waiting:
-            new = {op for op in waiting.pop().operands if op is not None} - found
+            new = waiting.pop().before - found
             found |= new
             waiting += new
         return found
@@ -164,7 +173,7 @@ class Operation:
 class Trace:
     """What a network did in one pass: calls of modules, operations, and where their values come from."""
 
-    network: Network | None
+    network: Network
     calls: list[Call]
     """In the order in which they end; the root's is the last."""
     operations: list[Operation]
@@ -198,6 +207,12 @@ class Trace:
     def calls_of(self, path: str) -> list[Call]:
         return self._by_path.get(path, [])
 
+    def maker(self, op: Operation) -> Call:
+        """The call whose own code makes an operation of the network."""
+        if op.at is None:
+            raise ValueError(f"{op.name} is given to the network, and not made by it")
+        return self.calls_of(op.at.path)[op.at.call]
+
     def below(self, path: str) -> list[Call]:
         """Calls of the modules inside the one at a path."""
         return [call for call in self.calls if call.path.startswith(f"{path}.")]
@@ -206,7 +221,8 @@ class Trace:
         """Calls of the modules inside a block: at a path, or in a row that begins with `block.since`."""
         if block.since is None:
             return self.below(path)
-        return [call for call in self.calls if call.path and _in_row(call, block)]
+        began = block.since.started
+        return [call for call in self.calls if call.path and began <= call.started and call.ended <= block.when]
 
     def following(self, op: Operation) -> list[Operation]:
         """The operations that take what an operation makes."""
@@ -216,7 +232,7 @@ class Trace:
     def _following(self) -> dict[Operation, list[Operation]]:
         found: dict[Operation, list[Operation]] = {}
         for op in self.operations:
-            for before in {*op.operands} - {None}:
+            for before in op.before:
                 found.setdefault(before, []).append(op)
         return found
 
@@ -255,7 +271,7 @@ def _plain(holder: Any) -> list[tuple[str, Any]]:
 
 
 def _without_memory(parameter: Tensor) -> bool:
-    return isinstance(parameter, nn.parameter.UninitializedTensorMixin) or parameter.is_meta or parameter.is_sparse
+    return nn.parameter.is_lazy(parameter) or parameter.is_meta or parameter.is_sparse
 
 
 def _traced(network: Network) -> Trace:
@@ -285,7 +301,8 @@ def _traced(network: Network) -> Trace:
     if any(call.mixed for call in first):
         _check_repeats(network, images, [])
     looking.settle()
-    return Trace(None, first, looking.recorder.operations, provenance, alive.peak // IMAGES, alive.made // IMAGES)
+    nobody: Any = None  # what is kept of a network must not keep it alive; `Trace.of` says whose it is
+    return Trace(nobody, first, looking.recorder.operations, provenance, alive.peak // IMAGES, alive.made // IMAGES)
 
 
 def _run(network: Network, images: Tensor, watching: _Looking | _Comparing | Repeating) -> list[Call]:
@@ -638,9 +655,11 @@ def is_sum(op: Operation) -> bool:
 
 def adds_what_it_came_from(op: Operation) -> bool:
     """A residual sum, wherever it is: one operand is computed from the other."""
-    if not is_sum(op) or None in op.operands:
+    if not is_sum(op):
         return False
     a, b = op.operands
+    if a is None or b is None:
+        return False
     return a in b.ancestors() or b in a.ancestors()
 
 
@@ -755,8 +774,8 @@ class _Fused(FusedAttention):
             self.recorder.inside = False
         names = ("query", "key", "value")
         given = {**dict(zip(names, args)), **{k: v for k, v in kwargs.items() if k in names}}
-        tensors = tuple(given[name] for name in names)
+        tensors = query, key, value = tuple(given[name] for name in names)
         with unobserved():
             self.recorder.made("scaled_dot_product_attention", tensors, {}, result, at)
-            self.recorder.provenance.attention(*tensors, result, at)
+            self.recorder.provenance.attention(query, key, value, result, at)
         return result

@@ -36,8 +36,9 @@ class EvalTransform:
     @classmethod
     def of(cls, config: dict[str, Any]) -> EvalTransform:
         """From a timm data configuration; what it leaves open keeps the defaults above."""
-        known = {f.name: config[f.name] for f in dataclasses.fields(cls) if config.get(f.name) is not None}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
+        said = ((f.name, config.get(f.name)) for f in dataclasses.fields(cls))
+        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in said if v is not None}
+        return cls(**known)
 
     def __call__(self, image: Image.Image) -> Tensor:
         """(channels, height, width) float32."""
@@ -49,8 +50,9 @@ class EvalTransform:
 
 
 @lru_cache(maxsize=16)
-def _composed(config: EvalTransform):
-    return create_transform(**dataclasses.asdict(config), is_training=False)
+def _composed(config: EvalTransform) -> Callable[[Image.Image], Tensor]:
+    made: Any = create_transform(**dataclasses.asdict(config), is_training=False)
+    return made
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def said_in_words(words: str, known: Transform, name: str = "the network") -> Ev
         )
     return dataclasses.replace(
         base,
-        input_size=(channels, *side),
+        input_size=(channels, side[0], side[1]),
         mean=mean,
         std=std,
         interpolation=said.get("interpolation", base.interpolation),
@@ -234,7 +236,7 @@ def as_transform(preparing: Any, *, channels: int = 3, name: str = "the network"
     return dataclasses.replace(made, input_size=sizes.pop())
 
 
-def _shape_of(made: LibraryTransform, probe: tuple[int, int], name: str) -> tuple[int, ...]:
+def _shape_of(made: LibraryTransform, probe: tuple[int, int], name: str) -> Size:
     try:
         tensor = made(Image.new("RGB", probe))
     except Exception as error:  # whatever a function of the user's does
@@ -242,7 +244,8 @@ def _shape_of(made: LibraryTransform, probe: tuple[int, int], name: str) -> tupl
     if not isinstance(tensor, Tensor) or tensor.ndim != 3 or not tensor.is_floating_point():
         got = f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
         raise UsageError(f"{made.by} must make a float tensor (c, h, w) of an image for {name}, it made {got}")
-    return tuple(tensor.shape)
+    channels, height, width = tensor.shape
+    return channels, height, width
 
 
 @dataclass(frozen=True)

@@ -101,11 +101,12 @@ def load_file(module: nn.Module, file: Path, name: str, key: str | None = None) 
         UsageError: there is no such key.
         RepsimError: the file cannot be read, nothing in it fits, or several sets fit and none is the usual one.
     """
-    if file.suffix == ".npz" and hasattr(module, "load_pretrained"):
+    own: Any = getattr(module, "load_pretrained", None)
+    if file.suffix == ".npz" and own is not None:
         if key is not None:
             raise UsageError(f"{file} holds one set of weights; leave the weights key {key!r} out")
         try:
-            module.load_pretrained(str(file))
+            own(str(file))
         except Exception as error:
             raise RepsimError(f"{file} does not fit {name}: {first_line(error)}") from None
         return Taken(str(file))
@@ -137,7 +138,7 @@ def load_file(module: nn.Module, file: Path, name: str, key: str | None = None) 
 
 
 def _load(module: nn.Module, fit: Fit, needed: Needed, file: Path, name: str) -> None:
-    state = OrderedDict((own, fit.values[there]) for own, there in fit.names.items())
+    state: Any = OrderedDict((own, fit.values[there]) for own, there in fit.names.items())
     state._metadata = getattr(needed.state, "_metadata", OrderedDict())  # its names are those of this version
     try:
         module.load_state_dict(state, strict=False)  # what must be there has been looked for
@@ -360,7 +361,7 @@ def _usual(fits: list[Fit], file: Path, name: str, key: str | None) -> Fit:
     """Of the sets that fit, the one that is meant when nothing more is said."""
     named = {fit.key or AT_THE_TOP: fit for fit in fits}
     if len(named) == 1 or key in named:
-        return named.get(key) or fits[0]
+        return named.get(key or "") or fits[0]
     usual = [at for at in USUAL if at in named]
     if usual:
         return named[usual[0]]

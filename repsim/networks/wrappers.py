@@ -49,7 +49,7 @@ def _called(module: Any) -> str:
     return getattr(module, "original_name", None) or type(module).__name__
 
 
-def _inner(module: nn.Module) -> nn.Module | None:
+def _inner(module: Any) -> nn.Module | None:
     kind = type(module)
     if kind.__module__.startswith("torch.") and kind.__name__ in INSIDE:
         return getattr(module, INSIDE[kind.__name__])
@@ -117,6 +117,9 @@ class Called(nn.Module):
     >>> Called(inner, lambda images: inner(images.mean((2, 3))))(torch.zeros(5, 3, 8, 8)).shape
     torch.Size([5, 2])
     """
+
+    of: nn.Module
+    call: Callable[[torch.Tensor], Any]
 
     def __init__(self, module: nn.Module, call: Callable[[torch.Tensor], Any]) -> None:
         mode = module.training

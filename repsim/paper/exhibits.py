@@ -18,7 +18,7 @@ from repsim import plots
 from repsim.paper.roles import Case
 from repsim.plots.matrices import paper_range
 from repsim.plots.residual import share_tokens
-from repsim.plots.style import Figure, entitle, groups_of, groups_of_images
+from repsim.plots.style import Figure, entitle, figure_of, groups_of, groups_of_images
 
 
 @dataclass
@@ -170,7 +170,7 @@ class Matched(Grouped):
         parts = [part for _, part in made.tables["matched"].groupby("model_a", sort=False)]
         if len(parts) > 1:  # a panel for each reference
             return plots.side_by_side(draw, parts, title=title)
-        figure = draw(made.tables["matched"]).figure
+        figure = figure_of(draw(made.tables["matched"]))
         entitle(figure, title)
         return figure
 
@@ -212,12 +212,13 @@ class Receptive(Exhibit):
     def draw(self, made: Made, title: str) -> Figure:
         table = made.tables["receptive"]
         models = [part for _, part in table.groupby("model", sort=False)]
+        columns = None
         if len(models) > 1:  # a row of panels for each
             chosen = [part.iloc[np.unique(np.linspace(0, len(part) - 1, 6).round().astype(int))] for part in models]
+            columns = len(chosen[0])
             table = pd.concat(chosen).assign(label=lambda t: t["model"] + "\n" + t["layer"])
         else:
             table = table.assign(label=table["layer"])
-        columns = len(chosen[0]) if len(models) > 1 else None
         table["layer"] = table["model"] + "/" + table["layer"]
         return plots.receptive_fields(table, made.arrays, most=len(table), columns=columns, title=title)
 

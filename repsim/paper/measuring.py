@@ -129,7 +129,7 @@ class Measurements:
         self._load = load
         self._networks: dict[str, Network] = {}
         self._studies: dict[Hashable, Study] = {}
-        self._fields: dict[Hashable, ReceptiveFields] = {}
+        self._fields: dict[tuple[str, bool], ReceptiveFields] = {}
         """(name of a network, whether of branches) -> its receptive fields, without sums until they are wanted."""
         self._probed: dict[str, bool] = {}
         """Name of a network -> whether single tokens are probed too."""
@@ -279,6 +279,8 @@ class Measurements:
         """Names of networks and their probes: those with and those without single tokens."""
         if self._probing is None:
             self._probing = []
+            if self.train is None:  # none was asked for
+                return self._probing
             for tokens in sorted(set(self._probed.values())):
                 names = [name for name, single in self._probed.items() if single == tokens]
                 begun = Begun([self.network(name) for name in names], self.images, Notices())
@@ -298,7 +300,7 @@ class Measurements:
             for part in parts:
                 of = [probing.networks[number] for number in part]
                 fitting = Fitting(of, list(part.values()), probing.labels, probing.split, list(part))
-                memory = self._memory(self.train.only(probing.split.used), of, [fitting], min(size, used))
+                memory = self._memory(probing.train.only(probing.split.used), of, [fitting], min(size, used))
                 what = f"to fit probes{' of single tokens too' if probing.asked['single_tokens'] else ''}"
                 found.append(Pass(what, [names[number] for number in part], used, min(size, used), memory))
                 fitted += tested_by(fitting, size)
@@ -339,9 +341,10 @@ class Measurements:
                 how = self._how("training images")
                 probes, trained_on = probing.fit(batch_size=self.batch_size, beside=passes.among, **how)
                 self._count(passes, "train")
-                studies.append(probing.testing(probes))
-                self._testing |= dict.fromkeys(names, studies[-1])
-                fitted.append((names, partial(probing.result, studies[-1], trained_on)))
+                testing = probing.testing(probes)
+                studies.append(testing)
+                self._testing |= dict.fromkeys(names, testing)
+                fitted.append((names, partial(probing.result, testing, trained_on)))
             except UsageError as error:  # too little memory
                 self._probes |= dict.fromkeys(names, error)
         if not studies:
@@ -355,7 +358,7 @@ class Measurements:
 
     def _count(self, passes: Passes, what: str) -> None:
         for name, total in passes.sums.items():
-            self.passes.setdefault(name, {})[what] = total.total
+            self.passes.setdefault(name, {})[what] = int(total.total)
 
 
 class Passes(Study):
@@ -573,7 +576,7 @@ def receptive(
 
 def _joined(fields: Sequence[ReceptiveFields]) -> tuple[Together, list[Of]]:
     """The sums of fields of the same images together, and how the statistics of each come of their means."""
-    of_layers = [
+    of_layers: list[Of] = [
         lambda means, each=each, where=where: each.statistics(means[where])
         for each, where in zip(fields, slices([len(each.layers) for each in fields]))
     ]

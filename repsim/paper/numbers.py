@@ -104,7 +104,7 @@ def jackknifed(sums: BatchMeans | Together, statistics: Sequence[Statistic]) -> 
         return []
     values, errors = sums.compute(lambda means: torch.stack([each.of(means) for each in statistics]))
     df = sums.groups - 1
-    return [Number(*each[:3], *found, df) for each, *found in zip(statistics, values.tolist(), errors.tolist())]
+    return [Number(*each[:3], value, se, df) for each, value, se in zip(statistics, values.tolist(), errors.tolist())]
 
 
 def of_draws(sums: Together, statistics: Sequence[Statistic]) -> list[Number]:

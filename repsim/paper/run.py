@@ -124,7 +124,9 @@ class Part:
     def of(cls, exhibit: Exhibit, roles: Roles) -> Part:
         """Of a figure; where a user's ViT was trained several times, with all of its runs."""
         cases = roles.cases(exhibit)
-        again = {run: cls(exhibit, roles, [{**case, "vit": (run,)} for case in cases]) for run in roles.runs(exhibit)}
+        again: dict[str, Part] = {
+            run: cls(exhibit, roles, [{**case, "vit": (run,)} for case in cases]) for run in roles.runs(exhibit)
+        }
         return cls(exhibit, roles, cases, again=again)
 
     @property
@@ -137,14 +139,14 @@ class Part:
 
     def ask(self, m: Measurements, why: Reasons) -> bool:
         """Ask for what makes it of those who can give it; whether somebody can, and `why` others cannot."""
-        able = self._of_those_who_can(lambda: None, m, why)
+        able = self._of_those_who_can(lambda later: None, m, why)
         self.again = {run: part for run, part in self.again.items() if able and part.ask(m, Reasons())}
         return able
 
     def make(self, m: Measurements, why: Reasons) -> Made | None:
         """What it is made of, once the images have passed, of those who can give it; None: nobody can."""
         found: list[Made] = []
-        self._of_those_who_can(lambda: found.append(self.later()), m, why)
+        self._of_those_who_can(lambda later: found.append(later()), m, why)
         if not found:
             return None
         (made,) = found
@@ -155,12 +157,12 @@ class Part:
             made.tables["numbers"] = over_runs(made.tables["numbers"], run, others)
         return made
 
-    def _of_those_who_can(self, then: Callable[[], None], m: Measurements, why: Reasons) -> bool:
+    def _of_those_who_can(self, then: Callable[[Later], None], m: Measurements, why: Reasons) -> bool:
         while True:
             try:
                 if self.later is None:
                     self.later = measure(self.exhibit, m, self.networks, self.exhibit.compared(self.cases))
-                then()
+                then(self.later)
                 return True
             except Cannot as error:
                 self.later = None
@@ -276,7 +278,12 @@ def plan(
     if not parts:
         raise RepsimError("; ".join(why.sentences()))
     say(*why.sentences(), *m.notices)
-    protocol = {"preset": roles.preset, "layers": layers, "batch_size": batch_size, "channels": channels}
+    protocol: dict[str, Any] = {
+        "preset": roles.preset,
+        "layers": layers,
+        "batch_size": batch_size,
+        "channels": channels,
+    }
     if not roles.figures:
         protocol["roles"] = {role: list(players) for role, players in named.every.items() if players}
     return Plan(begun, parts, m.plan(), protocol, m)

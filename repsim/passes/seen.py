@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from repsim.networks.residual_sums import ResidualSum, watch_sums
 from repsim.networks.tracing import is_own, unobserved
 
 
-class Seen(dict[Hashable, Any]):
+class Seen(dict[Any, Any]):
     """Names -> what is kept of a batch, in the order in which it was seen.
 
     The sweep makes one for each network of a study and empties it before each batch. A study says in `Study.watch`
@@ -114,7 +114,7 @@ class Seen(dict[Hashable, Any]):
             yield
 
     @contextmanager
-    def calls(self, count: Callable[[int], None]) -> Iterator[None]:
+    def calls(self, count: Callable[[int], Any]) -> Iterator[None]:
         """While active, call `count` with the number of images of every forward pass that the sweep makes."""
 
         def end(module: Any, arguments: tuple[Any, ...], output: Any) -> None:

@@ -76,9 +76,10 @@ def _matrix(values: pd.DataFrame, tree: Axes, cells: Axes) -> None:
     off = both[~np.eye(len(both), dtype=bool)]
     low = float(np.nanmin(off)) if np.isfinite(off).any() else 0.0
     cells.set_facecolor(UNDEFINED)
-    options = {"cbar": False, "xticklabels": False, "yticklabels": False, "square": False}
-    shown = {"annot": True, "fmt": ".2f", "annot_kws": {"fontsize": 6}} if len(names) <= 10 else {}
-    sns.heatmap(both, ax=cells, vmin=min(low, 0.99), vmax=1.0, cmap=SIMILARITY_CMAP, **options, **shown)
+    options: dict[str, Any] = {"cbar": False, "xticklabels": False, "yticklabels": False, "square": False}
+    if len(names) <= 10:
+        options |= {"annot": True, "fmt": ".2f", "annot_kws": {"fontsize": 6}}
+    sns.heatmap(both, ax=cells, vmin=min(low, 0.99), vmax=1.0, cmap=SIMILARITY_CMAP, **options)
     for axis in (cells.xaxis, cells.yaxis):
         tick_names(axis, [k + 0.5 for k in range(len(names))], names)
     cells.tick_params(axis="x", rotation=90)

@@ -61,7 +61,7 @@ def attention_distance(
         ax.set(xlabel="attention head, sorted by distance", ylabel="mean attention distance (px)")
         ax.set_ylim(0, max(ax.get_ylim()[1], 1.06 * table["distance_px"].max()))  # others may share the axis
         label(ax, title=table["model"].iloc[0], inches=PANEL)
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.get_major_locator().set_params(integer=True)  # pyrefly: ignore [unexpected-keyword]  # it is a MaxNLocator
         legend(ax, drawn, ncols=2 if len(blocks) > 6 else 1)
     return ax
 

@@ -30,7 +30,7 @@ def lesion(table: pd.DataFrame) -> Figure:
         if not kinds:
             entitle(figure, f"{model}: nothing was removed")
             return figure
-        above, below = figure.subfigures(2, 1, height_ratios=[2.7, below])
+        above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=[2.7, below])[:, 0]
         left, right = above.subplots(1, 2)
         drawn = curves(table, "agreement", ax=left)
         left.set(ylabel="predictions that stay", ylim=(0, 1.02))
@@ -72,7 +72,7 @@ def curves(table: pd.DataFrame, column: str, *, ax: Axes) -> list[tuple[Line2D, 
     if table[column].isna().all():
         ax.text(0.5, 0.5, "not known", ha="center", transform=ax.transAxes, color="0.4")
     ax.set(xlabel="block that lost it", xlim=(per["block"].min() - 0.5, per["block"].max() + 0.5))
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.get_major_locator().set_params(integer=True)  # pyrefly: ignore [unexpected-keyword]  # it is a MaxNLocator
     return drawn
 
 

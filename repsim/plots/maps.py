@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -62,7 +62,7 @@ def over(ax: Axes, image: np.ndarray, weights: np.ndarray | None) -> None:
 
 def receptive_fields(
     table: pd.DataFrame,
-    maps: dict[str, np.ndarray],
+    maps: Mapping[str, np.ndarray],
     *,
     quantity: str = "|d centre / d pixel|",
     most: int = 12,

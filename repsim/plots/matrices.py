@@ -88,8 +88,8 @@ def panels(
     with look():
         parts = [table[(table["model_a"] == a) & (table["model_b"] == b)] for a, b in pairs]
         width, height = (INCHES + max(room(labelled(part, side)[1]) for part in parts) for side in "ab")
-        figure = Figure(figsize=(width * columns + 0.7, height * rows + 0.7), layout="compressed")
-        figure.get_layout_engine().set(h_pad=0.09)
+        figure = Figure(figsize=(width * columns + 0.7, height * rows + 0.7))
+        figure.set_layout_engine("compressed", h_pad=0.09)
         axes = figure.subplots(rows, columns, squeeze=False).flatten()
         for ax in axes[len(pairs) :]:
             ax.set_axis_off()

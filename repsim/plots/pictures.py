@@ -26,7 +26,7 @@ from repsim.plots.matrices import heatmap
 from repsim.plots.probe import neighbours, probe_tokens, probes
 from repsim.plots.residual import residual
 from repsim.plots.sensitivity import sensitivity
-from repsim.plots.style import Figure, groups_of, groups_of_images, note
+from repsim.plots.style import Figure, figure_of, groups_of, groups_of_images, note
 from repsim.studies.token_tables import all_tokens
 
 Tables = Mapping[str, pd.DataFrame]
@@ -85,18 +85,23 @@ def _one(plot: Callable[..., Any]) -> Callable[..., dict[str, Figure]]:
 
     def draw(name: str, tables: Tables, arrays: Arrays, **groups: int | None) -> dict[str, Figure]:
         drawn = plot(tables[name], **groups)
-        return {name: drawn if isinstance(drawn, Figure) else drawn.figure}
+        return {name: drawn if isinstance(drawn, Figure) else figure_of(drawn)}
 
     return draw
 
 
 def _attention(
-    name: str, tables: Tables, arrays: Arrays, *, blocks: list[int] | str | None = None, groups: int | None = None
+    name: str,
+    tables: Tables,
+    arrays: Arrays,
+    *,
+    blocks: list[int] | Literal["all"] | None = None,
+    groups: int | None = None,
 ) -> dict[str, Figure]:
     table = tables[name]
     chosen = sorted(table["block"].unique()) if blocks == "all" else blocks
     maps = _attention_maps("attention_maps", {"attention_maps": table}, arrays) if arrays else {}
-    return {**maps, name: attention_distance(table, blocks=chosen, groups=groups).figure}
+    return {**maps, name: figure_of(attention_distance(table, blocks=chosen, groups=groups))}
 
 
 def _attention_maps(name: str, tables: Tables, arrays: Arrays) -> dict[str, Figure]:

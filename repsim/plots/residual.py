@@ -10,11 +10,11 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
-from matplotlib.figure import FigureBase
+from matplotlib.figure import SubFigure
 from matplotlib.lines import Line2D
 
 from repsim.errors import UsageError
-from repsim.plots.style import CHARACTERS, LOOK, Figure, entitle, label, legend, look, named, tick_names
+from repsim.plots.style import CHARACTERS, LOOK, Figure, entitle, figure_of, label, legend, look, named, tick_names
 
 RATIO_CMAP = "viridis"
 NAMES = {"unit": "unit", "mlp": "MLP"}
@@ -36,7 +36,7 @@ def residual(table: pd.DataFrame, *, title: str | None = None) -> Figure:
     with look():
         figure = Figure(figsize=(7.2, 2.9 + (2.6 if shown else 0)))
         if shown:
-            above, below = figure.subfigures(2, 1, height_ratios=[2.6, 2.9])
+            above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=[2.6, 2.9])[:, 0]
             _draw_heatmaps(above, shown)
         else:
             below = figure
@@ -81,13 +81,13 @@ def cosines(table: pd.DataFrame, *, title: str | None = None) -> Figure:
     return figure
 
 
-def _legend(figure: FigureBase, drawn: list[tuple[Line2D, str]]) -> None:
+def _legend(figure: Figure | SubFigure, drawn: list[tuple[Line2D, str]]) -> None:
     """A legend below the curves; a figure grows by what more than six lines of it take."""
     lines = [line for _, name in drawn for line in name.split("\n")]
     longest = max(map(len, lines), default=0) / CHARACTERS * LOOK["font.size"]
     columns = max(1, int(figure.bbox.width / figure.dpi / (0.6 + longest)))
     legend(figure, drawn, loc="outside lower center", ncols=columns)
-    whole = figure.get_figure(root=True)
+    whole = figure_of(figure)
     width, height = whole.get_size_inches()
     high = -(-len(lines) // columns) * (1 + int(longest / width))
     whole.set_size_inches(width, height + 0.16 * max(high - 6, 0) * whole.bbox.height / figure.bbox.height)

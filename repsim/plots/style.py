@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib as mpl
 import matplotlib.figure
@@ -221,13 +221,18 @@ def room(names: Iterable[object]) -> float:
     return max(max(map(len, lines), default=0) - ROOM, 0) * 0.055
 
 
+def figure_of(drawn: Axes | matplotlib.figure.FigureBase) -> Figure:
+    """The whole figure that something is drawn in, which is one of ours unless the caller gave other axes."""
+    return cast("Figure", drawn.get_figure(root=True))
+
+
 def legend(target: Axes | matplotlib.figure.FigureBase, entries: Iterable[tuple[Any, str]], **options: Any) -> None:
     """Write a legend of what was drawn and its names, of which matplotlib leaves out those that begin with `_`."""
     entries = list(entries)
     if not entries:
         return
     made = target.legend([drawn for drawn, _ in entries], ["-"] * len(entries), frameon=False, **options)
-    width = int(CHARACTERS / 8 * (target.get_figure(root=True).get_size_inches()[0] - 1))
+    width = int(CHARACTERS / 8 * (figure_of(target).get_size_inches()[0] - 1))
     for text, (_, name) in zip(made.get_texts(), entries):
         text.set(text=fold(literal(name), width), **LITERAL)
 

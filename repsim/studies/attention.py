@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import reduce
 from typing import NamedTuple, Unpack
 
 import numpy as np
@@ -167,7 +168,7 @@ def attention_distance(
     """
     begun = begin(network, images, most=MOST, layers="all")
     (network,) = begun.networks
-    arrays = {}
+    arrays: dict[str, Mapping[str, np.ndarray]] = {}
     if maps:
         arrays["attention_maps"] = _maps(network, begun.images, maps, how.get("skip_broken", False))
     study = AttentionDistance(network, renormalize=renormalize)
@@ -188,12 +189,8 @@ def rollout(attentions: Sequence[Tensor]) -> Tensor:
 
     Reference: Abnar & Zuidema (2020); Dosovitskiy et al. (2021), appendix D.8.
     """
-    joint = None
-    for attention in attentions:
-        step = 0.5 * attention.mean(1) + 0.5 * torch.eye(attention.shape[-1], device=attention.device)
-        step = step / step.sum(-1, keepdim=True)
-        joint = step if joint is None else step @ joint
-    return joint
+    halves = (0.5 * each.mean(1) + 0.5 * torch.eye(each.shape[-1], device=each.device) for each in attentions)
+    return reduce(lambda joint, step: step @ joint, (half / half.sum(-1, keepdim=True) for half in halves))
 
 
 @study

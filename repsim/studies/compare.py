@@ -16,7 +16,7 @@ from torch import Tensor
 from repsim.errors import UsageError, one_of
 from repsim.features.arrays import FeatureNetwork
 from repsim.images.image_set import Batch, Counts
-from repsim.measures.catalogue import MEASURES, Held, LeftOut, Measure, Streamed
+from repsim.measures.catalogue import MEASURES, Held, LeftOut, Streamed
 from repsim.measures.cka import normalise
 from repsim.measures.inputs import whole
 from repsim.measures.intervals import interval
@@ -244,7 +244,7 @@ class Comparison(Study):
 class Found:
     """What a measure gives: (N, N) of the layers of all networks, and that without each group of images."""
 
-    measure: Measure
+    measure: Streamed | Held
     value: Tensor
     sums: BatchMeans | LeftOut
     """By which statistics of the values have errors."""
@@ -295,7 +295,7 @@ def orders_of(count: int, orders: int, seed: int, number: int = 0) -> Iterator[T
         yield torch.from_numpy(drawn.permutation(count))
 
 
-def measures_of(names: str | Sequence[str]) -> list[Measure]:
+def measures_of(names: str | Sequence[str]) -> list[Streamed | Held]:
     """Measures by their names, each once.
 
     Raises:

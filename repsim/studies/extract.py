@@ -142,7 +142,7 @@ class Writing:
                 self._opened[number] = os.open(path, os.O_WRONLY)
             start = len(file.header(self.images))
             for first, last in _runs(positions):
-                at, data = start + int(positions[first]) * file.row, memoryview(rows[first:last]).cast("B")
+                at, data = start + int(positions[first]) * file.row, rows[first:last].data.cast("B")
                 while len(data):
                     done = os.pwrite(self._opened[number], data, at)
                     at, data = at + done, data[done:]

@@ -209,8 +209,9 @@ def correlation(
     which no rank moved.
     """
     window, sums = _size(study, window), Together([distance.distances()[0], study.sums])
-    value, se = sums.compute(lambda means: distance_correlation(*means, window))
-    p = permutation_test(*sums.mean(), window, seed=seed)
+    value, se = sums.compute(lambda means: distance_correlation(means[0], means[1], window))
+    distances, hsics = sums.mean()
+    p = permutation_test(distances, hsics, window, seed=seed)
     return Correlation(value, se, sums.groups - 1, p)
 
 

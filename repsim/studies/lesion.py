@@ -155,6 +155,7 @@ def lesions(
             network.module(torch.zeros(1, *network.input_size, device=network.device, dtype=network.dtype))
         )
     scores, reason = _scores(network, logits), _without_accuracy(network, images, logits)
+    own = None if reason else images.labels
     begun.notices.say(*blocks_without(network, found), *([reason] if reason else []))
     with evaluating(network.module), surgery.watch(found):
 
@@ -162,7 +163,7 @@ def lesions(
             inputs = batch.inputs[network.transform].to(network.device)
             logits, whole = surgery.run(tried[0], inputs, batch)
             gave = [logits, whole]
-            labels = None if reason else torch.as_tensor(images.labels[batch.positions.numpy()]).to(logits.device)
+            labels = None if own is None else torch.as_tensor(own[batch.positions.numpy()]).to(logits.device)
             for lesion, into in zip(tried, trying.sums):
                 changed, rows = surgery.run(lesion, inputs, batch)
                 gave.append(changed)
@@ -239,8 +240,8 @@ class _Surgery:
             return None
         return self.grams(activation)
 
-    def run(self, lesion: Lesion, inputs: Tensor, batch: Batch) -> tuple[Tensor, dict[str, GramRow]]:
-        """The output, and the Gram of each layer after the lesion."""
+    def run(self, lesion: Lesion, inputs: Tensor, batch: Batch) -> tuple[Any, dict[str, GramRow]]:
+        """The output, None if it holds no tensor, and the Gram of each layer after the lesion."""
         self.lesion = lesion
         output = first_tensor(forward(self.network, inputs, batch, [self.seen]))
         gone = what_is_gone(lesion)
@@ -264,9 +265,9 @@ def _scores(network: Network, logits: Tensor | None) -> bool:
     return logits is not None and logits.ndim == 2 and logits.shape[1] > 1 and not headless
 
 
-def _without_accuracy(network: Network, images: ImageSet, logits: Tensor) -> str:
+def _without_accuracy(network: Network, images: ImageSet, logits: Tensor | None) -> str:
     """Why there is no accuracy, if the network's outputs are not scores of the images' classes."""
-    if not _scores(network, logits):
+    if logits is None or not _scores(network, logits):
         return f"the outputs of {network.name} are no scores of classes, so there is no agreement, KL or accuracy"
     if images.source.labels is None:
         return "the images have no labels, so there is no accuracy"

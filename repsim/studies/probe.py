@@ -145,9 +145,9 @@ class Probing:
     ) -> Probing:
         """Of the networks and test images of a study; see `linear_probes`."""
         check_settings(shots, seeds, neighbours, k)
-        check_labels(train, begun.images)
-        present = np.unique(train.labels)  # numbers of classes may have gaps
-        labels, test_labels = (np.searchsorted(present, images.labels) for images in (train, begun.images))
+        both = check_labels(train, begun.images)
+        present = np.unique(both[0])  # numbers of classes may have gaps
+        labels, test_labels = (np.searchsorted(present, each) for each in both)
         names = [train.classes[label] if train.classes else label for label in present.tolist()]
         split = Split.of(labels, list(dict.fromkeys(shots)), seeds, names)
         networks = [network.sized(train.tensor_size) for network in begun.networks]
@@ -338,8 +338,9 @@ def check_settings(shots: Sequence[int | None], seeds: int, neighbours: int, k: 
         raise UsageError(f"k must be from 1 to {max(neighbours - 1, 1)}, got {k}")
 
 
-def check_labels(train: ImageSet, test: ImageSet) -> None:
-    """Raise for images without labels, or sets that do not have the same classes."""
+def check_labels(train: ImageSet, test: ImageSet) -> tuple[np.ndarray, np.ndarray]:
+    """The labels of both; raise for images without labels, or sets that do not have the same classes."""
+    found: list[np.ndarray] = []
     for what, images in (("training", train), ("test", test)):
         if images.labels is None:
             raise UsageError(
@@ -350,13 +351,16 @@ def check_labels(train: ImageSet, test: ImageSet) -> None:
                 f"labels must not be negative, and {unlabelled} of the {what} images of {images.data} have such; "
                 "images that lie beside the folders of classes have -1, and so do many data sets that are not labelled"
             )
+        found.append(images.labels)
     if train.classes is not None and test.classes is not None and train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))[0]
         raise UsageError(f"training and test images must have the same classes; {odd!r} is in one of them only")
-    present, tested = np.unique(train.labels), np.unique(test.labels)
+    of_train, of_test = found
+    present, tested = np.unique(of_train), np.unique(of_test)
     if missing := sorted(set(tested.tolist()) - set(present.tolist())):
         name = train.classes[missing[0]] if train.classes else missing[0]
         raise UsageError(f"every class needs training images; there are none of class {name!r}")
+    return of_train, of_test
 
 
 def check_memory(takes: Takes, device: torch.device) -> None:

@@ -238,8 +238,8 @@ class Fitting(_Watching):
         self.numbers = range(len(networks)) if numbers is None else numbers
         """Of the networks in a `Place`."""
         self.classes = int(labels.max()) + 1
-        self.members = {name: torch.from_numpy(np.isin(split.used, of)) for name, of in split.draws.items()}
-        self.members[None] = torch.from_numpy(np.isin(split.used, split.held_out))
+        members = {**split.draws, None: split.held_out}
+        self.members = {name: torch.from_numpy(np.isin(split.used, of)) for name, of in members.items()}
         self.sums: dict[Place, dict[Draw | None, ProbeSums | ProbeRows]] = {}
         """None: the held-out images."""
 
@@ -291,7 +291,8 @@ def _fitted(draw: Draw, images: ProbeSums | ProbeRows, held_out: ProbeSums | Pro
         part, rest = images.part(some), held_out.part(some)
         ridge = Ridge(part)
         l2 = ridge.best(rest)
-        parts.append(ridge.fit(l2) if draw.shots is not None else refit(part.merge(rest), l2))
+        # Held-out images are the fewer, so that theirs are rows wherever the others' are.
+        parts.append(ridge.fit(l2) if draw.shots is not None else refit(part.merge(rest), l2))  # pyrefly: ignore [bad-argument-type]
     return side_by_side(parts)
 
 

@@ -30,7 +30,7 @@ from repsim.passes.sweep import Passing, sweep
 from repsim.tables import RECORD, prepare, save_arrays, save_record, save_table
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from repsim.plots.style import Figure
 
 AnyNetwork = Network | Features | nn.Module | str
 AnyImages = ImageSet | Data | None
@@ -186,8 +186,9 @@ def begin(
     """
     images = None if images is None else as_image_set(images)
     networks, notices = as_networks(networks), Notices()
-    if images is None and networks and all(isinstance(network, FeatureNetwork) for network in networks):
-        images = of_features_alone([network.features for network in networks])
+    features = [network.features for network in networks if isinstance(network, FeatureNetwork)]
+    if images is None and features and len(features) == len(networks):
+        images = of_features_alone(features)
     images, say = as_image_set(images, most), notices.say
     networks = _beside([each.sized(images.tensor_size) for each in networks])
     for network in networks:

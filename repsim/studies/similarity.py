@@ -186,7 +186,7 @@ class MatchedSimilarity(LayerSimilarity):
         return self._without(self.sums.mean()[: len(self.networks)].flatten())
 
     @staticmethod
-    def table(studies: Sequence[MatchedSimilarity]) -> pd.DataFrame:
+    def table(studies: Sequence[LayerSimilarity]) -> pd.DataFrame:
         """The table of `matched_cka` from one study, or one per repeat."""
         networks, layers = studies[0].networks, studies[0].layers[0]
         table = pd.DataFrame(

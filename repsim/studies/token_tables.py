@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -47,7 +47,7 @@ def token_rows(
     )
 
 
-def all_tokens(arrays: dict[str, np.ndarray], table: pd.DataFrame, layer: str | None = None) -> pd.DataFrame:
+def all_tokens(arrays: Mapping[str, np.ndarray], table: pd.DataFrame, layer: str | None = None) -> pd.DataFrame:
     """The table of all tokens of one layer of each network, from the arrays beside a table of chosen tokens.
 
     Args:
@@ -58,7 +58,7 @@ def all_tokens(arrays: dict[str, np.ndarray], table: pd.DataFrame, layer: str | 
         last = table.loc[table["model"] == model, "layer"].iloc[-1]
         if name != (last if layer is None else layer):
             continue
-        grid = tuple(int(rows[f"patch_{axis}"].max()) + 1 for axis in ("row", "col"))
+        grid = (int(rows["patch_row"].max()) + 1, int(rows["patch_col"].max()) + 1)
         tokens, *values = (arrays[f"{model}/{name}/{each}"] for each in ("tokens", "cka", "se", "skewed"))
         of_layer = token_rows(model, name, [tuple(at) for at in tokens], grid, *values)
         parts.append(of_layer.assign(index=index, depth=depth))
