@@ -372,6 +372,7 @@ def test_probe_on_folders(somewhere):
         (["probe", "--shots", "5000"], 2, "class 0 has 300 training images; needed are 5000"),
         (["probe", "--train-images", "20"], 2, "there are none of class"),
         (["probe", "--data", "noise"], 2, "the training images of noise have none"),
+        (["figures", "11", "--data", "noise", "--train-data", "nowhere"], 1, "no training images: there is no folder"),
         (["probe", "--layers", "head"], 2, "is no map or grid"),
         (["probe", "--redraw", "nowhere"], 2, "there is no probe_summary.csv in nowhere"),
         (["lesion", "--blocks", "12"], 2, "there is no block 12 with residual sums"),

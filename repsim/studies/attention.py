@@ -189,8 +189,9 @@ def rollout(attentions: Sequence[Tensor]) -> Tensor:
 
     Reference: Abnar & Zuidema (2020); Dosovitskiy et al. (2021), appendix D.8.
     """
-    halves = (0.5 * each.mean(1) + 0.5 * torch.eye(each.shape[-1], device=each.device) for each in attentions)
-    return reduce(lambda joint, step: step @ joint, (half / half.sum(-1, keepdim=True) for half in halves))
+    sums = (0.5 * each.mean(1) + 0.5 * torch.eye(each.shape[-1], device=each.device) for each in attentions)
+    steps = (each / each.sum(-1, keepdim=True) for each in sums)
+    return reduce(lambda joint, step: step @ joint, steps)
 
 
 @study
