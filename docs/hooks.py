@@ -43,16 +43,18 @@ PARTS = {
     "errors": "Errors",
 }
 """Parts of the package in the order of the page, and what each is called there."""
+NOTEBOOKS = ["tour.ipynb", "your-networks.ipynb"]
 
 
 @event_priority(100)  # before the plugin of notebooks takes its own
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the files of the repository, the notebook, the gallery and the API."""
-    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # of the notebook's kernel: its page has no widgets
+    """Add the files of the repository, the notebooks, the gallery and the API."""
+    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # of the notebooks' kernels: the pages have no widgets
     for pattern in TAKEN:
         for path in sorted(ROOT.glob(pattern)):
             files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
-    files.append(File("tour.ipynb", str(ROOT / "analyses"), config.site_dir, config.use_directory_urls))
+    for name in NOTEBOOKS:
+        files.append(File(name, str(ROOT / "analyses"), config.site_dir, config.use_directory_urls))
     files.append(File.generated(config, "gallery.md", content=gallery()))
     files.append(File.generated(config, "api.md", content=api()))
     return files
@@ -62,7 +64,7 @@ def on_page_markdown(markdown: str, page: Page, **_) -> str:
     """Links as the site needs them: this folder is its root, and the rest of the repository lies beside its pages."""
     if "/" in page.file.src_uri or not (ROOT / "docs" / page.file.src_uri).exists():
         return re.sub(r"(\]\((?:\.\./)*)docs/", r"\1", markdown)
-    return markdown.replace("](../analyses/tour.ipynb", "](tour.ipynb").replace("](../", "](")
+    return markdown.replace("](../analyses/", "](").replace("](../", "](")
 
 
 def gallery() -> str:
