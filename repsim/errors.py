@@ -7,15 +7,32 @@ from collections.abc import Iterable
 
 
 class RepsimError(Exception):
-    """Something outside the code is not as it must be: weights, images, activations, a directory."""
+    """Something outside the code is not as it must be: weights, images, activations, a directory.
+
+    >>> import repsim as rs
+    >>> rs.cka([[float("nan")]] * 4, [[1.0]] * 4)
+    Traceback (most recent call last):
+    repsim.errors.RepsimError: cka needs finite features: x holds NaN or infinity
+    """
 
 
 class UsageError(RepsimError):
-    """The call itself is wrong: an unknown name, a number out of range, options that clash."""
+    """The call itself is wrong: an unknown name, a number out of range, options that clash.
+
+    >>> import repsim as rs
+    >>> rs.ImageSet("sample", images=2)
+    Traceback (most recent call last):
+    repsim.errors.UsageError: at least 4 images are needed, got images=2
+    """
 
 
 class Notice(UserWarning):
-    """What must be known of a result: what it leaves out, and why values are NaN."""
+    """What must be known of a result: what it leaves out, and why values are NaN.
+
+    >>> import warnings
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("ignore", Notice)  # do without them; a result still has its `notices`
+    """
 
 
 class Stopped(Exception):

@@ -49,6 +49,12 @@ def load_features(path: str | os.PathLike[str], *, model: str | None = None, nam
     Raises:
         UsageError: there is nothing there, or no features.
         RepsimError: they cannot be read.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     np.save(f"{folder}/it.npy", np.zeros((100, 20), np.float32))
+    ...     load_features(f"{folder}/it.npy")
+    Features 'it': 100 images without ids; it (20)
     """
     path = Path(path).expanduser()
     try:

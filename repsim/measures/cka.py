@@ -267,6 +267,10 @@ def gram_row(x: Tensor, scratch: Tensor | None = None) -> GramRow:
     than the product. So on the CPU the product is taken of the features as they are; where rounding could
     change a CKA by more than `ROUNDING`, of centred ones; and where that is not enough either, or float32 overflows
     (`bounds.fits_float32`), in float64.
+
+    >>> x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    >>> gram_row(x).direction.shape  # one entry for each of the 15 pairs of examples
+    torch.Size([15])
     """
     x = real_images(tensor(x, "x", "(n, p)"), "x")
     bounds.check_magnitude(x, "features for minibatch CKA")
@@ -313,6 +317,11 @@ def stacked_hsic(rows: Sequence[GramRow], n: int, columns: int = 2**18) -> Tenso
 
     Raises:
         UsageError: no rows of Grams, or not of n images each.
+
+    >>> x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    >>> hsic = stacked_hsic([gram_row(x), gram_row(2 * x)], len(x))
+    >>> (hsic / hsic[0, 0]).round(decimals=4).tolist()
+    [[1.0, 4.0], [4.0, 16.0]]
     """
     n = whole(n, "n", 4)
     if not isinstance(rows, Sequence) or not rows or not all(isinstance(row, GramRow) for row in rows):

@@ -47,7 +47,18 @@ def all_kept() -> list[Callable[..., Any]]:
 
 
 class Accumulator(ABC):
-    """A sum over batches that joins the sum over other batches."""
+    """A sum over batches that joins the sum over other batches.
+
+    >>> class Largest(Accumulator):
+    ...     value = float("-inf")
+    ...     def update(self, x):
+    ...         self.value = max(self.value, x.max().item())
+    ...         return self
+    ...     def merge(self, other):
+    ...         return Largest().update(torch.tensor([self.value, other.value]))
+    >>> Largest().update(torch.tensor([1.0, 3.0])).merge(Largest().update(torch.tensor([2.0]))).value
+    3.0
+    """
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -350,6 +361,12 @@ class Moments(Accumulator):
         count: images seen.
         total: sum of the values, float64.
         deviations: sum of their squared distances from the mean, float64.
+
+    >>> ages = Moments()
+    >>> for batch in (torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0])):
+    ...     _ = ages.update(batch)
+    >>> round(ages.mean().item(), 3), round(ages.se().item(), 3)
+    (3.0, 1.08)
     """
 
     def __init__(self) -> None:

@@ -35,7 +35,12 @@ PRESETS = ("blocks", "paper", "all")
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Layer(Reading):
-    """One place in a network where an activation is taken, and how to read it there."""
+    """One place in a network where an activation is taken, and how to read it there.
+
+    >>> layer = find_layers("vit_mini")[1]
+    >>> layer.name, layer.kind, layer.shape
+    ('blocks.0', 'block', (50, 96))
+    """
 
     name: str
     """Path of the module (`blocks.0.norm1`), `path:k` for call k > 0 of one that runs several times, `stem`, or
@@ -78,6 +83,11 @@ def find_layers(
 
     Raises:
         UsageError: nothing matches, or a layer has no such token.
+
+    >>> [layer.name for layer in find_layers("vit_mini")][:3]
+    ['stem', 'blocks.0', 'blocks.1']
+    >>> [layer.name for layer in find_layers("vit_mini", "blocks[.]0[.]norm.*")]
+    ['blocks.0.norm1', 'blocks.0.norm2']
     """
     network = as_network(network)
     one_of_tokens(tokens)

@@ -56,6 +56,10 @@ class Network:
 
     What stands around a network and computes nothing (`torch.compile`, data parallelism, PEFT) is looked through, and
     of one of images and texts the part that sees images is taken.
+
+    >>> module = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    >>> Network(module, "mine", transform="size=28 mean=0.5 std=0.5")
+    Network 'mine': Sequential, 7,850 parameters, weights as given, images 1x28x28
     """
 
     module: nn.Module
@@ -373,6 +377,11 @@ def load_model(
     Raises:
         UsageError: no such model, argument, key or precision.
         RepsimError: weights cannot be had or do not fit.
+
+    >>> load_model("vit_mini")
+    Network 'vit_mini': VisionTransformer, 1.35 million parameters, weights pretrained, images 1x28x28
+    >>> load_model("vit_mini", weights="random", depth=2).name
+    'vit_mini-random'
     """
     weights = os.fspath(weights)
     with torch.random.fork_rng(devices=[]):

@@ -23,7 +23,12 @@ Size = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """A network's evaluation preprocessing; equal ones share one decoded and resized image."""
+    """A network's evaluation preprocessing; equal ones share one decoded and resized image.
+
+    >>> grey = EvalTransform(input_size=(1, 28, 28), mean=(0.5,), std=(0.5,))
+    >>> grey(Image.new("RGB", (40, 30))).shape
+    torch.Size([1, 28, 28])
+    """
 
     input_size: Size = (3, 224, 224)
     """Images are converted to grey for 1 channel, to RGB for 3."""

@@ -253,7 +253,15 @@ def plan(
     channels: int = 16,
     **how: Any,
 ) -> Plan:
-    """What `replicate` would do with the same arguments: it says so when it is printed."""
+    """What `replicate` would do with the same arguments: it says so when it is printed.
+
+    >>> import repsim as rs
+    >>> planned = rs.paper.plan({"vit": "vit_mini"}, rs.ImageSet("sample", images=32), figures=["3"])
+    >>> print(str(planned).partition("passes")[0])
+    1 figures, of vit_mini:
+      3: vit_mini
+    <BLANKLINE>
+    """
     cast = _cast(networks, figures)
     roles = cast.roles
     if images is None and train is None and cast.probes:
@@ -330,6 +338,11 @@ def replicate(
     Raises:
         UsageError: no figure can be made of these roles.
         RepsimError: none can be made of these networks.
+
+    >>> import repsim as rs
+    >>> found = rs.paper.replicate({"vit": "vit_mini"}, rs.ImageSet("sample", images=32), figures=["3"])
+    >>> found.claims["verdict"].tolist(), found.findings.shape  # one claim of this figure, six findings
+    (['disagrees'], (6, 3))
     """
     options = {"layers": layers, "batch_size": batch_size, "channels": channels}
     planned = plan(networks, images, train, figures, **options, **how)

@@ -27,6 +27,15 @@ class Seen(dict[Any, Any]):
     with what it is about, and keeps what that returns. Such a function must not keep or change the tensors that it
     gets: the network may write into them in place. It need not know that other studies look at the same network, that
     others call the same modules, or that a batch goes through the network in pieces where memory is small.
+
+    >>> import repsim as rs
+    >>> from repsim.networks.tracing import passing  # a sweep does this
+    >>> vit = rs.load_model("vit_mini")
+    >>> seen, layers = Seen(vit), rs.find_layers(vit, ["blocks.0"])
+    >>> with torch.no_grad(), passing(vit), seen.rows(layers, lambda layer, x: x.mean((1, 2))):
+    ...     _ = vit.module(torch.zeros(2, 1, 28, 28))
+    >>> seen["blocks.0"].shape
+    torch.Size([2])
     """
 
     def __init__(self, network: Network) -> None:

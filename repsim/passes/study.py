@@ -45,6 +45,18 @@ class Study(Summing, ABC):
 
     A study reduces activations inside the hooks of a forward pass, sums what is left of them batch by batch, and turns
     the sums into a table. It keeps nothing of the batches but `sums`. `check_study` tests what it must hold to.
+
+    >>> import repsim as rs
+    >>> class MeanOfLast(rs.Study):
+    ...     def __init__(self, network):
+    ...         self.networks, self.sums = [network], rs.Moments()
+    ...     def watch(self, index, network, seen):
+    ...         return seen.rows(rs.find_layers(network, ["blocks.11"]), lambda layer, x: x.mean((1, 2)).double())
+    ...     def update(self, seen, batch):
+    ...         self.sums.update(seen[0]["blocks.11"])
+    >>> study = MeanOfLast(rs.load_model("vit_mini"))
+    >>> sweep(rs.ImageSet("sample", images=32), [study], batch_size=16).used, study.sums.count
+    (32, 32)
     """
 
     networks: Sequence[Network]
@@ -82,6 +94,12 @@ def check_study(
 
     Raises:
         AssertionError: it finds something else in one of these ways; the message says in which, and where.
+
+    >>> import repsim as rs
+    >>> from repsim.studies.residual import ResidualNorms
+    >>> study = ResidualNorms([rs.load_model("vit_mini")])
+    >>> check_study(study, rs.ImageSet("sample", images=16), batch_size=8).name
+    'residual'
     """
     shared = {id(network): network for network in study.networks}
 

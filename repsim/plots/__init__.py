@@ -1,4 +1,10 @@
-"""Pictures of tables. Nothing here imports torch, so every figure can be redrawn from its saved table."""
+"""Pictures of tables. Nothing here imports torch, so every figure can be redrawn from its saved table.
+
+>>> import repsim as rs
+>>> found = rs.layer_cka("vit_mini", rs.ImageSet("sample", images=32), batch_size=16)
+>>> heatmap(found.table)
+<Figure size 430x430 with 2 Axes>
+"""
 
 from repsim.plots.curves import attention_distance, head_similarity, localization_summary, matched, side_by_side
 from repsim.plots.lesion import lesion

@@ -165,6 +165,11 @@ def attention_distance(
         `attention_maps`.
 
     Reference: paper section 4, Figures 3, 4, C.5 and C.6.
+
+    >>> import repsim as rs
+    >>> found = rs.attention_distance("vit_mini", rs.ImageSet("sample", images=16), batch_size=8)
+    >>> found.table.shape[0]  # 12 blocks of 8 heads
+    96
     """
     begun = begin(network, images, most=MOST, layers="all")
     (network,) = begun.networks
@@ -215,6 +220,11 @@ def attention_maps(
         UsageError: tokens are pooled or windowed on the way, so that blocks do not share them.
 
     Reference: Abnar & Zuidema (2020); Dosovitskiy et al. (2021), appendix D.8.
+
+    >>> import repsim as rs
+    >>> maps = rs.attention_maps("vit_mini", rs.ImageSet("sample", images=16), count=2).maps
+    >>> {name: array.shape for name, array in maps.items()}
+    {'images': (2, 28, 28, 1), 'cls': (2, 8, 7, 7), 'rollout': (2, 7, 7)}
     """
     begun = begin(network, images, most=MOST)
     (network,) = begun.networks

@@ -407,6 +407,12 @@ def compare(
         UsageError: no such measure or layers, too few images, or more memory needed than there is.
 
     Reference: docs/measures.md, for each measure.
+
+    >>> import repsim as rs
+    >>> images = rs.ImageSet("sample", images=32)
+    >>> found = rs.compare(["vit_mini", "resnet_mini"], images, measures=["cka", "procrustes"], batch_size=16)
+    >>> sorted(set(found.networks["measure"])), len(found.networks)  # both ways
+    (['cka', 'procrustes'], 4)
     """
     begun = begin(networks, images, most=MOST, layers=None if layers == LAST else layers, minibatch=batch_size)
     measured = measures_of(measures)

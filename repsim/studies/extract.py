@@ -327,6 +327,13 @@ def extract_features(
     Raises:
         UsageError: the disk has no room, or features or files of other names are in the folder.
         RepsimError: an activation is NaN, infinite or too large for float16.
+
+    >>> import repsim as rs
+    >>> from tempfile import TemporaryDirectory
+    >>> images = rs.ImageSet("sample", images=16)
+    >>> with TemporaryDirectory() as folder:
+    ...     rs.extract_features("vit_mini", images, folder, layers=["blocks.11"], tokens="cls")
+    {'vit_mini': Features 'vit_mini': 16 images with ids; blocks.11 (96)}
     """
     out, resume = prepare(Path(out).expanduser()), how.get("resume")
     if resume is None:

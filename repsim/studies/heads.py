@@ -144,6 +144,12 @@ def head_similarity(
         says whether their distances have to do with it.
 
     Reference: paper section 4, Figure 5.
+
+    >>> import repsim as rs
+    >>> images = rs.ImageSet("sample", images=32)
+    >>> found = rs.head_similarity(["vit_mini", "resnet_mini"], images, layers=["layer1.0"], batch_size=16)
+    >>> found.table["heads"].nunique()  # windows of 2 of 8 heads
+    7
     """
     begun = begin(networks, images, most=MOST, layers="all", minibatch=batch_size)
     networks = begun.networks

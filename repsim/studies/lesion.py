@@ -141,6 +141,12 @@ def lesions(
     Raises:
         UsageError: no residual sums, no such block or kind, no layer that runs after a lesion.
         RepsimError: a lesion makes activations or outputs NaN or infinite.
+
+    >>> import repsim as rs
+    >>> images = rs.ImageSet("sample", images=16)
+    >>> found = rs.lesions("vit_mini", images, remove=["block"], blocks=[10], batch_size=8)
+    >>> found.table[["removed", "block", "layer"]].values.tolist()[-2:]
+    [['block', 10, 'blocks.10'], ['block', 10, 'blocks.11']]
     """
     begun = begin(network, images, most=MOST, layers=layers, minibatch=batch_size)
     (network,), images = begun.networks, begun.images

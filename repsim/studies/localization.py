@@ -344,6 +344,12 @@ def token_localization(
         UsageError: a layer has no positions, or the image cannot be cut into such patches.
 
     Reference: paper section 5, Figures 9, 10 and D.1 to D.3.
+
+    >>> import repsim as rs
+    >>> images = rs.ImageSet("sample", images=16)
+    >>> found = rs.token_localization("vit_mini", images, layers=["blocks.11"], batch_size=8)
+    >>> len(found.table)  # 49 tokens with 49 patches
+    2401
     """
     begun = begin(networks, images, most=MOST, layers=layers, minibatch=batch_size)
     networks, count = begun.networks, len(begun.images)

@@ -96,6 +96,14 @@ def linear_probes(
 
     Reference: paper section 6, Figures 11, 13, D.4 and F. Its code (big_vision) keeps the strength fixed and
     penalises the bias, which is not done here.
+
+    >>> import repsim as rs
+    >>> images, train = rs.ImageSet("sample", images=64), rs.ImageSet("sample", split="train", images=200)
+    >>> found = rs.linear_probes(
+    ...     "vit_mini", images, train=train, layers=["blocks.11"], shots=5, seeds=1, tokens=False, neighbours=0
+    ... )
+    >>> found.summary["aggregation"].tolist()
+    ['cls', 'spatial_mean', 'mean']
     """
     train = ImageSet("sample", split="train") if train is None else train
     begun = begin(networks, images, most=MOST, layers=layers)

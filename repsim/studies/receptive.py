@@ -67,6 +67,11 @@ def receptive_fields(
 
     Raises:
         UsageError: a layer is not a map or a grid of tokens.
+
+    >>> import repsim as rs
+    >>> images = rs.ImageSet("sample", images=4)
+    >>> rs.receptive_fields("vit_mini", images, layers=["blocks.0"], channels=2).maps["blocks.0"].shape
+    (28, 28)
     """
     if channels is not None and channels < 0:
         raise UsageError(f"channels must be 0 or more, where 0 takes all, got channels={channels}")

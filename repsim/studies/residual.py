@@ -170,6 +170,11 @@ def residual_norms(
         UsageError: a network has no residual sums that can be found.
 
     Reference: paper section 5, Figure 7; appendix E. Means of ratios, not ratios of means: the paper does not say.
+
+    >>> import repsim as rs
+    >>> found = rs.residual_norms("vit_mini", rs.ImageSet("sample", images=16), batch_size=8)
+    >>> len(found.table)  # two sums in each of 12 blocks, 50 tokens
+    1200
     """
     if not outlier > 1:
         raise UsageError(f"outlier must be more than 1, got {outlier}")

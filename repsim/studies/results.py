@@ -237,7 +237,12 @@ def too_skewed(table: pd.DataFrame) -> list[str]:
 
 @dataclass(frozen=True, repr=False)
 class Result:
-    """What a study found. In a notebook it shows its picture."""
+    """What a study found. In a notebook it shows its picture.
+
+    >>> found = Result("mine", pd.DataFrame({"layer": ["stem"], "value": [0.5]}))
+    >>> found
+    Result of mine: 1 rows of layer, value
+    """
 
     name: str
     """What its files are called: `cka`, `attention`, `residual` ..."""

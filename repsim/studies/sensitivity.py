@@ -127,6 +127,11 @@ def sensitivity(
         UsageError: no such measure or layers, too few images, or more memory needed than there is.
 
     Reference: `repsim.measures.changes`.
+
+    >>> import repsim as rs
+    >>> found = rs.sensitivity("vit_mini", rs.ImageSet("sample", images=32), measures="cka", layers="last")
+    >>> sorted(set(found.table["change"]))
+    ['components', 'outlier', 'translation']
     """
     begun = begin(network, images, most=MOST, layers=None if layers == LAST else layers)
     if len(begun.networks) > 1:

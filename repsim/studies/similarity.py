@@ -234,6 +234,12 @@ def layer_cka(
         of other images. NaN where a layer is constant.
 
     Reference: paper section 3, Figures 1 and 2; Nguyen, Raghu & Kornblith (2021).
+
+    >>> import repsim as rs
+    >>> images = rs.ImageSet("sample", images=32)
+    >>> found = rs.layer_cka(["vit_mini", "resnet_mini"], images, batch_size=16)
+    >>> found.table[["layer_a", "layer_b"]].values.tolist()[-1], len(found.table)  # 13 and 17 layers
+    (['layer4.2', 'layer4.2'], 900)
     """
     asked = {"layers": layers, "tokens": tokens, "batch_size": batch_size, "repeats": repeats}
     return _compare(LayerSimilarity, networks, images, **asked, **how)
@@ -265,6 +271,12 @@ def matched_cka(
         UsageError: the networks do not have the same layers.
 
     Reference: paper, Figures 12 and G.1.
+
+    >>> import repsim as rs
+    >>> networks = ["vit_mini", rs.load_model("vit_mini", weights="random")]
+    >>> found = rs.matched_cka(networks, rs.ImageSet("sample", images=32), batch_size=16)
+    >>> found.table["layer"].tolist()[:2]
+    ['stem', 'blocks.0']
     """
     asked = {"layers": layers, "tokens": tokens, "batch_size": batch_size, "repeats": repeats}
     return _compare(MatchedSimilarity, networks, images, **asked, **how)
