@@ -1,4 +1,4 @@
-"""This finds the images in a folder and their classes, and counts what is left out."""
+"""Find the images in a folder and their classes, and count the files that are left out."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KINDS = {
     "folders_without_images": ("folder without images", "folders without images"),
     "closed_folders": ("folder that may not be read", "folders that may not be read"),
 }
-"""`run.json` calls what is left out of a folder by these names; in a sentence, one and several are called so."""
+"""Kinds of files that are left out: the name in `run.json` -> the words of a sentence, for one and for several."""
 
 Kind = Literal["file", "folder", "link", "special"]
 
@@ -39,7 +39,7 @@ class Listing:
     classes: list[str]
     """These are the folders directly inside that hold images, at whatever depth."""
     labels: np.ndarray
-    """(n,) These are the numbers of the classes; images that lie beside the folders of classes have -1."""
+    """(n,) numbers of the classes; images that lie beside the folders of classes have -1."""
     left_out: dict[str, int]
     """So much was left out of each of `KINDS`; a kind is not named if there was none of it."""
 
@@ -110,7 +110,7 @@ def _top(name: str) -> str:
 
 
 class _Walk:
-    """It walks through a folder. Paths are relative to the root, and what is found is kept by its real path."""
+    """A walk through a folder. Paths are relative to the root, and every file is kept by its real path."""
 
     def __init__(self, root: Path, suffixes: Container[str]) -> None:
         self.root, self.suffixes = root, suffixes
@@ -122,7 +122,7 @@ class _Walk:
         self.real_folder = functools.cache(os.path.realpath)
 
     def folder(self, name: str, real: str) -> None:
-        """Take in what a folder holds, at whatever depth; links are only noted."""
+        """Take in the files of a folder, at every depth; links are only noted."""
         waiting = [(name, real)]
         while waiting:
             name, real = waiting.pop()
@@ -146,7 +146,7 @@ class _Walk:
                     self.file(inside, os.path.join(real, entry), regular=kind == "file")
 
     def entries(self, name: str) -> list[tuple[str, Kind]] | None:
-        """List what is directly in a folder; it is None where one may not look."""
+        """List the entries directly in a folder; None where it may not be read."""
         path = os.path.join(self.root, name) if name else self.root
         try:
             with os.scandir(path) as entries:

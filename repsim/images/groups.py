@@ -25,11 +25,11 @@ class Groups:
     """Images that belong together, and how they are dealt into the groups of the jackknife."""
 
     of: str
-    """What they are: `class`, or `given`."""
+    """Where the groups come from: `class`, or `given`."""
     of_images: np.ndarray
     """(all images of the data,) int64: the number of each one's group."""
     dealt_to: np.ndarray
-    """(groups of images,) int64: in which group of the jackknife each is; -1 of those without a chosen image."""
+    """(groups of images,) int64: the group of the jackknife of each; -1 for groups without a chosen image."""
     spacing: int = 0
     """About as far apart are two images of the largest group, in the order of `apart`; 0: less than a batch is."""
 
@@ -79,9 +79,9 @@ class Groups:
         return order[_numbered(self.of_images[order]).argsort(kind="stable")]
 
     def apart(self, chosen: np.ndarray) -> np.ndarray:
-        """The same images in an order in which those of one group lie as far from each other as they can.
+        """The same images in an order in which images of one group lie as far from each other as they can.
 
-        Those of each group lie evenly between the first image and the last; groups of one size come round in the order
+        Images of each group lie evenly between the first image and the last; groups of one size come round in the order
         in which they come first.
         """
         groups = self.of_images[chosen]

@@ -40,7 +40,7 @@ from repsim.measures.running import FEWEST, Group
 Data = (
     str | os.PathLike[str] | Tensor | np.ndarray | Sequence[str | os.PathLike[str] | Image.Image] | Dataset | DataLoader
 )
-"""What an `ImageSet` is made of; beside these a `Dataset` of Hugging Face."""
+"""The data that an `ImageSet` takes; a `Dataset` of Hugging Face is taken as well."""
 TEST_FOLDERS = ("val", "validation", "test")
 
 
@@ -64,7 +64,7 @@ class Batch:
 
     @property
     def group(self) -> Group:
-        """What sums take: its number, or the group of each of its images."""
+        """The group that sums take: the number of the batch, or the group of each of its images."""
         return self.number if self.groups is None else self.groups
 
 
@@ -77,7 +77,7 @@ class Share(NamedTuple):
 
 @dataclass
 class Counts:
-    """What happened to the images of a pass; filled while it runs."""
+    """Numbers of images of a pass that were used, dropped and broken; filled while it runs."""
 
     used: int = 0
     dropped: int = 0
@@ -91,7 +91,7 @@ class Counts:
     """Networks through which not all images of a batch went at once, for lack of memory, and how many did."""
 
     def merge(self, other: Counts) -> Counts:
-        """Of two processes' shares of a pass."""
+        """Join the counts of two processes, which shared a pass."""
         added = {name: getattr(self, name) + getattr(other, name) for name in ("used", "dropped", "broken", "batches")}
         largest = {name: max(getattr(self, name), getattr(other, name)) for name in ("batch_size", "passed")}
         least = {
@@ -101,7 +101,7 @@ class Counts:
         return Counts(**added, **largest, at_once=least)
 
     def record(self) -> dict[str, Any]:
-        """What `run.json` says of the pass."""
+        """The entry of `run.json` for the pass."""
         return {
             "used": self.used,
             "batches": self.batches,
@@ -170,7 +170,7 @@ class ImageSet:
 
     @classmethod
     def of_rows(cls, rows: Rows, *, images: int | None = None, seed: int = 0) -> ImageSet:
-        """Images that only features know, chosen and ordered as others are; see `Rows`."""
+        """Images that only features know, chosen and ordered as all images are; see `Rows`."""
         made = object.__new__(cls)
         named = {"data": "features", "split": None, "seed": seed, "asked": images}
         made.__dict__ = {**named, "source": rows, "groups": None, "among": None}
@@ -204,11 +204,11 @@ class ImageSet:
 
     @property
     def available_ids(self) -> list[str] | None:
-        """What every image of the data is known by, in the data's own order; None of rows without ids.
+        """The id of every image of the data, in the data's own order; None for rows without ids.
 
         A file's is its path from the folder `data` on, with `/` (`val/cat/1.png` where `val` is the split), or as a
-        list of files has it; that of other images is their number in the data, after the split where there are several
-        (`test/17`).
+        list of files has it; that of all other images is their number in the data, after the split where there
+        are several (`test/17`).
         """
         if isinstance(self.source, Rows):
             return None if self.source.ids is None else list(self.source.ids)
@@ -225,7 +225,7 @@ class ImageSet:
 
     @property
     def ids(self) -> list[str] | None:
-        """What each chosen image is known by, in the order of the choice; see `available_ids`.
+        """The id of each chosen image, in the order of the choice; see `available_ids`.
 
         >>> ImageSet("sample", images=100).ids[:2]
         ['test/1044', 'test/2591']
@@ -235,7 +235,7 @@ class ImageSet:
 
     @property
     def numbered_in(self) -> str | None:
-        """What tells the data apart whose images are known by their numbers; None of files, which have names."""
+        """A name that tells data apart whose images are known by numbers; None for files, which have names."""
         if isinstance(self.source, Files | Rows):
             return None
         if isinstance(self.source, Arrays | Pictures):
@@ -268,9 +268,9 @@ class ImageSet:
         return said(folder, self.left_out) if folder is not None and self.left_out else ""
 
     def identity(self) -> dict[str, str]:
-        """Digests that tell the images apart from others which were chosen in the same way, without decoding any.
+        """Digests that tell these images from other images chosen in the same way, without decoding an image.
 
-        Of files: their `names`, `sizes` and `times of change`; of images in memory: their `pixels`; of a data set in
+        Files have their `names`, `sizes` and `times of change`; images in memory have their `pixels`; a data set in
         Python: those of its `first image`. It is empty for data sets that tell neither.
         """
         own = {} if self.groups is None else {"groups": hashlib.sha256(self.groups.of_images.data).hexdigest()}
@@ -303,7 +303,7 @@ class ImageSet:
         return other
 
     def known_to(self, known: np.ndarray) -> ImageSet:
-        """Those of the chosen images that are known, of which other choices are made too.
+        """The chosen images that are known, in a set from which further choices can be made.
 
         Args:
             known: (all images of the data,) whether each is.
@@ -342,7 +342,7 @@ class ImageSet:
             self.chosen = self.groups.apart(self.chosen)
 
     def record(self, counts: Counts) -> dict[str, Any]:
-        """What `run.json` says of the images and of a pass over them."""
+        """The entry of `run.json` for the images and for a pass over them."""
         kept = {"data": self.data, "split": self.split, "seed": self.seed, "asked": self.asked}
         left_out = {"left_out": self.left_out} if self.left_out else {}
         groups = {} if self.groups is None else {"groups": self.groups.record()}
@@ -366,18 +366,18 @@ class ImageSet:
         and counted, unless `short`.
 
         Args:
-            transforms: what the networks want done to an image; equal ones are done once. Without any, no image is
+            transforms: the preparation that each network needs; equal ones are done once. Without any, no image is
                 read.
             batch_size: images per batch, at least 4.
-            counts: filled while batches are handed out; those of an earlier pass: what came after its last batch.
+            counts: filled while batches are handed out; the counts of an earlier pass continue after its last batch.
             workers: processes that decode; None: one per core up to 8 for files, none for images in memory.
             skip_broken: go on without images that cannot be read.
             short: hand out the last short batch as well.
-            share: only those batches that are one process's; there must be no broken images then.
+            share: hand out only the batches of one process; there must be no broken images then.
             device: a CUDA device to which each batch is copied while the one before it is computed.
 
         Raises:
-            UsageError: a transform is none, as a network is not.
+            UsageError: a transform is no function, such as a network.
             BrokenImage: one cannot be read; the message names it.
             RepsimError: broken ones left fewer than 4.
         """
@@ -440,7 +440,7 @@ class ImageSet:
         return positions[mine]
 
     def unreadable(self, workers: int | None = None, share: Share | None = None) -> dict[int, str]:
-        """Which of one process's part of the images cannot be read: position -> what is wrong with it."""
+        """The images of one process's part that cannot be read: position -> the reason."""
         part = torch.arange(share.rank if share else 0, len(self), share.of if share else 1)
         if isinstance(self.source, Tensors | Rows):
             return {}
@@ -462,7 +462,7 @@ class ImageSet:
 
 
 def _called(data: Data, source: Any) -> str:
-    """What a record calls the data."""
+    """The name of the data in a record."""
     if isinstance(source, FileList):
         return f"{len(source)} files"
     if isinstance(source, Items):
@@ -488,7 +488,7 @@ def train_and_test(
     `validation` or `test`, unless `split` names another. A folder of such a name may also stand beside `train`.
 
     Raises:
-        UsageError: a folder has no such folders, and none are named.
+        UsageError: a folder lacks such folders, and no folder is named.
     """
     if not (is_folder(data) and train_data is None):
         if train_data is None or not is_folder(train_data):

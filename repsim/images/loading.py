@@ -1,4 +1,4 @@
-"""How images are read: in processes or a thread, ahead of what computes, and joined into batches."""
+"""Reading images: in processes or a thread, ahead of the computation, and joined into batches."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ PIECE = 32
 """Images that are loaded together; several pieces, each waiting in shared memory, make a batch."""
 Transform = Callable[[Image.Image], Tensor]
 Loaded = tuple[Tensor, list[Tensor], list[tuple[int, str]]]
-"""Positions, their images after each transform, and what is wrong with those that cannot be read."""
+"""Positions, their images after each transform, and the positions that cannot be read with the reasons."""
 
 
 def decoded(
     source: Source, chosen: np.ndarray, transforms: Sequence[Transform], wanted: list[int], size: int, workers: int
 ) -> Iterator[Loaded]:
-    """Images at these positions, in order and so many at a time: by processes, or ahead in a thread.
+    """Load the images at these positions, in order and piece by piece: by processes, or ahead in a thread.
 
     Args:
         source: where they are read.
         chosen: (n,) which of its images each position is.
-        transforms: what is done to each.
+        transforms: the preparations of each image.
         wanted: positions in `chosen`.
         size: images at a time, at most `PIECE`.
         workers: processes; 0: a thread.
@@ -65,13 +65,13 @@ def _loader(decoding: _Decoding, wanted: list[int], size: int, workers: int = 0)
 
 
 def _undying(begin: Callable[[int], Any]) -> Iterator[Loaded]:
-    """The pieces that processes decode. Where one of these dies, others begin anew with the piece it owes, once.
+    """The pieces that processes decode. Where a process dies, new ones begin with the piece that it owes, once.
 
     Args:
-        begin: what has processes begin, after so many pieces.
+        begin: starts processes, after the given number of pieces.
 
     Raises:
-        RepsimError: one died again, or the system does not give what they need.
+        RepsimError: a process died again, or the system lacks the resources that processes need.
     """
     first = begin(0)  # now, and not in the thread that may ask for the pieces
 
@@ -137,9 +137,9 @@ def _how(code: int) -> str:
 GRACE = 60
 """Seconds for which a process that decodes goes on after it was asked to end: it ends with the one it works for."""
 LACKS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC}
-"""Errors that say nothing of an image: the system has no more files, memory, processes or room in /dev/shm."""
+"""Errors that have nothing to do with an image: files, memory, processes or room in /dev/shm ran out."""
 SAID = {"ancillary data": errno.EMFILE, os.strerror(errno.EMFILE): errno.EMFILE, "start new thread": errno.EAGAIN}
-"""What errors of Python and torch that have no number say of these."""
+"""Words of such errors of Python and torch where they have no number."""
 
 
 def _lack(error: BaseException) -> int | None:
@@ -149,7 +149,7 @@ def _lack(error: BaseException) -> int | None:
 
 
 def _no_room(error: BaseException) -> RepsimError | None:
-    """The error for what the system does not give to processes that decode; None of any other error."""
+    """The error for resources that the system refuses to processes that decode; None for every other error."""
     lack = _lack(error)
     if not lack:
         return None
@@ -184,7 +184,7 @@ def cores() -> int:
 
 
 def formed(items: Iterable[Loaded], batch_size: int) -> Iterator[Loaded]:
-    """Whole batches of what is loaded, what is broken as soon as it is known, and at the end the rest."""
+    """Yield whole batches, with broken images as soon as they are known, and at the end the short batch."""
     waiting: list[tuple[Tensor, list[Tensor]]] = []
     for positions, tensors, broken in items:
         if broken:
@@ -198,7 +198,7 @@ def formed(items: Iterable[Loaded], batch_size: int) -> Iterator[Loaded]:
 
 
 def copied(formed: Iterable[Loaded], device: torch.device, computing: torch.cuda.Stream) -> Iterator[Loaded]:
-    """The same on a CUDA device, copied beside what is computed there. For a thread of its own: it waits."""
+    """The same on a CUDA device, copied while the device computes. It waits, so it needs a thread of its own."""
     stream = torch.cuda.Stream(device)
     for positions, tensors, broken in formed:
         with contextlib.suppress(torch.OutOfMemoryError):  # then it is copied when it is its turn
@@ -212,7 +212,7 @@ def copied(formed: Iterable[Loaded], device: torch.device, computing: torch.cuda
 
 
 def _joined(waiting: list[tuple[Tensor, list[Tensor]]]) -> tuple[Tensor, list[Tensor]]:
-    """Join what was loaded; nothing is copied where there is only one piece with images in it."""
+    """Join loaded pieces; nothing is copied where only one piece has images in it."""
     filled = [piece for piece in waiting if len(piece[0])]
     if not filled:
         return torch.empty(0, dtype=torch.int64), []
@@ -222,7 +222,7 @@ def _joined(waiting: list[tuple[Tensor, list[Tensor]]]) -> tuple[Tensor, list[Te
 
 
 class _Decoding(Dataset):
-    """Position -> the image after each transform, or what is wrong with it."""
+    """Position -> the image after each transform, or the reason why it cannot be read."""
 
     def __init__(self, source: Source, chosen: np.ndarray, transforms: Sequence[Transform]) -> None:
         self.source, self.chosen, self.transforms = source, chosen, transforms

@@ -39,7 +39,7 @@ TAKEN = (
 
 
 class Source(Protocol):
-    """Images by number. `labels` is None where there are none."""
+    """Images by number. `labels` is None where there are no classes."""
 
     labels: np.ndarray | None
 
@@ -81,10 +81,10 @@ class Tensors(Arrays):
 
 
 def read(file: Any) -> Image.Image:
-    """An image as it is meant to be seen: upright, of 8 bits; of an animation the first frame.
+    """Decode an image as it is meant to be seen: upright, in 8 bits; an animation gives its first frame.
 
     Raises:
-        OSError, SyntaxError, ValueError: what is wrong with the file.
+        OSError, SyntaxError, ValueError: the file cannot be read; the message says why.
     """
     with Image.open(file) as image:
         image.load()
@@ -92,7 +92,7 @@ def read(file: Any) -> Image.Image:
 
 
 def seen(image: Image.Image) -> Image.Image:
-    """An image as it is meant to be seen; see `read`."""
+    """Decode an image as it is meant to be seen; see `read`."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits, which conversion would clip at 255
         return Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
@@ -121,7 +121,7 @@ class Noise:
 
 
 class Rows:
-    """Images of which nothing is known but, perhaps, their ids: those that features are of where no data are given."""
+    """Images known at most by their ids: the images of features, where no data are given."""
 
     labels = None
 
@@ -183,8 +183,8 @@ class Items:
     its label, or under `image` in a dictionary.
 
     Args:
-        items: what gives them, with a length.
-        called: what they are called.
+        items: gives images by number, and has a length.
+        called: the name of the data in records.
 
     Raises:
         UsageError: the first is no image.
@@ -194,7 +194,7 @@ class Items:
     def __init__(self, items: Any, called: str) -> None:
         self.items, self.called, self.labels = items, called, _labels_of(items)
         self.tensor_size: tuple[int, int, int] | None = None
-        """Of images that go into the networks as they are."""
+        """The size of images that go into the networks as they are."""
         self.first = ""
         """Digest of the first image."""
         if not len(items):
@@ -255,7 +255,7 @@ def _image_of(item: Any) -> Image.Image | Tensor:
     """The image of an item.
 
     Raises:
-        ValueError: there is none; the message goes on after "of the first".
+        ValueError: there is no image; the message goes on after "of the first".
     """
     if isinstance(item, Mapping):
         if "image" not in item:
@@ -335,7 +335,7 @@ class Streamed(TimmDataset):
 def source_of(
     data: Any, split: str | None, root: str | os.PathLike[str] | None, images: int | None, seed: int
 ) -> Source:
-    """Open what an `ImageSet` is of.
+    """Open the data of an `ImageSet`.
 
     Raises:
         UsageError: it is nothing that images come from.
@@ -389,7 +389,7 @@ def _in_python(data: Any) -> Source:
 
 
 def _check_loader(loader: DataLoader) -> None:
-    """Raise `UsageError` for a loader that hands out anything but each item of its data set once."""
+    """Raise `UsageError` for a loader that does not hand out each item of its data set once."""
     what = "of a DataLoader each item of its data set is taken once, in the order of the ImageSet, and this one's"
     if isinstance(loader.dataset, IterableDataset):
         raise UsageError(f"{what} can only be iterated; give a data set whose items have numbers")
