@@ -30,7 +30,7 @@ from repsim.plots.style import (
 
 INCHES = 2.6
 TREE = 0.22
-"""Height of a dendrogram, as a share of that of its matrix."""
+"""Height of a dendrogram, as a share of the height of its matrix."""
 MOST = 4
 """Pairs of networks whose layers are drawn, unless they are chosen."""
 
@@ -141,7 +141,7 @@ def layer_matrices(table: pd.DataFrame, pairs: Sequence[tuple[str, str]] | None 
     """Values of all pairs of layers, for each measure a row of panels.
 
     Args:
-        table: `compare.csv`, or what `compare` returns.
+        table: `compare.csv`, or the table of `compare`.
         pairs: of networks; None: the first with each of the next ones.
 
     Returns:

@@ -15,7 +15,7 @@ from repsim.plots.style import Figure, entitle, freedom, half_widths, label, leg
 PANEL = 3.2
 """Inches of a panel's width."""
 SHARES = {"accuracy": (0, 1), "knn_accuracy": (0, 1)}
-"""Columns that are shares, and between what: no band leaves it, though an interval may."""
+"""Columns with bounds, and the bounds: no band is drawn beyond them, though an interval may reach there."""
 
 
 def ends(blocks: list[int], each: int = 2) -> list[int]:
@@ -30,7 +30,7 @@ def attention_distance(
     """Mean attention distance of each head, sorted within its block, with its 95 % interval over images (Figure 3).
 
     Args:
-        table: what `rs.attention_distance` returns, or `attention.csv`.
+        table: the table of `rs.attention_distance`, or `attention.csv`.
         blocks: which to draw; None: the two lowest and the two highest.
         groups: of images, over which the intervals are; None: they are over images, which are many, and those of the
             normal distribution.
@@ -59,7 +59,7 @@ def attention_distance(
             )
             drawn.append((points, f"block {block}"))
         ax.set(xlabel="attention head, sorted by distance", ylabel="mean attention distance (px)")
-        ax.set_ylim(0, max(ax.get_ylim()[1], 1.06 * table["distance_px"].max()))  # others may share the axis
+        ax.set_ylim(0, max(ax.get_ylim()[1], 1.06 * table["distance_px"].max()))  # further panels may share the axis
         label(ax, title=table["model"].iloc[0], inches=PANEL)
         ax.xaxis.get_major_locator().set_params(integer=True)  # pyrefly: ignore [unexpected-keyword]  # it is a MaxNLocator
         legend(ax, drawn, ncols=2 if len(blocks) > 6 else 1)
@@ -111,8 +111,8 @@ def over_depth(
     Args:
         ax: where to draw.
         part: with depth, the column and perhaps se and df, its degrees of freedom.
-        column, colour, name: what is drawn and how.
-        df: of all where there is no such column; see `half_widths`.
+        column, colour, name: the column that is drawn, its colour, and its name in the legend.
+        df: degrees of freedom of all values, where there is no such column; see `half_widths`.
 
     Returns:
         The line and its name, for a legend.
@@ -137,7 +137,7 @@ def _each_over_depth(
 
 
 def matched(table: pd.DataFrame, *, groups: int | None = None, ax: Axes | None = None) -> Axes:
-    """CKA of the same layer of a reference and of other networks over depth, with 95 % intervals (Figure 12).
+    """CKA of each layer of a reference with the same layer of other networks, with 95 % intervals (Figure 12).
 
     Args:
         table: of `rs.matched_cka`, or `matched.csv`.

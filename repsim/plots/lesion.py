@@ -1,4 +1,4 @@
-"""What lesions do to predictions and to later layers."""
+"""Effects of lesions on predictions and on later layers."""
 
 from __future__ import annotations
 

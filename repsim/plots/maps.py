@@ -20,7 +20,7 @@ PANEL = 1.5
 """Inches of a panel's width and height, about."""
 MAP_CMAP = "inferno"
 TOKEN_CMAP = "viridis"
-"""Lighter at its low end than the others: most of a token's CKA with patches are far below its highest."""
+"""Colours that are light at the low end, because most of a token's CKA with patches lie far below the highest."""
 
 
 def attention_maps(images: np.ndarray, cls: np.ndarray, rollout: np.ndarray, *, title: str = "") -> Figure:
@@ -74,7 +74,7 @@ def receptive_fields(
     Args:
         table: one row per layer, in order; titles show its radius50_px and, if there is one, its `label`.
         maps: layer -> (h, w).
-        quantity: what the maps show, for the title.
+        quantity: the quantity that the maps show, for the title.
         most: panels drawn.
         columns: panels side by side; None: six, or as many as make a square of more than twelve.
         title: above the figure; None: the model and the quantity.
@@ -107,7 +107,7 @@ def localization(
 
     Args:
         table: of `rs.token_localization`, or `localization.csv`.
-        tokens: (row, column) of each token's own patch; None: those the paper shows, scaled to grids it does not.
+        tokens: (row, column) of each token's own patch; None: the tokens of the paper, scaled to grids that it lacks.
         layer: which to draw, of the models that have it; None: the last of each.
         title: above the figure.
 

@@ -30,9 +30,9 @@ def heatmap(
     """CKA of all pairs of layers: within each model and across each two, side by side on one scale.
 
     Args:
-        table: what `layer_cka` returns, or `cka.csv`, or some of its rows; pairs of models without rows are left out.
-        pair: the models of the only panel, upwards and to the right; None: all that the table compares.
-        vmin, vmax: what the ends of the colours stand for; None: the smallest and the largest value that is drawn.
+        table: the table of `layer_cka`, or `cka.csv`, or some of its rows; pairs of models without rows are left out.
+        pair: the models of the only panel, upwards and to the right; None: a panel for every pair in the table.
+        vmin, vmax: values at the ends of the colours; None: the smallest and the largest value that is drawn.
         cmap: the colours, by a name of matplotlib's.
         title: above all panels; None names the models.
 
@@ -72,9 +72,8 @@ def panels(
         table: as `layer_cka` has it.
         pairs: of its models.
         title: above all panels.
-        quantity: what the colours show.
-        vmin, vmax: what the ends of the colours stand for; None: the smallest and the largest value that is drawn,
-            and the colour bar then says which these are.
+        quantity: the quantity that the colours show.
+        vmin, vmax: values at the ends of the colours; None: the smallest and the largest value drawn, as the bar says.
         cmap: the colours.
     """
     low, high = colour_range(named(table)[[pair in pairs for pair in zip(table["model_a"], table["model_b"])]])
@@ -118,7 +117,7 @@ def panel(
     """One heatmap: layers of `model_a` upwards, of `model_b` to the right, both from the input on.
 
     Args:
-        low, high: what the ends of the colours stand for; None: 0, or a negative smallest value, and 1.
+        low, high: values at the ends of the colours; None: 0, or a negative smallest value, and 1.
         cmap: the colours.
     """
     named(table)
@@ -151,7 +150,7 @@ def panel(
         else:
             title, x, y = f"{model_a} against {model_b}", f"layers of {model_b}", f"layers of {model_a}"
         label(ax, x=x, y=y, inches=INCHES)
-        label(ax, title=title, inches=INCHES - TICKS)  # beside the panel there is another, or the colour bar
+        label(ax, title=title, inches=INCHES - TICKS)  # beside the panel stands the next one, or the colour bar
     return ax
 
 
@@ -171,7 +170,7 @@ def ticks(kinds: list[str], most: int = MOST_TICKS) -> list[int]:
 
 
 def colour_range(table: pd.DataFrame) -> tuple[float, float]:
-    """The smallest and the largest value; 0 and 1 where there is none, and a little apart where they are the same."""
+    """The smallest and the largest value; 0 and 1 where there are no values; slightly apart where both are the same."""
     if table["cka"].isna().all():
         return 0.0, 1.0
     low, high = float(table["cka"].min()), float(table["cka"].max())

@@ -1,4 +1,4 @@
-"""The pictures of a study, from its tables and arrays: for results in memory and for those that were saved."""
+"""The pictures of a study, from its tables and arrays: for results in memory and for saved ones."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class Drawing:
 
     draw: Callable[..., dict[str, Figure]]
     tables: dict[str, list[str]]
-    """The tables that they are drawn from, and their columns."""
+    """The tables that the pictures are drawn from, and their columns."""
     arrays: tuple[str, ...] = ()
     """The arrays, where there are some."""
     intervals: Literal["batches", "images"] | None = None
-    """Over what it draws intervals, of whose groups it must know the number."""
+    """The unit that intervals are over; the number of its groups must be known for drawing them."""
 
 
 def pictures(name: str, tables: Tables, arrays: Arrays, record: Mapping[str, Any], **options: Any) -> dict[str, Figure]:
@@ -71,7 +71,7 @@ def pictures(name: str, tables: Tables, arrays: Arrays, record: Mapping[str, Any
 
 
 def drawing(name: str) -> Drawing:
-    """How the pictures of a study are drawn: of one that is not among `DRAWINGS`, as a curve over its layers."""
+    """The drawing of a study's pictures; a study that is not in `DRAWINGS` is drawn as a curve over its layers."""
     return DRAWINGS.get(name) or Drawing(_one(each_layer), {name: columns.TABLES.get(name, [])}, intervals="batches")
 
 
@@ -81,7 +81,7 @@ def has_picture(name: str, table: pd.DataFrame) -> bool:
 
 
 def _one(plot: Callable[..., Any]) -> Callable[..., dict[str, Figure]]:
-    """Of studies with one table and one picture."""
+    """The drawing of studies with one table and one picture."""
 
     def draw(name: str, tables: Tables, arrays: Arrays, **groups: int | None) -> dict[str, Figure]:
         drawn = plot(tables[name], **groups)

@@ -1,4 +1,4 @@
-"""What layers know of classes: probes over depth, maps of single tokens, neighbours."""
+"""Classes in layers: accuracy of probes over depth, maps of single tokens, neighbours."""
 
 from __future__ import annotations
 

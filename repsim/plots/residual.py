@@ -49,7 +49,7 @@ def residual(table: pd.DataFrame, *, title: str | None = None) -> Figure:
 
 
 def share_tokens(table: pd.DataFrame) -> bool:
-    """Whether the blocks of some network all have the same tokens, so that there is a heatmap of it."""
+    """Whether all blocks of at least one network have the same tokens, so that a heatmap can show them."""
     return next(_heatmaps(named(table).assign(token=table["token"].astype(str))), None) is not None
 
 
@@ -82,7 +82,7 @@ def cosines(table: pd.DataFrame, *, title: str | None = None) -> Figure:
 
 
 def _legend(figure: Figure | SubFigure, drawn: list[tuple[Line2D, str]]) -> None:
-    """A legend below the curves; a figure grows by what more than six lines of it take."""
+    """Write a legend below the curves; the figure grows by the height of every line beyond six."""
     lines = [line for _, name in drawn for line in name.split("\n")]
     longest = max(map(len, lines), default=0) / CHARACTERS * LOOK["font.size"]
     columns = max(1, int(figure.bbox.width / figure.dpi / (0.6 + longest)))

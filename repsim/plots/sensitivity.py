@@ -1,4 +1,4 @@
-"""Curves of what measures of similarity answer to."""
+"""Curves of measures of similarity over the size of a change."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ AMOUNTS = {
     "translation": "half of the images moved by, rms distances",
     "outlier": "one image moved by, rms distances",
 }
-"""What is changed -> what the amount is of; distances are those of images from their mean."""
+"""Kind of change -> the unit of its amount; distances are from images to their mean."""
 
 
 def sensitivity(table: pd.DataFrame) -> Figure:
     """Similarity of layers with themselves after a change: a row for each change, a panel for three of the layers.
 
     Args:
-        table: `sensitivity.csv`, or what `sensitivity` returns.
+        table: `sensitivity.csv`, or the table of `sensitivity`.
 
     Returns:
         The figure: a curve for each measure, of the first, a middle and the last layer.

@@ -60,7 +60,7 @@ class Figure(matplotlib.figure.Figure):
             return file.getvalue()
 
     def draw(self, renderer: Any) -> None:
-        """Draw; a character that the font has not is a box, of which `undrawn` tells once instead of every text."""
+        """Draw; a character that the font lacks is a box, which `undrawn` reports once instead of once per text."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"Glyph \d+|Matplotlib currently does not support")
             super().draw(renderer)
@@ -69,11 +69,11 @@ class Figure(matplotlib.figure.Figure):
 # Intervals on pictures
 
 GROUPS = 32
-"""Of batches, at most, whose standard errors over batches are: those of the jackknife in `measures/running.py`."""
+"""The largest number of groups of batches in the jackknife of `measures/running.py`."""
 
 
 def groups_of(record: Mapping[str, Any]) -> int | None:
-    """Of how many groups of batches, or of images, standard errors are, by a run's record; None: it does not say."""
+    """The number of groups of batches, or of images, behind standard errors, by a run's record; None: not recorded."""
     batches, repeats = record.get("images", {}).get("batches"), record.get("protocol", {}).get("repeats", 1)
     if repeats > 1:  # standard errors are over these
         return repeats
@@ -98,13 +98,13 @@ def half_widths(se: pd.Series, df: int | pd.Series | None = None) -> pd.Series:
             normal distribution, which is too narrow if they are few.
 
     Returns:
-        NaN, of which nothing is drawn, where a standard error is not known or zero.
+        NaN, for which nothing is drawn, where a standard error is unknown or zero.
     """
     return (t.ppf(0.975, np.inf if df is None else np.asarray(df, dtype=float)) * se).where(se > 0)
 
 
 def freedom(groups: int | pd.Series | None) -> int | pd.Series | None:
-    """Degrees of freedom of a standard error over so many groups of images; None: not known."""
+    """Degrees of freedom of a standard error over this number of groups of images; None: not known."""
     return None if groups is None else groups - 1
 
 
@@ -112,13 +112,13 @@ def freedom(groups: int | pd.Series | None) -> int | pd.Series | None:
 
 NAMES = ("model", "model_a", "model_b", "layer", "layer_a", "layer_b")
 LITERAL = {"parse_math": False, "usetex": False}
-"""Of a text in which no dollar, underscore or backslash means anything."""
+"""Properties of a text in which dollars, underscores and backslashes are plain characters."""
 CHARACTERS = 120
-"""Of a line, per inch and point of font size."""
+"""Characters in a line, per inch and point of font size."""
 LONGEST = 200
-"""Characters of a name at a tick; of longer ones the middle is left out, and `…` says so."""
+"""The most characters of a name at a tick; in longer names `…` stands for the middle."""
 ROOM = 16
-"""Characters of a name at a tick for which a figure has room as it is."""
+"""The number of characters of a name at a tick for which every figure has room."""
 
 
 def named(table: pd.DataFrame) -> pd.DataFrame:
@@ -138,12 +138,12 @@ def named(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def literal(name: object) -> str:
-    """A name as matplotlib can write it: what stands for a byte that is no UTF-8 in a file name is written out."""
+    """A name as matplotlib can write it: bytes of a file name that are not UTF-8 are written out."""
     return str(name).encode("utf-8", "backslashreplace").decode()
 
 
 def fold(text: str, width: int) -> str:
-    """A text in lines of at most so many characters; lines that are no longer stay as they are."""
+    """Break a text into lines of at most this number of characters; shorter lines stay as they are."""
     how = {"expand_tabs": False, "replace_whitespace": False}
     lines = (line if len(line) <= width else "\n".join(textwrap.wrap(line, width, **how)) for line in text.split("\n"))
     return "\n".join(lines)
@@ -156,7 +156,7 @@ def entitle(figure: matplotlib.figure.Figure, title: str | None) -> None:
 
 
 def note(figure: matplotlib.figure.Figure, record: Mapping[str, Any]) -> None:
-    """Write small of how many images of what data a figure is, if a run's record says so.
+    """Write in small type the number of images and the data behind a figure, if a run's record has them.
 
     It stands at the foot, or below the title where there is a legend at the foot.
     """
@@ -184,12 +184,12 @@ def label(
     inches: float,
     size: float = LOOK["axes.titlesize"],
 ) -> None:
-    """Write the title of a panel and what its axes show, in lines no longer than the panel is wide.
+    """Write the title of a panel and the labels of its axes, in lines no longer than the panel is wide.
 
     Args:
         ax: the panel.
-        title, x, y: what to write; None leaves what is there.
-        inches: how wide the panel is, with what belongs to it.
+        title, x, y: the texts; None leaves the present text.
+        inches: width of the panel with its labels.
         size: of the title, in points.
     """
 
@@ -216,7 +216,7 @@ def shortened(name: object) -> str:
 
 
 def room(names: Iterable[object]) -> float:
-    """Inches that the longest of these names takes at a tick, beyond what there is room for anyway."""
+    """Inches that the longest of these names takes at a tick, beyond the room that every figure has."""
     lines = (line for name in names for line in shortened(name).split("\n"))
     return max(max(map(len, lines), default=0) - ROOM, 0) * 0.055
 
@@ -227,7 +227,7 @@ def figure_of(drawn: Axes | matplotlib.figure.FigureBase) -> Figure:
 
 
 def legend(target: Axes | matplotlib.figure.FigureBase, entries: Iterable[tuple[Any, str]], **options: Any) -> None:
-    """Write a legend of what was drawn and its names, of which matplotlib leaves out those that begin with `_`."""
+    """Write a legend of all handles and names; matplotlib itself leaves out names that begin with `_`."""
     entries = list(entries)
     if not entries:
         return
