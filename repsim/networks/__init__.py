@@ -1,1 +1,1 @@
-"""Networks: how they are made, what runs in them, and what is taken of their layers."""
+"""Networks: loading them, finding the layers that run in them, and taking activations from these."""

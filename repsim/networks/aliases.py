@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Alias(NamedTuple):
-    """A network of the paper: its name in timm, what it stands for, and where its weights come from."""
+    """A stand-in for a network of the paper: its name in timm, the paper's network, and the source of its weights."""
 
     timm_name: str
     stands_for: str

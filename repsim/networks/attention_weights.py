@@ -52,13 +52,13 @@ class AttentionMap:
 
     at: OperationAt
     shape: tuple[int, ...]
-    """Of three images in the traced pass."""
+    """Shape in the traced pass, of three images."""
     keys: int
-    """Axis of the keys; that of the queries is the other one of the last two."""
+    """Axis of the keys; the queries have the other one of the last two axes."""
     images: tuple[int, int, int]
     """(axis, before, fold) of the images, among the axes before these two."""
     groups: Tensor
-    """(heads, windows): which of an image's weights, in the order in which they lie, are those of a head and window."""
+    """(heads, windows): number of the weights of each head and window, in the order in which an image's weights lie."""
     features: tuple[int, ...]
     """(heads,) the first channel of each head's queries."""
     query_places: np.ndarray
@@ -69,7 +69,7 @@ class AttentionMap:
     product: OperationAt | None = None
     """The product that sums values with these weights, for each head and window; None if there is no such product."""
     width: int = 0
-    """Of a head's values."""
+    """Channels of a head's values."""
 
     def read(self, weights: Tensor) -> Tensor:
         """(n, heads, windows, q, k)."""
@@ -102,7 +102,7 @@ class AttentionLayer:
     name: str
     path: str
     depth: float
-    """As that of a `Layer`: the module's output."""
+    """Depth as a `Layer` has it, of the module's output."""
     maps: tuple[AttentionMap, ...]
 
     @property
@@ -127,11 +127,11 @@ class Attentions:
     pooling: list[str]
     """Runs of modules in which parameters attend to tokens: their queries are the same for all images."""
     placeless: list[str]
-    """Those of which the queries, or the keys, have no two positions in the image."""
+    """Layers whose queries, or keys, have fewer than two positions in the image."""
     linear: list[str]
-    """Those that weigh the channels of a token, or the tokens of a channel, and make no weights between tokens."""
+    """Layers that weigh the channels of a token, or the tokens of a channel, and make no weights between tokens."""
     mixed: list[str]
-    """Names of layers of which the heads are mixed after the softmax, into other things than weights."""
+    """Names of layers whose heads are mixed after the softmax into tensors that are no weights."""
 
     def at(self, name: str) -> AttentionLayer:
         return next(layer for layer in self.layers if name in (layer.name, layer.path))
@@ -141,7 +141,7 @@ def find_attention(network: Network) -> Attentions:
     """The attention of a network, in the order in which it runs.
 
     Raises:
-        UsageError: there is none, or a part of it cannot be read.
+        UsageError: the network has no attention, or a part of it cannot be read.
     """
     found = all_attention(network)
     _check_all(network, Trace.of(network), found)
@@ -185,9 +185,9 @@ def all_attention(network: Network) -> Attentions:
 
 
 PLACELESS = "among channels, of tokens that come from parameters, or over a single position"
-"""Of which the queries or the keys have no two positions in the image."""
+"""Words for attention whose queries or keys have fewer than two positions in the image."""
 LINEAR = "without weights between tokens, as linear attention is,"
-"""Its softmax is over the channels of one token, or the tokens of one channel."""
+"""Words for attention whose softmax is over the channels of one token, or the tokens of one channel."""
 
 
 def _bare_block(
@@ -204,7 +204,7 @@ def _bare_block(
 
 
 def _check_all(network: Network, trace: Trace, attentions: Attentions) -> None:
-    """Raise where something that attends is not among what was found."""
+    """Raise for a module that attends and is missing from the attention layers."""
     some = bool(attentions.layers)
     left_out = [*attentions.pooling, *attentions.placeless, *attentions.linear]
     with_maps = {layer.path for layer in attentions.layers} | {name.partition(":")[0] for name in left_out}
@@ -268,7 +268,7 @@ def _check_all(network: Network, trace: Trace, attentions: Attentions) -> None:
 def _may_attend(trace: Trace, path: str) -> bool:
     """Whether anything in a module could sum tokens with factors that come from the image.
 
-    That takes a product of two activations, a softmax, or an operation of which repsim has no rule.
+    Attention takes a product of two activations, a softmax, or an operation for which repsim has no rule.
     """
     inside = [op for op in trace.operations if op.at is not None and f"{op.at.path}.".startswith(f"{path}.")]
     unknown = any(at is not None and f"{at.path}.".startswith(f"{path}.") for at, _ in trace.provenance.unknown)
@@ -296,7 +296,7 @@ def _map_of(
     `linear` where they are made of single tokens and not of queries with keys.
 
     Raises:
-        UsageError: it is not known what their axes are, or where their queries or keys are in the image.
+        UsageError: their axes are not known, or the places of their queries or keys in the image.
     """
     at, places = weights.at, trace.provenance.places
     where = f"attention in {at.path or 'the network itself'} of {network.name}"
@@ -384,7 +384,7 @@ def _table(head: np.ndarray, window: np.ndarray, heads: int, windows: int) -> np
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """Where the queries and keys of one attention map are in the image."""
+    """Places of the queries and keys of one attention map in the image."""
 
     distances: Tensor
     """(windows, q, k) in pixels; 0 where a query or key is nowhere in the image."""
@@ -399,7 +399,7 @@ class Geometry:
 
     @property
     def distance(self) -> Tensor:
-        """(q, k) of those in the image, of attention without windows."""
+        """(q, k) for tokens in the image, of attention without windows."""
         return self.distances[0][self.queries[0]][:, self.keys[0]]
 
     @property
@@ -433,7 +433,7 @@ def geometry_of(each: AttentionMap, places: Places, declared: Sequence[str] | No
 
 
 def _distances(places: Places, q: np.ndarray, k: np.ndarray) -> np.ndarray:
-    """(q, k) in pixels, means over what scattered places are made of."""
+    """(q, k) in pixels; a scattered place counts by the mean over its regions."""
 
     def points(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         parts = [places.members.get(int(number), np.array([number])) for number in numbers]
@@ -455,7 +455,7 @@ def _means(values: np.ndarray, owner: np.ndarray, count: int) -> np.ndarray:
 
 
 def _own(q: np.ndarray, k: np.ndarray, in_q: np.ndarray, in_k: np.ndarray) -> Tensor | None:
-    """(windows, q) the key at the same place as each query, if those in the image are the same."""
+    """(windows, q) the key at the same place as each query, if queries and keys in the image are the same."""
     own = np.zeros(q.shape, np.int64)
     for w in range(len(q)):
         order = np.argsort(k[w])
@@ -509,14 +509,14 @@ Take = Callable[[AttentionLayer, int, Tensor], None]
 def watch_attention(
     network: Network, take: Take, attentions: Attentions | None = None, *, passed: bool = False
 ) -> Iterator[None]:
-    """Within the `with`, `take(layer, number, weights)` is called with each map, (n, heads, windows, q, k).
+    """While active, `take(layer, number, weights)` is called with each map, (n, heads, windows, q, k).
 
     Fused attention is left fused: its weights are computed beside it from the queries, keys, scale and
     mask it is called with. Other attention is read where softmax makes it, or what mixes its heads. One map's
     weights exist at a time; they must not be changed.
 
     Args:
-        attentions: what `find_attention` found, if it was asked before.
+        attentions: the result of `find_attention`, if it was called before.
         passed: whether only passes of a sweep count.
 
     Raises:
@@ -537,10 +537,10 @@ def watch_attention(
 def watch_heads(
     network: Network, layer: AttentionLayer, take: Callable[[Tensor], None], *, passed: bool = False
 ) -> Iterator[None]:
-    """Within the `with`, `take(outputs)` is called with what each head of one map sums, (n, heads, windows, q, d).
+    """While active, call `take(outputs)` with the outputs of the heads of one map, (n, heads, windows, q, d).
 
     Args:
-        layer: of a single map, of which the product is known.
+        layer: an attention layer with a single map, whose product is known.
         passed: whether only passes of a sweep count.
     """
     (each,) = layer.maps
@@ -558,7 +558,7 @@ def _watching(
     of_fused: Callable[[tuple, dict, Tensor], Tensor],
     passed: bool,
 ) -> Iterator[None]:
-    """Within it, `take` is told of the results of operations, and of `of_fused` of fused attention, in every pass."""
+    """While active, `take` gets the results of operations in every pass, and of fused attention that of `of_fused`."""
     running: list[Call] = []
     met: set[OperationAt] = set()
 
@@ -569,7 +569,7 @@ def _watching(
                 take(at, value())
 
     def attend(compute: Callable[..., Tensor], args: tuple, kwargs: dict) -> Tensor:
-        """Fused attention, its weights worked out beside it from the very queries and keys it is given."""
+        """Run fused attention, and compute its weights beside it from the same queries and keys."""
         at = operation_at(FUSED, running) if running else None
         result = compute(*args, **kwargs)
         took(at, lambda: of_fused(args, kwargs, result))

@@ -1,4 +1,4 @@
-"""What each axis of an activation is: found from the labels that a traced pass carries, never from sizes.
+"""The meaning of each axis of an activation: found from the labels that a traced pass carries, never from sizes.
 
 The axis of the images is besides measured: one image of the batch is changed, and what changes must be what belongs
 to it, all of it and nothing else.
@@ -22,14 +22,14 @@ IMAGES_BITS = ~((1 << 48) - 1)
 
 @dataclass(frozen=True)
 class Activation:
-    """Shape of one image's part of a tensor, and where in the tensor the images are."""
+    """Shape of one image's part of a tensor, and the axis of the images."""
 
     shape: tuple[int, ...]
     batch_axis: int
     before: int = 1
     fold: int = 1
     axes: Axes | None = field(default=None, compare=False, repr=False)
-    """What the others are, where that is known."""
+    """Meaning of the other axes, where it is known."""
 
     def first(self, tensor: Tensor) -> Tensor:
         """(n, *shape)."""
@@ -38,7 +38,7 @@ class Activation:
 
 @dataclass(frozen=True, eq=False)
 class Axes:
-    """What the axes of one image's part are."""
+    """Meaning of the axes of one image's part."""
 
     channels: tuple[int, ...]
     positions: tuple[int, ...]
@@ -48,7 +48,7 @@ class Axes:
 
 
 def images_axis(codes: Tensor, n: int) -> tuple[int, int, int] | None:
-    """(axis, before, fold) of the images, where every entry belongs to one image at most; None where there is none."""
+    """(axis, before, fold) of the images, where every entry belongs to one image at most; None: no axis is so."""
     images = images_in(codes)
     for axis in range(codes.ndim):
         size = codes.shape[axis]
@@ -79,7 +79,7 @@ def depends_on_several(label: Label) -> bool:
 
 
 def activation_of(label: Label, n: int, places: Places) -> Activation | None:
-    """Where the images are in a tensor, and what else there is; None where there are no images along any axis."""
+    """The axis of the images in a tensor, and the meaning of the rest; None: no axis holds images."""
     found = images_axis(label.codes, n)
     if found is None and label.across is not None:
         found = images_axis(label.across, n)
@@ -95,7 +95,7 @@ def activation_of(label: Label, n: int, places: Places) -> Activation | None:
 
 
 def axes_of(each: Tensor, places: Places) -> Axes:
-    """What the axes are, from features and places of every image's part, (n, *shape)."""
+    """Meaning of the axes, from features and places of every image's part, (n, *shape)."""
     one = each[0]
     feature, place = features_in(one), places_in(one)
     fixed = all(torch.equal(other, one) for other in each[1:])
@@ -143,7 +143,7 @@ def reading_of(
 
     Args:
         size: (c, h, w) of the images.
-        declared: what the user says that tokens before the grid are, first to last; None: nothing.
+        declared: kinds of the tokens before the grid as the user gives them, first to last; None: not given.
     """
     where = {"batch_axis": activation.batch_axis, "before": activation.before, "fold": activation.fold}
     axes = activation.axes
@@ -184,7 +184,7 @@ def reading_of(
 def _of_whole_image(
     places: Places, numbers: np.ndarray, in_image: np.ndarray, size: tuple[int, int, int]
 ) -> np.ndarray:
-    """Tokens that are means over all others, say, beside tokens that are not."""
+    """Which tokens stand for the whole image (such as a mean over all tokens), beside tokens that do not."""
     _, height, width = size
     whole = in_image & (places.height[numbers] >= 0.9 * height) & (places.width[numbers] >= 0.9 * width)
     return whole if whole.sum() < in_image.sum() else np.zeros_like(whole)

@@ -30,7 +30,7 @@ def handed_on(trace: Trace, paths: Sequence[str]) -> list[Spot]:
 
 
 def _end(trace: Trace, path: str, *, bent: bool) -> Operation:
-    """What a block's operations make last.
+    """The last tensors that a block's operations make.
 
     Args:
         bent: whether an activation function without parameters is the block's after a sum, too.
@@ -52,7 +52,7 @@ def _activation_after(trace: Trace, path: str, end: Operation) -> bool:
 
 
 def _join(trace: Trace, path: str, here: Operation, entry: Operation) -> Operation | None:
-    """What adds, concatenates or multiplies what a block made last and what else it has made, or was given."""
+    """The operations that join the last tensor of a block with its other tensors or its input: sum, product, `cat`."""
     while True:
         after = [op for op in trace.following(here) if _around(path, op) and not is_learned(op)]
         for op in after:
@@ -66,7 +66,7 @@ def _join(trace: Trace, path: str, here: Operation, entry: Operation) -> Operati
 
 
 def _alone_after(trace: Trace, path: str, here: Operation) -> Operation | None:
-    """What alone takes a tensor, if that is the block's: by its parameters, or an activation function without any."""
+    """The only operation on a tensor, if it is the block's: by its parameters, or as an activation function without."""
     for after in trace.following(here):
         if _alone(trace, path, here, after) and (_owns(path, after) or bends(after)):
             return after
@@ -85,12 +85,12 @@ def _around(path: str, op: Operation) -> bool:
 
 
 def _owns(path: str, op: Operation) -> bool:
-    """Whether an operation takes parameters of a block, and no others."""
+    """Whether an operation takes parameters, all of them the block's."""
     return bool(op.parameters) and all(name.startswith(f"{path}.") for name in op.parameters)
 
 
 def _taken_after(trace: Trace, path: str, end: Operation) -> Spot:
-    """Where a module is given what a block hands on, or gives it."""
+    """The module input or output that holds the output of a block."""
     last = max(trace.below(path), key=lambda call: call.ended)
     given = [Spot(call, "block", path, "input") for call in trace.calls if call.argument and call.argument.made is end]
     gives = [Spot(call, "block", path) for call in trace.calls if call.result and call.result.made is end]
@@ -101,7 +101,7 @@ def _taken_after(trace: Trace, path: str, end: Operation) -> Spot:
 
 
 def entered(trace: Trace, path: str) -> Spot:
-    """What enters a block that is no module to call."""
+    """The place where a block that is no module gets its input."""
     return _entry(trace, path)[0]
 
 

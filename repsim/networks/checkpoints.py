@@ -19,7 +19,7 @@ from repsim.errors import RepsimError, first_line
 from repsim.tables import kind
 
 INDEX = ".index.json"
-"""How the name of a file ends that says in which of several files each tensor is."""
+"""Ending of the name of an index, which says in which of several files each tensor is."""
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", INDEX)
 NUMBER = np.float64(0).__reduce__()[0]
 """numpy's function that makes a number; its module has had two names."""
@@ -30,14 +30,14 @@ SAFE: list[Any] = [
     (NUMBER, "numpy._core.multiarray.scalar"),
     (NUMBER, "numpy.core.multiarray.scalar"),
 ]
-"""What training scripts store beside weights and what does no harm when it is read: options, and numbers of numpy."""
+"""Harmless classes that training scripts store beside weights: options, and numbers of numpy."""
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-"""What `torch.compile`, FSDP and checkpointing put into the names of the modules they wrap, at any place."""
+"""Words that `torch.compile`, FSDP and checkpointing put into the names of the modules they wrap, at any place."""
 HOW_TO_SAVE = "torch.save(model.state_dict(), FILE)"
 
 
 def read(file: Path) -> Any:
-    """What a file holds: tensors by name, or what `torch.save` was given.
+    """The content of a file: tensors by name, or the object that `torch.save` was given.
 
     Raises:
         RepsimError: it is no file of tensors, or reading it would run code.
@@ -73,7 +73,7 @@ def read(file: Path) -> Any:
 
 
 def _is_safetensors(head: bytes, size: int) -> bool:
-    """By its content: eight bytes that say how long the header is, then the header, which is JSON."""
+    """Whether a file is safetensors by its content: eight bytes with the length of the header, then the JSON header."""
     return head[8:9] == b"{" and 8 + int.from_bytes(head[:8], "little") <= size
 
 
@@ -112,7 +112,7 @@ def no_file(weights: str) -> RepsimError:
 def sets_in(checkpoint: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every set of tensors by name, with its place in the file: keys joined by dots.
 
-    What belongs to an optimiser is left out: its tensors can have the names and shapes of the weights, and are none.
+    The state of an optimiser is left out: its tensors can have the names and shapes of weights without being weights.
     """
     if not isinstance(checkpoint, dict) or depth > 8:
         return
@@ -137,7 +137,7 @@ def holds(checkpoint: Any, key: str) -> bool:
 
 
 def what_it_is(checkpoint: Any) -> str:
-    """Of what holds no set of tensors."""
+    """A description of an object that holds no set of tensors."""
     if isinstance(checkpoint, Tensor):
         return "it is a single tensor"
     if not isinstance(checkpoint, dict):
@@ -152,7 +152,7 @@ def what_it_is(checkpoint: Any) -> str:
 
 
 def without_wrappers(name: str) -> str:
-    """The name of a tensor as it is where nothing wraps its module.
+    """The name that a tensor has when nothing wraps its module.
 
     >>> without_wrappers("_orig_mod.blocks.0._orig_mod.weight")
     'blocks.0.weight'

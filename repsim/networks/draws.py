@@ -1,4 +1,4 @@
-"""Whether a network is a function of its images: what it draws at random while it runs, and whether that matters.
+"""Whether a network is a function of its images: which draws it makes while it runs, and whether they matter.
 
 A network that draws is run on the same images again, first with every draw as low as it can be, then as high, then as
 it comes: a branch that is dropped for one image of a thousand is seen as surely as noise. A draw that changes nothing
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     from repsim.networks.tracing import Call
 
 RANGES = {"bernoulli": (0.0, 1.0), "rand": (1e-6, 1 - 1e-6), "randn": (-1.0, 1.0), "normal": (-1.0, 1.0)}
-"""Draws by name -> what they are set to, low and high; a uniform one is hardly ever 0 or 1 itself."""
+"""Draws by name -> the values they are set to, low and high; a uniform draw is hardly ever exactly 0 or 1."""
 GOLDEN = 0.6180339887498949
-"""By its multiples places get factors of which no two are alike: tokens in another order have another sum."""
+"""Its multiples give every place a factor of its own, so that tokens in another order have another sum."""
 SETTINGS = ("mask", "drop", "noise", "prob", "rate", "std", "sigma", "jitter")
-"""Words in the names of what sets how much is drawn."""
+"""Words in the names of arguments that set how much is drawn."""
 
 
 class Draw(NamedTuple):
     """An operation that draws at random."""
 
     path: str
-    """Of the module whose own code makes it."""
+    """Path of the module whose own code makes it."""
     name: str
 
 
 def draws(operation: Any) -> bool:
-    """Whether an operation of ATen's takes numbers from a generator; attention, which is said to, rarely does."""
+    """Whether an operation of ATen takes numbers from a generator; attention is marked as such and rarely does."""
     return torch.Tag.nondeterministic_seeded in operation.tags and "attention" not in _name(operation)
 
 
@@ -47,7 +47,7 @@ def _name(operation: Any) -> str:
 
 
 class _Extreme(TorchDispatchMode):
-    """Sets draws to the lowest or the highest that they can be."""
+    """Sets draws to their lowest or highest values."""
 
     def __init__(self, high: bool) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class _Extreme(TorchDispatchMode):
 
 
 class Repeating:
-    """A pass over the same images as another, of which everything must be the same.
+    """A second pass over the same images, in which every value must be the same.
 
     Args:
         first: the pass to compare with; None: this is the first.
@@ -72,7 +72,7 @@ class Repeating:
     def __init__(self, first: Repeating | None = None, high: bool | None = None) -> None:
         self.first, self.high, self.running = first, high, []
         self.found: dict[tuple[str, int, str], Tensor] = {}
-        """(path, call, side) -> sums over what it was given or gave, of values by their places and of magnitudes."""
+        """(path, call, side) -> sums over the inputs or outputs of a call: values by their places, and magnitudes."""
         self.given: dict[str, bool] = {}
         """Call -> whether it was given something else."""
         self.other: str | None = None
@@ -106,11 +106,11 @@ class Repeating:
 
 
 def not_a_function(name: str, module: nn.Module, path: str, places: list[Draw]) -> str:
-    """The sentence on a network that gives other values in every pass: where it draws, and what to set.
+    """The sentence on a network that gives other values in every pass: the modules that draw, and the argument to set.
 
     Args:
         path: of the module that makes something else of the same input, empty if it is the network's own code.
-        places: what was seen to draw.
+        places: the operations that were seen to draw.
     """
     modules = parts(module)
     places = list(dict.fromkeys(places))
@@ -130,7 +130,7 @@ def not_a_function(name: str, module: nn.Module, path: str, places: list[Draw]) 
 
 
 def _settings(module: nn.Module) -> Iterator[str]:
-    """Names of numbers above 0 that may say how much a module draws; a dropout's is `p`."""
+    """Names of numbers above 0 that may set how much a module draws; a dropout's is `p`."""
     for holder in (module, getattr(module, "config", None)):
         for name, value in vars(holder).items() if hasattr(holder, "__dict__") else ():
             number = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0

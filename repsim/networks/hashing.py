@@ -1,7 +1,7 @@
 """A hash of everything a network's state holds: the same bytes give the same hash, in every process.
 
-Tensors of all kinds are hashed by their values, plain Python objects by what pickle would rebuild them from. Nothing is
-hashed by its address or its `repr`: what has no stable form is said to have none.
+Tensors of all kinds are hashed by their values, plain Python objects by their pickled parts. Nothing is
+hashed by its address or its `repr`: an object without a stable form raises `NoStableForm`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def state_sha256(module: nn.Module) -> str:
     Buffers that are not persistent do not count: the constructor makes them, and they are no weights.
 
     Raises:
-        NoStableForm: naming what cannot be hashed.
+        NoStableForm: an object cannot be hashed; the message names it.
     """
     try:
         state = module.state_dict()
@@ -73,7 +73,7 @@ def _bytes(tensor: Tensor) -> Any:
 
 
 def _parts(tensor: Tensor) -> list[Any]:
-    """What a tensor consists of that is not plain."""
+    """The parts of a tensor that is not plain."""
     if is_lazy(tensor):
         return ["uninitialised"]
     if is_traceable_wrapper_subclass(tensor):
@@ -98,7 +98,7 @@ def _parts(tensor: Tensor) -> list[Any]:
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...))
 NAMED = (type, types.FunctionType, types.BuiltinFunctionType)
-"""Kinds of values that pickle finds by their name; of built-in functions only those of a module."""
+"""Kinds of values that pickle finds by their name; built-in functions only if a module has them."""
 
 
 def _digest(value: Any, above: tuple[int, ...]) -> bytes:
@@ -137,7 +137,7 @@ def _digest(value: Any, above: tuple[int, ...]) -> bytes:
 
 
 def _rebuilt_from(value: Any) -> list[Any]:
-    """What pickle would rebuild an object from: a function, its arguments, the state set afterwards."""
+    """The parts from which pickle would rebuild an object: a function, its arguments, the state set afterwards."""
     if isinstance(value, torch.ScriptObject):
         if not value._has_method("__getstate__"):  # pyrefly: ignore [missing-attribute]
             raise NoStableForm(f"holds a {type(value).__name__}, whose state cannot be read")

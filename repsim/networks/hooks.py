@@ -34,16 +34,16 @@ def capture(
     layers: str | Iterable[str | Layer] = "blocks",
     reduce: Reduce | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Within the `with`, every forward pass fills a dictionary: layer name -> activation.
+    """While active, every forward pass fills a dictionary: layer name -> activation.
 
     The hooks go on at the start and are gone at the end, also after an error. What the network
     computes does not change.
 
     Args:
         network: a `Network`, a module or a name.
-        layers: layers from `find_layers`, or what `find_layers` takes: a preset, a regular expression, names.
+        layers: layers from `find_layers`, or a choice that it takes: a preset, a regular expression, names.
         reduce: called inside the hook with the layer and its activation, (n, ...) with the images on the
-            first axis; what it returns is kept instead of the activation. It must not keep or change the
+            first axis; its return value is kept instead of the activation. It must not keep or change the
             tensor it gets: later modules may write into it in place. Without it, a copy is kept.
 
     Yields:
@@ -82,11 +82,11 @@ def hooked(
     own: Callable[[], bool],
     begin: Callable[[], None] = lambda: None,
 ) -> Iterator[None]:
-    """Within it, `take(layer, activation)` is called for every layer in the forward passes of a network.
+    """While active, `take(layer, activation)` is called for every layer in the forward passes of a network.
 
     Args:
         own: whether the forward pass under way counts.
-        begin: called before each one that does.
+        begin: called before each forward pass that counts.
     """
     calls: dict[tuple[str, str], int] = {}
     under_way = [False]
@@ -110,7 +110,7 @@ def hooked(
         for (path, side), at_module in _grouped(each for each in layers if each.place is None).items():
             module = part(network.module, path)
             hook = _hook(at_module, (path, side), calls, take, under_way)
-            if network.compiled:  # what is taken is none of what is compiled
+            if network.compiled:  # the hook itself is not compiled
                 hook = torch.compiler.disable(hook)
             if side == "output":
                 handles.append(module.register_forward_hook(lambda m, args, out, hook=hook: hook(out)))
@@ -133,7 +133,7 @@ def _at_additions(
     take: Callable[[Layer, Tensor], None],
     under_way: list[bool],
 ) -> Iterator[None]:
-    """Within it, `take` gets the layers that are results of additions."""
+    """While active, `take` gets the layers that are results of additions."""
     running: list[Call] = []
 
     def nothing(call: Call, values: Any) -> None:
@@ -166,7 +166,7 @@ def _hook(
     take: Callable[[Layer, Tensor], None],
     under_way: list[bool],
 ) -> Callable[[Any], None]:
-    """A hook that knows which call of its module it is in, and takes the layers of that call."""
+    """Make a hook that counts the calls of its module, and takes the layers of the present call."""
 
     def hook(value: Any) -> None:
         if not under_way[0]:

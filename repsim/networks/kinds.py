@@ -1,4 +1,4 @@
-"""What a module is, by the name of its class and by its parts."""
+"""Kinds of modules, by the name of the class and by the parts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 
 def has_parts(module: nn.Module) -> bool:
-    """Whether it is made of other modules; what computes a parametrised weight is no part."""
+    """Whether a module is made of other modules; a parametrisation of a weight is no part."""
     return any(name != "parametrizations" for name, _ in module.named_children())
 
 
@@ -24,12 +24,12 @@ def is_attention(module: nn.Module) -> bool:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether it normalises only; a `NormFreeBlock` or a `ConvNormAct` does other things."""
+    """Whether a module only normalises; a `NormFreeBlock` or a `ConvNormAct` does more."""
     return named_norm(module) and not maps_in(module)
 
 
 def named_norm(module: nn.Module) -> bool:
-    """Whether the name of its class says that it normalises, whatever else it does."""
+    """Whether a module normalises by the name of its class, alone or with further operations."""
     return is_a(module, "norm") and not is_a(module, "prenorm")
 
 
@@ -56,7 +56,7 @@ def is_activation(module: nn.Module) -> bool:
 
 
 def kind_of(module: nn.Module) -> str:
-    """What a module is: `conv`, `norm`, `attention`, `activation`, `linear`, or else the name of its class."""
+    """The kind of a module: `conv`, `norm`, `attention`, `activation`, `linear`, or else the name of its class."""
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         return "conv"
     for kind, holds in (("norm", is_norm), ("attention", is_attention), ("activation", is_activation)):

@@ -1,4 +1,4 @@
-"""What can be compared in a network: its layers, found by running it on a few small images.
+"""The layers of a network, which can be compared: found by running it on a few small images.
 
 `find_layers` goes by a traced forward pass (see `tracing`), so every layer it returns is known to run, in the order
 given, with its images, channels and positions on the axes where `Layer` says they are.
@@ -46,11 +46,11 @@ class Layer(Reading):
     """Path of the module (`blocks.0.norm1`), `path:k` for call k > 0 of one that runs several times, `stem`, or
     `<block>.mlp_hidden` where an activation is no module."""
     kind: str
-    """`stem`, `block`, `attention`, `norm`, `conv`, `mlp_hidden`, `mlp`, or what the module is."""
+    """`stem`, `block`, `attention`, `norm`, `conv`, `mlp_hidden`, `mlp`, or the kind of the module."""
     index: int
     """Position among the layers selected, in the order in which they run."""
     depth: float
-    """0 up to what enters the first block, 1 from the last block's end, whatever is selected: see `depths_of`."""
+    """0 up to the input of the first block, 1 from the last block's end, for every selection: see `depths_of`."""
     path: str
     """Path of the module that is hooked; the layer is its output, or its input."""
     side: Literal["output", "input"]
@@ -76,7 +76,7 @@ def find_layers(
             (6 per ViT block, 7 per bottleneck unit, projections, stem; paper section 3); `all`: every
             leaf module that runs; otherwise a regular expression that must match whole names, or names. Of features
             each preset is all there are.
-        tokens: what will be selected at each layer; it is an error here if one does not have it.
+        tokens: the tokens that will be selected at each layer; a layer without them is an error here.
 
     Returns:
         Layers in the order in which they run.
@@ -126,10 +126,10 @@ def _chosen(trace: Trace, layers: str | Iterable[str]) -> list[Spot]:
 
 
 def notices_of(network: Network, layers: str | Iterable[str] = "blocks") -> list[str]:
-    """Sentences on what a table of a network's layers leaves out, and on what its numbers depend.
+    """Sentences on parts of a network that a table of its layers leaves out, and on conditions of its numbers.
 
     Args:
-        layers: what was asked of `find_layers`.
+        layers: the choice that `find_layers` was given.
     """
     if isinstance(network, FeatureNetwork):
         return []
@@ -165,7 +165,7 @@ def check_tokens(layer: Layer, network: Network, tokens: Tokens) -> None:
 
 
 def grid_of(layer: Reading, network: Network) -> tuple[int, int]:
-    """Rows and columns of a layer's map, or of its grid of tokens without those before it."""
+    """Rows and columns of a layer's map, or of its grid of tokens without the prefix."""
     if layer.grid is None:
         what = f"layer {layer.name!r}" if isinstance(layer, Layer) else "an activation"
         why = f": {layer.unknown}" if layer.unknown else ""
@@ -198,7 +198,7 @@ def _sums(trace: Trace, branches: Sequence[Spot], block: Spot) -> list[Spot]:
     """The stream after each sublayer of a block; the last is its output."""
     found = []
     for first, second in zip(branches, branches[1:]):
-        # The stream between two sublayers is what the norm before the second one is given.
+        # The stream between two sublayers is the input of the norm before the second one.
         norms = [
             c
             for c in trace.calls
@@ -220,11 +220,11 @@ def _branches(trace: Trace, path: str, block: Spot) -> list[Spot]:
     return main[-1:]
 
 
-# Of features
+# Layers of features
 
 
 def _of_features(network: FeatureNetwork, layers: str | Iterable[str], tokens: Tokens) -> list[Layer]:
-    """Those of features: a regular expression or names choose some, a preset takes all."""
+    """Layers of features: a regular expression or names choose some, a preset takes all."""
     features = network.features
     names = list(features.layers)
     found = []
@@ -248,14 +248,14 @@ def _of_features(network: FeatureNetwork, layers: str | Iterable[str], tokens: T
 
 
 def _reading_of(shape: tuple[int, ...]) -> Reading:
-    """How to read features of which nothing but the shape is known."""
+    """The reading of features whose shape alone is known."""
     if len(shape) == 1:
         return Reading(shape=shape, batch_axis=0, channels=(0,))
     return Reading(shape=shape, batch_axis=0, unknown="nothing says which axes of these features are positions")
 
 
 def _named_so(names: Sequence[str], layers: str | Iterable[str], network: str) -> list[str]:
-    """Those of the names that are asked for, in their order."""
+    """The layers of these names, in the order of the names."""
     if isinstance(layers, str) and layers in PRESETS:
         return list(names)
     if isinstance(layers, str):
@@ -289,7 +289,7 @@ def _blocks_preset(trace: Trace, *, inside: bool) -> list[Spot]:
 
 
 def _stem(trace: Trace, blocks: list[tuple[str, Spot]]) -> list[Spot]:
-    """What enters the first block; nothing where a chain of convolutions begins with the image itself."""
+    """The input of the first block; nothing where a chain of convolutions begins with the image itself."""
     stem = stem_of(trace, blocks)
     return [] if stem.since is not None and stem.made is trace.operations[0] else [stem]
 
@@ -325,7 +325,7 @@ def _by_name(trace: Trace, names: Sequence[str]) -> list[Spot]:
 
 
 def _named(trace: Trace) -> list[Spot]:
-    """Everything with a name: all modules that run, and what the presets call by another name."""
+    """Every layer with a name: all modules that run, and layers that presets call by another name."""
     presets = {(s.call.path, s.call.number, s.side): s for s in _blocks_preset(trace, inside=True)}
     extra = [s for s in presets.values() if s.side == "input" or s.name]
     modules = [presets.get((c.path, c.number, "output"), Spot(c, kind_of(c.module))) for c in trace.calls if c.path]

@@ -1,6 +1,6 @@
 """Networks of other libraries: loaded by name with their own preprocessing, or handed over in Python as they are.
 
-Every library has one function that returns what it `Found`; `SCHEMES` has them by what stands before the name.
+Every library has one function that returns a `Found`; `SCHEMES` has them by the prefix of the name.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Found(NamedTuple):
     transform: Transform
     name: str
     record: dict[str, Any]
-    """What its library says of where it comes from."""
+    """Its origin, as its library records it."""
     notices: tuple[str, ...] = ()
 
 
@@ -62,7 +62,7 @@ def found_in_library(name: str, weights: str, model_args: dict[str, Any]) -> Fou
 
     Raises:
         UsageError: the library does not know it, or is not installed.
-        RepsimError: its weights cannot be had.
+        RepsimError: its weights cannot be loaded.
     """
     check_library(name)
     scheme, _, rest = name.partition(":")
@@ -131,7 +131,7 @@ def _from_transformers(rest: str, pretrained: bool, args: dict[str, Any]) -> Fou
 
 
 ADAPTERS = "adapter_config.json"
-"""What PEFT writes beside adapters, and names their base in."""
+"""The file that PEFT writes beside adapters, which names their base."""
 
 
 def _is_of_adapters(place: str) -> bool:
@@ -239,7 +239,7 @@ def _pair(size: Any) -> tuple[int, int]:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Within it, transformers says nothing beside its errors: what matters of it is said as a notice."""
+    """While active, transformers is silent but for errors; repsim gives notices instead."""
     from transformers.utils import logging as said
 
     verbosity, bars = said.get_verbosity(), said.is_progress_bar_enabled()
@@ -255,7 +255,7 @@ def _quietly() -> Iterator[None]:
 
 @contextmanager
 def _said_by(what: str, *, weights: bool) -> Iterator[None]:
-    """Within it, an error of a library is one line of repsim's."""
+    """While active, an error of a library becomes a repsim error of one line."""
     try:
         yield
     except RepsimError:
@@ -267,7 +267,7 @@ def _said_by(what: str, *, weights: bool) -> Iterator[None]:
 
 @contextmanager
 def _without_logs() -> Iterator[None]:
-    """Within it, nothing is logged, which open_clip does of errors that it raises."""
+    """While active, nothing is logged: open_clip logs the errors that it raises."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

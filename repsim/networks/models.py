@@ -52,10 +52,10 @@ NO_HASH = "cannot be hashed"
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A network and what repsim needs to know of it. Nothing is ever written onto the module.
+    """A network, with its name, its preparation of images and its settings. Nothing is written onto the module.
 
-    What stands around a network and computes nothing (`torch.compile`, data parallelism, PEFT) is looked through, and
-    of one of images and texts the part that sees images is taken.
+    Wrappers that compute nothing (`torch.compile`, data parallelism, PEFT) are looked through, and a network of images
+    and texts is reduced to the part that sees images.
 
     >>> module = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
     >>> Network(module, "mine", transform="size=28 mean=0.5 std=0.5")
@@ -64,9 +64,9 @@ class Network:
 
     module: nn.Module
     name: str
-    """What tables and pictures call it; ends in `-random` if it is untrained."""
+    """Its name in tables and pictures; ends in `-random` if it is untrained."""
     source: str = ""
-    """Where the architecture comes from: an exact timm name, a bundled one, or `module:factory`."""
+    """Source of the architecture: an exact timm name, a bundled one, or `module:factory`."""
     weights: str = "as given"
     """`pretrained`, `random`, a file, `factory`, or `as given` for a module handed over in Python."""
     transform: Transform | Any = None
@@ -76,24 +76,24 @@ class Network:
     tensors."""
     model_args: dict[str, Any] = field(default_factory=dict)
     precision: Precision | None = None
-    """Of its forward passes and what is computed in them; None: the usual one of its device."""
+    """Precision of its forward passes and of computations in their hooks; None: the usual one of its device."""
     compiled: bool = False
     """Whether `torch.compile` runs it, where a study allows it."""
     prefix: tuple[str, ...] | None = None
-    """What the tokens before the grid are, first to last: `cls`, `distillation`, `register`. None: as their parameters
-    are called."""
+    """Kinds of the tokens before the grid, first to last: `cls`, `distillation`, `register`. None: by the names of
+    their parameters."""
     seed: int | None = None
-    """Of parameters that lazy modules leave to their first pass; None: drawn as torch's generators stand."""
+    """Seed of parameters that lazy modules draw in their first pass; None: they continue torch's generators."""
     taken: Taken | None = None
-    """Which of a file's weights it has; None: they do not come from a file."""
+    """The choice of weights from a file; None: they do not come from a file."""
     notices: tuple[str, ...] = ()
-    """What its user must know of how it was loaded."""
+    """Sentences for its user on how it was loaded."""
     origin: dict[str, Any] = field(default_factory=dict)
-    """What the library that it was loaded by says of where it comes from."""
+    """Its origin, as the library that loaded it records it."""
     seed_each_pass: bool = False
-    """Whether every pass begins with the same seed: what a network draws at random is the same in each then."""
+    """Whether every pass begins with the same seed, so that random draws are the same in each."""
     call: InitVar[Callable[[Tensor], Any] | None] = None
-    """How it is called with a batch of images, where not as `module(images)`:
+    """Calls it with a batch of images, where `module(images)` does not do:
     `lambda images: module(pixel_values=images).last_hidden_state`."""
 
     def __post_init__(self, call: Callable[[Tensor], Any] | None) -> None:
@@ -130,12 +130,12 @@ class Network:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its weights, and so of the images it takes."""
+        """Floating-point type of its weights, and so of the images it takes."""
         return next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
 
     @cached_property
     def runner(self) -> Callable[[Tensor], Any]:
-        """What runs a forward pass."""
+        """The callable that runs a forward pass."""
         return torch.compile(self.module) if self.compiled else self.module
 
     @property
@@ -144,13 +144,13 @@ class Network:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Within it, operations have its precision; see `repsim.networks.precision`. It is seeded, too."""
+        """While active, operations have its precision (see `repsim.networks.precision`), and draws are seeded."""
         with computing(self.computes_in, self.device), self.seeded():
             yield
 
     @contextmanager
     def seeded(self) -> Iterator[None]:
-        """Within it, what is drawn is drawn as in every other pass, where `seed_each_pass` says so."""
+        """While active, random draws are the same as in every other pass, where `seed_each_pass` says so."""
         if not self.seed_each_pass:
             yield
             return
@@ -179,7 +179,7 @@ class Network:
 
     @cached_property
     def weights_sha256(self) -> str:
-        """Hash of all that its state holds (see `repsim.networks.hashing`), or `cannot be hashed: ` and why not."""
+        """Hash of its whole state (see `repsim.networks.hashing`), or `cannot be hashed: ` and the reason."""
         try:
             return state_sha256(with_values(self).module)
         except NoStableForm as reason:
@@ -194,7 +194,7 @@ class Network:
 
     @property
     def _parameters(self) -> int:
-        """How many numbers, but for those of lazy modules that have not run."""
+        """Number of parameters, without those of lazy modules that have not run."""
         return sum(t.numel() for t in (*self.module.parameters(), *packed(self.module)) if not is_lazy(t))
 
     @property
@@ -202,7 +202,7 @@ class Network:
         return type(self.module.of if isinstance(self.module, Called) else self.module)
 
     def record(self) -> dict[str, Any]:
-        """What `run.json` says of the network."""
+        """The entry of `run.json` for the network."""
         kind = self._class
         return {
             "name": self.name,
@@ -225,15 +225,15 @@ class Network:
 
 
 class Stands(ABC):
-    """What is no network and may stand where one may."""
+    """An object that may stand where a network may, such as features."""
 
     @abstractmethod
     def as_network(self) -> Network:
-        """What takes its place in a pass over images."""
+        """The network that takes its place in a pass over images."""
 
 
 def as_network(network: Network | Stands | nn.Module | str) -> Network:
-    """A `Network`, whatever stands for one: a name is loaded, a module keeps its timm transform."""
+    """Make a `Network` of anything that stands for one: a name is loaded, a module keeps its timm transform."""
     if isinstance(network, Network):
         return network
     if isinstance(network, Stands):
@@ -249,7 +249,7 @@ def as_network(network: Network | Stands | nn.Module | str) -> Network:
 def as_networks(
     networks: Network | Stands | nn.Module | str | Sequence[Network | Stands | nn.Module | str],
 ) -> list[Network]:
-    """One or several of what stands for a network, under names that tell them apart."""
+    """Make networks of one or several stand-ins, under names that tell them apart."""
     one = isinstance(networks, (Network, Stands, nn.Module, str))
     return told_apart([as_network(network) for network in ([networks] if one else networks)])
 
@@ -269,7 +269,7 @@ def told_apart(networks: Sequence[Network]) -> list[Network]:
 
 
 def with_values(network: Network) -> Network:
-    """The network, whose parameters all have values; those that lazy modules leave to their first pass are drawn here.
+    """The network with values for all parameters; lazy modules, which draw theirs in a first pass, draw them here.
 
     They are drawn in one pass over two black images of the size it takes: on the CPU and with its seed, where it has
     one, so that they are the same on every device.
@@ -362,21 +362,21 @@ def load_model(
         weights: `pretrained`; `random` (untrained, only ever used when asked for); or a file: safetensors,
             what torch saves (read with `weights_only=True`), the `.index.json` of several such files, or a ViT's
             original `.npz`.
-        weights_key: which of the weights in a file, such as `state_dict_ema`, or `model.teacher` with keys in keys.
-            None: the only ones that fit; of several those that timm takes, or the averaged ones (`notices` says so).
-        device: where the network goes; None leaves it on the CPU.
-        seed: of untrained weights.
+        weights_key: the key of weights in a file, such as `state_dict_ema`, or `model.teacher` for keys inside keys.
+            None: the only weights that fit; where several fit, timm's choice or the averaged ones (`notices` says so).
+        device: device of the network; None leaves it on the CPU.
+        seed: seed of untrained weights.
         precision: `fp32`, `tf32` (CUDA only) or `bf16`; None: tf32 on CUDA, else fp32. See `repsim.networks.precision`.
         compiled: have `torch.compile` run the network where a study allows it; the first batch takes longer.
         seed_each_pass: begin every pass with the same seed, for networks that draw at random while they run.
-        transform: what prepares images, if not what its library says: as that of a `Network`. Words such as
+        transform: preparation of images instead of the library's own: as for `Network`. Words such as
             `size=224 crop=1.0` leave the rest as the library says it, where that is timm's or the words say the
             normalisation, too.
         **model_args: passed to the constructor, for instance `img_size=384`.
 
     Raises:
         UsageError: no such model, argument, key or precision.
-        RepsimError: weights cannot be had or do not fit.
+        RepsimError: weights cannot be loaded or do not fit.
 
     >>> load_model("vit_mini")
     Network 'vit_mini': VisionTransformer, 1.35 million parameters, weights pretrained, images 1x28x28
@@ -483,7 +483,7 @@ def _check_args(name: str, model_args: dict[str, Any]) -> None:
 
 @contextmanager
 def _no_larger_than_memory(name: str, model_args: dict[str, Any]) -> Iterator[None]:
-    """Within it, a network that is built stays smaller than memory: one that grew beyond it would have it all first."""
+    """While active, building a network that outgrows memory is an error before it has taken all memory."""
     tensors, size = 0, 0
     memory = physical()
 
@@ -601,7 +601,7 @@ def _of_factory(name: str) -> bool:
 
 
 def _factory(name: str) -> Callable[..., Any]:
-    """What `package.module:factory` names."""
+    """The callable that `package.module:factory` names."""
     path, _, attribute = name.partition(":")
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -617,7 +617,7 @@ def _factory(name: str) -> Callable[..., Any]:
 
 
 def _factories_of(path: str) -> list[str]:
-    """Names in a module of what it, or its package, defines and can be called: not of what it imports from others."""
+    """Names of callables that a module or its package defines, without imports from other packages."""
     package = path.partition(".")[0]
     return [
         name
@@ -667,7 +667,7 @@ def _transform_of(module: nn.Module, model_args: dict[str, Any], config: dict[st
 
 
 def _timm_config(module: nn.Module) -> dict[str, Any] | None:
-    """What a module of timm's, or one written like these, says of its images; None of one that says nothing."""
+    """The data configuration of a module of timm, or of one written alike; None: the module has none."""
     config: Any = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)
     if not config:
         return None

@@ -1,6 +1,6 @@
-"""A batch that does not fit through a network at once goes in pieces, and what is seen of them is joined.
+"""A batch that does not fit through a network at once goes in pieces, and their reduced activations are joined.
 
-What a study takes of single images (attention, norms) is joined after it was reduced. A Gram needs all images of a
+Quantities of single images (attention, norms) are joined after they were reduced. A Gram needs all images of a
 batch: for it the activations of the pieces wait in the computer's memory, and are joined before they are reduced.
 """
 
@@ -38,12 +38,12 @@ _current: ContextVar[Piece] = ContextVar("piece", default=WHOLE)
 
 
 def piece() -> Piece:
-    """The one under way."""
+    """The piece that is going through a network."""
     return _current.get()
 
 
 def in_pieces(run: Callable[[Tensor], Any], inputs: Tensor, size: int) -> Tensor | None:
-    """Run a network on a batch, so many images at a time. The (first) tensor it returns, joined."""
+    """Run a network on a batch, at most `size` images at a time, and join the (first) tensors that it returns."""
     outputs = []
     for start in range(0, len(inputs), size):
         with under_way(Piece(start, start + size >= len(inputs))):
@@ -63,7 +63,7 @@ def under_way(of: Piece) -> Iterator[None]:
 
 
 def add_piece(seen: dict[Any, Any], name: Hashable, value: Any) -> None:
-    """Put what was seen of a piece behind what was seen of those before it; of one piece, the last value counts.
+    """Put the value of a piece behind the values of the pieces before it; within one piece, the last value counts.
 
     Args:
         value: a tensor with a row for each image, or a named tuple or dictionary of such.

@@ -1,4 +1,4 @@
-"""Places in the image, and what else an entry of an activation can belong to.
+"""Places in the image, and further origins of an entry of an activation.
 
 An entry of an activation belongs to an image, to a feature (channel) and to a place. A place is known by a number; the
 `Places` of a traced pass say what the numbers mean: a rectangle of pixels with its centre, a token that comes from
@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 NOWHERE = 0
-"""The number of what has no known place: constants, padding, what an unknown operation made."""
+"""The number for entries without a known place: constants, padding, results of unknown operations."""
 REGION, TOKEN, HIDDEN, SCATTERED = 1, 2, 3, 4
 BITS = 24
-"""Of the number of a place; as many of the number of a feature."""
+"""Bits of the number of a place; the number of a feature has as many."""
 SLACK = 1e-6
 
 
@@ -28,7 +28,7 @@ class Hidden(NamedTuple):
 
 
 class Places:
-    """What the numbers of places mean.
+    """The meaning of the numbers of places.
 
     >>> places = Places()
     >>> left, right = places.regions([8, 8], [8, 24], [16, 16], [16, 16])
@@ -40,9 +40,9 @@ class Places:
         self._size = 1
         self._data = np.zeros((5, 1024))
         self.names: dict[int, tuple[str, ...]] = {}
-        """Of tokens: the parameters they come from."""
+        """Number of a token -> the parameters that it comes from."""
         self.members: dict[int, np.ndarray] = {}
-        """Of scattered places: the regions they are made of."""
+        """Number of a scattered place -> its regions."""
         self._hidden: dict[int, Hidden] = {}
         self._learnt: dict[int, dict[int, int]] = {}
         self._groups = 0
@@ -87,7 +87,7 @@ class Places:
         return self._new(len(row), REGION, row, column, height, width)
 
     def token(self, names: tuple[str, ...]) -> int:
-        """The number of a token that comes from these parameters; without names, of one that comes from a constant."""
+        """The number of the token from these parameters; without names, of the token from a constant."""
         if names not in self._tokens:
             (number,) = self._new(1, TOKEN)
             self._tokens[names] = int(number)
@@ -126,7 +126,7 @@ class Places:
         return row, column, height, width
 
     def together(self, sets: np.ndarray) -> np.ndarray:
-        """One place for each row of a matrix of places (r, k): what an average over them stands for.
+        """One place for each row of a matrix of places (r, k): the place of an average over them.
 
         The same place all along stays what it is. Sets of cells of which each fills a rectangle become those; if one
         does not, all are scattered.
@@ -156,7 +156,7 @@ class Places:
         return result
 
     def joined(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """What a sum or product of entries of two places belongs to, for pairs of different places.
+        """The place of a sum or product of entries from two places, for pairs of different places.
 
         A known place wins over none, the image over tokens, and the finer of two places over a coarser one (a map times
         its mean, say). Two equal cells that lie less than half a cell apart are the same cell, seen by convolutions of

@@ -1,4 +1,4 @@
-"""How exactly networks and Grams compute: what products of 32-bit numbers on a GPU, and 16-bit activations, cost.
+"""Precision of networks and Grams: products of 32-bit numbers on a GPU, and 16-bit activations.
 
     fp32    products of float32 are exact products of float32
     tf32    on CUDA, products take 10 bits of each factor's mantissa (of 23) and are summed in float32
@@ -22,7 +22,7 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Raise `UsageError` for what is no precision, or none of a device's."""
+    """Raise `UsageError` for an unknown precision, or one that the device lacks."""
     if precision not in PRECISIONS:
         raise one_of("precision", precision, PRECISIONS)
     if precision == "tf32" and device.type != "cuda":
@@ -36,7 +36,7 @@ def usual_precision(device: torch.device) -> Precision:
 
 @contextmanager
 def computing(precision: str, device: torch.device) -> Iterator[None]:
-    """Within it, a network on the device and what its hooks compute have this precision."""
+    """While active, a network on the device and computations in its hooks have this precision."""
     with ExitStack() as stack:
         if device.type == "cuda":
             stack.enter_context(_products(tf32=precision != "fp32"))
@@ -47,7 +47,7 @@ def computing(precision: str, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _products(tf32: bool) -> Iterator[None]:
-    """Of float32 matrices and in convolutions, for which cuDNN takes tf32 unless told otherwise.
+    """While active, float32 matrices and convolutions use tf32 or not; cuDNN takes it unless it is switched off.
 
     PyTorch has two sets of switches for it, and refuses to read one that disagrees with the other.
     """
@@ -77,7 +77,7 @@ def _switch(place: Any) -> bool | None:
 
 @contextmanager
 def as_given() -> Iterator[None]:
-    """Within it, operations are done in the precision of what they are given, not in that of the network around."""
+    """While active, operations have the precision of their inputs instead of the network's."""
     with ExitStack() as stack:
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):

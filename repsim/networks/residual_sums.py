@@ -50,7 +50,7 @@ class ResidualSum:
     layer: str
     """Path of the block it is in."""
     depth: float
-    """Of the block, as that of a `Layer`."""
+    """Depth of the block, as a `Layer` has it."""
     block: int
     """Number of the block, from 0."""
     sublayer: str
@@ -91,7 +91,7 @@ def find_sums(network: Network | nn.Module | str) -> list[ResidualSum]:
 
 
 def blocks_without(network: Network, sums: Sequence[ResidualSum]) -> list[str]:
-    """Sentences on the blocks that have no residual sum, and on sums that do not enter what a block returns first."""
+    """Sentences on blocks without a residual sum, and on sums that do not enter the first output of a block."""
     have = {each.layer for each in sums}
     trace = Trace.of(network)
     blocks = find_blocks(trace)
@@ -107,7 +107,7 @@ def blocks_without(network: Network, sums: Sequence[ResidualSum]) -> list[str]:
 
 
 def _adds_aside(trace: Trace, path: str, block: Spot) -> bool:
-    """Whether the own code of a block ends residual sums of which its output is not made."""
+    """Whether the code of a block ends residual sums that its output does not depend on."""
     if block.made is None:
         return False
     behind = {block.made, *block.made.ancestors()}
@@ -142,7 +142,7 @@ def _stream(trace: Trace, path: str, block: Spot) -> list[tuple[Operation, int]]
 
 
 def _parted_from(op: Operation) -> set[Operation]:
-    """What an operation puts together again that was parted (a class token normalised alone, say); empty if nothing."""
+    """The parts that an operation joins again (such as a class token that was normalised alone); empty if none."""
     if op.name != "cat" or None in op.operands:
         return set()
     ways = [_way_back(part) for part in op.operands]
@@ -205,7 +205,7 @@ def _is_made_of(op: Operation, source: Operation) -> bool:
 
 
 def _unscaled(op: Operation) -> Operation:
-    """What an operand is that was multiplied by parameters."""
+    """The operand that was multiplied by parameters."""
     while op.name.rstrip("_") in ("mul", "view") and len(op.before) == 1:
         op = next(before for before in op.operands if before is not None)
     return op
@@ -222,7 +222,7 @@ def _learned_between(op: Operation, entry: Operation | None) -> float:
 
 
 def _sublayers(trace: Trace, path: str, block: Spot, additions: Sequence[tuple[Operation, int]]) -> list[str]:
-    """What each sum of a block adds, by the modules that ran in its branch and nowhere else."""
+    """The name of each sum's branch in a block, by the modules that ran in this branch alone."""
     if len(additions) == 1:
         return ["unit"]
     kinds, attends = [], attending(trace)
@@ -251,7 +251,7 @@ def watch_sums(
     *,
     passed: bool = False,
 ) -> Iterator[None]:
-    """Within it, `take(sum, skip, branch)` is called in every forward pass just before the two are added.
+    """While active, `take(sum, skip, branch)` is called in every forward pass just before the two are added.
 
     What it returns, if anything, takes the place of the sum. Both tensors are as the network has them (`sum.reading`
     reads them); later operations may write into them in place. With `passed`, only passes of a sweep count.

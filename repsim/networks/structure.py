@@ -141,7 +141,7 @@ def _handing_on(trace: Trace, paths: list[str]) -> list[str]:
 
 
 def _decides(given: Operation, op: Operation, softmax: set[Any]) -> bool:
-    """Whether an operation makes attention weights of what it is given, and no more."""
+    """Whether an operation makes attention weights of its inputs, and nothing more."""
     if op.name == "scaled_dot_product_attention":
         return given not in op.operands[2:]
     return op.at in softmax
@@ -295,7 +295,7 @@ def listed(names: list[str]) -> str:
 
 
 def stem_of(trace: Trace, blocks: list[tuple[str, Spot]]) -> Spot:
-    """What enters the first block."""
+    """The input of the first block."""
     path, first = blocks[0]
     if first.since is not None:
         return Spot(first.since, "stem", "stem", "input", since=first.since)
@@ -303,14 +303,14 @@ def stem_of(trace: Trace, blocks: list[tuple[str, Spot]]) -> Spot:
 
 
 def parts_of(name: str, module: nn.Module) -> list[str]:
-    """A part of a network without blocks, or what it is a plain sequence of."""
+    """A part of a network without blocks, or the elements if it is a plain sequence."""
     if _holds_elements(module) and not _container(module):
         return [f"{name}.{inner}" for inner, _ in children(module)]
     return [name]
 
 
 def _container(module: nn.Module) -> bool:
-    """Elements of which some have parts of their own: a row of blocks or stages."""
+    """Whether some elements have parts of their own: a row of blocks or stages."""
     return _holds_elements(module) and any(has_parts(m) for m in held_in(module))
 
 
@@ -372,7 +372,7 @@ def _is_stage(trace: Trace, path: str, module: nn.Module) -> bool:
 
 
 def _in_passed_over(trace: Trace, path: str, call: Call) -> bool:
-    """Whether a call below a path is of what is passed over, or inside it."""
+    """Whether a call below a path belongs to a module that is passed over, or lies inside one."""
     module = trace.module
     around = [each for each in (*_above(call.path), call.path) if each.startswith(f"{path}.")]
     return any(_passed_over(each.rpartition(".")[2], module(each)) for each in around)
@@ -401,7 +401,7 @@ def _size(module: nn.Module) -> int:
 
 
 def _passed_over(name: str, module: nn.Module) -> bool:
-    """Stems, heads, decoders, embeddings, and what stands between blocks: not blocks, nor are there any inside."""
+    """Whether a module holds no blocks: a stem, head, decoder, embedding, or a module between blocks."""
     return (
         "embed" in name
         or "downsample" in name
@@ -460,7 +460,7 @@ def _elements(trace: Trace, path: str, container: nn.Module) -> Iterator[str]:
 
 
 def entry_of(trace: Trace, path: str, block: Spot) -> Call:
-    """The module that is given what enters a block."""
+    """The call of the module that takes the input of a block."""
     if block.since is not None:
         return block.since
     return block.call if block.call.path == path else first_call(trace, path)

@@ -79,7 +79,7 @@ class PlainMLP(NamedTuple):
 
 
 def plain_mlps(trace: Trace, block: Spot) -> list[PlainMLP]:
-    """Those in the branches of a block's residual sums, in the order in which they run."""
+    """The sublayers in the branches of a block's residual sums, in the order in which they run."""
     started = block.call.started if block.side == "output" else -1
     ends = [op for op in trace.operations if is_sum(op) and started < op.when <= block.when]
     found = (plain_mlp(trace, operand) for op in ends for operand in op.operands if operand is not None)
@@ -115,7 +115,7 @@ def plain_mlp(trace: Trace, branch: Operation) -> PlainMLP | None:
 
 
 def _given(path: str, mlp: PlainMLP, plain: list[PlainMLP]) -> Spot:
-    """The hidden layer of an MLP whose activation is no module, or gated: what its second map is given."""
+    """The hidden layer of an MLP whose activation is no module, or gated: the input of its second map."""
     number = f"{plain.index(mlp) + 1}" if len(plain) > 1 else ""
     return Spot(mlp.second, "mlp_hidden", f"{path}.mlp_hidden{number}", "input")
 

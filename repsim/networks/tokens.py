@@ -19,7 +19,7 @@ TOKENS: tuple[str, ...] = get_args(Tokens)
 
 
 def one_of_tokens(tokens: str) -> None:
-    """Raise `UsageError` for what is not a choice of tokens."""
+    """Raise `UsageError` for an unknown choice of tokens."""
     if tokens not in TOKENS:
         raise one_of("choice of tokens", tokens, TOKENS)
 
@@ -34,7 +34,7 @@ def first_tensor(value: Any) -> Tensor | None:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Reading:
-    """How to read an activation: where the images are in it, and what its other axes are."""
+    """Reading of an activation: the axis of its images, and the meaning of its other axes."""
 
     shape: tuple[int, ...]
     """Shape of the activation of one image."""
@@ -44,27 +44,27 @@ class Reading:
     """The axis of the images holds (before, images, fold): windows of an image one after another, views of a batch."""
     channels: tuple[int, ...] = ()
     positions: tuple[int, ...] = ()
-    """Axes of `shape`; some may be neither, where it is not known what they are."""
+    """Axes of `shape`; axes of unknown meaning are in neither."""
     order: tuple[int, ...] | None = None
-    """Tokens as they are counted along the positions, first those before the grid, then the grid row by row; None: as
-    they are."""
+    """Numbers of the tokens along the positions, first the prefix, then the grid row by row; None: they are in this
+    order."""
     prefix: int = 0
     """Tokens before the grid: CLS, distillation, registers."""
     names: tuple[str, ...] = ()
-    """What each of these is: `cls`, `distillation`, `register`, or `token` where that is not known."""
+    """The kind of each token in the prefix: `cls`, `distillation`, `register`, or `token` where it is not known."""
     grid: tuple[int, int] | None = None
-    """Rows and columns of the other tokens, or of a map; None where they make no grid in the image."""
+    """Rows and columns of the tokens after the prefix, or of a map; None where they make no grid in the image."""
     unknown: str = ""
-    """Why `spatial` and `pooled` cannot be had, if so."""
+    """The reason why `spatial` and `pooled` are not possible; empty: they are."""
 
     @property
     def numel(self) -> int:
-        """Numbers that an image has in it."""
+        """Number of entries for each image."""
         return math.prod(self.shape)
 
     @property
     def layout(self) -> Layout:
-        """What it looks like.
+        """The kind of its axes.
 
         `tokens` (t, d), `channels_first` (d, h, w), `channels_last` (h, w, d), `vector` (d), `windows` (w, t, d) and
         the like; `other` where axes are not known.
@@ -106,7 +106,7 @@ class Reading:
         return images_first(found, self.batch_axis, self.before, self.fold)
 
     def select(self, x: Tensor, tokens: Tokens) -> Tensor:
-        """The part of what `read` gave that stands for each image, (n, ...).
+        """Select the part that stands for each image, (n, ...), from the result of `read`.
 
         Args:
             tokens: `all`: everything, tokens before the grid too; `cls`: the CLS token, (n, d); `spatial`: all but the
@@ -129,7 +129,7 @@ class Reading:
         return spatial if tokens == "spatial" else spatial.mean(1)
 
     def selected(self, tokens: Tokens) -> Reading:
-        """How to read what `select` gave, which has the images on its first axis."""
+        """The reading of the result of `select`, which has the images on its first axis."""
         whole = replace(_plain(self), batch_axis=0, before=1, fold=1)
         if tokens == "all" or len(self.shape) == 1 or (tokens == "spatial" and not self.prefix):
             return whole
@@ -142,7 +142,7 @@ class Reading:
         return replace(vector, shape=(count - self.prefix, self.width), channels=(1,), positions=(0,), grid=self.grid)
 
     def tokens(self, x: Tensor) -> Tensor:
-        """(n, t, d): the tokens of what `read` gave, prefix first, then the grid row by row; a vector is one token."""
+        """(n, t, d): the tokens in the result of `read`, prefix first, then the grid by rows; a vector is one token."""
         if len(self.shape) == 1:
             return x[:, None]
         if self.unknown:
@@ -160,7 +160,7 @@ class Reading:
 
 
 def _plain(reading: Reading) -> Reading:
-    """A reading that is nothing else, such as a layer."""
+    """The plain reading in an object of a subclass, such as a layer."""
     return Reading(**{each.name: getattr(reading, each.name) for each in fields(Reading)})
 
 
@@ -179,7 +179,7 @@ def images_first(x: Tensor, axis: int, before: int, fold: int) -> Tensor:
 
 
 def known_by_name(parameters: Sequence[str]) -> str:
-    """What a token is that comes from parameters of such names: `cls`, `distillation`, `register`, or `token`."""
+    """The kind of a token that comes from parameters of these names: `cls`, `distillation`, `register`, or `token`."""
     last = [name.lower() for name in parameters]
     for what, parts in (("register", ("reg", "storage")), ("distillation", ("dist",)), ("cls", ("cls", "class"))):
         if any(part in name.rpartition(".")[2] for part in parts for name in last):

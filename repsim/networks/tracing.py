@@ -1,4 +1,4 @@
-"""Forward passes of a network, looked at: which modules run, how often, in which order, on what, by which operations.
+"""Traces of forward passes: which modules run, how often, in which order, on which inputs, by which operations.
 
 `Trace.of` runs a network on three small images. Labels go along with the operations and say what each axis of each
 activation is (see `provenance`); then one image after the other is changed, and what changes must be what belongs to
@@ -35,12 +35,12 @@ from repsim.networks.tokens import Reading, first_tensor
 from repsim.networks.wrappers import inside, part, parts
 
 IMAGES = 3
-"""Of a traced pass."""
+"""Images in a traced pass."""
 KEPT = 2**22
-"""Entries of the largest tensor without a label that is kept, to see what of it changes with which image."""
+"""Entries of the largest tensor without a label that is kept for seeing which entries change with which image."""
 SDPA = nn.functional.scaled_dot_product_attention
 FUSED = "attention"
-"""What the operation is called here."""
+"""The name of the operation here."""
 
 
 class Value(NamedTuple):
@@ -62,7 +62,7 @@ class Call:
     path: str
     number: int
     of: weakref.ref[nn.Module]
-    """The module; what is known of a network must not keep it alive."""
+    """The module, held weakly: the trace of a network must not keep it alive."""
     started: int = -1
     ended: int = -1
     argument: Value | None = None
@@ -128,7 +128,7 @@ class OperationAt(NamedTuple):
     """Where an operation is made, the same in every forward pass."""
 
     path: str
-    """Of the module whose own code makes it."""
+    """Path of the module whose own code makes it."""
     call: int
     name: str
     number: int
@@ -140,17 +140,17 @@ class Operation:
     """One operation on tensors that depend on the images."""
 
     name: str
-    """As ATen calls it: `add`, or `add_` in place; `images` for what the pass began with."""
+    """The name in ATen: `add`, or `add_` in place; `images` for the inputs of the pass."""
     when: int
     operands: tuple[Operation | None, ...]
-    """What made each tensor it was given; None for one that does not depend on the images."""
+    """The operations that made its inputs; None for an input that does not depend on the images."""
     shapes: tuple[tuple[int, ...], ...]
-    """Of those tensors."""
+    """Shapes of its inputs."""
     at: OperationAt | None
     scaled: bool = False
     """Whether it is an addition of a multiple."""
     parameters: tuple[str, ...] = ()
-    """Names of the parameters among those tensors, or that these were made of."""
+    """Names of the parameters among its inputs, or that its inputs were made of."""
     output: Activation | None = None
 
     @property
@@ -171,7 +171,7 @@ class Operation:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """What a network did in one pass: calls of modules, operations, and where their values come from."""
+    """One pass of a network: calls of modules, operations, and the sources of their values."""
 
     network: Network
     calls: list[Call]
@@ -189,8 +189,8 @@ class Trace:
         """The trace of a network, looked at once for as long as it stays as it is.
 
         Raises:
-            RepsimError: it cannot run on images of its size, or does other things from one pass to the next.
-            UsageError: it is none, but features.
+            RepsimError: it cannot run on images of its size, or runs differently from one pass to the next.
+            UsageError: it is no network but features.
         """
         if isinstance(network, FeatureNetwork):
             raise needs_network(network)
@@ -252,7 +252,7 @@ _TRACES: weakref.WeakKeyDictionary[nn.Module, dict[Any, Trace]] = weakref.WeakKe
 
 
 def _fingerprint(network: Network) -> tuple:
-    """What a trace depends on; a network of which this has not changed runs as it did."""
+    """The state that a trace depends on; while it is unchanged, the trace holds."""
     parts = []
     for path, module in network.module.named_modules():
         plain = _plain(module)
@@ -349,7 +349,7 @@ class _Looking:
         self.digests: dict[tuple[str, int, str], tuple[Call, Activation | None, Any]] = {}
         """(path, call, side) -> the call, where images are, and a digest of each image's part."""
         self.changes: dict[tuple[str, int, str], list[Tensor]] = {}
-        """Of tensors without a label: which entries changed with each image."""
+        """Tensor without a label -> the entries that changed with each image."""
 
     def recording(self) -> Any:
         stack = ExitStack()
@@ -402,7 +402,7 @@ class _Looking:
             self.changes[key] = []
 
     def settle(self) -> None:
-        """Find the images in tensors without a label, from what changed with each of them."""
+        """Find the images in tensors without a label, from the entries that changed with each image."""
         for key, changes in self.changes.items():
             call, _, tensor = self.digests[key]
             if len(changes) != IMAGES or not all(bool(change.any()) for change in changes):
@@ -520,7 +520,7 @@ _passing: ContextVar[Network | None] = ContextVar("passing", default=None)
 
 @contextmanager
 def passing(network: Network) -> Iterator[None]:
-    """Within it, a forward pass is this network's own, whatever modules it shares with others."""
+    """While active, a forward pass is this network's own, even if it shares modules with other networks."""
     token = _passing.set(network)
     try:
         yield
@@ -530,7 +530,7 @@ def passing(network: Network) -> Iterator[None]:
 
 @contextmanager
 def eagerly(network: Network) -> Iterator[None]:
-    """Within it, modules that their owner compiled run as they are written: compiled code calls no hooks.
+    """While active, modules that their owner compiled run as they are written: compiled code calls no hooks.
 
     A network of which `compiled` says that repsim is to compile it is compiled with its hooks.
     """
@@ -543,7 +543,7 @@ def eagerly(network: Network) -> Iterator[None]:
 
 @contextmanager
 def _without_fast_path() -> Iterator[None]:
-    """Within it, PyTorch's attention and encoder layers compute with the operations they are written in."""
+    """While active, PyTorch's attention and encoder layers compute with the operations they are written in."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -556,7 +556,7 @@ def is_own(network: Network, *, passed: bool) -> bool:
     """Whether the forward pass under way is a network's own.
 
     Args:
-        passed: whether only those count that `passing` announces, as a sweep does; else also those nobody announces.
+        passed: whether only passes count that `passing` announces, as a sweep does; else unannounced passes count too.
     """
     now = _passing.get()
     return now is network or (now is None and not passed)
@@ -570,7 +570,7 @@ def following(
     leave: Callable[[Call, Any], None],
     own: Callable[[], bool] = lambda: True,
 ) -> Iterator[None]:
-    """Within it, `running` holds the calls under way, innermost last, in every forward pass of a network.
+    """While active, `running` holds the calls under way, innermost last, in every forward pass of a network.
 
     `enter(call, arguments)` and `leave(call, result)` are told of each; calls of a module are numbered from 0.
 
@@ -614,7 +614,7 @@ def following(
 
 @contextmanager
 def unobserved() -> Iterator[None]:
-    """Within it, operations are none of the network's: what a study computes in its hooks is not what the network adds.
+    """While active, operations do not count as the network's, because a study computes in the hooks of a network.
 
     Whoever else watches the operations of this pass would otherwise count them among those of the module under way,
     and a network in bfloat16 would have them done in bfloat16.
@@ -680,7 +680,7 @@ def bends(op: Operation) -> bool:
 
 
 class _Recorder(TorchDispatchMode):
-    """Records every operation on what depends on the images."""
+    """Records every operation on tensors that depend on the images."""
 
     def __init__(self, provenance: Provenance, clock: Iterator[int], running: list[Call]) -> None:
         super().__init__()
@@ -688,7 +688,7 @@ class _Recorder(TorchDispatchMode):
         self.operations: list[Operation] = []
         self.maker: Any = WeakTensorKeyDictionary()
         self.inside = False
-        """Whether fused attention is under way, of which the parts do not count."""
+        """Whether fused attention is under way, whose parts do not count."""
         self.draws: list[Draw] = []
         self._activations: weakref.WeakKeyDictionary[Label, Activation | None] = weakref.WeakKeyDictionary()
 

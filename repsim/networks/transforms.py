@@ -1,4 +1,4 @@
-"""How images are made into what a network takes: timm's preprocessing, or another library's own, as it is."""
+"""Preparation of images for a network: timm's preprocessing, or another library's own, unchanged."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class EvalTransform:
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> EvalTransform:
-        """From a timm data configuration; what it leaves open keeps the defaults above."""
+        """From a timm data configuration; entries that it leaves open keep the defaults above."""
         said = ((f.name, config.get(f.name)) for f in dataclasses.fields(cls))
         known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in said if v is not None}
         return cls(**known)
@@ -66,14 +66,14 @@ class LibraryTransform:
 
     input_size: Size
     by: str
-    """The class, or the function, that does it."""
+    """The name of its class or function."""
     said: str
-    """What it says of itself: its settings, as JSON or as it prints itself."""
+    """Its own description: its settings, as JSON or as it prints itself."""
     prepare: Callable[[Image.Image], Tensor] = field(compare=False, repr=False)
     square: int | None = None
     """The side of the middle square that images are cropped to before it; None: it is given images as they are."""
     own: int | None = None
-    """Which object it is, where what it says does not tell all that it does."""
+    """Identity of the object, where its description does not cover its whole behaviour."""
 
     def __call__(self, image: Image.Image) -> Tensor:
         """(channels, height, width) float32."""
@@ -88,10 +88,10 @@ class LibraryTransform:
 
 @dataclass(frozen=True)
 class Unsaid:
-    """What stands for a transform where nothing says how images are prepared; tensors need none."""
+    """Stands for a transform where the preparation of images is not known; tensors need none."""
 
     input_size: Size | None
-    """None: nothing says how large they are either."""
+    """None: the size is not known either."""
     why: str
 
     def __call__(self, image: Image.Image) -> Tensor:
@@ -103,7 +103,7 @@ class Unsaid:
 
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
-"""What Python prints of an object that prints nothing else: another in every process."""
+"""The default `repr` of an object, which differs between processes."""
 Transform = EvalTransform | LibraryTransform | Unsaid
 
 HOW_TO_SAY = (
@@ -111,18 +111,18 @@ HOW_TO_SAY = (
     "'imagenet', or in Python what prepares them; or give images as tensors that need no preparing"
 )
 PROBES = ((96, 72), (72, 96), (300, 200))
-"""(width, height) of images by which it is found out how large those are that a library makes of them."""
+"""(width, height) of the images that are tried to find the size of a library's prepared images."""
 
 
 IMAGENET = "imagenet"
 """The word for 224 px and ImageNet's mean and standard deviation."""
 WORDS = {"size": "224", "mean": "0.5,0.5,0.5", "std": "0.5,0.5,0.5", "crop": "0.9", "interpolation": "bilinear"}
-"""What can be said of a transform, and how."""
+"""The words that describe a transform."""
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "hamming", "box")
 
 
 def said_in_words(words: str, known: Transform, name: str = "the network") -> EvalTransform:
-    """A transform such as `size=224 mean=0.5,0.5,0.5 std=0.5,0.5,0.5 crop=0.9`, or `imagenet` and what differs from it.
+    """Read a transform such as `size=224 mean=0.5,0.5,0.5 std=0.5,0.5,0.5 crop=0.9`, or `imagenet` with changes.
 
     Args:
         words: pairs with spaces between. `size` is a side or HEIGHTxWIDTH in pixels, `mean` and `std` have a number for
@@ -159,10 +159,10 @@ def said_in_words(words: str, known: Transform, name: str = "the network") -> Ev
 
 
 def read_words(words: str, name: str = "the network") -> tuple[bool, dict[str, Any]]:
-    """Whether words begin with `imagenet`, and what else they say.
+    """Whether words begin with `imagenet`, and the settings in the remaining words.
 
     Raises:
-        UsageError: it is nothing that is said of a transform.
+        UsageError: a word is no setting of a transform.
     """
     given = [pair.partition("=") for pair in words.split()]
     whole = bool(given) and given[0] == (IMAGENET, "", "")
@@ -176,7 +176,7 @@ def read_words(words: str, name: str = "the network") -> tuple[bool, dict[str, A
 
 
 def _read_word(key: str, value: str) -> Any:
-    """What is said of a transform's size, mean, std, crop or interpolation."""
+    """Read the value of a transform's size, mean, std, crop or interpolation."""
     try:
         if key == "size":
             sides = tuple(int(side) for side in value.split("x"))
@@ -210,7 +210,7 @@ def as_transform(preparing: Any, *, channels: int = 3, name: str = "the network"
         square: see `LibraryTransform`.
 
     Raises:
-        UsageError: it fails, or what it makes of images is of different sizes.
+        UsageError: it fails, or its results have different sizes.
     """
     if isinstance(preparing, Transform):
         return preparing

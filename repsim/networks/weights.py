@@ -39,7 +39,7 @@ USUAL = ("state_dict_ema", "model_ema", "state_dict", "model")
 COUNTER = "num_batches_tracked"
 """BatchNorm's counter, which old files do not have; nothing uses it in evaluation."""
 AT_THE_TOP = "."
-"""The key of a set of weights that a file holds beside others and under no key."""
+"""The key for the set of weights that a file holds under no key, beside sets with keys."""
 TORN = "one tensor in the network and two in the file"
 
 
@@ -51,20 +51,20 @@ class Taken:
     key: str = ""
     """Where they are in the file, as `weights_key` takes it; empty in a file that is one state dict."""
     keys: tuple[str, ...] = ()
-    """All that would have fitted, where there are several."""
+    """The keys of all sets that fit, where there are several."""
     prefix: str = ""
-    """What was taken off the front of every name."""
+    """The prefix that was taken off every name."""
     wrappers: tuple[str, ...] = ()
-    """What was taken out of names, at any place."""
+    """The words that were taken out of names, at any place."""
     left_out: tuple[str, ...] = ()
     """Names of tensors in the same set that do not have the prefix."""
     misfits: tuple[str, ...] = ()
     """Other sets of weights of this kind, which do not fit the network."""
     asked: bool = False
-    """Whether the user named these weights and no others."""
+    """Whether the user named these weights."""
 
     def record(self) -> dict[str, Any]:
-        """What `run.json` says of it: nothing of a file that is one state dict with the network's own names."""
+        """The entry of `run.json`; empty for a file that is one state dict with the network's own names."""
         what = {
             "weights_key": self.key,
             "weights_keys": list(self.keys),
@@ -75,7 +75,7 @@ class Taken:
         return {name: value for name, value in what.items() if value}
 
     def notices(self) -> Iterator[str]:
-        """What the user must know of it."""
+        """Sentences for the user on the choice of weights."""
         if self.keys:
             how = ", as asked for" if self.asked else "; --weights-key chooses"
             yield f"{self.file} holds {_said(self.keys)}; {_said([self.key])} was taken{how}"
@@ -98,7 +98,7 @@ def load_file(module: nn.Module, file: Path, name: str, key: str | None = None) 
         key: which set of weights; None: the only one that fits, or the usual one of several.
 
     Raises:
-        UsageError: there is no such key.
+        UsageError: the file has no such key.
         RepsimError: the file cannot be read, nothing in it fits, or several sets fit and none is the usual one.
     """
     own: Any = getattr(module, "load_pretrained", None)
@@ -154,10 +154,10 @@ def _load(module: nn.Module, fit: Fit, needed: Needed, file: Path, name: str) ->
 
 @dataclass(frozen=True)
 class Fit:
-    """A set of weights in a file, read with a prefix, against what a network needs."""
+    """A set of weights in a file, read with a prefix, compared with the state of a network."""
 
     path: str
-    """Of the set in the file."""
+    """Key of the set in the file."""
     prefix: str
     names: dict[str, str]
     """The network's name of each value -> its name in the set."""
@@ -166,11 +166,11 @@ class Fit:
     outside: tuple[str, ...]
     """Tensors whose names do not begin with the prefix."""
     faults: dict[str, list[str]]
-    """What does not fit, by kind."""
+    """Names that do not fit, by kind of fault."""
     alike: int
     """How many names are there, with the network's shapes."""
     classes: int | None = None
-    """Of the file's head, where the head does not fit."""
+    """Classes in the file's head, where the head does not fit."""
 
     @property
     def fits(self) -> bool:
@@ -178,7 +178,7 @@ class Fit:
 
     @property
     def key(self) -> str:
-        """As the user names it."""
+        """The name that a user gives for it."""
         return joined(self.path, self.prefix.rstrip(".")) if self.outside else self.path
 
     def equals(self, other: Fit) -> bool:
@@ -194,11 +194,11 @@ class Fit:
 
 @dataclass(frozen=True)
 class Needed:
-    """What a network needs: its state, and which of its tensors lie in the same memory."""
+    """The state of a network, and which of its tensors share memory."""
 
     state: dict[str, Any]
     sharing: dict[str, list[str]] = field(default_factory=dict)
-    """Name of a tensor -> names of others in its memory."""
+    """Name of a tensor -> names of further tensors in its memory."""
 
     @classmethod
     def of(cls, module: nn.Module) -> Needed:
@@ -224,7 +224,7 @@ class Needed:
 
 
 def _memory(value: Any) -> tuple[Any, ...] | None:
-    """Where the values of a tensor lie; None of what has no memory of its own kind."""
+    """The memory of a tensor's values; None for a tensor without plain memory."""
     if not isinstance(value, Tensor) or is_lazy(value) or value.layout != torch.strided or not value.numel():
         return None
     try:
@@ -263,7 +263,7 @@ def _tried(needed: Needed, sets: Sequence[tuple[str, dict[str, Any]]]) -> list[F
 
 
 def _prefixes(own: dict[str, str], names: dict[str, str]) -> list[str]:
-    """What stands before the network's names in a set; the empty prefix is always among them."""
+    """Prefixes of the network's names in a set; the empty prefix is always among them."""
     counts = Counter({"": 0})
     for key in names:
         parts = key.split(".")
@@ -277,7 +277,7 @@ def _prefixes(own: dict[str, str], names: dict[str, str]) -> list[str]:
 def _fit(
     needed: Needed, own: dict[str, str], path: str, values: dict[str, Any], names: dict[str, str], prefix: str
 ) -> Fit:
-    """How a set of weights differs from what a network needs, once a prefix is taken off its names.
+    """Differences between a set of weights, without a prefix of its names, and the state of a network.
 
     Args:
         own: the network's names, as they are compared -> as they are.
@@ -307,7 +307,7 @@ SHAPE, TYPE = KINDS = ("of another shape", "of another type")
 
 
 def _difference(key: str, mine: Any, value: Any) -> tuple[str, str] | None:
-    """What tells a value in a file from what a network has by that name: the kind of fault, and what was received."""
+    """The fault of a value in a file for a tensor of the network: its kind, and the value that was received."""
     if not isinstance(mine, Tensor):  # extra state and the like
         return None
     if not isinstance(value, Tensor):
@@ -343,7 +343,7 @@ def _of_a_norm(key: str, own: dict[str, str]) -> bool:
 
 
 def _under(key: str, tried: list[Fit], checkpoint: Any, file: Path) -> list[Fit]:
-    """What of a file a weights key names: a set, all below it, or the part of a set with a prefix."""
+    """The weights that a key names in a file: a set, all sets below it, or the part of a set with a prefix."""
     if key == AT_THE_TOP:
         return [fit for fit in tried if not fit.path and not fit.prefix] or [fit for fit in tried if not fit.path]
     chosen = [fit for fit in tried if fit.key == key] or [
@@ -358,7 +358,7 @@ def _under(key: str, tried: list[Fit], checkpoint: Any, file: Path) -> list[Fit]
 
 
 def _usual(fits: list[Fit], file: Path, name: str, key: str | None) -> Fit:
-    """Of the sets that fit, the one that is meant when nothing more is said."""
+    """The default among the sets that fit."""
     named = {fit.key or AT_THE_TOP: fit for fit in fits}
     if len(named) == 1 or key in named:
         return named.get(key or "") or fits[0]
@@ -380,7 +380,7 @@ def _said(keys: Iterable[str]) -> str:
 
 
 def _misfit(tried: list[Fit], file: Path, name: str) -> RepsimError:
-    """The error for a file of which nothing fits, about what comes nearest."""
+    """The error for a file without a set that fits, about the nearest set."""
     order = [*USUAL, ""]
 
     def nearness(fit: Fit) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""What stands around a network and computes nothing: it is looked through, or refused where nobody can look in."""
+"""Wrappers that compute nothing: they are looked through, or refused where their inside cannot be seen."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ INSIDE = {
 }
 """Class of a wrapper of torch's -> where it keeps the network, which gives the same by itself."""
 PART = {**INSIDE, "FullyShardedDataParallel": "_fsdp_wrapped_module"}
-"""The same of what may stand around a part of a network, and must run there."""
+"""The same for wrappers of a part of a network, which must run there."""
 SHARDED = ("FullyShardedDataParallel", "FSDPModule")
 
 
 def looked_through(module: Any) -> nn.Module:
     """The network inside `torch.compile`, (distributed) data parallelism, checkpointing and PEFT's adapters.
 
-    Its layers are called as they are without these, so that they are found again in a network without them. Of PEFT the
-    adapters stay: they are inside the network's own layers.
+    Its layers have the names that they have without wrappers, so that they are found again in a network without them.
+    PEFT's adapters stay, because they are inside the network's own layers.
 
     Raises:
-        UsageError: it is TorchScript or an exported program, of which nobody sees the inside.
+        UsageError: it is TorchScript or an exported program, whose inside cannot be seen.
     """
     if isinstance(module, torch.jit.ScriptModule):
         raise UsageError(
@@ -61,7 +61,7 @@ def _inner(module: Any) -> nn.Module | None:
 
 
 def inside(module: nn.Module) -> nn.Module:
-    """A part of a network without what stands around it."""
+    """A part of a network without its wrappers."""
     while type(module).__module__.startswith("torch.") and type(module).__name__ in PART:
         module = getattr(module, PART[type(module).__name__])
     return module
@@ -78,7 +78,7 @@ def held_in(module: nn.Module) -> list[nn.Module]:
 
 
 def parts(root: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
-    """All modules of a network, each once, by paths in which nothing that stands around a part has a name.
+    """All modules of a network without duplicates, by paths that leave wrappers out.
 
     >>> list(parts(nn.Sequential(nn.DataParallel(nn.Sequential(nn.ReLU())))))
     ['', '0', '0.0']
@@ -98,20 +98,20 @@ def parts(root: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
 
 
 def part(root: nn.Module, path: str) -> nn.Module:
-    """The module at such a path."""
+    """The module at a path of `parts`."""
     for name in path.split(".") if path else ():
         root = inside(getattr(inside(root), name))
     return root
 
 
 def check_gradients(module: nn.Module, name: str) -> None:
-    """Raise `UsageError` for a network whose weights are only there while it runs: its gradients cannot be taken."""
+    """Raise `UsageError` for a network whose weights are sharded except while it runs: it has no gradients."""
     if any(kind.__name__ in SHARDED for each in module.modules() for kind in type(each).__mro__):
         raise UsageError(f"{name} is sharded (FSDP), so its gradients cannot be taken; give it as it was before that")
 
 
 class Called(nn.Module):
-    """A network that is called in a way of its user's: it has the very modules and weights of the network.
+    """A network that is called by its user's function; it shares the modules and weights of the network.
 
     >>> inner = nn.Linear(3, 2)
     >>> Called(inner, lambda images: inner(images.mean((2, 3))))(torch.zeros(5, 3, 8, 8)).shape
