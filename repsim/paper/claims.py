@@ -1,4 +1,4 @@
-"""What the paper claims, and whether the tables of `repsim figures` agree. No torch."""
+"""The claims of the paper, checked against the tables of `repsim figures`. No torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COVERED = (
     "Intervals are over images, of probes also over draws of training images; none covers how another training run of "
     "the same network would come out."
 )
-"""What intervals say, and what they do not."""
+"""The sentence on the coverage of intervals."""
 CLAIMS_COLUMNS = [
     *("claim", "source", "measured", "low", "high", "direction", "paper", "verdict"),
     *("why", "p", "se", "seeds", "sd_seeds", "p_holm", "verdict_holm"),
@@ -43,10 +43,10 @@ class Claim:
         key: of its numbers there.
         above: whether the paper finds it above the boundary.
         boundary: 0 for differences.
-        caution: what the interval leaves out.
-        paper: what the paper gives for its own networks, where it gives a value; none of them has an error bar.
-        chance: key of the share of permutations that give as much, where intervals do not cover what is permuted; of
-            more than 5 % the claim stays undecided.
+        caution: a limit of the interval, in words.
+        paper: the paper's value for its own networks, where it gives one; the paper has no error bars.
+        chance: key of the share of permutations that give as much, where intervals do not cover the permuted choice;
+            above 5 % the claim stays undecided.
     """
 
     claim: str
@@ -228,11 +228,11 @@ class Numbers(NamedTuple):
 
     table: pd.DataFrame
     random: bool
-    """Whether weights are random."""
+    """Whether a network has random weights."""
 
 
 def saved_numbers(directory: Path) -> dict[str, Numbers]:
-    """Those of each figure in a directory of `repsim figures` of which something is claimed."""
+    """The numbers of each figure with a claim, in a directory of `repsim figures`."""
     files = {claim.figure: directory / f"figure-{claim.figure}" / "numbers.csv" for claim in CLAIMS}
     return {
         figure: Numbers(load_table(file, NUMBERS), _random(file.with_name(RECORD)))
@@ -255,11 +255,11 @@ class Checked(NamedTuple):
     """Why it is undecided."""
     p: float
     se: float
-    """Its spread over images."""
+    """Standard error over images."""
     seeds: int
-    """Training runs of the ViT that it is known of."""
+    """Number of training runs of the ViT with this number."""
     sd_seeds: float
-    """Its spread over these."""
+    """Standard deviation over these training runs."""
 
 
 def checked(found: Mapping[str, Numbers]) -> list[Checked]:
@@ -284,7 +284,7 @@ def checked(found: Mapping[str, Numbers]) -> list[Checked]:
 
 
 def unchecked(found: Mapping[str, Numbers]) -> list[str]:
-    """A sentence on the claims of figures that were made, of which there is no number; none if there are no such."""
+    """A sentence on the claims of these figures without a number; empty if every claim has one."""
     without = [
         f"{claim.claim} (Figure {claim.figure})"
         for claim in CLAIMS
@@ -309,10 +309,10 @@ def claims_of(found: Mapping[str, Numbers]) -> pd.DataFrame:
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's adjusted p values: the chance that any of them is so small by chance is at most what they say.
+    """Holm's adjusted p values, which bound the probability that any of them is as small by chance.
 
     Args:
-        p: (n,) of tests that may depend on each other; NaN are none.
+        p: (n,) p values of tests that may depend on each other; NaN stands for no test.
 
     Reference: Holm (1979), "A simple sequentially rejective multiple test procedure".
 
@@ -340,12 +340,12 @@ def _random(record: Path) -> bool:
 
 
 def literal(text: str) -> str:
-    """A text as a cell of a table in Markdown, in which nothing is markup: what would be is escaped, lines are broken.
+    """A text as a cell of a Markdown table: markup is escaped, and lines are broken by `<br>`.
 
     >>> print(literal("a|b <b> `c` $x_1$ _d"))
     a\\|b &lt;b&gt; \\`c\\` \\$x_1\\$ \\_d
     """
-    between_letters = r"(?<=[^\W_])_(?=[^\W_])"  # where an underscore is none but itself
+    between_letters = r"(?<=[^\W_])_(?=[^\W_])"  # an underscore here is no markup
     text = re.sub(rf"(?!{between_letters})([\\`*\[\]|~$_])", r"\\\1", escape(text, quote=False))
     return re.sub(r"\r\n|\r|\n", "<br>", text)
 

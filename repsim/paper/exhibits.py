@@ -1,6 +1,6 @@
-"""Each kind of figure in the paper: which roles it shows, what there is to choose, and how it is drawn from its tables.
+"""The kinds of figures in the paper: the roles that each shows, its options, and its drawing from its tables.
 
-How it is measured is in `measuring`; who plays the roles, in `roles`. No torch.
+`measuring` measures them, and `roles` says which networks play the roles. No torch.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from repsim.plots.style import Figure, entitle, figure_of, groups_of, groups_of_
 
 @dataclass
 class Made:
-    """What a figure is made of."""
+    """The tables and arrays that a figure is drawn from."""
 
     tables: dict[str, pd.DataFrame]
     """File name without `.csv` -> table; `numbers` is one of them."""
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
-    """Of a figure read from its files: how it was made."""
+    """The record of a figure that was read from its files."""
 
 
 class Comparison(NamedTuple):
-    """What an exhibit finds of one role less what it finds of another: of each network of the first with each of those.
+    """A difference between two roles: of each network of the first with each network of the second.
 
-    Of exhibits of one number there is nothing more to say; probes have several.
+    Exhibits of one number need no key or label; probes have several numbers.
     """
 
     first: str
@@ -60,9 +60,9 @@ class Exhibit:
     Attributes:
         number: as in the paper: `1`, `C.5`.
         title: above the picture.
-        shows: what the paper shows there, and what to expect.
+        shows: the paper's finding in this figure, in a sentence.
         roles: whose networks it shows, in this order.
-        needs: those of them without which there is no such figure; of the others one network suffices.
+        needs: roles without which there is no such figure; of the further roles one network suffices.
         compare: which roles are compared in its numbers.
         notes: preset -> what is not as the paper had it, and is written on the picture; where there are no networks,
             why.
@@ -80,17 +80,17 @@ class Exhibit:
         """Its networks, or the groups of them that pass together; none if it cannot be made.
 
         Args:
-            cases: who plays, in one case after the other.
+            cases: the networks that play the roles, case by case.
             apart: networks that cannot be in one group.
         """
         return tuple(dict.fromkeys(name for case in cases for role in self.roles for name in case.get(role, ())))
 
     def players(self, cases: Sequence[Case], apart: Collection[frozenset[str]] = ()) -> list[Any]:
-        """All its networks, each once."""
+        """All its networks without duplicates."""
         return list(self.networks(cases, apart))
 
     def compared(self, cases: Sequence[Case]) -> list[Compared]:
-        """Which of its networks are compared; where those of a label are several, it names them."""
+        """The networks that are compared; where several networks share a label, the label names them."""
         names, found = list(self.networks(cases)), []
         for first, second, key, label in self.compare:
             pairs = [pair for case in cases for pair in product(case.get(first, ()), case.get(second, ()))]
@@ -100,7 +100,7 @@ class Exhibit:
         return found
 
     def lacking(self, cases: Sequence[Case]) -> list[str]:
-        """The roles that somebody must play for it to be made."""
+        """The roles that need a network before the figure can be made."""
         missing = [role for role in self.needs if not any(case.get(role) for case in cases)]
         return missing or ([] if self.networks(cases) else list(self.roles))
 
@@ -111,7 +111,7 @@ class Exhibit:
         raise NotImplementedError
 
     def caption(self, record: dict[str, Any]) -> str:
-        """Number and title, and under it what is not as the paper had it, and whether weights are random."""
+        """Number and title, and below them differences from the paper's figure, and whether weights are random."""
         first = f"Figure {self.number}. {self.title}"
         note = "untrained networks, random weights" if record["random"] else self.note(record["preset"])
         return f"{first}\n(here: {note})" if note else first
@@ -119,7 +119,7 @@ class Exhibit:
 
 @dataclass(frozen=True, kw_only=True)
 class Grouped(Exhibit):
-    """An exhibit whose networks pass in groups: one of each role that somebody plays, in every combination."""
+    """An exhibit whose networks pass in groups: one network of each role, in every combination."""
 
     def networks(self, cases: Sequence[Case], apart: Collection[frozenset[str]] = ()) -> tuple[tuple[str, ...], ...]:
         groups = dict.fromkeys(group for case in cases for group in self.groups(case))
@@ -129,7 +129,7 @@ class Grouped(Exhibit):
         return list(dict.fromkeys(player for group in self.networks(cases, apart) for player in group))
 
     def groups(self, case: Case) -> list[tuple[str, ...]]:
-        """Those of one case."""
+        """The groups of one case."""
         played = [case[role] for role in self.roles if case.get(role)]
         return list(product(*played)) if played and all(case.get(role) for role in self.needs) else []
 
@@ -139,12 +139,12 @@ class Grouped(Exhibit):
 
 @dataclass(frozen=True, kw_only=True)
 class Similarity(Grouped):
-    """Heatmaps of CKA, of which `panels` draws some pairs of a group."""
+    """Heatmaps of CKA; `panels` says which pairs of a group are drawn."""
 
     panels: Literal["within", "across", "all", "pairs"] = "within"
-    """`within` each network, `across` from the first to each other of a group, `all` of these; or all `pairs`."""
+    """`within` each network, `across` from the first to each later one of a group, `all` of both; or all `pairs`."""
     layers: str | None = None
-    """Which; None: those of the run."""
+    """The choice of layers; None: the run's choice."""
     statistics: Literal["uniformity", "matching", "closeness"] | None = None
     """Which numbers there are of a group's CKA matrix; see the functions of these names in `measuring`."""
     without_skips: tuple[int, ...] = ()
@@ -159,7 +159,7 @@ class Similarity(Grouped):
 
 @dataclass(frozen=True, kw_only=True)
 class Matched(Grouped):
-    """CKA of the same layers: of the first role, the reference, and of all others, each of them with it."""
+    """CKA of the same layers: of the reference, which is the first role, with each network of the later roles."""
 
     def groups(self, case: Case) -> list[tuple[str, ...]]:
         others = [name for role in self.roles[1:] for name in case.get(role, ())]
@@ -203,7 +203,7 @@ class Heads(Grouped):
 
 @dataclass(frozen=True, kw_only=True)
 class Receptive(Exhibit):
-    """Effective receptive fields after every residual sum, or of what enters it."""
+    """Effective receptive fields after every residual sum, or of the branch that enters it."""
 
     branch: bool = False
     against_sums: bool = False
@@ -241,7 +241,7 @@ class Residual(Exhibit):
 
 @dataclass(frozen=True, kw_only=True)
 class Localization(Exhibit):
-    """CKA of single tokens with input patches, of one layer of each network."""
+    """CKA of single tokens of one layer of each network with input patches."""
 
     layer: int = -1
     """Which of a network's layers with places, from the first; -1: the last."""
@@ -258,12 +258,12 @@ class Probed(Exhibit):
     """Ten-shot probes of every layer."""
 
     tokens: bool = False
-    """Whether single tokens are probed, their mean is one of the aggregations, and it is what is compared."""
+    """Whether single tokens are probed; their mean is then an aggregation, and the one that is compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbesCompared(Probed):
-    """Networks in one panel, each by what its own classifier sees: CLS or the mean of tokens."""
+    """Networks in one panel, each by the input of its own classifier: CLS or the mean of tokens."""
 
     def draw(self, made: Made, title: str) -> Figure:
         models = made.tables["probe_summary"].groupby("model", sort=False)

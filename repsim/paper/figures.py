@@ -1,7 +1,7 @@
-"""Every figure of the paper, once: what it shows there, and which roles it is made of; and who plays them in presets.
+"""Every figure of the paper: its finding there, its roles, and the networks that play these in presets.
 
 The preset `mini` has the bundled networks, trained on Fashion-MNIST; `paper` the public checkpoints nearest to the
-paper's, whose own JFT-300M weights are not public (`repsim models` says what stands for what).
+paper's, whose own JFT-300M weights are not public (`repsim models` lists the stand-ins).
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ PAPER = Roles(
     },
 )
 PRESETS = {roles.preset: roles for roles in (MINI, PAPER)}
-"""Who plays which role, and what is taken where nothing else is asked for."""
+"""The networks for every role in each preset, with its images, batches and layers."""
 JFT = "ImageNet-21k weights for JFT-300M ones"
 UNTRAINED = "no public checkpoints are trained so; the preset `mini` has some"
 HALF = "half of vit_mini's steps of training"

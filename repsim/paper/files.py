@@ -38,7 +38,7 @@ COLUMNS = {
     "probe": tables.PROBE,
     "probe_summary": tables.PROBE_SUMMARY,
 }
-"""Name of a table -> what must be in it."""
+"""Name of a table -> its columns."""
 MAPS = "maps.npz"
 
 
@@ -51,7 +51,7 @@ def save_figure(exhibit: Exhibit, made: Made, out: Path, of_run: dict[str, Any])
     """The tables, arrays and record of one figure, in a folder of its own, from which an earlier one's are removed.
 
     Args:
-        of_run: what is known of the run beside what the figure's own record says.
+        of_run: entries for the record that all figures of the run share.
 
     Returns:
         The files.
@@ -70,7 +70,7 @@ def save_figure(exhibit: Exhibit, made: Made, out: Path, of_run: dict[str, Any])
 
 
 def _files(where: Path) -> list[str]:
-    """The tables and arrays of the figure in a folder: those that its record lists, or that it may have had."""
+    """Files of the tables and arrays of the figure in a folder, by its record, or else by all possible names."""
     possible = [*(f"{name}.csv" for name in COLUMNS), MAPS]
     if not (where / RECORD).exists():
         return []
@@ -83,7 +83,7 @@ def _files(where: Path) -> list[str]:
 
 
 def load_figure(exhibit: Exhibit, out: Path) -> Made | None:
-    """What was saved of a figure; None if it was not."""
+    """The saved tables and arrays of a figure; None if it was not saved."""
     where = folder(exhibit, out)
     if not (where / RECORD).exists():
         return None
@@ -109,7 +109,7 @@ def draw_figures(out: Path, wanted: Sequence[Exhibit] = ()) -> list[Path]:
         The pictures.
 
     Raises:
-        UsageError: there are none, or not all that are wanted.
+        UsageError: there are no figures, or a wanted one is missing.
     """
     drawn: list[Path] = []
     for exhibit in wanted or FIGURES.values():
@@ -124,7 +124,7 @@ def draw_figures(out: Path, wanted: Sequence[Exhibit] = ()) -> list[Path]:
 
 
 def numbers_of(figures: Sequence[tuple[Exhibit, Made]]) -> dict[str, Numbers]:
-    """The numbers of figures of which something is claimed."""
+    """The numbers of the figures that have claims."""
     claimed = {claim.figure for claim in CLAIMS}
     return {
         exhibit.number: Numbers(made.tables["numbers"], made.record["random"])

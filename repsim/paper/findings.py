@@ -1,4 +1,4 @@
-"""The six findings of the paper, each with a sentence on what was found here, made from the numbers. No torch."""
+"""The six findings of the paper, each with a sentence made from the numbers of a run. No torch."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from repsim.paper.claims import CLAIMS, Checked, Numbers, checked
 
 FINDINGS_COLUMNS = ["finding", "verdict", "found"]
 MOST = 2
-"""Numbers of one kind that a sentence tells, before it counts the rest."""
+"""The most numbers of one kind in a sentence; it counts the rest."""
 
 
 class Phrase(NamedTuple):
-    """How a number is told; `{a}` and `{b}` are its networks."""
+    """The words for a number; `{a}` and `{b}` are its networks."""
 
     figure: str
     key: str
     more: str
-    """Where it is positive."""
+    """The words for a positive number."""
     less: str = ""
-    """Where it is negative, and told without its sign; none: as where it is positive."""
+    """The words for a negative number, which is given without its sign; empty: `more`, with the sign."""
 
 
 class Finding(NamedTuple):
@@ -32,9 +32,9 @@ class Finding(NamedTuple):
 
     paper: str
     told: tuple[Phrase, ...]
-    """What its sentence tells."""
+    """The numbers in its sentence."""
     counted: tuple[tuple[str, str], ...] = ()
-    """Figure and key of further numbers that its verdict counts."""
+    """Figures and keys of further numbers that its verdict counts."""
 
     @property
     def checks(self) -> set[tuple[str, str]]:

@@ -35,13 +35,13 @@ HOW: dict[type[Exhibit], str] = {
     exhibits.ProbesAggregated: PROBES,
     exhibits.ProbesOfTokens: PROBES,
 }
-"""Of each kind of figure."""
+"""Kind of figure -> the sentence on its method."""
 COLUMNS = "docs/tables.md"
-"""The page that says what the columns of all tables mean."""
+"""The page on the columns of all tables."""
 INTERVALS = "docs/intervals.md"
-"""The page that says what intervals cover."""
+"""The page on the coverage of intervals."""
 
 
 def how(exhibit: Exhibit) -> str:
-    """How its numbers are made; empty of a kind of figure that nothing is said of."""
+    """The sentence on the method of a figure; empty for a kind of figure without one."""
     return HOW.get(type(exhibit), "")

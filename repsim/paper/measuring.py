@@ -1,4 +1,4 @@
-"""What the figures of the paper are made from: studies that share networks, images and forward passes.
+"""Measuring the figures of the paper: studies that share networks, images and forward passes.
 
 An exhibit asks `Measurements` for studies before the images pass, and its tables are made afterwards; see `measure`.
 """
@@ -55,7 +55,7 @@ from repsim.studies.similarity import LayerSimilarity, MatchedSimilarity, slices
 
 
 class Cannot(RepsimError):
-    """A network cannot give what a figure shows of it, or several cannot together; others may."""
+    """A network, or a group of networks, lacks the layers that a figure needs; further networks may have them."""
 
     def __init__(self, error: RepsimError, *networks: str) -> None:
         super().__init__(str(error))
@@ -64,7 +64,7 @@ class Cannot(RepsimError):
 
 @contextmanager
 def asking(*networks: str) -> Iterator[None]:
-    """Within it, an error is of these networks alone."""
+    """While active, an error concerns these networks alone."""
     try:
         yield
     except Cannot:
@@ -82,7 +82,7 @@ class Pass:
     images: int
     batch_size: int
     memory: int | str
-    """Bytes that it takes of main memory; or why it does not fit into what there is."""
+    """Bytes of main memory that it takes; or the reason why it does not fit."""
 
     def record(self) -> dict[str, Any]:
         kept = {"pass": self.what, "networks": self.networks, "images": self.images, "batch_size": self.batch_size}
@@ -104,12 +104,12 @@ class Measurements:
     are fitted before, in a pass of theirs over the training images.
 
     Args:
-        load: name of a network -> the network, untold apart from others of its name.
+        load: name of a network -> the network, still without a number that tells it from networks of the same name.
         layers: of similarity; see `find_layers`. Other figures show blocks.
         batch_size: images per minibatch.
         channels: channels per layer of receptive fields, drawn at random; 0 takes all.
         images: the test images.
-        train: the training images of probes; None: there are none, and figures of probes cannot be made.
+        train: the training images of probes; None: figures of probes cannot be made.
         how: `progress`, `workers`, `skip_broken` of `sweep`.
     """
 
@@ -147,7 +147,7 @@ class Measurements:
 
     @property
     def notices(self) -> list[str]:
-        """What studies leave out of networks."""
+        """Sentences on parts of networks that studies leave out."""
         attention = [of for of in self._studies.values() if isinstance(of, AttentionDistance)]
         return [*(notice for of in attention for notice in of.notices), *dict.fromkeys(self._said)]
 
@@ -181,7 +181,7 @@ class Measurements:
             return self._once(self._studies, ("attention", name), lambda: AttentionDistance(self.network(name)))
 
     def heads(self, name: str, other: str) -> HeadSimilarity:
-        """Heads of the first block of one against the lower layers of the other."""
+        """Heads of the first block of one network against the lower layers of a second one."""
 
         def make() -> HeadSimilarity:
             networks = [self.network(name), self.network(other)]
@@ -200,7 +200,7 @@ class Measurements:
             return self._once(self._studies, ("residual", name), lambda: ResidualNorms([self.network(name)]))
 
     def localization(self, name: str, layer: int = -1) -> Localization:
-        """Of all layers with places, of which there must be one of this number."""
+        """Localization of all layers with places; a layer with this number must be among them."""
 
         def make() -> Localization:
             network = self.network(name)
@@ -215,7 +215,7 @@ class Measurements:
         return study
 
     def probing(self, name: str, *, tokens: bool) -> None:
-        """Have a network probed, its single tokens too or not; what comes of it is in `probes`."""
+        """Have a network probed, with or without its single tokens; `probes` has the result."""
         if self.train is None:
             raise UsageError("probes need training images with labels, and there are none")
         check_labels(self.train, self.images)
@@ -225,7 +225,7 @@ class Measurements:
         self._probed[name] = self._probed.get(name, False) or tokens
 
     def probes(self, name: str) -> Result:
-        """What was found by probes, among others of this network."""
+        """The result of the probes of this network; further networks may be in it."""
         found = self._probes[name]
         if isinstance(found, RepsimError):
             raise found
@@ -238,7 +238,7 @@ class Measurements:
         return {place: sums for place, sums in testing.sums["right"].items() if place.network == of}
 
     def probe_protocols(self) -> list[dict[str, Any]]:
-        """How probes were made, once for those with and once for those without single tokens."""
+        """Protocols of probes, one with and one without single tokens."""
         found = {id(of): of.protocol for of in self._probes.values() if not isinstance(of, RepsimError)}
         return list(found.values())
 
@@ -267,16 +267,16 @@ class Measurements:
             self._once(self._fields, (name, branch), make)
 
     def _few(self) -> np.ndarray:
-        """The images of which receptive fields are: as many as the paper takes."""
+        """Positions of the images for receptive fields: as many as the paper takes."""
         return np.arange(min(32, len(self.images)))
 
     def _how(self, what: str) -> dict[str, Any]:
-        """How a pass is made, its progress named after what passes."""
+        """Options of a pass, with its progress named after the images."""
         progress = self.how.get("progress")
         return {**self.how, "progress": progress and partial(progress, desc=what)}
 
     def _probed_together(self) -> list[tuple[list[str], Probing]]:
-        """Names of networks and their probes: those with and those without single tokens."""
+        """Names of networks and their probes, for probes with and without single tokens."""
         if self._probing is None:
             self._probing = []
             if self.train is None:  # none was asked for
@@ -292,7 +292,7 @@ class Measurements:
         return self._probing
 
     def plan(self) -> list[Pass]:
-        """The passes of what was asked for, in the order in which they run."""
+        """The passes for everything that figures asked for, in the order in which they run."""
         found, studies, fitted = [], list(self._studies.values()), Takes()
         size, networks = min(self.batch_size, len(self.images)), networks_of(studies)
         for names, probing in self._probed_together():
@@ -381,7 +381,7 @@ class Passes(Study):
 
 
 def tested_by(fitting: Fitting, size: int) -> Takes:
-    """What the probes of a study of training images take of a pass over test images, once they are fitted."""
+    """Memory that the fitted probes of a study of training images take in a pass over test images."""
     features, draws = fitting.bytes_of_features(size), len(fitting.members) - 1
     probes = [each for of in fitting.features for layer in of for each in layer.sizes.values()]
     weights = 4 * fitting.classes * draws * sum(count * width for count, width in probes)
@@ -389,24 +389,24 @@ def tested_by(fitting: Fitting, size: int) -> Takes:
     return Takes(sums=weights, batch=sum(features) + 2 * max(features) + 2 * scores)
 
 
-# What each kind of exhibit is made of
+# Measuring each kind of exhibit
 
 Later = Callable[[], Made]
-"""What is done once the images have passed."""
+"""A function that makes tables and numbers once the images have passed."""
 
 
 @singledispatch
 def measure(exhibit: Exhibit, m: Measurements, networks: tuple[Any, ...], compared: Sequence[Compared] = ()) -> Later:
-    """Ask for the studies of an exhibit; what is returned makes its tables and numbers once the images have passed.
+    """Ask for the studies of an exhibit; the returned function makes tables and numbers once the images have passed.
 
     Args:
-        exhibit: what is measured depends on its kind.
-        m: what shares studies and passes.
+        exhibit: the figure; its kind says which studies it needs.
+        m: measurements that share studies and passes.
         networks: names, or groups of names.
         compared: which of them are compared, in exhibits that are not of groups.
 
     Raises:
-        Cannot: one of the networks has no such thing, or a group of them. What is returned may raise it too.
+        Cannot: a network, or a group of networks, lacks what the exhibit shows. The returned function may raise it too.
     """
     raise NotImplementedError(f"nothing is known of how exhibits of the kind {type(exhibit).__name__} are measured")
 
@@ -635,7 +635,7 @@ def residual(
 def each_apart(
     key: str, label: str, models: Sequence[str], each: Sequence[Of], compared: Sequence[Compared]
 ) -> list[Statistic]:
-    """The differences of what was found of networks that are compared."""
+    """The differences between results of networks that are compared."""
     pairs = [(first, second) for *_, first, second in compared]
     return [one for a, b in pairs for one in apart(key, label, [models[a], models[b]], [each[a], each[b]])]
 
@@ -722,7 +722,7 @@ class Accuracy(NamedTuple):
     key: str
     label: str
     right: list[ImageMeans]
-    """Of each place, (draws, probes)."""
+    """For each place, means over test images of right answers, (draws, probes)."""
 
 
 def _accuracies(
@@ -747,17 +747,17 @@ def _accuracies(
 
 
 def _mean_right(means: list[Tensor], where: slice) -> Tensor:
-    """Of each draw, the mean over places and probes."""
+    """Mean over places and probes, for each draw."""
     return torch.stack([mean.mean(-1) for mean in means[where]]).mean(0)
 
 
 def _without(summary: pd.DataFrame, *aggregations: str) -> pd.DataFrame:
-    """What others had probed of the same networks is not of this figure."""
+    """The probes of this figure alone, without further probes of the same networks."""
     return summary[~summary["aggregation"].isin(aggregations)].reset_index(drop=True)
 
 
 def _aggregated(summary: pd.DataFrame, right: dict[Place, ImageMeans]) -> Accuracy:
-    """What the network's own classifier sees, mean over the middle third of layers."""
+    """Accuracy on the input of the network's own classifier, mean over the middle third of layers."""
     part = summary[summary["aggregation"] == classified(summary)].sort_values("index")
     middle = set(thirds(part["layer"].to_numpy(), 1))
     return Accuracy(

@@ -18,14 +18,14 @@ from repsim.tables import NUMBERS
 
 
 class Number(NamedTuple):
-    """One number of a figure, which its key and its networks tell from the others."""
+    """One number of a figure; its key and its networks identify it."""
 
     key: str
-    """What it is a number of, in a word; claims name it."""
+    """The quantity, in a word; claims name it."""
     models: tuple[str, ...]
-    """The networks it is of, in the order of what is subtracted, divided or compared."""
+    """Its networks, in the order of the subtraction, division or comparison."""
     label: str
-    """What people read, with the networks' names."""
+    """The quantity in words, with the names of its networks."""
     value: float
     se: float
     df: float
@@ -52,7 +52,7 @@ def over_runs(table: pd.DataFrame, run: str, others: Mapping[str, pd.DataFrame])
     Args:
         table: numbers of a figure.
         run: the network that was trained several times.
-        others: another run of it -> the numbers of the same figure, made of that run in its place.
+        others: a further run of it -> the numbers of the same figure, with that run in the network's place.
 
     Returns:
         With `seeds`, in how many runs a number is known, and `sd_seeds`, its standard deviation over these.
@@ -83,14 +83,14 @@ def third(values: Any, which: int) -> Any:
     return thirds(values, which).mean(-1)
 
 
-# Statistics of what was summed in one pass
+# Statistics of the sums of one pass
 
 Of = Callable[[Any], Tensor]
-"""Of the mean over batches (or of what comes of it: CKA), or of the means of several sums, see `Together`."""
+"""A function of the mean over batches (or of CKA from it), or of the means of several sums, see `Together`."""
 
 
 class Statistic(NamedTuple):
-    """What a `Number` is of the sums of a pass."""
+    """A `Number` as a function of the sums of a pass."""
 
     key: str
     models: tuple[str, ...]
@@ -119,14 +119,14 @@ def less(a: Of, b: Of, means: Any) -> Tensor:
 
 
 def apart(key: str, label: str, models: Sequence[str], each: Sequence[Of]) -> list[Statistic]:
-    """The difference between the first two networks of what was found of each, if there are two."""
+    """The difference between the statistics of the first two networks, if there are two."""
     if len(models) < 2:
         return []
     a, b = models[:2]
     return [Statistic(key, (a, b), f"{label}, {a} - {b}", partial(less, *each[:2]))]
 
 
-# Of the CKA of the layers of a group of networks
+# Statistics of the CKA of the layers of a group of networks
 
 
 def uniformity(names: list[str], where: list[slice]) -> list[Statistic]:
@@ -143,7 +143,7 @@ def uniformity(names: list[str], where: list[slice]) -> list[Statistic]:
 
 
 def matching(names: list[str], where: list[slice]) -> list[Statistic]:
-    """What in the first network is like the second's lower half; what in the second is like the first's last third."""
+    """Likeness of the first network to the second's lower half, and of the second to the first's last third."""
 
     def lower(cka: Tensor) -> Tensor:
         part = cka[where[0], where[1]]

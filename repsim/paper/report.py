@@ -144,11 +144,11 @@ def write_report(directory: Path, file: Path | None = None) -> Path:
     """The page of a directory of figures; written whole or not at all.
 
     Args:
-        directory: what `repsim figures --out` wrote.
+        directory: a directory that `repsim figures --out` wrote.
         file: the page; None: `report.html` in it.
 
     Raises:
-        UsageError: there are no figures in it, plotly is not installed, or another file than such a page is there.
+        UsageError: there are no figures in it, plotly is not installed, or a file that is no such page has its name.
     """
     file = file or directory / "report.html"
     found = [(exhibit, made) for exhibit in FIGURES.values() if (made := load_figure(exhibit, directory)) is not None]
@@ -166,7 +166,7 @@ def check_pages(directory: Path) -> None:
 
 
 def conclude(directory: Path) -> tuple[list[Path], str]:
-    """What is said of all figures in a directory: their claims, if there are some, and the page, if plotly is here.
+    """Write the claims of all figures in a directory, if they have some, and the page, if plotly is installed.
 
     Returns:
         The files, and why there is no page.
@@ -240,7 +240,7 @@ def _claims_of(directory: Path) -> pd.DataFrame | None:
 
 
 def _summary(directory: Path, claims: pd.DataFrame) -> Iterator[str]:
-    """What a person reads in half a minute: what the paper found, what was found here, and how the claims came out."""
+    """The summary: the findings of the paper, the findings of the run, and counts of the verdicts on claims."""
     yield '<section id="summary"><h2>In half a minute</h2><ol>'
     for row in findings(saved_numbers(directory)).itertuples():
         yield f"<li>{escape(row.finding)}: <b>{escape(row.verdict)}</b>. {escape(row.found)}</li>"
@@ -298,7 +298,7 @@ def _networks(networks: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _transform(of: Any) -> str:
-    """What is done to an image, in words."""
+    """The preparation of an image, in words."""
     if not isinstance(of, dict):
         return "unknown" if of is None else str(of)
     size = of.get("input_size")
@@ -312,7 +312,7 @@ def _text(value: Any) -> str:
 
 
 def _images_and_notices(record: dict[str, Any]) -> Iterator[str]:
-    """What the run saw, what its intervals are over, and what must be known of it."""
+    """The images of the run, the coverage of its intervals, and its notices."""
     yield f'<section id="images"><h2>Images</h2><p>{escape(_images(record))}.</p>'
     if "intervals" in record:
         yield f"<p>{escape(str(record['intervals']))}</p>"
@@ -372,7 +372,7 @@ INHERITED = frozenset(
         *("hasOwnProperty", "isPrototypeOf", "propertyIsEnumerable", "toLocaleString", "toString", "valueOf"),
     ]
 )
-"""What every object of JavaScript has; plotly, which keeps categories in one, takes them for categories it knows."""
+"""Properties of every JavaScript object; plotly keeps categories in one, and takes these for known categories."""
 
 
 def category(name: str) -> str:

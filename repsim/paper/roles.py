@@ -1,4 +1,4 @@
-"""Roles: what a network is in the figures of the paper, and who plays which. No torch.
+"""Roles of networks in the figures of the paper, and the networks that play them. No torch.
 
 A figure says which roles it shows (`exhibits`); a preset, or a user's own networks, say who plays them. All go through
 the same plan (`run`).
@@ -29,18 +29,18 @@ ROLES = {
     "noskip5": "of its block 5",
     "noskip9": "of its block 9",
 }
-"""What plays each."""
+"""Role -> the kind of network that plays it."""
 STANDS_IN = {"other": ("gap", "small", "seed")}
-"""Role -> the roles of which the first that is played stands in for it."""
+"""Role -> its stand-ins: the first of these roles that has a network."""
 OWN = "own"
-"""What records call a run of networks that a user chose, in the place of a preset."""
+"""The preset in records of runs on networks that a user chose."""
 
 Case = Mapping[str, tuple[Any, ...]]
-"""Role -> who plays it: names of networks, or whatever stands for one."""
+"""Role -> the networks that play it: names, or anything that stands for a network."""
 
 
 def case(**players: Any) -> Case:
-    """A case from one or several players of each role.
+    """Make a case from one or several networks for each role.
 
     >>> case(vit="vit_b16", cnn=["resnet50", "resnet152"])
     {'vit': ('vit_b16',), 'cnn': ('resnet50', 'resnet152')}
@@ -53,10 +53,10 @@ def case(**players: Any) -> Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Roles:
-    """Who plays which role, and what is taken where nothing else is asked for."""
+    """The networks for every role, and the default images, batches and layers."""
 
     every: Case
-    """Of every figure that is not among `figures`."""
+    """The networks for every figure that is not in `figures`."""
     figures: Mapping[str, Sequence[Case]] = field(default_factory=dict)
     """Number of a figure -> its cases, which are complete as they are, whatever the figure needs otherwise."""
     preset: str = OWN
@@ -69,14 +69,14 @@ class Roles:
 
     @classmethod
     def of(cls, players: Mapping[str, Any]) -> Roles:
-        """Of a user's own networks, one or several of each role."""
+        """Roles of a user's own networks, one or several for each role."""
         found = cls(every=case(**players))
         if not found.every:
             raise UsageError("no network plays a role; give one at least, such as vit or cnn")
         return found
 
     def cases(self, exhibit: Exhibit) -> list[Case]:
-        """Who plays in a figure."""
+        """The networks of a figure, case by case."""
         if exhibit.number in self.figures:
             return list(self.figures[exhibit.number])
         stand_ins = {
@@ -87,27 +87,27 @@ class Roles:
         return [{**self.every, **stand_ins}]
 
     def lacking(self, exhibit: Exhibit, cases: Sequence[Case] | None = None) -> list[str]:
-        """The roles that somebody must play for a figure to be made.
+        """The roles that need a network before a figure can be made.
 
         Args:
-            cases: who plays in it, if that are not all who could.
+            cases: the networks that play in it, if not all that could.
         """
         cases = self.cases(exhibit) if cases is None else cases
         stated = exhibit.number in self.figures and exhibit.networks(cases)
         return [] if stated else exhibit.lacking(cases)
 
     def players(self, exhibits: Sequence[Exhibit]) -> list[Any]:
-        """All who play in figures, each once."""
+        """All networks of the figures, without duplicates."""
         playing = (player for each in exhibits for player in [*each.players(self.cases(each)), *self.runs(each)])
         return list(dict.fromkeys(playing))
 
     def runs(self, exhibit: Exhibit) -> tuple[Any, ...]:
-        """Other training runs of a user's ViT, if there is one ViT, of which a figure's numbers are made too."""
+        """Further training runs of a user's ViT, if there is one ViT, for which a figure's numbers are made too."""
         one = self.preset == OWN and len(self.every.get("vit", ())) == 1 and "vit" in exhibit.roles
         return self.every.get("seed", ()) if one else ()
 
     def played_by(self, who: Mapping[Any, Any]) -> Roles:
-        """The same roles, each player replaced by another; those for whom there is none play no more."""
+        """The same roles with every network replaced; networks without a replacement are left out."""
 
         def of(case: Case) -> Case:
             return {role: tuple(who[player] for player in players if player in who) for role, players in case.items()}
@@ -116,7 +116,7 @@ class Roles:
         return replace(self, every=of(self.every), figures=figures)
 
     def minibatch(self, images: int) -> int:
-        """Images per minibatch, of so many; where nothing says how many a tenth, from 8 to 256."""
+        """Images per minibatch, given the number of images: the preset's, or a tenth, from 8 to 256."""
         return self.batch_size or min(max(images // 10, 8), 256)
 
 

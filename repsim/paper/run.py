@@ -1,4 +1,4 @@
-"""Making figures: which can be made of the networks there are, what that takes, and all of them from one pass."""
+"""Making figures: choosing the possible ones, planning their passes and memory, and making all from one pass."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def wanted(numbers: Sequence[str] | None = None) -> list[Exhibit]:
 
 
 class Reasons(dict[tuple[str, str], list[str]]):
-    """Why figures, or networks in figures, are left out: what is without what and why -> numbers of figures."""
+    """Reasons why figures, or networks in figures, are left out: (networks, reason) -> numbers of figures."""
 
     def add(self, exhibit: Exhibit, reason: str, without: str = "") -> None:
-        """Of one figure; of a part of it, the networks that it is `without`."""
+        """Add a reason for one figure, or for the networks that it is made `without`."""
         self.setdefault((without, reason), []).append(exhibit.number)
 
     def sentences(self, how: str = "") -> list[str]:
@@ -57,21 +57,21 @@ class Reasons(dict[tuple[str, str], list[str]]):
 
 @dataclass(frozen=True)
 class Cast:
-    """Which figures can be made by those who play, and why others cannot."""
+    """The figures that can be made of the networks that play, and the reasons for leaving figures out."""
 
     roles: Roles
     exhibits: list[Exhibit]
     left_out: Reasons
-    """Why others cannot: for each role that nobody plays, and for each other reason."""
+    """Reasons for figures that cannot be made: roles without a network, and networks that were not trained."""
 
     @classmethod
     def of(cls, exhibits: Sequence[Exhibit], roles: Roles, trained: Collection[str] | None = None) -> Self:
-        """Of those figures that are wanted.
+        """Choose the possible figures among the wanted ones.
 
         Args:
             exhibits: figures.
-            roles: who plays; of bundled networks, by their names.
-            trained: the bundled networks that there are; None: as they lie here.
+            roles: the networks that play; bundled networks by their names.
+            trained: names of the trained bundled networks; None: the networks of this installation.
 
         Raises:
             UsageError: none can be made.
@@ -94,11 +94,11 @@ class Cast:
 
     @property
     def players(self) -> list[Any]:
-        """All who play, each once."""
+        """All networks that play, without duplicates."""
         return self.roles.players(self.exhibits)
 
     def played_by(self, who: Mapping[Any, Any]) -> Self:
-        """The same figures, each player replaced by another."""
+        """The same figures, with every network replaced."""
         return replace(self, roles=self.roles.played_by(who))
 
     @property
@@ -109,20 +109,20 @@ class Cast:
 
 @dataclass
 class Part:
-    """One figure of a plan: who plays in it, and, once it was asked for, what makes it."""
+    """One figure of a plan: its networks, and, once its studies were asked for, the function that makes it."""
 
     exhibit: Exhibit
     roles: Roles
     cases: list[Case]
     apart: set[frozenset[str]] = field(default_factory=set)
-    """Networks of which a group has not all."""
+    """Sets of networks that no group may hold together."""
     later: Later | None = None
     again: dict[str, Part] = field(default_factory=dict)
-    """Another training run of its ViT -> the same figure of that run, of which the numbers are looked at alone."""
+    """A further training run of its ViT -> the same figure of that run, of which only the numbers are used."""
 
     @classmethod
     def of(cls, exhibit: Exhibit, roles: Roles) -> Part:
-        """Of a figure; where a user's ViT was trained several times, with all of its runs."""
+        """Plan a figure; where a user's ViT was trained several times, with all of its runs."""
         cases = roles.cases(exhibit)
         again: dict[str, Part] = {
             run: cls(exhibit, roles, [{**case, "vit": (run,)} for case in cases]) for run in roles.runs(exhibit)
@@ -138,13 +138,13 @@ class Part:
         return self.exhibit.players(self.cases, self.apart)
 
     def ask(self, m: Measurements, why: Reasons) -> bool:
-        """Ask for what makes it of those who can give it; whether somebody can, and `why` others cannot."""
+        """Ask for its studies of all networks that have the layers; whether any has. Reasons are added to `why`."""
         able = self._of_those_who_can(lambda later: None, m, why)
         self.again = {run: part for run, part in self.again.items() if able and part.ask(m, Reasons())}
         return able
 
     def make(self, m: Measurements, why: Reasons) -> Made | None:
-        """What it is made of, once the images have passed, of those who can give it; None: nobody can."""
+        """Make its tables once the images have passed, of all networks that have the layers; None: no network has."""
         found: list[Made] = []
         self._of_those_who_can(lambda later: found.append(later()), m, why)
         if not found:
@@ -185,7 +185,7 @@ class Part:
         ]
 
     def record(self) -> dict[str, Any]:
-        """What is known of the figure."""
+        """The record of the figure."""
         exhibit = self.exhibit
         known = {"number": exhibit.number, "title": exhibit.title, "paper_shows": exhibit.shows}
         shown = [{role: case[role] for role in exhibit.roles if case.get(role)} for case in self.cases]
@@ -195,7 +195,7 @@ class Part:
 
 @dataclass
 class Plan:
-    """Which figures are made of which networks, and what that takes; nothing has run of it."""
+    """The figures that would be made, their networks, passes and memory; nothing has run yet."""
 
     begun: Begun
     parts: list[Part]
@@ -253,7 +253,7 @@ def plan(
     channels: int = 16,
     **how: Any,
 ) -> Plan:
-    """What `replicate` would do with the same arguments: it says so when it is printed.
+    """Plan `replicate` with the same arguments: printing the plan shows figures, passes and memory.
 
     >>> import repsim as rs
     >>> planned = rs.paper.plan({"vit": "vit_mini"}, rs.ImageSet("sample", images=32), figures=["3"])
@@ -310,7 +310,7 @@ def replicate(
     tell: Callable[[Plan], None] | None = None,
     **how: Any,
 ) -> Replication:
-    """The figures of the paper of networks that play its roles, what it claims of them, and what is found.
+    """Make the figures of the paper from networks that play its roles, and check its claims and findings.
 
     Forward-only figures share one pass, in which every network sees every image once; probes are fitted before it, and
     receptive fields take passes of their own afterwards.
@@ -322,9 +322,9 @@ def replicate(
             `seed` (another training run of `vit`: the ceiling that chance allows); `roles.ROLES` has some more. Or the
             name of a preset, `mini` or `paper`.
         images: see `layer_cka`; None: 2,560 of the bundled sample, or as many as the preset has.
-        train: training images with labels, for probes; None: there are none, but for the bundled sample.
-        figures: numbers such as 1 or C.5; None: all that the roles allow.
-        layers: of similarity, see `find_layers`; None: `blocks`, or those of the preset.
+        train: training images with labels, for probes; None: no probes, except with the bundled sample.
+        figures: numbers such as 1 or C.5; None: all figures that the roles allow.
+        layers: layers of similarity, see `find_layers`; None: `blocks`, or the preset's.
         batch_size: images per minibatch; None: a tenth of them, from 8 to 256, or as many as the preset has.
         channels: of each layer, of receptive fields; 0: all.
         tell: gets the plan before anything runs.
@@ -370,12 +370,12 @@ class Replication(Result):
 
     @property
     def claims(self) -> pd.DataFrame:
-        """What the paper claims, and the verdict on each number of it."""
+        """The claims of the paper, with the verdict on each number."""
         return self.table
 
     @property
     def findings(self) -> pd.DataFrame:
-        """The six findings of the paper, and what was found here."""
+        """The six findings of the paper, each with a verdict and a sentence from the numbers."""
         return findings(numbers_of(self.made))
 
     def figures(self, **options: Any) -> dict[str, Figure]:
