@@ -1,1 +1,1 @@
-"""Features: what was taken of images before, as arrays, and how they stand where a network may stand."""
+"""Features: arrays of responses to images, taken earlier or elsewhere, that may stand where a network may."""

@@ -21,7 +21,7 @@ def rows_of(features: Features, images: ImageSet) -> np.ndarray:
     has such a one, its whole path. Otherwise row i is image i of the data, in the data's own order.
 
     Raises:
-        UsageError: by order there are not as many rows as images; or ids are numbers in other data.
+        UsageError: rows without ids are not as many as the images; or ids are numbers in other data.
     """
     count = len(images.source)
     ids = images.available_ids
@@ -48,14 +48,14 @@ def rows_of(features: Features, images: ImageSet) -> np.ndarray:
 
 
 def of_features_alone(features: Sequence[Features], *, images: int | None = None, seed: int = 0) -> ImageSet:
-    """The images of features, without any to look at: those whose ids all have, or all rows where they are as many.
+    """The images of features when no images are given: those with ids in all features, or all rows if equally many.
 
     Args:
         images: how many, chosen at random; None: all.
         seed: of the choice and its order.
 
     Raises:
-        UsageError: there are fewer than 4, or some have no ids and others another number of rows or another order.
+        UsageError: there are fewer than 4, or features without ids differ in their number of rows.
     """
     first = features[0]
     ids = [each.ids for each in features if each.ids is not None]
@@ -86,7 +86,7 @@ def of_features_alone(features: Sequence[Features], *, images: int | None = None
 
 
 def known_images(images: ImageSet, networks: Sequence[Network], say: Callable[[str], None]) -> ImageSet:
-    """The images that all features among the networks have rows of; it is said how many have none.
+    """The images for which all features among the networks have rows; a notice counts the images without.
 
     Raises:
         UsageError: fewer than 4 are left; see also `rows_of`.

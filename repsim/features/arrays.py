@@ -1,4 +1,4 @@
-"""Features as arrays with a row for each image, and what lets them stand for a network in a pass over images."""
+"""Features as arrays with a row for each image, and the stand-in for a network in a pass over images."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ CHUNK = 2**24
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a layer's features beside their values, where repsim took them from a network."""
+    """The origin of a layer's features, where repsim took them from a network."""
 
     kind: str
     depth: float
     tokens: Tokens
-    """What of the layer they are."""
+    """The tokens of the layer that they hold."""
     reading: Reading
     """Which of their axes is which."""
 
     def record(self) -> dict[str, Any]:
-        """As JSON, of which `of` makes it again."""
+        """The entry as JSON; `of` reads it."""
         axes = {name: getattr(self.reading, name) for name in READ}
         return {"kind": self.kind, "depth": self.depth, "tokens": self.tokens, "axes": axes}
 
     @staticmethod
     def of(record: Mapping[str, Any], shape: tuple[int, ...]) -> Known:
-        """Of an array of this shape of one image."""
+        """Read a record, for an array whose rows have this shape."""
         axes = ((name, record["axes"][name]) for name in READ)
         read: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in axes}
         reading = Reading(shape=shape, batch_axis=0, **read)
@@ -58,15 +58,15 @@ READ = ("channels", "positions", "order", "prefix", "names", "grid", "unknown")
 class Features(Stands):
     """Features of images, of one layer or several: a row for each image, which may stand where a network may.
 
-    `layer_cka`, `matched_cka` and `linear_probes` take them beside networks: responses of a brain, or what another
+    `layer_cka`, `matched_cka` and `linear_probes` take them beside networks: responses of a brain, or features that a
     library computed of the same images.
 
     Args:
         layers: name of a layer -> array (n, ...) of real numbers, in memory or mapped to it; or one such array, whose
             layer is called `features`. (n,) is one number for each image.
-        ids: what each of the n images is known by, as `ImageSet.ids` has it: a file by its path from the data's folder
+        ids: ids of the n images, as `ImageSet.ids` has them: the id of a file is its path from the data's folder
             on. Without ids, row i is image i of the data in its own order.
-        name: what tables call them.
+        name: their name in tables.
 
     Raises:
         UsageError: there is no array, they are of different numbers of images, of no real numbers, or ids are not one
@@ -82,11 +82,11 @@ class Features(Stands):
     source: str = ""
     """The file or folder they were read from."""
     known: Mapping[str, Known] = field(default_factory=dict)
-    """Of layers that repsim took from a network."""
+    """Layer -> its origin, for layers that repsim took from a network."""
     of: Mapping[str, Any] = field(default_factory=dict)
     """The record of this network."""
     numbered_in: tuple[str, ...] = ()
-    """What tells the data apart of which the ids are numbers; see `ImageSet.numbered_in`."""
+    """Names of the data that ids count in, where ids are numbers; see `ImageSet.numbered_in`."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class Features(Stands):
         return values
 
     def join(self, other: Features) -> Features:
-        """The same layers of these images and of others, as of training and of test images.
+        """Join these rows with the rows of further images, such as training with test images.
 
         Raises:
             UsageError: they do not have the same layers, or some have no ids, or an image is in both.
@@ -201,12 +201,12 @@ class Features(Stands):
 
     @cached_property
     def hashed(self) -> str:
-        """What the hash is of: `values`, or `files` where more than 1 GiB lies in files."""
+        """The input of the hash: `values`, or `files` where more than 1 GiB lies in files."""
         arrays = [array for layer in self.layers.values() for array in _parts(layer)]
         return "values" if sum(array.nbytes for array in arrays if _file(array)) <= HASHED else "files"
 
     def record(self) -> dict[str, Any]:
-        """What `run.json` says of them."""
+        """The entry of `run.json` for them."""
         return {
             "name": self.name,
             "source": self.source,
@@ -222,7 +222,7 @@ class Features(Stands):
 
 
 def _array(given: Any, layer: str, name: str) -> np.ndarray:
-    """An array (n, ...) of real numbers; what is mapped stays so."""
+    """Make an array (n, ...) of real numbers; a mapped array stays mapped."""
     where = f"layer {layer!r} of features {name!r}"
     if isinstance(given, Tensor):
         given = given.detach().cpu()
@@ -257,7 +257,7 @@ def _computed_in(dtype: np.dtype) -> np.dtype:
 
 
 class Stacked:
-    """Arrays one below the other, which stay where they are."""
+    """Arrays whose rows follow each other, without copying them."""
 
     def __init__(self, parts: Sequence[Any]) -> None:
         parts = [part for each in parts for part in _parts(each)]
@@ -285,7 +285,7 @@ def _parts(array: Any) -> list[np.ndarray]:
 
 
 def _file(array: np.ndarray) -> str | None:
-    """The file that an array, or what it is a view of, is mapped from."""
+    """The file from which an array, or the base of a view, is mapped."""
     base: Any = array
     while isinstance(base, np.ndarray):
         if isinstance(base, np.memmap) and base.filename is not None:
@@ -311,7 +311,7 @@ class Arrays(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         for child in self.children():
-            if child._forward_hooks:  # what nobody looks at is not read
+            if child._forward_hooks:  # layers without hooks are not read
                 child(rows)
         return rows
 
@@ -326,7 +326,7 @@ class _Rows(nn.Module):
 
 
 class RowNumbers:
-    """What stands for a transform: a pass gives features the numbers of rows instead of pixels."""
+    """Stands for a transform: a pass gives features the numbers of rows instead of pixels."""
 
     input_size = None
 
@@ -356,7 +356,7 @@ class FeatureNetwork(Network):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the numbers of rows."""
+        """Type of the numbers of rows."""
         return torch.int64
 
     def sized(self, size: tuple[int, int, int] | None) -> FeatureNetwork:
@@ -368,7 +368,7 @@ class FeatureNetwork(Network):
 
     @property
     def bytes_of_rows(self) -> int:
-        """What the largest layer takes for each image, as it is read and as it is computed with."""
+        """Bytes of the largest layer for each image, as it is read and as it is computed with."""
         return max(
             math.prod(array.shape[1:]) * (array.dtype.itemsize + _computed_in(array.dtype).itemsize)
             for array in self.features.layers.values()
@@ -380,7 +380,7 @@ class FeatureNetwork(Network):
 
 
 def needs_network(network: Network) -> UsageError:
-    """The error of what cannot be found from features."""
+    """The error for studies that features do not allow."""
     return UsageError(
         f"{network.name} are features, of which nothing is known but their rows; this study needs the network itself "
         "(layer_cka, matched_cka and linear_probes take features)"

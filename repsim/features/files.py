@@ -1,4 +1,4 @@
-"""Reading features from files: those of `repsim extract`, and the formats in which others have them."""
+"""Reading features from files: those of `repsim extract`, and formats of further tools."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from repsim.features.arrays import Features, Known, Stacked
 from repsim.tables import regular
 
 INDEX = "features.json"
-"""What a folder of `repsim extract` says of itself."""
+"""Name of the index in a folder of `repsim extract`."""
 MADE_BY = "repsim"
 IDS = "ids"
 """The array, or the entry of metadata, that holds ids in `.npz`, HDF5 and safetensors."""
 NAMES = "file_names.txt"
 """Where thingsvision writes the images of its `features.npy`, a line for each row."""
 SPLIT = re.compile(r"features_\d+")
-"""What thingsvision calls parts, one below the other, of features that were too large for it at once."""
+"""Names of thingsvision for parts of features that were too large to save at once; their rows follow each other."""
 
 Read = tuple[dict[str, Any], list[str] | None]
 """Arrays by the names of layers, and ids."""
@@ -43,8 +43,8 @@ def load_features(path: str | os.PathLike[str], *, model: str | None = None, nam
             each data set, or a Dataset of rsatoolbox). An array `ids` of text holds ids, in safetensors an entry `ids`
             of its metadata, a list as JSON. Of rsatoolbox's descriptors of observations, the one of text that tells all
             apart does.
-        model: which network's, of a folder with those of several.
-        name: what tables call them; None: as the network or the file is called.
+        model: the network, in a folder with features of several.
+        name: their name in tables; None: the name of the network or the file.
 
     Raises:
         UsageError: there is nothing there, or no features.
@@ -90,11 +90,11 @@ def _inside(folder: Path) -> Path:
     return there[0]
 
 
-# What repsim wrote
+# Files of repsim
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """What a folder of `repsim extract` says of itself.
+    """Read the index of a folder of `repsim extract`.
 
     Raises:
         RepsimError: it cannot be read, or is not repsim's.
@@ -142,7 +142,7 @@ def _within(file: str) -> str:
     return file
 
 
-# What others wrote
+# Files of further tools
 
 
 def _npy(file: Path) -> Read:
