@@ -1,1 +1,1 @@
-"""What is done with activations over a pass of images, and the tables it gives."""
+"""Studies: computations on the activations of a pass over images, and their tables."""

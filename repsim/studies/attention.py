@@ -39,7 +39,7 @@ from repsim.tables import ATTENTION, ATTENTION_MAPS
 MOST = 5000
 """Images of the bundled sample, where none are given."""
 COPIES = 6
-"""Of the weights of a map: of what they are computed from, and of products with distances and logarithms."""
+"""Memory of a map in multiples of its weights: inputs, and products with distances and logarithms."""
 
 
 class AttentionDistance(Study):
@@ -57,7 +57,7 @@ class AttentionDistance(Study):
 
     @property
     def notices(self) -> list[str]:
-        """What was left out."""
+        """Sentences on layers that were left out."""
         return self.attentions.notices
 
     def watch(self, index: int, network: Network, seen: Seen) -> AbstractContextManager[None]:
@@ -118,7 +118,7 @@ class AttentionDistance(Study):
 @kept
 class _Sums(NamedTuple):
     moments: list[Moments]
-    """Of each of `HeadStatistics`."""
+    """Moments over images, for each of `HeadStatistics`."""
     distances: ImageMeans
 
 
@@ -126,7 +126,7 @@ def geometry(network: Network, path: str, windows: int, queries: int, keys: int)
     """Where the tokens of an attention module are.
 
     Raises:
-        UsageError: it has no positions, or not so many windows, queries and keys in the image.
+        UsageError: it has no positions, or the shape of the weights does not fit its windows, queries and keys.
     """
     attentions = all_attention(network)
     found = geometry_of(attentions.at(path).maps[0], attentions.places, network.prefix)

@@ -47,9 +47,9 @@ class _Sums(NamedTuple):
     streamed: dict[str, BatchMeans]
     """Name of a measure -> products of the rows of all layers."""
     null: dict[str, GroupedSums]
-    """The same with the images of one side in other orders, (orders, N, N)."""
+    """The same with the images of one side permuted, (orders, N, N)."""
     held: list[Joined]
-    """Of each layer, its features."""
+    """Features of each layer."""
     groups: Joined
     """In which group of the jackknife each image is, where images come in groups."""
 
@@ -58,11 +58,11 @@ class Comparison(Study):
     """The study: several measures between all layers of all networks.
 
     Args:
-        networks: each of which sees every image once.
+        networks: the networks; each sees every image once.
         layers: of each network.
         measures: names of `MEASURES`.
-        tokens: what of each layer stands for an image.
-        null: orders of the images of one side that are tried, to tell what a value is by chance; 0: none.
+        tokens: the part of each layer that stands for an image.
+        null: number of permutations of the images of one side, for values by chance; 0: none.
         seed: of these orders.
     """
 
@@ -152,7 +152,7 @@ class Comparison(Study):
         return Result(self.name, table, {"protocol": self.protocol(counts)}, others)
 
     def protocol(self, counts: Counts) -> dict[str, Any]:
-        """What numbers depend on beside networks and images."""
+        """Settings that the numbers depend on."""
         return {
             "measures": [measure.name for measure in self.measures],
             "over_minibatches": [measure.name for measure in self.streamed],
@@ -164,7 +164,7 @@ class Comparison(Study):
         }
 
     def found(self) -> Iterator[Found]:
-        """What each measure gives; those of one `prepare` one after the other, so that it is called once."""
+        """Results of each measure; measures that share a `prepare` follow each other, so that it is called once."""
         rows = [joined.values for joined in self.sums.held]
         prepare, prepared = None, []
         for measure in self.measures:
@@ -211,7 +211,7 @@ class Comparison(Study):
     def tables(
         self, untrained: Comparison | None = None, of: Sequence[int] = ()
     ) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
-        """The table of layers, and those of networks and of their map.
+        """The tables of layers, of networks, and of the map of networks.
 
         Args:
             untrained: the same measures between networks without training.
@@ -242,14 +242,14 @@ class Comparison(Study):
 
 @dataclass(frozen=True)
 class Found:
-    """What a measure gives: (N, N) of the layers of all networks, and that without each group of images."""
+    """Values of a measure, (N, N) for the layers of all networks, and the values without each group of images."""
 
     measure: Streamed | Held
     value: Tensor
     sums: BatchMeans | LeftOut
     """By which statistics of the values have errors."""
     by_chance: Tensor | None
-    """(orders, N, N), of images in other orders on one side."""
+    """(orders, N, N), with the images of one side permuted."""
 
     @property
     def df(self) -> int:
@@ -258,7 +258,7 @@ class Found:
         return max(self.measure.degrees(groups) if isinstance(self.measure, Held) else groups - 1, 0)
 
     def with_errors(self, where: Sequence[slice]) -> tuple[Tensor, Tensor, Tensor]:
-        """Values (N, N), their standard errors, and what is made of them for pairs of networks.
+        """Values (N, N), their standard errors, and summaries for pairs of networks.
 
         The latter is (4, K, K): the value of the last layers and its standard error; the mean over layers of the first
         of the best match among those of the second, and its standard error.
@@ -279,7 +279,7 @@ class Found:
         return layers.view(square, square), layers_se, torch.stack(pairs)
 
     def null(self) -> tuple[Tensor, Tensor]:
-        """Mean and 95 % quantile of the values over orders of the images, (N, N); NaN without such."""
+        """Mean and 95 % quantile of the values over permutations of the images, (N, N); NaN without permutations."""
         if self.by_chance is None:
             nothing = torch.full_like(self.value, torch.nan)
             return nothing, nothing
@@ -296,10 +296,10 @@ def orders_of(count: int, orders: int, seed: int, number: int = 0) -> Iterator[T
 
 
 def measures_of(names: str | Sequence[str]) -> list[Streamed | Held]:
-    """Measures by their names, each once.
+    """Measures by their names, without duplicates.
 
     Raises:
-        UsageError: there is none of a name.
+        UsageError: a name is unknown.
     """
     found = []
     for name in dict.fromkeys([names] if isinstance(names, str) else names):
@@ -385,13 +385,13 @@ def compare(
     groups of images.
 
     Args:
-        networks: two or more networks, modules, names or `Features`; of one, its layers among themselves.
+        networks: two or more networks, modules, names or `Features`; or one, whose layers are compared.
         images: see `layer_cka`.
         measures: one or several names of `repsim.measures.catalogue.MEASURES`.
-        layers: `last`, the output of each last block; or what `find_layers` takes.
-        tokens: what of each layer stands for an image: `pooled`, `cls`, `spatial` or `all`. Of features, what they are.
-        null: orders of the images of one side that are tried, to tell what a value is by chance.
-        untrained: whether the same is measured of the same architectures without training, for these are alike too.
+        layers: `last`, the output of each last block; or a choice of `find_layers`.
+        tokens: the part of each layer that stands for an image: `pooled`, `cls`, `spatial` or `all`, but for features.
+        null: number of permutations of the images of one side, for values by chance.
+        untrained: whether the same architectures are measured without training too, because these are also alike.
         batch_size: images per minibatch, at least 4; the last short one is dropped.
         how: see `repsim.passes.sweep.Passing`.
 
@@ -441,7 +441,7 @@ def compare(
 
 
 def chosen_layers(networks: Sequence[Network], layers: str | Sequence[str], tokens: Tokens) -> list[list[Layer]]:
-    """The chosen layers of each network; features have the tokens that they have."""
+    """The chosen layers of each network; features keep their own tokens."""
 
     def of(network: Network) -> list[Layer]:
         taken = "all" if isinstance(network, FeatureNetwork) else tokens
@@ -457,7 +457,7 @@ def without_training(network: Network) -> Network:
     """A network of the same architecture with random weights, which sees the images in the same way.
 
     Raises:
-        UsageError: nothing says how it was built.
+        UsageError: it is not known how the network was built.
     """
     if not network.source:
         raise UsageError(

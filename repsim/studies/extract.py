@@ -59,7 +59,7 @@ class File:
     network: Network
     layer: Layer
     shape: tuple[int, ...]
-    """Of one image."""
+    """Shape of one image's row."""
     dtype: np.dtype
     name: str
     """Path in the folder of the results."""
@@ -70,7 +70,7 @@ class File:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def header(self, rows: int) -> bytes:
-        """What an `.npy` of so many rows begins with; numpy leaves room in it for any number of rows."""
+        """The header of an `.npy` with this number of rows; numpy leaves room in it for any number."""
         made = io.BytesIO()
         described = {"descr": self.dtype.str, "fortran_order": False, "shape": (rows, *self.shape)}
         np.lib.format.write_array_header_1_0(made, described)
@@ -83,7 +83,7 @@ class Writing:
     Args:
         out: the folder of the results.
         folder: where arrays are until they are whole.
-        files: what is written.
+        files: the arrays that are written.
         images: rows of each, some of which may stay empty.
     """
 
@@ -93,14 +93,14 @@ class Writing:
 
     @property
     def bytes(self) -> int:
-        """What all of them take."""
+        """Bytes of all files."""
         return sum(len(file.header(self.images)) + self.images * file.row for file in self.files)
 
     def begin(self, again: bool) -> None:
         """Make the files, as large as they will be.
 
         Args:
-            again: go on with those that are there.
+            again: go on with the files that are there.
 
         Raises:
             RepsimError: they are not there.
@@ -129,7 +129,7 @@ class Writing:
                     opened.truncate(len(header) + self.images * file.row)
 
     def write(self, number: int, positions: Tensor, rows: np.ndarray) -> None:
-        """Put rows of a file at their places, (n,); one that has all rows already stays as it is.
+        """Put rows of a file at their places, (n,); a file that has all rows stays as it is.
 
         Raises:
             RepsimError: the disk is full, or the file cannot be written.
@@ -148,7 +148,7 @@ class Writing:
                     at, data = at + done, data[done:]
 
     def finish(self, kept: np.ndarray) -> None:
-        """Put all files in their places, with only those rows that are kept, (n,), in order."""
+        """Put all files in their places, with only the kept rows, (n,), in order."""
         placed = self.folder / PLACED
         with _writing(self.out / LAYERS):
             if not placed.exists():
@@ -169,7 +169,7 @@ class Writing:
         self._opened = {}
 
     def clear(self) -> None:
-        """Forget what is under way."""
+        """Remove files under way."""
         for path in sorted(self._there()):
             path.unlink()
         with suppress(OSError):
@@ -248,7 +248,7 @@ def named(network: str, layer: str, taken: set[str]) -> str:
 
 
 class Extraction(Study):
-    """The study: the rows of layers, which go to files, and of which the positions are kept."""
+    """The study: the rows of layers go to files, and their positions are kept."""
 
     def __init__(
         self,
@@ -315,8 +315,8 @@ def extract_features(
         networks: one or several: networks, modules or names.
         images: as `layer_cka` has it; None: 2,560 of the bundled sample.
         out: the folder; it may hold anything else, but no features.
-        layers: what `find_layers` takes, for all networks.
-        tokens: what of each layer: `all`, `cls`, `spatial` or `pooled`.
+        layers: a choice of `find_layers`, for all networks.
+        tokens: the part of each layer: `all`, `cls`, `spatial` or `pooled`.
         dtype: `float32`, or `float16`, which keeps about three digits, and nothing beyond 65,504.
         batch_size: images per forward pass; a last short batch is kept.
         how: see `repsim.passes.sweep.Passing`.
@@ -406,7 +406,7 @@ def _files(begun: Begun, layers: Sequence[Sequence[Layer]], tokens: Tokens, dtyp
 
 
 def _index(begun: Begun, kept: np.ndarray, files: Sequence[File], protocol: dict[str, Any]) -> dict[str, Any]:
-    """What `features.json` says."""
+    """The content of `features.json`."""
     images = begun.images.only(kept)
     networks = []
     for network in begun.networks:
@@ -443,11 +443,11 @@ def _index(begun: Begun, kept: np.ndarray, files: Sequence[File], protocol: dict
 
 
 NAMED = ("name", "source", "class", "origin", "weights", "weights_sha256", "model_args", "transform", "precision")
-"""What the index says of a network, from its record."""
+"""The entry of the index for a network, from its record."""
 
 
 def _check_free(out: Path) -> None:
-    """Raise where features, or a record, would replace others."""
+    """Raise where features, or a record, would replace existing files."""
     for name in (INDEX, RECORD, LAYERS):
         if os.path.lexists(out / name):
             raise UsageError(f"{out} holds {name} already; move it away, or choose another folder (out)")
@@ -459,7 +459,7 @@ def _first() -> bool:
 
 
 def _by_the_first(do: Callable[[], None]) -> None:
-    """Have the first process do something, for which the others wait; all raise what it raises."""
+    """Have the first process call a function while all processes wait; its error is raised in all."""
     error: RepsimError | None = None
     if _first():
         try:

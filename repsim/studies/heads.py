@@ -37,7 +37,7 @@ LOWER_UNITS = 5  # block1 unit1-3 and block2 unit1-2 in the paper
 
 
 class HeadSimilarity(Study):
-    """The study: HSIC among the heads of one attention module and the layers of another network.
+    """The study: HSIC among the heads of one attention module and the layers of a second network.
 
     The Gram of several heads' concatenated outputs is the sum of their Grams, so HSICs of single heads are
     enough for those of any subset of them, which need not be known while the images pass.
@@ -46,7 +46,7 @@ class HeadSimilarity(Study):
     def __init__(
         self, networks: Sequence[Network], attention: AttentionLayer, heads: Layer, layers: Sequence[Layer]
     ) -> None:
-        """Of what `head_layer` finds in the first network, and layers of the second."""
+        """The attention layer that `head_layer` finds in the first network, and layers of the second."""
         self.networks, self.attention, self.heads, self.layers = networks, attention, heads, layers
         self.head_count = len(attention.order)
         self.sums = minibatch_cka()
@@ -58,7 +58,7 @@ class HeadSimilarity(Study):
         return seen.heads(self.attention, self.heads.name, lambda outputs: self._reduce(self.heads, outputs))
 
     def _reduce(self, layer: Layer, activation: Tensor) -> list[GramRow]:
-        """Of a layer, or of heads' outputs, (n, heads, ...)."""
+        """The Gram of a layer, or of each head's outputs, (n, heads, ...)."""
         if layer is not self.heads:
             return [self._grams(activation)]
         return [self._grams(activation[:, head]) for head in range(self.head_count)]
@@ -131,7 +131,7 @@ def head_similarity(
     Args:
         networks: the transformer, and the network that it is compared with.
         images: see `layer_cka`; None: 2,560 of the bundled sample.
-        layers: of the other network, see `find_layers`; None: its first five blocks or units.
+        layers: layers of the second network, see `find_layers`; None: its first five blocks or units.
         window: heads per window; None: a quarter of them.
         batch_size, how: see `layer_cka`.
         seed: of the permutations of more than 8 heads; of fewer all are taken.
@@ -194,13 +194,13 @@ def windows(study: HeadSimilarity, distance: AttentionDistance, window: int | No
 
 
 class Correlation(NamedTuple):
-    """Of windows' distance and CKA, by ranks: with each layer, and last with the mean over layers. (layers + 1,)."""
+    """Rank correlation of windows' distance and CKA: with each layer, then with the mean over layers. (layers + 1,)."""
 
     spearman: Tensor
     se: Tensor
     """Its standard error over images."""
     df: int
-    """Degrees of freedom of that."""
+    """Degrees of freedom of its standard error."""
     p_permuted: Tensor
     """The share of orders of the heads that correlate as strongly."""
 

@@ -1,7 +1,7 @@
-"""What a trained network loses with a skip connection, a branch or a block, taken out at inference.
+"""The loss of a trained network when a skip connection, a branch or a block is taken out at inference.
 
 This is not the paper's Figure 8, which *trains* networks without the skip connections of one block; it needs
-no training, and asks something else: how much the network as it is relies on each connection.
+no training, and measures another quantity: how much the network relies on each connection.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ NOTHING = "nothing"
 
 @dataclass(frozen=True)
 class Lesion:
-    """What is removed, all of it in one block."""
+    """The connections that are removed, all in one block."""
 
     removed: str
     """`attention skip`, `mlp branch`, `unit skip` ...; `all skips` or `block` (all its branches); or `nothing`."""
     block: int
     kept: dict[ResidualSum, Literal["skip", "branch"]]
-    """What is left of each sum."""
+    """The part that is left of each sum."""
 
     @property
     def name(self) -> tuple[str, int]:
@@ -86,11 +86,11 @@ class _Sums(NamedTuple):
     outputs: Moments
     """Agreement, KL divergence and accuracy of each image."""
     cka: BatchMeans
-    """Of the layers that run after the lesion with the same ones of the untouched network."""
+    """CKA of the layers after the lesion with the same layers of the untouched network."""
 
 
 class _Trying(Summing):
-    """What a pass adds to: the sums of every lesion."""
+    """The sums of every lesion, filled by a pass."""
 
     def __init__(self, lesions: int, layers: Sequence[Layer]) -> None:
         self.sums = [_Sums(Moments(), BatchMeans(normalise_matched)) for _ in range(lesions)]
@@ -118,7 +118,7 @@ def lesions(
     batch_size: int = 64,
     **how: Unpack[Passing],
 ) -> Result:
-    """Remove skip connections, branches and blocks one at a time, and see what becomes of outputs and layers.
+    """Remove skip connections, branches and blocks one at a time, and measure changes of outputs and layers.
 
     Without its skip a sum is the branch alone, without its branch the skip alone; without a block, only its skip
     connections (with their projections) are left. A different quantity from the paper's Figure 8.
@@ -129,7 +129,7 @@ def lesions(
         remove: of `skip`, `branch` (of each sum), `skips` (all of a block, as the paper's networks lack
             them), `block` (all branches of a block).
         blocks: numbers of the blocks to try; None: all.
-        layers: what `find_layers` takes: where the network is compared with the untouched one.
+        layers: a choice of `find_layers`: the layers where the network is compared with the untouched one.
         batch_size: images per minibatch of CKA; a last short one is dropped.
         how: see `repsim.passes.sweep.Passing`.
 
@@ -193,7 +193,7 @@ def reached_after(
     """For each lesion, the names of the layers that run after the first of its sums, in the order in which they run.
 
     Raises:
-        UsageError: there is none.
+        UsageError: no layer runs after a lesion.
     """
     order: list[str | ResidualSum] = []
     sums = list(dict.fromkeys(each for lesion in tried for each in lesion.kept))

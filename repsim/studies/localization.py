@@ -45,9 +45,9 @@ MOST = 2560
 FINEST = 32
 """Rows and columns of positions that are looked at, at most, unless more are asked for."""
 ROWS = 2**20
-"""Of the table of all tokens; of more, chosen tokens are listed, and all are kept as arrays."""
+"""The most rows of the table of all tokens; beyond, chosen tokens are listed, and all are kept as arrays."""
 BYTES_OF_ROW = 200
-"""Of the table, while it is put together and written."""
+"""Bytes of a row of the table, while it is put together and written."""
 PATCHES = "patches of the inputs"
 LISTED = 6
 """Positions that a sentence names before it counts the rest."""
@@ -93,7 +93,7 @@ class Localization(Study):
         return sum((part.takes(size, count) for part, count in zip(self.parts, groups)), Takes())
 
     def result(self, counts: Counts, tokens: Sequence[Grid] | None = None) -> Result:
-        """What the sums give; the table lists some tokens where all would be too many."""
+        """Make the result from the sums; the table lists chosen tokens where all would be too many."""
         protocol = {
             "estimator": "minibatch CKA, unbiased HSIC_1 averaged over batches",
             "batch_size": counts.batch_size,
@@ -114,7 +114,7 @@ class Localization(Study):
         return sum(part.rows for part in self.parts) <= ROWS
 
     def table(self, tokens: Sequence[Grid] | Literal["paper"] | None = None) -> pd.DataFrame:
-        """One row per network, layer, token and patch: of all tokens, of those at some places, or of the paper's."""
+        """One row per network, layer, token and patch: for all tokens, for given places, or for the paper's places."""
         tables = [
             part.table(layer, found, paper_tokens(*part.grid) if tokens == "paper" else tokens)
             for part, sums in self._each()
@@ -123,7 +123,7 @@ class Localization(Study):
         return pd.concat(tables, ignore_index=True)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Of every network and layer: `MODEL/LAYER/cka`, `se` and `skewed`, (t, j), and `tokens`, (t, 2)."""
+        """Arrays of every network and layer: `MODEL/LAYER/cka`, `se` and `skewed`, (t, j), and `tokens`, (t, 2)."""
         found = {}
         for part, sums in self._each():
             for layer, of_layer in part.by_layer(sums):
@@ -135,7 +135,7 @@ class Localization(Study):
         return found
 
     def summary(self) -> pd.DataFrame:
-        """One row per network, layer and those of interior, edge and corner that its grid of patches has."""
+        """One row per network, layer and part of the grid of patches: interior, edge and corner, where it has them."""
         rows = [row for part, sums in self._each() for row in part.summary(sums)]
         return pd.DataFrame(rows, columns=LOCALIZATION_SUMMARY)
 
@@ -148,7 +148,7 @@ class Localization(Study):
 
 
 class _Part:
-    """What the study does for one of its networks."""
+    """The part of the study for one of its networks."""
 
     def __init__(self, network: Network, layers: Sequence[Layer], finest: int) -> None:
         self.network, self.layers = network, layers
@@ -157,7 +157,7 @@ class _Part:
 
     @property
     def rows(self) -> int:
-        """Of the table of all tokens."""
+        """Number of rows of the table of all tokens."""
         return len(self.layers) * (self.grid[0] * self.grid[1]) ** 2
 
     def takes(self, size: int, groups: int) -> Takes:
@@ -186,7 +186,7 @@ class _Part:
         return ((layer, sums.part(number)) for number, layer in enumerate(self.layers))
 
     def table(self, layer: Layer, found: BatchMeans, tokens: Sequence[Grid] | None = None) -> pd.DataFrame:
-        """The rows of a layer: of all tokens, or of those at some places in the grid."""
+        """The rows of a layer: for all tokens, or for given places in the grid."""
         rows, columns = self.grid
         chosen = range(rows * columns) if tokens is None else [row * columns + column for row, column in tokens]
         positions = [self.positions[layer.name][token] for token in chosen]
@@ -321,12 +321,12 @@ def token_localization(
     Args:
         networks: one or more networks, modules or names; all see the same images.
         images: see `layer_cka`; None: 2,560 of the bundled sample.
-        layers: what `find_layers` takes, for all networks. What has no positions (pooled vectors, windows) is an
-            error if named; of a preset it is left out, and the protocol says so.
+        layers: a choice of `find_layers`, for all networks. A layer without positions (pooled vectors, windows) is an
+            error if named; a preset leaves it out, and the protocol says so.
         finest: rows and columns of positions, at most. Memory grows with their fourth power: 8 bytes for each layer,
             pair of token and patch, and batch (up to 32 batches).
-        tokens: (row, column) of those that the table lists where all would be over a million rows; None: those that
-            the paper shows.
+        tokens: (row, column) of tokens that the table lists where all would be over a million rows; None: the tokens
+            of the paper.
         batch_size: images per minibatch, at least 4; the last short one is dropped. Memory grows with its square:
             4 bytes for each pair of images and each patch.
         how: see `repsim.passes.sweep.Passing`.

@@ -1,4 +1,4 @@
-"""What layers know of classes: linear probes, neighbours (paper, Figures 11, 13, D.4 and F)."""
+"""Classes in layers: linear probes, neighbours (paper, Figures 11, 13, D.4 and F)."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ def linear_probes(
         networks: one, or several that see the same images; `Features` have rows of both sets, such as `join` makes.
         images: test images with labels; None: 5,000 of the bundled sample.
         train: training images with labels; None: 3,000 of the bundled sample.
-        layers: what `find_layers` takes; maps or grids of tokens, or of features vectors, which get one probe each.
+        layers: a choice of `find_layers`; maps or grids of tokens, or vectors of features, which get one probe each.
         shots: training images per class to fit on; None: all; or several of these.
-        seeds: draws of so many.
+        seeds: number of draws of training images.
         tokens: whether to probe each single token too: as many probes per layer as there are positions.
         neighbours: test images among which nearest neighbours and the soft nearest neighbour loss are computed, as
             many of each class; with too many classes for ten of each, of some classes. 0: do without.
@@ -121,16 +121,16 @@ def linear_probes(
 
 @dataclass(frozen=True)
 class Probing:
-    """What is probed and with which images: the steps of `linear_probes`, for those who test in a pass of their own."""
+    """The layers that are probed, and the images: the steps of `linear_probes`, for a test in a pass of one's own."""
 
     begun: Begun
     networks: list[Network]
-    """As large as the training images."""
+    """The networks, with the size of the training images."""
     features: list[list[Features]]
-    """Of the layers of each network."""
+    """The features of the layers of each network."""
     train: ImageSet
     labels: np.ndarray
-    """Of the training images: numbers of classes without gaps."""
+    """Classes of the training images, as numbers without gaps."""
     test_labels: np.ndarray
     split: Split
     sample: np.ndarray
@@ -151,7 +151,7 @@ class Probing:
         neighbours: int = 1000,
         k: int = 10,
     ) -> Probing:
-        """Of the networks and test images of a study; see `linear_probes`."""
+        """Prepare the probes for the networks and test images of a study; see `linear_probes`."""
         check_settings(shots, seeds, neighbours, k)
         both = check_labels(train, begun.images)
         present = np.unique(both[0])  # numbers of classes may have gaps
@@ -172,11 +172,11 @@ class Probing:
 
         Args:
             batch_size: images per forward pass.
-            beside: another study that sees every pass of these networks.
+            beside: a further study that sees every pass of these networks.
             how: see `sweep`.
 
         Returns:
-            The probes, and what became of the training images.
+            The probes, and the counts of the training images.
         """
         used, probes, counts = self.train.only(self.split.used), {}, Counts()
         for part in self.parts():
@@ -223,7 +223,7 @@ class Probing:
 
         Args:
             testing: of the pass over the test images.
-            trained_on: what became of the training images.
+            trained_on: counts of the training images.
             counts: and of the test images.
         """
         images = next(iter(testing.probes.values())).images  # the same at all places
@@ -296,7 +296,7 @@ def in_table(shots: int | None) -> int | str:
 
 
 def position_of(testing: Testing, place: Place, number: int) -> tuple[int | None, int | None]:
-    """Row and column of a single token among the probes of its layer; of other aggregations none."""
+    """Row and column of a single token among the probes of its layer; empty for aggregations."""
     return divmod(number, testing.of(place).last[1]) if place.aggregation == "token" else (None, None)
 
 
@@ -318,7 +318,7 @@ def of_neighbours(testing: Testing, k: int) -> pd.DataFrame:
 
 
 def _se(values: Tensor, groups: Tensor | None) -> float:
-    """Of the mean over images (n,): over these, or over the groups that they come in."""
+    """Standard error of the mean over images (n,): over images, or over the groups that they come in."""
     if groups is None:
         return values.std().item() / len(values) ** 0.5
     return jackknife(ImageMeans().update(values, groups), lambda mean: mean)[1].item()
@@ -330,7 +330,7 @@ def columns_of(testing: Testing, place: Place) -> tuple[str, str, int, float, st
     return testing.networks[place.network].name, place.layer, layer.index, layer.depth, place.aggregation
 
 
-# What is refused
+# Checks
 
 
 def check_settings(shots: Sequence[int | None], seeds: int, neighbours: int, k: int) -> None:
@@ -372,7 +372,7 @@ def check_labels(train: ImageSet, test: ImageSet) -> tuple[np.ndarray, np.ndarra
 
 
 def check_memory(takes: Takes, device: torch.device) -> None:
-    """Raise before anything runs if a GPU has no room for what probes of its activations are fitted on."""
+    """Raise before the pass if a GPU has no room for the data that probes of its activations are fitted on."""
     if device.type == "cuda":
         there, needed = torch.cuda.mem_get_info(device)[0], takes.sums + takes.tables
         if needed > there:

@@ -1,4 +1,4 @@
-"""What probes need of images: which are drawn, the features of layers, and what passes over them sum."""
+"""The passes of probes: drawing images, reducing layers to features, and summing these."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from repsim.passes.sweep import require_finite
 BUDGET = 2**26
 """Bytes of the data of probes that are fitted at one time, roughly."""
 SOLVING = 16
-"""Times these bytes that fitting takes beside them."""
+"""Memory of fitting, in multiples of the bytes of the data."""
 HELD_OUT = 0.1
 """Largest share of a class's training images on which the strength of the ridge is chosen."""
 
@@ -47,7 +47,7 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """Training images as positions in their set: those the ridge is chosen on, and those each draw is fitted on."""
+    """Positions of training images in their set: held-out images for the ridge, and the images of each draw."""
 
     held_out: np.ndarray
     draws: dict[Draw, np.ndarray]
@@ -58,7 +58,7 @@ class Split:
     ) -> Split:
         """Held-out images are the same for all draws and in none of them; a seed's smaller draws lie in larger ones.
 
-        A tenth of each class is held out; for few shots no more than so many, or ten.
+        A tenth of each class is held out; for few shots at most as many as the shots, or ten.
         """
         few = [count for count in shots if count is not None]
         most = None if None in shots else max(*few, 10)
@@ -109,7 +109,7 @@ class Features:
     grid: tuple[int, int]
     """Rows and columns of the layer."""
     last: tuple[int, int]
-    """Those of the network's last layer, to which finer maps are pooled."""
+    """Rows and columns of the network's last layer, to which finer maps are pooled."""
     patch: int
     """Space-to-depth: patch x patch positions become channels."""
     cls: bool
@@ -161,7 +161,7 @@ class Features:
 
 
 def _vector(layer: Layer, network: Network) -> bool:
-    """Whether a layer is features that are one vector for each image, which is probed as it is."""
+    """Whether a layer holds features with one vector for each image, which is probed as it is."""
     return isinstance(network, FeatureNetwork) and layer.layout == "vector"
 
 
@@ -170,7 +170,7 @@ def _vector(layer: Layer, network: Network) -> bool:
 
 @kept
 class Place(NamedTuple):
-    """What is probed: of which network, by its number."""
+    """A place of probes: the number of its network, its layer and its aggregation."""
 
     network: int
     layer: str
@@ -182,7 +182,7 @@ class Fitted:
     """The probes of a place."""
 
     probe: Probe
-    """Those of all draws side by side, in float32."""
+    """The probes of all draws side by side, in float32."""
     l2: dict[Draw, list[float]]
     """The strengths of each draw, in the same order."""
     images: dict[Draw | None, int]
@@ -195,7 +195,7 @@ class Fitted:
 
 
 class _Watching(Study):
-    """What the passes over training and test images have in common: they see every layer's features."""
+    """The common part of passes over training and test images: they see every layer's features."""
 
     def __init__(self, networks: Sequence[Network], features: Sequence[Sequence[Features]], labels: np.ndarray) -> None:
         self.networks, self.features = networks, features
@@ -206,7 +206,7 @@ class _Watching(Study):
         return seen.rows([each.layer for each in self.features[index]], lambda at, x: by_layer[at.name](x))
 
     def bytes_of_features(self, size: int) -> list[int]:
-        """What the features of a batch take, layer by layer."""
+        """Memory of the features of a batch, layer by layer."""
         return [
             4 * size * sum(probes * width for probes, width in each.sizes.values())
             for of in self.features
@@ -224,7 +224,7 @@ class _Watching(Study):
 
 
 class Fitting(_Watching):
-    """The study of the training images: what probes are fitted on, for every place and draw."""
+    """The study of the training images: the data that probes are fitted on, for every place and draw."""
 
     def __init__(
         self,
@@ -236,12 +236,12 @@ class Fitting(_Watching):
     ) -> None:
         super().__init__(networks, features, labels[split.used])
         self.numbers = range(len(networks)) if numbers is None else numbers
-        """Of the networks in a `Place`."""
+        """Networks, in the order of their numbers in a `Place`."""
         self.classes = int(labels.max()) + 1
         members = {**split.draws, None: split.held_out}
         self.members = {name: torch.from_numpy(np.isin(split.used, of)) for name, of in members.items()}
         self.sums: dict[Place, dict[Draw | None, ProbeSums | ProbeRows]] = {}
-        """None: the held-out images."""
+        """The draw; None: the held-out images."""
 
     def update(self, seen: Sequence[Seen], batch: Batch) -> None:
         labels = self.labels[batch.positions]
@@ -270,9 +270,9 @@ class Fitting(_Watching):
         )
 
     def fit(self) -> Iterator[tuple[Place, Fitted]]:
-        """Choose each probe's ridge on the held-out images; fit those of all images again on these as well."""
+        """Choose each probe's ridge on the held-out images; fit probes of all images again, with these."""
         for place in list(self.sums):
-            data = self.sums.pop(place)  # lets go of what has been used
+            data = self.sums.pop(place)  # frees the data of this place
             used = {draw: int(images.counts.sum()) for draw, images in data.items()}
             if lacking := [draw for draw in self.members if draw not in data or (draw and not data[draw].counts.all())]:
                 what = f"{lacking[0].shots} per class, seed {lacking[0].seed}" if lacking[0] else "the held-out images"
@@ -282,7 +282,7 @@ class Fitting(_Watching):
 
 
 def _fitted(draw: Draw, images: ProbeSums | ProbeRows, held_out: ProbeSums | ProbeRows) -> Probe:
-    """The probes of a place and draw, some at a time: fitting takes many times the memory of what is fitted on."""
+    """The probes of a place and draw, some at a time: fitting takes many times the memory of the data."""
     (probes, features), rows = images.shape, int(images.counts.sum())
     at_once = max(1, BUDGET // bytes_of(1, features, rows, len(images.counts)))
     parts = []
@@ -297,12 +297,12 @@ def _fitted(draw: Draw, images: ProbeSums | ProbeRows, held_out: ProbeSums | Pro
 
 
 def bytes_of(probes: int, features: int, images: int, classes: int) -> int:
-    """What the data of probes take, of whichever kind `training_data` chooses."""
+    """Memory of the data of probes, in the kind that `training_data` chooses."""
     return probes * (4 * images * features if images <= features else 8 * features * (features + classes))
 
 
 def bytes_of_layer(features: Features, images: Iterable[int], classes: int) -> int:
-    """What the data of all probes of a layer take, with so many images of each draw."""
+    """Memory of the data of all probes of a layer, given the images of each draw."""
     images = list(images)
     return sum(bytes_of(*size, members, classes) for size in features.sizes.values() for members in images)
 
@@ -357,5 +357,5 @@ class Testing(_Watching):
         )
 
     def of(self, place: Place) -> Features:
-        """Those of a place."""
+        """The features of a place."""
         return next(each for each in self.features[place.network] if each.layer.name == place.layer)

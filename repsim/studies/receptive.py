@@ -52,10 +52,10 @@ def receptive_fields(
     Args:
         network: a network, module or name.
         images: see `layer_cka`; None: 32 of the bundled sample, as many as the paper takes.
-        layers: what `find_layers` takes; None: after every residual sum.
-        branch: None of the above, but what enters each residual sum beside the skip (C.4).
+        layers: a choice of `find_layers`; None: after every residual sum.
+        branch: instead of layers, the branch that enters each residual sum beside the skip (C.4).
         proxy: the gradient of the *sum* over channels instead: cheap, and not the paper's quantity.
-        channels: so many of each layer, chosen with `seed`; None or 0: all, which is exact.
+        channels: number of channels of each layer, chosen with `seed`; None or 0: all, which is exact.
         seed: of the choice.
         batch_size: images per pass, lowered to a divisor of the number of images so that none is left over.
         how: see `repsim.passes.sweep.Passing`.
@@ -102,7 +102,7 @@ def places_of(
 
     Args:
         network, layers, branch: see there.
-        say: hears of residual sums that are no map or grid, such as a class token's, and are left out.
+        say: is called with sentences on residual sums that are left out because they are no map or grid of tokens.
 
     Raises:
         UsageError: one of them is computed in the midst of a traced network, out of reach of gradients.
@@ -122,16 +122,16 @@ def places_of(
 
 @kept
 class _Field(NamedTuple):
-    """What is summed of a layer."""
+    """The sums of a layer."""
 
     total: ImageMeans
     """|gradients|, (h, w), in one group."""
     masses: ImageMeans
-    """Of their rings, see `Rings`, in as many groups as the jackknife has."""
+    """Mass of the gradients in rings, see `Rings`, in the groups of the jackknife."""
 
 
 class ReceptiveFields(Summing):
-    """The fields of layers of a network: what `receptive_fields` sums, for those who make something else of it.
+    """The sums of `receptive_fields` over a pass, before they become its table.
 
     Images are independent of each other here, so each is one of the jackknife's groups, while there are enough.
 
@@ -214,7 +214,7 @@ class ReceptiveFields(Summing):
         return {layer.name: self.sums[layer.name].total.mean().float().numpy() for layer in self.layers}
 
     def masses(self) -> list[ImageMeans]:
-        """Of each layer, (r + 1,), in groups of images."""
+        """Mass in rings for each layer, (r + 1,), in groups of images."""
         return [self.sums[layer.name].masses for layer in self.layers]
 
     def statistics(self, masses: Sequence[Tensor]) -> Tensor:

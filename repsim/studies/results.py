@@ -1,4 +1,4 @@
-"""What the function of every study returns: tables, what must be known of them, the record of a run, and pictures."""
+"""Results, which the function of every study returns: tables, notices, the record of a run, and pictures."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ INSIDE = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))
 """Where code lies that no warning is about: repsim, and decorators of PyTorch between its functions."""
 
 
-# What must be known
+# Notices
 
 _hears: ContextVar[Callable[[str], None] | None] = ContextVar("hears", default=None)
 
 
 @contextmanager
 def hearing(hear: Callable[[str], None]) -> Iterator[None]:
-    """Within it notices are handed on, as to a command that says them, instead of becoming warnings."""
+    """While active, notices go to a function, such as a command's, instead of becoming warnings."""
     token = _hears.set(hear)
     try:
         yield
@@ -54,10 +54,10 @@ def hearing(hear: Callable[[str], None]) -> Iterator[None]:
 
 
 class Notices(list[str]):
-    """Sentences on what a result leaves out, and why values are NaN; each is said as soon as it is known, and once."""
+    """Sentences on gaps of a result, and on reasons for NaN; each is given as soon as it is known, and only once."""
 
     def say(self, *sentences: str) -> None:
-        """Add those that are new: each becomes a warning (`repsim.errors.Notice`) where the study was called."""
+        """Add new sentences: each becomes a warning (`repsim.errors.Notice`) where the study was called."""
         for sentence in sentences:
             if sentence in self:
                 continue
@@ -87,7 +87,7 @@ class Begun:
     """The networks and images of a study."""
 
     networks: list[Network]
-    """As large as their images, and with names that tell them apart."""
+    """The networks, with the size of their images and with distinct names."""
     images: ImageSet
     notices: Notices
 
@@ -101,24 +101,24 @@ class Begun:
         tables: Mapping[str, pd.DataFrame] | None = None,
         arrays: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     ) -> Result:
-        """What was found, with its record.
+        """Make a result with its record.
 
         Args:
-            name: what its table is called.
-            table: the main one.
-            counts: what became of the images; or what the record is to say of them.
-            protocol: what the numbers depend on beside networks and images.
-            tables, arrays: more of them, by the names of their files.
+            name: the name of its table.
+            table: the main table.
+            counts: counts of the images; or their entry of the record.
+            protocol: settings that the numbers depend on, beside networks and images.
+            tables, arrays: further tables and arrays, by the names of their files.
         """
         return Result(name, table, self.record(counts, protocol), dict(tables or {}), dict(arrays or {}))
 
     def swept(self, study: Study, *, batch_size: int, **how: Unpack[Passing]) -> Result:
-        """What a study finds in one pass over the images."""
+        """Run a study in one pass over the images, and return its result."""
         counts = sweep(self.images, [study], batch_size=batch_size, **how)
         return self.finished(study.result(counts), counts)
 
     def finished(self, found: Result, counts: Counts) -> Result:
-        """What a study found, with the whole record."""
+        """The result of a study, with the whole record."""
         return replace(found, record=self.record(counts, found.protocol))
 
     @property
@@ -127,7 +127,7 @@ class Begun:
         return any(network.weights == "random" for network in self.networks)
 
     def record(self, counts: Counts | dict[str, Any], protocol: Mapping[str, Any]) -> dict[str, Any]:
-        """What `run.json` says of a study; see `result`."""
+        """The content of `run.json`; see `result`."""
         images = self.images.record(counts) if isinstance(counts, Counts) else counts
         losses = {"dropped_in_short_batch": "left out, a short last batch", "broken_count": "could not be read"}
         for key, what in losses.items():
@@ -151,8 +151,8 @@ def what_intervals_cover(images: Mapping[str, Any], protocol: Mapping[str, Any])
     """The sentence of a record that says what its standard errors and intervals mean.
 
     Args:
-        images: what the record says of them.
-        protocol: of the study.
+        images: the entry of the record for the images.
+        protocol: the protocol of the study.
     """
     if protocol.get("repeats", 1) > 1:
         return (
@@ -175,14 +175,14 @@ def begin(
     layers: str | Sequence[str] | None = None,
     minibatch: int | None = None,
 ) -> Begun:
-    """The networks and images that a study was asked for, and what must be known of them.
+    """Load the networks and images of a study, and collect notices on them.
 
     Args:
-        networks: what stands for one network, or several.
-        images: what stands for an image set; None: `most` images of the bundled sample, or, of features alone, all
-            that they have in common.
-        layers: what is asked of `find_layers`, of all networks; None: no layers by name.
-        minibatch: images in each, of studies whose standard errors are over minibatches.
+        networks: one or several networks, modules, names or features.
+        images: an image set, or data for one; None: `most` images of the bundled sample, or, for features alone, all
+        images that they have in common.
+        layers: the choice for `find_layers`, for all networks; None: the study takes no layers by name.
+        minibatch: images per minibatch, for studies whose standard errors are over minibatches.
     """
     images = None if images is None else as_image_set(images)
     networks, notices = as_networks(networks), Notices()
@@ -226,18 +226,18 @@ def _beside(networks: Sequence[Network]) -> list[Network]:
 
 
 def too_skewed(table: pd.DataFrame) -> list[str]:
-    """The notice on a table of CKA with intervals that are not to be trusted, if it has such."""
+    """The notice on intervals in a table of CKA that are not to be trusted, if there are some."""
     count = int(table["skewed"].sum())
     which = f"intervals of {count} of {len(table)} CKA are not to be trusted"
     return [f"{which}: they are near zero, or of few images (column skewed)"] if count else []
 
 
-# What is found
+# Results
 
 
 @dataclass(frozen=True, repr=False)
 class Result:
-    """What a study found. In a notebook it shows its picture.
+    """The result of a study. In a notebook it shows its picture.
 
     >>> found = Result("mine", pd.DataFrame({"layer": ["stem"], "value": [0.5]}))
     >>> found
@@ -245,11 +245,11 @@ class Result:
     """
 
     name: str
-    """What its files are called: `cka`, `attention`, `residual` ..."""
+    """Name of its files: `cka`, `attention`, `residual` ..."""
     table: pd.DataFrame
-    """The main table; `repsim.tables` says what its columns are."""
+    """The main table; `repsim.tables` lists its columns."""
     record: dict[str, Any] = field(default_factory=dict)
-    """Networks, images used, dropped and broken, protocol, notices, versions, device: what `run.json` says."""
+    """The content of `run.json`: networks, images used, dropped and broken, protocol, notices, versions, device."""
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     """Further tables, by the names of their files; `result.outliers` is that of `residual_outliers.csv`."""
     arrays: dict[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
@@ -265,17 +265,17 @@ class Result:
 
     @property
     def notices(self) -> list[str]:
-        """What the result leaves out, and why values are NaN."""
+        """Sentences on gaps of the result, and on reasons for NaN."""
         return self.record.get("notices", [])
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What the numbers depend on beside networks and images."""
+        """Settings that the numbers depend on, beside networks and images."""
         return self.record.get("protocol", {})
 
     @property
     def maps(self) -> Mapping[str, np.ndarray]:
-        """The arrays of a result that has those of one file: receptive fields by layer, attention maps."""
+        """The arrays of a result with one file of arrays: receptive fields by layer, attention maps."""
         (arrays,) = self.arrays.values()
         return arrays
 
@@ -289,7 +289,7 @@ class Result:
         """The picture of the main table.
 
         Args:
-            options: what is drawn: `blocks` of attention, `tokens` and `layer` of localization.
+            options: parts that are drawn: `blocks` of attention, `tokens` and `layer` of localization.
 
         Raises:
             UsageError: the study has none.
@@ -300,7 +300,7 @@ class Result:
         return found[-1]
 
     def save(self, directory: str | Path, **options: Any) -> list[Path]:
-        """Write tables, arrays, `run.json` and pictures into a directory, over what is there under these names.
+        """Write tables, arrays, `run.json` and pictures into a directory; files of these names are replaced.
 
         Args:
             directory: made if it is not there.
@@ -349,7 +349,7 @@ class Result:
         return file.getvalue()
 
 
-# What a record says of the machine
+# The machine, in a record
 
 PACKAGES = (
     "torch",
@@ -368,7 +368,7 @@ DISTRIBUTIONS = {"open_clip": "open_clip_torch", "vit_pytorch": "vit-pytorch", "
 
 
 def versions(networks: Iterable[Network]) -> dict[str, str]:
-    """Of Python, of repsim and what it decodes and computes with, and of the libraries that networks are made of."""
+    """Versions of Python, of repsim and its dependencies, and of the libraries of the networks."""
     found = {name: version(name) for name in ("repsim-vision", *PACKAGES)}
     roots = {type(module).__module__.partition(".")[0] for network in networks for module in network.module.modules()}
     for root in sorted(roots - {"repsim", "builtins", "__main__"} - set(PACKAGES)):

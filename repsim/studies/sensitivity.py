@@ -1,4 +1,4 @@
-"""What measures of similarity answer to: known changes of each layer of a network."""
+"""Sensitivity of measures of similarity to known changes of each layer of a network."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ WORK = 2**20
 
 
 class Sensitivity(Study):
-    """The study: what each measure says of a layer and the same layer changed.
+    """The study: the value of each measure between a layer and the same layer after a change.
 
     Args:
         network: whose layers are changed.
         layers: of it.
         measures: names of `MEASURES`.
-        tokens: what of each layer stands for an image.
+        tokens: the part of each layer that stands for an image.
         seed: of the images and directions of changes.
     """
 
@@ -71,7 +71,7 @@ class Sensitivity(Study):
         return Result(self.name, self.table(), {"protocol": self.protocol(counts)})
 
     def protocol(self, counts: Counts) -> dict[str, Any]:
-        """What numbers depend on beside networks and images."""
+        """Settings that the numbers depend on."""
         names = [measure.name for measure in self.measures]
         return {"measures": names, "tokens": self.tokens, "batch_size": counts.batch_size}
 
@@ -83,7 +83,7 @@ class Sensitivity(Study):
             for change, (changed, amounts) in CHANGES.items():
                 for amount in amounts:
                     y = changed(x, amount) if change == "components" else changed(x, amount, self.seed)
-                    y = y.to(x.dtype)  # so that rounding is what it would be
+                    y = y.to(x.dtype)  # keeps the rounding of the original type
                     for measure in self.measures:
                         at = (measure.name, self.networks[0].name, layer.name, layer.index, layer.depth)
                         rows.append((*at, change, amount, measure.value(x, y)))
@@ -113,7 +113,7 @@ def sensitivity(
         images: see `layer_cka`; None: 500 of the bundled sample. All are compared at once.
         measures: names of `repsim.measures.catalogue.MEASURES`; None: all.
         layers: what `find_layers` takes, or `last`.
-        tokens: what of each layer stands for an image.
+        tokens: the part of each layer that stands for an image.
         batch_size: images per forward pass.
         how: see `repsim.passes.sweep.Passing`.
 

@@ -41,7 +41,7 @@ from repsim.tables import MATCHED, SIMILARITY
 MOST = 2560
 """Images of the bundled sample, where none are given."""
 BYTES_OF_ROW = 400
-"""Of a table, while it is put together and written."""
+"""Bytes of a row of the table, while it is put together and written."""
 
 
 class LayerSimilarity(Study):
@@ -59,7 +59,7 @@ class LayerSimilarity(Study):
         return seen.layers(self.layers[index], self._reduce)
 
     def _reduce(self, layer: Layer, activation: Tensor) -> GramRow:
-        # Identity and, in evaluation, dropout hand on the very tensor that was just reduced.
+        # Identity and, in evaluation, dropout pass on the tensor that was just reduced.
         same = (activation._version, layer.layout, layer.order, layer.prefix, layer.positions)
         if self._last is not None and self._last[0]() is activation and self._last[1] == same:
             return self._last[2]
@@ -113,7 +113,7 @@ class LayerSimilarity(Study):
         return own[:, None], own[None]
 
     def _without(self, own: Tensor) -> list[tuple[str, str]]:
-        """Those whose HSIC with themselves is zero."""
+        """Layers whose HSIC with themselves is zero."""
         return [(name, layer.name) for (name, layer), hsic in zip(self._named(), own.tolist()) if not hsic > 0]
 
 
@@ -138,7 +138,7 @@ def pairs_of_layers(networks: Sequence[Network], layers: Sequence[Sequence[Layer
 
 
 def slices(lengths: Sequence[int]) -> list[slice]:
-    """Where each of several parts lies, one after the other."""
+    """Slices of several parts that follow each other."""
     ends = np.cumsum([0, *lengths]).tolist()
     return [slice(low, high) for low, high in zip(ends, ends[1:])]
 
@@ -154,7 +154,7 @@ def grams_of(layers: Sequence[Layer], size: int) -> int:
 
 
 class MatchedSimilarity(LayerSimilarity):
-    """The study: CKA of each layer of the first network with the same layer of each other one."""
+    """The study: CKA of each layer of the first network with the same layer of every later network."""
 
     name = "matched"
 
@@ -217,10 +217,10 @@ def layer_cka(
 
     Args:
         networks: one or several: networks, modules, names, or `Features` of the same images.
-        images: an `ImageSet`, or what one is made of: a folder, a float tensor (n, c, h, w) that goes into the
+        images: an `ImageSet`, or data for one: a folder, a float tensor (n, c, h, w) that goes into the
             networks as it is, a uint8 array, a list of PIL images or of files, a `Dataset`, a `DataLoader`; None: 2,560
-            of the bundled sample, or of features alone all that they have in common.
-        layers: what `find_layers` takes, for all networks.
+            of the bundled sample, or for features alone all images that they have in common.
+        layers: a choice of `find_layers`, for all networks.
         tokens: `all`, `cls`, `spatial` or `pooled`.
         batch_size: images per minibatch, at least 4; the last short one is dropped.
         repeats: passes, each over newly chosen images; the mean of their CKA is given.
@@ -230,8 +230,8 @@ def layer_cka(
         `table`: one row per ordered pair of layers: model_a, layer_a, kind_a, index_a, depth_a,
         the same of b, cka, se, its jackknife standard error over minibatches, and skewed, 1 where an interval by it is
         not to be trusted (see `measures.cka.skewed`); of several repeats the mean and its
-        standard error over them, which tells how well this set of images is known by what was drawn of it, and nothing
-        of other images. NaN where a layer is constant.
+        standard error over them, which covers the draws from this set of images, and no further images. NaN where a
+        layer is constant.
 
     Reference: paper section 3, Figures 1 and 2; Nguyen, Raghu & Kornblith (2021).
 
@@ -255,7 +255,7 @@ def matched_cka(
     repeats: int = 1,
     **how: Unpack[Passing],
 ) -> Result:
-    """CKA of each layer of a network with the same layer of others of its architecture: checkpoints, seeds.
+    """CKA of each layer of a network with the same layer of further networks of its architecture: checkpoints, seeds.
 
     The same values as on the diagonal of `layer_cka`, without the rest of the matrix.
 

@@ -1,4 +1,4 @@
-"""Tables of the tokens of a map: which are listed, and all of them from the arrays beside a table of some."""
+"""Tables of the tokens of a map: choosing tokens for a table, and making the table of all from arrays."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAPER_TOKENS = {
 
 
 def paper_tokens(rows: int, columns: int) -> list[tuple[int, int]]:
-    """The tokens that the paper shows of such a grid; of others, those nearest to its choice for 7 x 7."""
+    """The tokens that the paper shows for a grid; for further grids, the tokens nearest to its choice for 7 x 7."""
     if rows == columns and rows in PAPER_TOKENS:
         return PAPER_TOKENS[rows]
     return list(dict.fromkeys(((2 * r + 1) * rows // 14, (2 * c + 1) * columns // 14) for r, c in PAPER_TOKENS[7]))
