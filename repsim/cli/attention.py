@@ -51,7 +51,7 @@ def attention(
 
 
 def parse_blocks(blocks: str | None) -> list[int] | str | None:
-    """Numbers of blocks from an option's text; `all` and None as they are."""
+    """Numbers of blocks from an option's text; `all` and None stay as they are."""
     if blocks is None or blocks == "all":
         return blocks
     try:

@@ -1,4 +1,4 @@
-"""The group of commands, the options they share, and what is done before and after each study."""
+"""The group of commands, the options they share, and the steps before and after each study."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ from repsim.passes.ranks import rank, world_size
 
 
 class Asked(NamedTuple):
-    """A network as it was asked for."""
+    """A network with its options, before it is loaded."""
 
     model: str
     weights: str
     args: tuple[str, ...] = ()
     key: str | None = None
-    """Which of the weights in a file."""
+    """The key of the weights in a file."""
     transform: str | None = None
-    """What its images are made into, where its user says so."""
+    """The preparation of its images, where the user gives one."""
 
 
 class Commands(click.Group):
     """Turns repsim's errors into one line and an exit code: 2 for a wrong call, 1 for the rest."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        with streams(), without("MPLBACKEND"):  # pictures go into files, whatever shows others
+        with streams(), without("MPLBACKEND"):  # pictures go into files, on no screen
             try:
                 return super().main(*args, **kwargs)
             except OSError as error:
@@ -95,15 +95,15 @@ class Commands(click.Group):
 
 
 def _speaks(error: Exception) -> bool:
-    """Whether this process says it: all find the same fault with a call, and one of them is enough."""
+    """Whether this process reports an error: all find the same fault with a call, and one report is enough."""
     try:
         return is_first() or not isinstance(error, (click.ClickException, UsageError))
-    except UsageError:  # it cannot know which it is, which is the fault
+    except UsageError:  # the fault is that it cannot know its own number
         return True
 
 
 class Command(click.Command):
-    """Takes no option for given that is given as nothing."""
+    """Treats an option with an empty value as not given."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         rest = super().parse_args(ctx, args)
@@ -115,7 +115,7 @@ class Command(click.Command):
         return rest
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Options under what they are of."""
+        """Options in groups, under the titles of these."""
         rows: dict[str, list[tuple[str, str]]] = {title: [] for title in GROUPS}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
@@ -128,7 +128,7 @@ class Command(click.Command):
 
 
 OWN = "Options"
-"""The title of options that one command alone has."""
+"""The title of options that only one command has."""
 GROUPS = {
     "Networks": ("model", "weights", "weights-key", "arg", "transform", "features", "network", "preset"),
     OWN: (),
@@ -142,11 +142,11 @@ GROUPS = {
     ),
     "Output": ("out", "redraw", "overwrite", "quiet", "json", "help"),
 }
-"""Which options stand together in a command's help."""
+"""Title of a group -> its options in a command's help."""
 
 
 def group_of(option: click.Option) -> str:
-    """The title under which an option stands in the help; one of a side stands with those of both."""
+    """The title under which an option stands in the help; options of one side stand with those of both."""
     name = option.opts[-1].removeprefix("--").removesuffix("-a").removesuffix("-b")
     return next((title for title, names in GROUPS.items() if name in names), OWN)
 
@@ -173,7 +173,7 @@ class Source(click.ParamType):
 
 
 def at_home(text: str, option: str) -> str:
-    """A path that begins with `~`, as it is without; no path is empty."""
+    """A path, with `~` replaced; an empty path is refused."""
     if not text.strip() or "\0" in text:
         raise UsageError(f"{option} is empty" if not text.strip() else f"{option} holds a zero byte, as no path does")
     if not text.startswith("~") or Path(text).exists():
@@ -185,12 +185,12 @@ def at_home(text: str, option: str) -> str:
 
 
 class Model(click.ParamType):
-    """The name of a network; one that is surely wrong is refused before anything heavy is imported."""
+    """The name of a network; a name that is surely wrong is refused before anything heavy is imported."""
 
     name = "text"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if value.strip():  # `Command` says what is empty
+        if value.strip():  # `Command` reports empty values
             from repsim.networks.known import check_early
 
             check_early(value)
@@ -198,7 +198,7 @@ class Model(click.ParamType):
 
 
 class Seconds(click.FloatRange):
-    """A length of time; `nan` and `inf` are none."""
+    """A length of time; `nan` and `inf` are refused."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         seconds = super().convert(value, param, ctx)
@@ -211,7 +211,7 @@ repsim compares what vision networks compute, layer by layer. These need no down
   repsim compare   compares three bundled networks by several measures.
   repsim doctor    says what is installed, where images and weights are looked for, and what is missing.
 Get help with `repsim --help` on all commands, and with `repsim COMMAND --help` on one of them."""
-"""What is said where no command is given."""
+"""The introduction that is shown without a command."""
 
 
 @click.group(
@@ -239,16 +239,16 @@ def main(ctx: click.Context) -> None:
 
 
 RUN = "repsim.run"
-"""Where click's context holds the run under way."""
+"""Key of the run under way in click's context."""
 
 
 def is_first() -> bool:
-    """Whether this process is the one that speaks and writes: the only one, or torchrun's first."""
+    """Whether this process prints and writes: the only one, or torchrun's first."""
     return rank() == 0
 
 
 def for_torchrun(line: str) -> None:
-    """Leave a line where torchrun looks for the cause of a failure, which it says last; it says much before that."""
+    """Leave a line where torchrun looks for the cause of a failure, which it prints last, after much else."""
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         with suppress(OSError):
             Path(file).write_text(json.dumps({"message": line, "timestamp": int(time.time())}))
@@ -270,7 +270,7 @@ def options(*decorators: Callable) -> Callable:
 
 @dataclass(frozen=True)
 class Job:
-    """The options that every study shares, and what is done with them before and after it."""
+    """The options that every study shares, and the steps before and after it."""
 
     command: str
     data: str | None
@@ -310,9 +310,9 @@ class Job:
         Args:
             asked: the networks.
             writes: the files and folders that the run will write beside `run.json`.
-            features: what stands beside the networks, after them.
+            features: features beside the networks, after them.
             train: training images, if the run has some.
-            called: what the directory is called without `--out`; None: after the command and its networks.
+            called: name of the directory without `--out`; None: the command and its networks.
             beside: options that may differ between runs whose results lie in one directory.
         """
         from repsim.cli.directory import before, digest, own_directory
@@ -350,7 +350,7 @@ class Job:
         context.call_on_close(resume.release)
         context.with_resource(resume.stoppable())
         written = context.with_resource(recording())
-        if not is_first():  # what the first process writes, the others compute too, and throw away
+        if not is_first():  # every process makes the results, and only the first one writes them
             out = Path(context.with_resource(tempfile.TemporaryDirectory()))
         run = Run(self, networks, chosen, out, started, resume, settings, old, written)
         context.meta[RUN] = run
@@ -358,9 +358,9 @@ class Job:
         return run
 
     def ready(self, asked: list[Asked], features: Sequence[Any] = ()) -> tuple[list[Any], Any]:
-        """Look at everything that is cheap to look at first; the networks, and the images. Nothing is written.
+        """Check first everything that is cheap to check, then load the networks and images. Nothing is written.
 
-        Of features alone, without data, the images are those that they have in common.
+        For features alone, without data, the images are those that they have in common.
         """
         if self.images is not None:
             check_range("--images", self.images, 4)
@@ -406,7 +406,7 @@ class Job:
         return networks, chosen
 
     def known_to(self, features: Sequence[Any]) -> Any:
-        """The images that all features have in common, where there are no others."""
+        """The images that all features have in common, where there are no networks and no data."""
         from repsim.features.aligned import of_features_alone
 
         given = {"--split": self.split, "--data-dir": self.data_dir, "--groups": self.groups}
@@ -418,7 +418,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Run:
-    """A job under way."""
+    """A run of a command that is under way."""
 
     job: Job
     networks: list[Any]
@@ -427,16 +427,16 @@ class Run:
     started: float
     resume: Any
     settings: str
-    """The digest of what tells the run apart from others."""
+    """Digest of the settings that tell the run apart."""
     old: dict[str, Any]
     """The record of the run whose results are replaced."""
     written: set[Path]
     """The results that this run has written."""
     said: list[str] = field(default_factory=list)
-    """What was said of the result."""
+    """The closing sentences on the result."""
 
     def how(self, repeats: int = 1) -> dict[str, Any]:
-        """How images are passed over: what every study takes by these names."""
+        """Options of the passes over images, by the names that every study takes."""
         progress = progress_bar(self.job.quiet, repeats)
         how = {"workers": self.job.workers, "skip_broken": self.job.skip_broken}
         return {"progress": progress, **how, "resume": self.resume}
@@ -444,7 +444,7 @@ class Run:
     def let_go_of_what_nobody_would_know(self) -> None:
         """Remove the results of a run that failed where no record could be written, as on a full disk.
 
-        The next run could not tell them from files of its user's, and would be refused.
+        The next run could not tell them from files of the user, and would be refused.
         """
         from repsim.passes.resume import ABOUT
         from repsim.tables import RECORD
@@ -454,7 +454,7 @@ class Run:
                 path.unlink(missing_ok=True)
 
     def finish(self) -> None:
-        """Everything is written."""
+        """End the run once everything is written."""
         from repsim.cli.directory import settle
         from repsim.passes import processes
 
@@ -464,11 +464,11 @@ class Run:
         processes.leave()
 
     def save(self, result: Any, **options: Any) -> None:
-        """Write tables, `run.json`, and pictures, and say where they are, and what one wants to know first.
+        """Write tables, `run.json` and pictures, and print their paths and the closing sentences.
 
         Args:
-            result: what a study found.
-            options: what is drawn, see `draw`.
+            result: the result of a study.
+            options: options of the pictures, see `draw`.
         """
         from repsim.cli.closing import said
         from repsim.cli.pictures import draw
@@ -481,7 +481,7 @@ class Run:
             say(sentence, self.job.quiet)
 
     def record(self, found: dict[str, Any]) -> dict[str, Any]:
-        """Write `run.json`, and return it: everything needed to know what was computed, and to do it again."""
+        """Write `run.json`, and return it: it holds everything that is needed to repeat the run."""
         from repsim.cli.directory import SETTINGS, drop_tables
         from repsim.tables import RECORD, save_record
 
@@ -498,7 +498,7 @@ class Run:
 
 
 def job_options(command: str, images: int | None, batch_size: int | None, of: str) -> Callable:
-    """The options of a `Job`, which the command gets as its first argument; `images` None: all there are."""
+    """The options of a `Job`, which the command gets as its first argument; `images` None: all images."""
     drawn = "How many, drawn at random." + ("" if images else "  [default: all]")
     decorate = options(
         click.option(
@@ -508,15 +508,15 @@ def job_options(command: str, images: int | None, batch_size: int | None, of: st
             help="Folder of images, `sample`, `fashion-mnist`, `noise`, or a timm data set such as torch/cifar10.  "
             "[default: the bundled sample for bundled networks, else data/imagenet/val or $REPSIM_IMAGENET]",
         ),
-        click.option("--data-dir", type=Source(), metavar="DIR", help="Where timm's data sets or Fashion-MNIST lie."),
-        click.option("--split", help="Which split, or which folder inside DATA."),
+        click.option("--data-dir", type=Source(), metavar="DIR", help="Folder of timm's data sets or Fashion-MNIST."),
+        click.option("--split", help="A split, or a folder inside DATA."),
         click.option("--images", type=int, default=images, show_default=True, help=drawn),
         click.option(
             "--seed",
             type=click.IntRange(0, 2**63 - 1),
             default=0,
             show_default=True,
-            help="Of the draw, and of untrained weights.",
+            help="Seed for choosing images and for untrained weights.",
         ),
         click.option("--workers", type=int, help="Processes that decode images.  [default: one per core, up to 8]"),
         click.option("--skip-broken", is_flag=True, help="Go on without images that cannot be read, and count them."),
@@ -530,7 +530,7 @@ def job_options(command: str, images: int | None, batch_size: int | None, of: st
         click.option(
             "--precision",
             type=click.Choice(["fp32", "tf32", "bf16"]),
-            help="Of the networks; tf32 on CUDA only.  [default: tf32 on CUDA, else fp32]",
+            help="Precision of the networks; tf32 on CUDA only.  [default: tf32 on CUDA, else fp32]",
         ),
         click.option("--compile", "compiled", is_flag=True, help="Have torch.compile run the networks."),
         click.option(
@@ -541,7 +541,7 @@ def job_options(command: str, images: int | None, batch_size: int | None, of: st
         click.option(
             "--memory",
             metavar="SIZE",
-            help="Main memory that may be taken, such as 8G or 50%.  [default: three quarters of what is free]",
+            help="Main memory that may be used, such as 8G or 50%.  [default: three quarters of the free memory]",
         ),
         click.option(
             "--out",
@@ -560,11 +560,11 @@ def job_options(command: str, images: int | None, batch_size: int | None, of: st
             default=60.0,
             show_default=True,
             metavar="SECONDS",
-            help="How often the sums are saved; the same command, given again, goes on from there.",
+            help="Time between two saves of the sums; the same command, given again, goes on from the last one.",
         ),
-        click.option("--fresh", is_flag=True, help="Start over, whatever was saved."),
+        click.option("--fresh", is_flag=True, help="Start over, without saved sums."),
         click.option("--overwrite", is_flag=True, help="Replace the results of another run in --out."),
-        click.option("--quiet", is_flag=True, help="No progress; errors only."),
+        click.option("--quiet", is_flag=True, help="Print errors only."),
         AS_JSON,
     )
     shared = [f.name for f in fields(Job) if f.name != "command"]
@@ -594,13 +594,13 @@ def job_options(command: str, images: int | None, batch_size: int | None, of: st
 
 
 def given(option: str) -> bool:
-    """Whether an option of the command under way was given, and not left to its default."""
+    """Whether an option of the command was given instead of left to its default."""
     source = click.get_current_context().get_parameter_source(option)
     return source not in (None, click.core.ParameterSource.DEFAULT)
 
 
 def said_of(out: Path) -> dict[str, Any]:
-    """What the record of a run says of its files, and what it has its user know."""
+    """The files and notices of a run, from its record."""
     from repsim.cli.directory import read
 
     record = read(out)
@@ -619,7 +619,7 @@ def model_options(
 ) -> Callable:
     """`--model`, `--weights`, `--weights-key`, `--arg` and `--transform`, or those of a side: `--model-a` ...
 
-    Those of side A may be written without the side. With `several`, any number of networks may be given, and
+    Options of side A may be written without the side. With `several`, any number of networks may be given, and
     `each_model` reads them.
     """
     end = f"-{side}" if side else ""
@@ -638,7 +638,7 @@ def model_options(
 
 
 def named(option: str, end: str) -> list[str]:
-    """How an option of a side is written, and what its value is called: `--model-a`, also `--model`, and `model_a`."""
+    """Spellings of an option of a side, and the name of its value: `--model-a`, also `--model`, and `model_a`."""
     short = [f"--{option}"] if end == "-a" else []
     return [f"--{option}{end}", *short, f"{option}{end}".replace("-", "_")]
 
@@ -647,7 +647,7 @@ def the_only(ctx: click.Context, param: click.Parameter, models: tuple[str, ...]
     """The one network of side A; a second one belongs to side B.
 
     Raises:
-        UsageError: there are several.
+        UsageError: several networks are given.
     """
     if len(models) > 1:
         raise UsageError(
@@ -688,7 +688,7 @@ def weights_options(end: str = "", *, several: bool = False) -> Callable:
 
 
 def transform_option(end: str = "", each: str = "", *, several: bool = False) -> Callable:
-    """`--transform`, of a side or not."""
+    """`--transform`, with or without a side."""
     return click.option(
         *named("transform", end),
         metavar="WORDS",
@@ -707,12 +707,12 @@ def each_model(
     side: str = "",
     role: str = "",
 ) -> list[Asked]:
-    """Each network with its weights; a key that is given once is that of every file.
+    """Each network with its weights; a key that is given once holds for every file.
 
     Args:
-        models, weights, keys, args, transforms: what was given of one side, or of one role.
-        side: how the options end that are of one of two sides.
-        role: before what is given, where options are of roles.
+        models, weights, keys, args, transforms: values of the options of one side, or of one role.
+        side: ending of the options, where a command has two sides.
+        role: prefix of the values, where options are for roles.
     """
 
     def spread(option: str, given: tuple[str, ...]) -> tuple[str, ...]:
@@ -735,7 +735,7 @@ def each_model(
 
 
 NO_FILE = ("pretrained", "random")
-"""Weights that are no file, and so have no keys."""
+"""Words for weights that are no file and so have no keys."""
 
 
 FEATURES = click.option(
@@ -749,7 +749,7 @@ FEATURES = click.option(
 
 
 def read_features(given: Sequence[str]) -> list[Any]:
-    """The features that `--features` names, in order; those of one name are joined, as of training and test images."""
+    """The features that `--features` names, in order; features of one name (training and test images) are joined."""
     from repsim.features.files import load_features
 
     found: dict[str, Any] = {}
@@ -766,7 +766,7 @@ def read_features(given: Sequence[str]) -> list[Any]:
 
 
 def standing(features: Sequence[Any], device: str | None) -> list[Any]:
-    """Features in the places of networks, on the device of these."""
+    """Features in the places of networks, on the networks' device."""
     import torch
 
     from repsim.passes import processes
@@ -781,7 +781,7 @@ LAYERS = click.option(
 
 
 def tokens_option(default: str) -> Callable:
-    """`--tokens`, what of a layer stands for an image."""
+    """`--tokens`, the part of a layer that stands for an image."""
     choice = click.Choice(["all", "cls", "spatial", "pooled"])
     return click.option("--tokens", type=choice, default=default, show_default=True)
 
@@ -790,7 +790,7 @@ MODEL = "Alias, timm name, hf:..., torchvision:..., open_clip:..., local-dir:...
 
 
 def load(asked: list[Asked], device: str | None, seed: int, **how: Any) -> list[Any]:
-    """The networks of a command, each loaded once."""
+    """The networks of a command; equal ones are loaded once."""
     from repsim.networks.models import load_model, parse_model_args, with_values
     from repsim.passes import processes
 
@@ -813,7 +813,7 @@ def load(asked: list[Asked], device: str | None, seed: int, **how: Any) -> list[
 
 
 def about(job: Job, networks: list[Any], images: Any, train: Any = None) -> dict[str, Any]:
-    """What the sums of a run belong to, and what tells it apart: another of any of these would make other sums."""
+    """The settings that the sums of a run depend on, which tell it apart from other runs."""
     from repsim.images.image_set import Counts
     from repsim.networks.models import NO_HASH
     from repsim.studies.results import device_name, versions
@@ -822,12 +822,12 @@ def about(job: Job, networks: list[Any], images: Any, train: Any = None) -> dict
     given = click.get_current_context().params
 
     def seen(images: Any) -> dict[str, Any]:
-        """What lies beside the images changes no sums."""
+        """The record of images without their surroundings, which change no sums."""
         return {name: value for name, value in images.record(Counts()).items() if name != "left_out"}
 
     records = [network.record() for network in networks]
     for record in records:
-        if record["weights_sha256"].startswith(NO_HASH):  # nobody can tell whether another run has the same weights
+        if record["weights_sha256"].startswith(NO_HASH):  # whether a second run has the same weights cannot be known
             record["weights_sha256"] = uuid4().hex
     return {
         "command": job.command,
@@ -842,16 +842,16 @@ def about(job: Job, networks: list[Any], images: Any, train: Any = None) -> dict
 
 
 def bound(what: str, images: Any) -> dict[str, str]:
-    """What sums belong to beside a run's set-up: these very images, which others may have replaced since."""
+    """The digests of the images that sums belong to, because files may have been replaced since."""
     return {f"{kind} of {what}": value for kind, value in images.identity().items()}
 
 
 IMAGENET = "data/imagenet/val"
-"""Where ImageNet's validation images are looked for, unless REPSIM_IMAGENET names their folder."""
+"""The folder of ImageNet's validation images, unless REPSIM_IMAGENET names one."""
 
 
 def default_data(networks: list[str]) -> str:
-    """The bundled sample for the bundled networks, else ImageNet where it is."""
+    """The default data: the bundled sample for bundled networks, else ImageNet."""
     from repsim.networks.minis import ARCHITECTURES, bundled
 
     if all(name in ARCHITECTURES or name in bundled() for name in networks):
@@ -869,7 +869,7 @@ def default_data(networks: list[str]) -> str:
 
 
 def label(model: str, weights: str = "pretrained", key: str | None = None) -> str:
-    """The name of a network in tables: its model's, and what its weights are unless they are the pretrained ones."""
+    """The name of a network in tables: the model's, and its weights unless these are the pretrained ones."""
     suffix = {"pretrained": "", "random": "-random"}.get(weights, f"@{Path(weights).stem}")
     suffix += re.sub(r"[^\w.@+-]+", "-", f"-{key}") if key else ""
     return re.sub(r"[^\w.@+-]+", "-", model.rstrip("/").split("/")[-1]) + suffix

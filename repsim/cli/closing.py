@@ -1,8 +1,8 @@
-"""What a command says last: the one or two numbers of its tables that one wants to see first.
+"""The closing sentences of a command: the one or two numbers of its tables that readers look for first.
 
-Nothing is computed anew. An interval is given where a table has one, or where the record tells of how many groups of
-images a standard error is; else the standard error, `se`; and where a number is a mean over rows whose errors belong
-together, neither, which the sentence says.
+Nothing is computed anew. A number has an interval where the table has one, or where the record gives the number of
+groups of images behind a standard error; else it has the standard error, `se`; and a mean over rows whose errors
+belong together has neither, which the sentence says.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 NO_INTERVAL = "no interval: the table has the errors of its rows alone"
 MANY = 12
-"""Networks, or pairs of them, that are spoken of at most."""
+"""The most networks, or pairs of networks, in the sentences."""
 
 
 def said(result: Result) -> list[str]:
-    """The sentences on what a study found; none where its numbers are all missing, or nobody wrote any for it."""
+    """The sentences on the result of a study; empty if all numbers are missing, or for a study without sentences."""
     return list(SENTENCES[result.name](result)) if result.name in SENTENCES else []
 
 
@@ -52,12 +52,12 @@ def _by_t(value: float, se: float, df: float, digits: int = 2) -> str:
 
 
 def _images(result: Result) -> int | None:
-    """Of how many images, or groups of theirs, standard errors over images are; None: the record does not say."""
+    """Number of images, or of groups of images, behind standard errors over images; None: not in the record."""
     return groups_of_images(result.record) or result.record.get("images", {}).get("used")
 
 
 def _ends(table: pd.DataFrame) -> list[pd.Series]:
-    """The rows of the first and the last layer; one row of one layer."""
+    """The rows of the first and the last layer; a single layer gives one row."""
     ordered = table.sort_values("index", kind="stable")
     return [ordered.iloc[0], *([ordered.iloc[-1]] if len(ordered) > 1 else [])]
 
@@ -71,7 +71,7 @@ def _models(table: pd.DataFrame, column: str = "model") -> Iterator[tuple[str, p
 
 
 def cka(result: Result) -> Iterator[str]:
-    """How alike lowest and highest layers of each network are; which layers of the second each third is likest to."""
+    """CKA of the lowest with the highest layers of each network, and the likest layers of the second for each third."""
     table = result.table
     for model, part in _models(table, "model_a"):
         matrix = _matrix(part[part["model_b"] == model])
@@ -96,7 +96,7 @@ def cka(result: Result) -> Iterator[str]:
 
 
 def _matrix(part: pd.DataFrame) -> pd.DataFrame:
-    """CKA of the layers of one network (rows) with those of another, as they run."""
+    """CKA of the layers of one network (rows) with the layers of a second one, as they run."""
     ordered = part.sort_values(["index_a", "index_b"], kind="stable")
     matrix = ordered.pivot_table("cka", "layer_a", "layer_b", sort=False, dropna=False, aggfunc="first")
     return matrix.reindex(index=ordered["layer_a"].unique(), columns=ordered["layer_b"].unique())
@@ -133,7 +133,7 @@ def residual(result: Result) -> Iterator[str]:
 
 
 def localization(result: Result) -> Iterator[str]:
-    """How much more a token is like its own patch than like the others, in the first and the last layer."""
+    """CKA of tokens with their own patches minus that with all other patches, in the first and the last layer."""
     groups = groups_of(result.record)
     for model, part in _models(result.localization_summary.dropna(subset="own_minus_rest")):
         inside = part[part["where"] == "interior"]
@@ -189,12 +189,12 @@ def lesion(result: Result) -> Iterator[str]:
 
 
 def _taken(removed: str, block: int) -> str:
-    """What a lesion took out, in words."""
+    """The part that a lesion took out, in words."""
     return f"block {block}" if removed == "block" else f"{removed} of block {block}"
 
 
 def heads(result: Result) -> Iterator[str]:
-    """The rank correlation of distance and CKA, for the first and the last layer of the other network."""
+    """The rank correlation of distance and CKA, for the first and the last layer of the second network."""
     table = result.heads_correlation.dropna(subset="spearman")
     if not len(table):
         return
@@ -227,7 +227,7 @@ def compare(result: Result) -> Iterator[str]:
 
 
 def sensitivity(result: Result) -> Iterator[str]:
-    """What each measure says of layers without 90 % of their components: the mean over layers."""
+    """The value of each measure for layers without 90 % of their components: the mean over layers."""
     table = result.table
     cut = table[(table["change"] == "components") & (table["amount"] == 0.9)].dropna(subset="value")
     means = cut.groupby("measure", sort=False)["value"].mean()

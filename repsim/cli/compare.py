@@ -25,7 +25,7 @@ from repsim.errors import UsageError
 
 DEFAULT = ("vit_mini", "resnet_mini", "mixer_mini")
 ORDERS = 10_000
-"""Of images, at most, that tell what a value is by chance."""
+"""The most permutations of images, for values by chance."""
 
 
 @main.command(short_help="Compare networks and features by several measures.")
@@ -50,7 +50,7 @@ ORDERS = 10_000
     default=0,
     show_default=True,
     metavar="N",
-    help="Orders of the images of one side that tell what a value is by chance.",
+    help="Permutations of the images of one side, for values by chance.",
 )
 @click.option("--untrained", is_flag=True, help="Measure the same architectures without training, too.")
 @click.option(
@@ -80,7 +80,7 @@ def compare(
 
     Without models the bundled ViT, ResNet and MLP-Mixer are compared. Writes compare.csv (all pairs of layers),
     networks.csv (all pairs of networks), networks_map.csv, run.json, and pictures: compare.png, networks_map.png,
-    and, of several layers, layers_MEASURE.png. docs/measures.md says what each measure sees and misses.
+    and, for several layers, layers_MEASURE.png. docs/measures.md describes the strengths and gaps of each measure.
     """
     drawn = {"pairs": [_pair(each) for each in pairs]} if pairs else {}
     if job.redraw is not None:

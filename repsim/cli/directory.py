@@ -1,8 +1,8 @@
-"""Where results go: into a directory that no other run's result lies in, and over no file that repsim did not write.
+"""The directory of results, which holds no result of a different run; files that are not repsim's are kept.
 
-Without `--out`, the directory is called after the command and its networks, `runs/cka-vit_mini-resnet_mini`. Where
-that one holds what another run made, with other weights, settings, images or versions, the first digits of this run's
-digest follow its name. The same command, given again, finds its own directory, whichever of the two it is.
+Without `--out`, the directory is called after the command and its networks, `runs/cka-vit_mini-resnet_mini`. Where it
+holds the result of a run with other weights, settings, images or versions, the first digits of this run's digest
+follow its name. The same command, given again, finds its own directory, with or without digits.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from repsim.passes.resume import FOLDER, SUMS, lock_of, locked, read_about
 from repsim.tables import RECORD, load_record, save_record
 
 SETTINGS = "settings_sha256"
-"""What a run's record calls the digest of all that tells it apart from others."""
+"""The entry of a run's record with the digest of its settings."""
 LONGEST = 200
 """Bytes of a name; file systems take 255. A longer one is cut, and the digest follows it."""
 
 
 def digest(about: dict[str, Any]) -> str:
-    """The digest of what a run's sums belong to, the same before and after it was saved as JSON."""
+    """The digest of a run's settings, the same before and after they were saved as JSON."""
     plain = json.loads(json.dumps(about, default=str))
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def own_directory(name: str, settings: str, runs: Path = Path("runs")) -> Path:
-    """The directory of a run: the one it made before, else the first that is free.
+    """The directory of a run: its earlier one, else the first that is free.
 
     Args:
-        name: of the command and its networks.
+        name: names of the command and its networks.
         settings: the run's digest.
-        runs: where the directories of all runs are.
+        runs: folder of the directories of all runs.
 
     Raises:
-        UsageError: others have all that it may be.
+        UsageError: different runs have taken all names that it may have.
     """
     cut = os.fsencode(name)[:LONGEST].decode(errors="ignore")
     names = [name, f"{name}-{settings[:8]}"] if cut == name else [f"{cut}-{settings[:8]}"]
@@ -72,7 +72,7 @@ def holder(directory: Path) -> str | None:
 
 
 def read(directory: Path) -> dict[str, Any]:
-    """What the record in a directory says; nothing if it cannot be read."""
+    """The record in a directory; empty if it cannot be read."""
     try:
         return load_record(directory / RECORD)
     except RepsimError:
@@ -80,7 +80,7 @@ def read(directory: Path) -> dict[str, Any]:
 
 
 def _at_work(resume: Path) -> bool:
-    """Whether a run that has not made anything yet is under way in a directory."""
+    """Whether a run that has no result yet is under way in a directory."""
     if not lock_of(resume).exists():
         return False
     try:
@@ -92,7 +92,7 @@ def _at_work(resume: Path) -> bool:
     return False
 
 
-# Whose files are whose
+# Owners of files
 
 
 def before(out: Path, settings: str, names: Collection[str], known: Collection[str], overwrite: bool) -> dict[str, Any]:
@@ -101,12 +101,12 @@ def before(out: Path, settings: str, names: Collection[str], known: Collection[s
     Args:
         out: the directory of the results.
         settings: the digest of the new run.
-        names: what the new run will write into it, files and folders.
-        known: what an unfinished run was to write there.
-        overwrite: replace results of another run.
+        names: files and folders that the new run will write into it.
+        known: files and folders that an unfinished run was to write there.
+        overwrite: replace results of a different run.
 
     Raises:
-        UsageError: files lie there that repsim does not know to have written, or results of another run.
+        UsageError: files lie there that repsim has no record of writing, or results of a different run.
     """
     record = out / RECORD
     elsewhere = "choose another directory with --out"
@@ -148,7 +148,7 @@ def _inside(name: str) -> bool:
 
 
 def drop_tables(out: Path, old: dict[str, Any], written: Collection[Path]) -> None:
-    """Remove the tables and arrays of a run that was replaced, before pictures are drawn of what lies there."""
+    """Remove the tables and arrays of a run that was replaced, before pictures are drawn from the new ones."""
     if old.get("command") is None:
         return
     for name in made_by(old):

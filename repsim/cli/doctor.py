@@ -23,23 +23,23 @@ EXTRAS = {
     "plotly": ("report", "the page of figures, report.html"),
     "h5py": ("features", "features in .h5 files"),
 }
-"""Libraries that some commands need: with which extra each is installed, and for what."""
+"""Library that some commands need -> the extra that installs it, and its use."""
 
 
 class Place(NamedTuple):
-    """Where something is looked for."""
+    """A place of images or weights."""
 
     what: str
     where: str
     found: bool
     get: str = ""
-    """What to do where it is not there; empty: nothing lacks."""
+    """Advice where it is missing; empty: nothing is missing."""
 
 
 @main.command(short_help="Say what is installed, what is missing, and how to get it.")
 @AS_JSON
 def doctor(as_json: bool) -> None:
-    """What is installed, what computes, where images and weights are looked for, and what is missing.
+    """Show installed libraries, devices, places of images and weights, and everything that is missing.
 
     Nothing is loaded but PyTorch, nothing is downloaded, and the model hub is not asked.
     """
@@ -64,7 +64,7 @@ def _section(title: str, rows: dict[str, Any]) -> None:
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python, repsim, the libraries that it needs, and those that some commands need; None: not installed."""
+    """Versions of Python, repsim, its dependencies, and libraries that some commands need; None: not installed."""
     try:
         needed = [re.split(r"[^\w.-]", each)[0] for each in requires(REPSIM) or () if "extra ==" not in each]
     except PackageNotFoundError:  # run from a folder in which nothing was installed
@@ -89,7 +89,7 @@ def _install(name: str) -> str:
 
 
 def device() -> dict[str, str]:
-    """What networks run on, threads, and memory."""
+    """Devices, threads, and memory."""
     try:
         import torch
     except Exception as error:  # a broken library fails in many ways
@@ -112,7 +112,7 @@ def _gib(size: int) -> str:
 
 
 def places() -> Iterator[Place]:
-    """Where images and weights are looked for, in the order in which they are."""
+    """Places of images and weights, in the order of the search."""
     package = Path(__file__).parents[1]
     sample = package / "sample" / "fashion_mnist.npz"
     weights, anew = [*(package / "weights").glob("*.safetensors")], f"install {REPSIM} anew"

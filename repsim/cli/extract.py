@@ -21,7 +21,7 @@ from repsim.errors import UsageError
     type=click.Choice(["float32", "float16"]),
     default="float32",
     show_default=True,
-    help="Of the numbers in the files; float16 keeps about three digits.",
+    help="Type of the numbers in the files; float16 keeps about three digits.",
 )
 @job_options("extract", images=None, batch_size=50, of="forward pass")
 def extract(

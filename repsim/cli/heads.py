@@ -13,7 +13,7 @@ from repsim.cli.pictures import draw, pictures
 @main.command(short_help="Compare local and global heads of A with lower layers of B.")
 @model_options("a", " A transformer.", "vit_mini")
 @model_options("b", default="resnet_mini")
-@click.option("--layers", help="Of model B: a preset or a regular expression.  [default: its first five blocks]")
+@click.option("--layers", help="Layers of B: a preset or a regular expression.  [default: its first five blocks]")
 @click.option("--window", type=int, help="Heads per window.  [default: a quarter of them]")
 @job_options("heads", images=2560, batch_size=256, of="minibatch of CKA")
 def heads(

@@ -1,4 +1,4 @@
-"""What is said of the networks before a run: one line for each, and in what their images differ."""
+"""The lines on the networks before a run: one for each, and sentences on differences between their images."""
 
 from __future__ import annotations
 

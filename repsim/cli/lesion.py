@@ -12,7 +12,7 @@ from repsim.cli.base import Asked, Job, job_options, main, model_options
 from repsim.cli.pictures import draw, pictures
 
 
-@main.command(short_help="Remove skips, branches or blocks, and see what is lost.")
+@main.command(short_help="Remove skips, branches or blocks, and measure the loss.")
 @model_options(default="vit_mini")
 @click.option(
     "--remove",

@@ -53,7 +53,7 @@ def localize(
 
     from repsim.studies.localization import located, patch_grid, token_localization
 
-    if tokens or show_layer is not None:  # what cannot be drawn is said before anything runs
+    if tokens or show_layer is not None:  # choices that cannot be drawn are refused before the pass
         placed = [(network, located(network, layers)[0]) for network in run.networks]
         names = dict.fromkeys(layer.name for _, of in placed for layer in of)
         if show_layer is not None and show_layer not in names:
@@ -68,7 +68,7 @@ def localize(
 
 
 def parse_tokens(show: tuple[str, ...]) -> list[tuple[int, int]] | None:
-    """Rows and columns of tokens from an option's texts; None where there are none."""
+    """Rows and columns of tokens from an option's texts; None without texts."""
     try:
         pairs = [(int(row), int(column)) for row, column in (token.split(",") for token in show)]
     except ValueError:

@@ -11,7 +11,7 @@ from repsim.cli.words import print_columns, print_rows_as_json
 @main.command(short_help="List the networks that have short names.")
 @AS_JSON
 def models(as_json: bool) -> None:
-    """Networks by the paper's names: what each stands for, and which public weights are used."""
+    """List the networks with short names, the paper's network that each stands for, and its public weights."""
     from repsim.networks.aliases import ALIASES, BUNDLED
     from repsim.networks.minis import bundled
 
@@ -35,7 +35,7 @@ def models(as_json: bool) -> None:
 @transform_option()
 @AS_JSON
 def layers(model: str, layers: str, arg: tuple[str, ...], transform: str | None, as_json: bool) -> None:
-    """What can be compared in MODEL: name, kind, index, relative depth, shape for one image."""
+    """List the layers of MODEL that can be compared: name, kind, index, relative depth, shape for one image."""
     from repsim.networks.layers import find_layers
     from repsim.networks.models import load_model, parse_model_args, with_values
 

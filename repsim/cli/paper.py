@@ -43,7 +43,7 @@ class OfRole(Source):
 
 
 def of_role(given: str, separator: str = "=") -> tuple[str, str]:
-    """The role that a value is of, and the value; no role where none of them stands before it."""
+    """The role that stands before a value, and the value; an empty role where none stands there."""
     from repsim.paper.roles import ROLES
 
     role, between, value = given.partition(separator)
@@ -57,11 +57,11 @@ def of_role(given: str, separator: str = "=") -> tuple[str, str]:
     "networks",
     multiple=True,
     metavar="ROLE=MODEL",
-    help="A network of yours and what it is: vit, cnn, gap, little, small, mixer, tuned, seed; repeatable, also for "
+    help="A network of yours and its role: vit, cnn, gap, little, small, mixer, tuned, seed; repeatable, also for "
     "several of a role.",
 )
 @click.option(
-    "--preset", type=click.Choice(["mini", "paper"]), help="Which networks, without --network.  [default: mini]"
+    "--preset", type=click.Choice(["mini", "paper"]), help="Networks to take without --network.  [default: mini]"
 )
 @click.option(
     "--weights",
@@ -71,7 +71,7 @@ def of_role(given: str, separator: str = "=") -> tuple[str, str]:
     help="`pretrained`, `random` (a dry run), or ROLE=FILE: once for all of a role, or once per network of it.  "
     "[default: pretrained]",
 )
-@click.option("--weights-key", multiple=True, metavar="ROLE=KEY", help="Which of the weights in a file, likewise.")
+@click.option("--weights-key", multiple=True, metavar="ROLE=KEY", help="Key of the weights in a file, likewise.")
 @click.option("--arg", multiple=True, metavar="ROLE.KEY=VALUE", help="Model argument, as vit.img_size=384; repeatable.")
 @click.option(
     "--transform",
@@ -79,13 +79,13 @@ def of_role(given: str, separator: str = "=") -> tuple[str, str]:
     metavar="ROLE=WORDS",
     help="How images are prepared, likewise: as `--transform-a` of `repsim cka`, cnn=imagenet.",
 )
-@click.option("--plan", "only_plan", is_flag=True, help="Say which figures and passes there would be, and stop.")
+@click.option("--plan", "only_plan", is_flag=True, help="List the figures and passes that would be made, and stop.")
 @click.option("--layers", help="See `repsim cka`.  [default: blocks; of `paper`, paper]")
-@click.option("--channels", default=16, show_default=True, help="Per layer, of receptive fields; 0: all.")
+@click.option("--channels", default=16, show_default=True, help="Channels per layer of receptive fields; 0: all.")
 @click.option(
-    "--train-data", type=Source(), metavar="DATA", help="Where the training images of probes are.  [default: in DATA]"
+    "--train-data", type=Source(), metavar="DATA", help="Training images of probes.  [default: looked for in DATA]"
 )
-@click.option("--train-split", metavar="SPLIT", help="Which split or folder they are.  [default: train]")
+@click.option("--train-split", metavar="SPLIT", help="Split or folder of the training images.  [default: train]")
 @job_options(
     "figures",
     images=None,
@@ -107,16 +107,16 @@ def figures(
     train_data: str | None,
     train_split: str | None,
 ) -> Path | None:
-    """The figures of the paper, such as 1 or C.5; all of them without NUMBER.
+    """Measure and draw figures of the paper, such as 1 or C.5; without NUMBER all of them.
 
-    Of your own networks, `--network vit=MODEL --network cnn=MODEL` makes all that these allow, and says which other
-    roles the rest needs; either alone works for its own figures. `mini` has the bundled networks and images; `paper`
-    the public checkpoints nearest to the paper's, ImageNet's validation images and the paper's protocol. What is made
-    of what, in which passes, is said before anything runs.
+    With your own networks, `--network vit=MODEL --network cnn=MODEL` makes all figures that these allow, and names the
+    roles that the rest needs; one network alone works for its own figures. `mini` has the bundled networks and images;
+    `paper` the public checkpoints nearest to the paper's, ImageNet's validation images and the paper's protocol. The
+    figures, their networks and the passes are listed before anything runs.
 
     Forward-only figures share one forward pass per network and image. Writes a folder per figure, figure-NUMBER, with
-    its tables, the numbers its claims are checked by (numbers.csv), run.json and the picture; what the paper claims and
-    whether they agree (claims.csv, claims.md); and one page of all (report.html), if plotly is installed.
+    its tables, the numbers its claims are checked by (numbers.csv), run.json and the picture; the paper's claims with
+    verdicts (claims.csv, claims.md); and one page of all (report.html), if plotly is installed.
     """
     from repsim.paper.figures import PRESETS
     from repsim.paper.report import check_pages
@@ -187,7 +187,7 @@ def figures(
 
 
 def of_preset(weights: tuple[str, ...], others: list[str]) -> str:
-    """The weights of a preset's networks, of which nothing else may be said."""
+    """The weights of a preset's networks, which take no further options."""
     if others or any(of_role(each)[0] for each in weights):
         raise UsageError(
             "--weights ROLE=..., --weights-key, --arg and --transform are of networks that --network names"
@@ -202,7 +202,7 @@ def own_roles(
     args: tuple[str, ...],
     transforms: tuple[str, ...],
 ) -> Roles:
-    """Who plays which role, as networks that were asked for."""
+    """The networks for each role, from the options."""
     from repsim.paper.roles import Roles
 
     of_all = [each for each in weights if not of_role(each)[0]]
@@ -232,7 +232,7 @@ def own_roles(
 def by_role(
     option: str, given: tuple[str, ...] | list[str], roles: Mapping[str, Any] | None = None, separator: str = "="
 ) -> dict[str, list[str]]:
-    """What was given of an option for each role, which is one of some, in the order of the roles."""
+    """The values of an option for each of the known roles, in the order of the roles."""
     from repsim.paper.roles import ROLES
 
     found: dict[str, list[str]] = {}
@@ -250,7 +250,7 @@ def by_role(
 
 
 def called(roles: Roles, players: list[Asked]) -> str | None:
-    """What the directory of a run is called: after its preset, or as of other commands after its networks."""
+    """The name of a run's directory: after its preset, or after its networks, as with all commands."""
     from repsim.paper.roles import OWN
 
     if roles.preset == OWN:
@@ -259,7 +259,7 @@ def called(roles: Roles, players: list[Asked]) -> str | None:
 
 
 def finish(out: Path, exhibits: list[Any], found: Any, quiet: bool) -> None:
-    """Draw pictures, write claims and the page, and say what was found."""
+    """Draw pictures, write claims and the page, and print the findings."""
     from repsim.paper.findings import in_lines
     from repsim.paper.report import conclude
 
@@ -272,7 +272,7 @@ def finish(out: Path, exhibits: list[Any], found: Any, quiet: bool) -> None:
 
 
 def redraw_figures(out: Path, wanted: list[Any], quiet: bool) -> None:
-    """Draw the pictures of figures from their tables; of all that are there, unless some are wanted."""
+    """Draw the pictures of figures from their tables: of the wanted figures, or of all figures in the directory."""
     from repsim.paper.files import draw_figures
 
     folders = dict.fromkeys(path.parent.name for path in draw_figures(out, wanted))
@@ -284,7 +284,7 @@ def redraw_figures(out: Path, wanted: list[Any], quiet: bool) -> None:
 @click.option("--quiet", is_flag=True, help="Write the files only.")
 @AS_JSON
 def claims(directory: Path, quiet: bool, as_json: bool) -> None:
-    """What the paper claims, and whether the figures in DIRECTORY agree.
+    """Check the paper's claims against the figures in DIRECTORY.
 
     A claim is the side of a boundary on which the paper finds a number. It agrees or disagrees if the number's 95 %
     interval lies on one side of it, and is undecided otherwise. Also writes claims.csv and claims.md.
@@ -306,7 +306,7 @@ def claims(directory: Path, quiet: bool, as_json: bool) -> None:
 @click.option("--quiet", is_flag=True, help="Errors only.")
 @AS_JSON
 def report(directory: Path, out: Path | None, quiet: bool, as_json: bool) -> None:
-    """One page of the figures in DIRECTORY, with their claims, that opens offline; needs plotly.
+    """Make one page of the figures in DIRECTORY, with their claims, that opens offline; it needs plotly.
 
     Heatmaps can be hovered over and zoomed into.
     """

@@ -22,7 +22,7 @@ def pictures(*names: str) -> list[str]:
 
 @contextmanager
 def redrawing(directory: Path) -> Iterator[None]:
-    """Within it the pictures of a finished run are drawn anew, over no file that its record does not know.
+    """While active, the pictures of a finished run are drawn anew, over no file that its record does not know.
 
     Raises:
         UsageError: such a file lies where a picture would.
@@ -49,7 +49,7 @@ def redrawing(directory: Path) -> Iterator[None]:
 
 
 def draw(directory: Path, name: str, quiet: bool, **options: Any) -> None:
-    """Draw a run's pictures from its tables and say where everything is.
+    """Draw a run's pictures from its tables and print the paths.
 
     Args:
         name: of the study, see `repsim.plots.pictures`.
@@ -71,7 +71,7 @@ def draw(directory: Path, name: str, quiet: bool, **options: Any) -> None:
 
 
 def untrained(directory: Path, models: list[str]) -> bool:
-    """Whether some network is, by the run's record; of tables without a record, by the names in them."""
+    """Whether some network is untrained, by the run's record; for tables without a record, by the names in them."""
     from repsim.tables import RECORD, load_record
 
     record = directory / RECORD
@@ -79,7 +79,7 @@ def untrained(directory: Path, models: list[str]) -> bool:
 
 
 def finish(directory: Path, name: str, figure: Any, models: list[str], quiet: bool) -> None:
-    """Save a figure under its name, and once more with `random` in it for untrained networks; say where it is."""
+    """Save a figure under its name, with `random` in it for untrained networks, and print its path."""
     if not is_first():
         return
     from repsim.plots.style import save, undrawn

@@ -25,7 +25,7 @@ from repsim.cli.words import PASSES, check_range
 from repsim.errors import UsageError
 
 
-@main.command(short_help="Find what layers know of classes, by probes and neighbours.")
+@main.command(short_help="Measure how well layers tell classes apart.")
 @model_options("", " Repeatable.", ("vit_mini", "resnet_mini"), several=True)
 @FEATURES
 @LAYERS
@@ -36,15 +36,15 @@ from repsim.errors import UsageError
     show_default=True,
     help="Training images per class, or `all`; repeatable.",
 )
-@click.option("--seeds", type=int, default=3, show_default=True, help="Draws of so many.")
+@click.option("--seeds", type=int, default=3, show_default=True, help="Number of draws of training images.")
 @click.option("--tokens/--no-tokens", default=True, show_default=True, help="A probe for each single token too.")
 @click.option(
     "--neighbours", type=int, default=1000, show_default=True, help="Test images for neighbours and soft loss; 0: none."
 )
 @click.option("-k", type=int, default=10, show_default=True, help="Nearest neighbours that vote.")
-@click.option("--train-data", type=Source(), metavar="DATA", help="Where training images are.  [default: in DATA]")
-@click.option("--train-split", metavar="SPLIT", help="Which split or folder they are.  [default: train]")
-@click.option("--train-images", type=int, metavar="N", help="Draw so many of them first.  [default: all]")
+@click.option("--train-data", type=Source(), metavar="DATA", help="Training images.  [default: looked for in DATA]")
+@click.option("--train-split", metavar="SPLIT", help="Split or folder of the training images.  [default: train]")
+@click.option("--train-images", type=int, metavar="N", help="Number of training images to choose from.  [default: all]")
 @job_options("probe", images=5000, batch_size=32, of="forward pass")
 def probe(
     job: Job,
@@ -64,7 +64,7 @@ def probe(
     train_split: str | None,
     train_images: int | None,
 ) -> Path:
-    """What layers know of classes: linear probes, neighbours (paper, Figures 11, 13, D.4, F).
+    """Measure how well layers tell classes apart: linear probes, neighbours (paper, Figures 11, 13, D.4, F).
 
     --data, --split and --images choose the test images; features must be of these and of the training images. Writes
     probe.csv, probe_summary.csv (mean and standard error over seeds), neighbours.csv, run.json, and the pictures of all

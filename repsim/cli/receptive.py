@@ -12,10 +12,10 @@ from repsim.cli.pictures import draw, pictures
 from repsim.cli.words import check_range
 
 
-@main.command(short_help="Find which pixels the centre of each layer depends on.")
+@main.command(short_help="Measure on which pixels each layer depends.")
 @model_options(default="vit_mini")
 @click.option("--layers", help="`blocks`, `paper`, `all`, or a regular expression.  [default: after residual sums]")
-@click.option("--branch", is_flag=True, help="What enters each residual sum beside the skip, before the sum.")
+@click.option("--branch", is_flag=True, help="Fields of the branch that enters each residual sum, before the sum.")
 @click.option(
     "--proxy", is_flag=True, help="Gradient of the sum over channels: cheap, not the paper's; writes receptive_proxy.*."
 )
@@ -33,7 +33,7 @@ def receptive(
     proxy: bool,
     channels: int,
 ) -> Path:
-    """Which pixels the centre of each layer depends on (paper, Figures 6 and C.1 to C.4).
+    """Measure on which pixels the centre of each layer depends (paper, Figures 6 and C.1 to C.4).
 
     Writes receptive.csv, receptive.npz (the maps), run.json, receptive.png and receptive.pdf.
     """

@@ -11,10 +11,10 @@ from repsim.cli.pictures import draw, pictures
 from repsim.errors import UsageError
 
 
-@main.command(short_help="Measure what skips carry against what branches add.")
+@main.command(short_help="Measure the norm of skips against that of branches.")
 @model_options("", " Repeatable.", ("vit_mini", "resnet_mini"), several=True)
 @click.option(
-    "--outlier", type=float, default=5.0, show_default=True, help="Times the median norm that make a token an outlier."
+    "--outlier", type=float, default=5.0, show_default=True, help="Multiple of the median norm that marks an outlier."
 )
 @job_options("residual", images=1000, batch_size=50, of="forward pass")
 def residual(
@@ -26,7 +26,7 @@ def residual(
     transform: tuple[str, ...],
     outlier: float,
 ) -> Path:
-    """What skip connections carry against what branches add (paper, Figures 7, E.1, E.2).
+    """Measure the norm of skip connections against that of branches (paper, Figures 7, E.1, E.2).
 
     Writes residual.csv, residual_outliers.csv (tokens of outlying norm), run.json, residual.png and residual.pdf.
     """

@@ -11,7 +11,7 @@ from repsim.cli.base import LAYERS, Asked, Job, Model, job_options, known_models
 from repsim.cli.pictures import draw, pictures
 
 
-@main.command(short_help="Find which changes of a layer each measure answers to.")
+@main.command(short_help="Measure how each measure responds to changes of a layer.")
 @click.argument("model", type=Model(), metavar="MODEL", default="vit_mini", shell_complete=known_models)
 @weights_options()
 @click.option(
@@ -19,7 +19,7 @@ from repsim.cli.pictures import draw, pictures
     "measures",
     metavar="NAME",
     multiple=True,
-    help="As of `repsim compare`. Repeatable.  [default: all]",
+    help="Measures, as in `repsim compare`. Repeatable.  [default: all]",
 )
 @LAYERS
 @tokens_option("pooled")
@@ -35,7 +35,7 @@ def sensitivity(
     layers: str,
     tokens: str,
 ) -> Path:
-    """What measures of similarity answer to: each layer of a network against itself, changed in known ways.
+    """Measure how measures of similarity respond when each layer of a network is changed in known ways.
 
     Principal components are deleted from the smallest on, half of the images are moved by one vector, and one image is
     moved. Writes sensitivity.csv, run.json, sensitivity.png and sensitivity.pdf.

@@ -32,7 +32,7 @@ from repsim.errors import UsageError
     several=True,
 )
 @click.option(
-    "--matched", is_flag=True, help="Only the same layers, of checkpoints of one architecture: A with each B."
+    "--matched", is_flag=True, help="Compare only the same layers, of checkpoints of one architecture: A with each B."
 )
 @FEATURES
 @LAYERS
@@ -57,9 +57,9 @@ def cka(
     tokens: str,
     repeats: int,
 ) -> Path:
-    """Similarity of all layers of one or two networks by minibatch CKA (paper, Figures 1 and 2).
+    """Measure the similarity of all layers of one or two networks by minibatch CKA (paper, Figures 1 and 2).
 
-    Features take the places that no model has: of B, or, without --model-a, of A and B; then no images are needed.
+    Features take free places: that of B, or, without --model-a, those of A and B; then no images are needed.
     Writes cka.csv, run.json, cka.png and cka.pdf; with --matched (Figures 12, G.1) matched.csv and its pictures. The
     paper's protocol is --layers paper --images 10240 --batch-size 1024 --repeats 20.
     """

@@ -1,4 +1,4 @@
-"""What commands say: messages, progress, rows, and what a record tells of the machine."""
+"""The output of commands: messages, progress, rows, and the command line for the record."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from repsim.errors import UsageError
 
 
 def say(text: str, quiet: bool) -> None:
-    """Say something on standard error; that nobody can hear it changes nothing of the run."""
+    """Print a message on standard error; the run goes on if that is closed."""
     if not quiet:
         with contextlib.suppress(OSError):
             click.echo(text, err=True)
 
 
 MANY = 100_000_000
-"""Of anything that is counted: more images, neighbours or channels than there are anywhere."""
+"""The largest number for counts of images, neighbours or channels."""
 PROCESSES = 256
-"""That decode images; each is a copy of this one."""
+"""The largest number of processes that decode images; each is a copy of this process."""
 PASSES = 10_000
-"""Over images, or draws of some."""
+"""The largest number of passes over images, or of draws."""
 
 
 def check_range(option: str, value: int, least: int, most: int = MANY) -> None:
@@ -41,7 +41,7 @@ def check_range(option: str, value: int, least: int, most: int = MANY) -> None:
 
 @contextlib.contextmanager
 def streams() -> Iterator[None]:
-    """Within it there are streams to write to; what the encoding of one has no letters for is written as `\\u03b1`.
+    """While active, there are streams to write to; letters that their encoding lacks are written as `\\u03b1`.
 
     A closed stream is opened, so that no file that is opened later gets its number: standard error takes all and shows
     nothing, standard output takes nothing.
@@ -64,7 +64,7 @@ def streams() -> Iterator[None]:
 
 
 def of_echo(error: OSError) -> bool:
-    """Whether an error comes from writing to standard output; of standard error `say` lets none through."""
+    """Whether an error comes from writing to standard output; `say` handles errors of standard error."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -73,7 +73,7 @@ def of_echo(error: OSError) -> bool:
 
 @contextlib.contextmanager
 def without(variable: str) -> Iterator[None]:
-    """Within it, a variable of the environment is not set."""
+    """While active, a variable of the environment is not set."""
     before = os.environ.pop(variable, None)
     try:
         yield
@@ -116,5 +116,5 @@ def print_rows_as_json(rows: Sequence[tuple[str, ...]]) -> None:
 
 
 def command_line() -> str:
-    """The command that runs, as it may be typed again."""
+    """The command line of the run, as it may be typed again."""
     return shlex.join(["repsim", *sys.argv[1:]])
