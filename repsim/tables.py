@@ -1,6 +1,6 @@
 """Tables and run records: their columns, and files that appear whole or not at all. No torch.
 
-A column means the same in every table (docs/tables.md). Where there are layers there is their `depth`; the standard
+A column means the same in every table (docs/tables.md). Tables of layers have their `depth`; the standard
 error of a value is `<value>_se`, or `se` in a table of one value.
 
 Names are text. A layer called `0.10`, `NA` or `1e5`, with commas, quotes or line breaks in it, is read from a file as
@@ -111,9 +111,9 @@ SENSITIVITY = ["measure", "model", "layer", "index", "depth", "change", "amount"
 """One row per measure, layer, change and amount."""
 
 NUMBERS = ["key", "models", "label", "value", "low", "high", "df", "seeds", "sd_seeds"]
-"""One row per number that the paper makes a claim about: what it is of (`key`, by which claims find it), of which
-networks (`models`, a JSON list of names), both in words (`label`), its 95 % interval, if there is one, the degrees of
-freedom of that, and, of a ViT that was trained several times, the spread over its training runs."""
+"""One row per number that the paper makes a claim about: its quantity (`key`, by which claims find it), its networks
+(`models`, a JSON list of names), both in words (`label`), its 95 % interval, if there is one, the degrees of freedom of
+the interval, and, for a ViT that was trained several times, the spread over its training runs."""
 
 DATA_SCALE = ["network", "quantity", "layers", "value", "se", "df", "architecture"]
 UNIFORMITY = ["weights", "seed", "vit", "vit_se", "resnet", "resnet_se", "difference", "difference_se"]
@@ -146,7 +146,7 @@ TABLES = {
     "uniformity": UNIFORMITY,
     "training": TRAINING,
 }
-"""Name of a file without `.csv` -> its columns, of which docs/tables.md tells the meaning."""
+"""Name of a file without `.csv` -> its columns; docs/tables.md explains them."""
 TEXT = frozenset(
     [
         *("model", "model_a", "model_b", "layer", "layer_a", "layer_b", "kind_a", "kind_b", "heads"),
@@ -160,7 +160,7 @@ TEXT = frozenset(
 Some hold numbers and words: `token` (`cls` or a position), `shots` (a number or `all`), `heads` (numbers with blanks).
 """
 MISSING = ["", "nan", "NaN"]
-"""How a number that there is none of may stand in a file; repsim writes the first."""
+"""Texts for a missing number in a file; repsim writes the first."""
 
 RECORD = "run.json"
 
@@ -184,14 +184,14 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def why(error: OSError, place: Path) -> str:
-    """What went wrong with a file, in words; of a full disk, which one and how full."""
+    """The error of a file in words; for a full disk, with its place and free space."""
     if error.errno not in FULL:
         return error.strerror or str(error)
     return full(place)
 
 
 def full(place: Path, needed: int = 0) -> str:
-    """That the disk of a place is full, with what is free on it and, if that is known, needed."""
+    """The sentence on a full disk, with its free space and, if known, the space that is needed."""
     wants = f", {needed / 1e6:.1f} MB are needed" if needed else ""
     try:
         free = f"{shutil.disk_usage(next(each for each in (place, *place.parents) if each.exists())).free / 1e6:.1f} MB"
@@ -202,7 +202,7 @@ def full(place: Path, needed: int = 0) -> str:
 
 @functools.cache
 def _writer(process: int) -> str:
-    """A name for what one process writes, which no other process ever had."""
+    """A name for the files of one process, unique among all processes."""
     return uuid4().hex[:12]
 
 
@@ -228,7 +228,7 @@ _ALLOW: ContextVar[Callable[[Path], None] | None] = ContextVar("allow", default=
 
 @contextmanager
 def recording(allow: Callable[[Path], None] | None = None) -> Iterator[set[Path]]:
-    """Within it, every result that is written is added to a set.
+    """While active, every result that is written is added to a set.
 
     Args:
         allow: called with each before it is written; raises where it must not be.
@@ -244,7 +244,7 @@ def recording(allow: Callable[[Path], None] | None = None) -> Iterator[set[Path]
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """`replacing`, for results: an error says what a user can do about it."""
+    """`replacing`, for results: an error advises the user."""
     if (allow := _ALLOW.get()) is not None:
         allow(path)
     try:
@@ -259,7 +259,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def place(part: Path, path: Path) -> None:
-    """Put a file that is whole, on the same disk, where a result is to be; an error says what a user can do."""
+    """Move a whole file on the same disk to the place of a result; an error advises the user."""
     if (allow := _ALLOW.get()) is not None:
         allow(path)
     try:
@@ -273,7 +273,7 @@ def place(part: Path, path: Path) -> None:
 
 
 def save_table(table: pd.DataFrame, path: Path) -> None:
-    """Write a table as CSV; `load_table` reads the same from it, but for digits of numbers after the twelfth."""
+    """Write a table as CSV; `load_table` reads the same table, but for digits of numbers after the twelfth."""
     # The csv module quotes a carriage return only from Python 3.13 on, and unquoted it ends the row.
     names = [column for column in table if column in TEXT]
     returns = any("\r" in str(name) for column in names for name in table[column].unique())
@@ -302,7 +302,7 @@ def _encodes(name: str) -> bool:
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    """What `save_arrays` or numpy wrote, by name; `np.load` mistakes a name that ends in `.npy` for another."""
+    """Read arrays of `save_arrays` or numpy, by name; `np.load` itself drops `.npy` at the end of a name."""
     try:
         with zipfile.ZipFile(regular(path)) as file:
             found = {}
@@ -320,7 +320,7 @@ def save_record(record: dict[str, Any], path: Path) -> None:
 
 
 RECORDED = {"random": bool, "preset": str, "notices": list, "images": dict, "files": list, "versions": dict}
-"""Of what kind that of a record is which is read again."""
+"""Entry of a record that is read again -> its type."""
 
 
 def load_record(path: Path, *needed: str) -> dict[str, Any]:
@@ -328,7 +328,7 @@ def load_record(path: Path, *needed: str) -> dict[str, Any]:
 
     Args:
         path: the JSON file.
-        needed: what must be in it.
+        needed: entries that must be in it.
 
     Raises:
         RepsimError: it cannot be read, or lacks what is needed.
@@ -348,16 +348,16 @@ def load_record(path: Path, *needed: str) -> dict[str, Any]:
 
 
 def save_text(text: str, path: Path) -> None:
-    """Write text in UTF-8 with its line breaks as they are; what UTF-8 has no letters for is written as `\\udcff`."""
+    """Write text in UTF-8 with its line breaks as they are; characters that UTF-8 lacks are written as `\\udcff`."""
     with whole(path) as part:
         part.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def check_own(path: Path, begins: str) -> None:
-    """Nothing is at a path, or a file that begins as repsim's does.
+    """Check that a path is free, or holds a file that begins as repsim's does.
 
     Raises:
-        UsageError: it begins with something else, so it is somebody's own.
+        UsageError: the file begins differently, so it is the user's own.
     """
     if not os.path.lexists(path):
         return
@@ -375,7 +375,7 @@ def load_table(path: str | os.PathLike[str], columns: Sequence[str] = ()) -> pd.
 
     Args:
         path: the CSV file.
-        columns: what must be in it.
+        columns: columns that must be in it.
 
     Raises:
         UsageError: there is no such file.
@@ -416,11 +416,11 @@ KINDS = {
     stat.S_IFSOCK: "a socket",
     stat.S_IFDIR: "a directory",
 }
-"""What else than a regular file may be where one is looked for."""
+"""Kinds of things other than regular files that may be at a path, in words."""
 
 
 def kind(path: str | os.PathLike[str]) -> str | None:
-    """What is there instead of a regular file; None if one is there, or nothing."""
+    """The thing at a path that is no regular file, in words; None: a regular file, or nothing."""
     try:
         return KINDS.get(stat.S_IFMT(os.stat(path).st_mode))
     except (OSError, ValueError):
@@ -428,7 +428,7 @@ def kind(path: str | os.PathLike[str]) -> str | None:
 
 
 def regular(path: Path) -> Path:
-    """The path, unless something else than a regular file is there; whoever opens it finds out that nothing is.
+    """The path, unless something other than a regular file is there; opening it reveals a missing file.
 
     Raises:
         RepsimError: it is a pipe, a device or a directory.

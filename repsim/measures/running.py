@@ -350,7 +350,7 @@ class Together:
 
 
 class Moments(Accumulator):
-    """Mean and standard error over images of values that images have one each of.
+    """Mean and standard error over images, for quantities with one value per image.
 
     Squares are summed about the mean of each batch and joined as Chan, Golub & LeVeque (1979) do, for the difference
     of the plain sums loses all digits where the mean is far larger than the spread:

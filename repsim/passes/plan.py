@@ -1,9 +1,8 @@
-"""How much memory a pass over images takes, and how it fits into what there is.
+"""The memory that a pass over images takes, and fitting the pass into the memory that is free.
 
-A pass is planned before it begins: what its sums take, what its largest batch takes (images, what the networks keep of
-them while they run, what the studies keep of them until the batch is summed), and what its tables take. Where that is
-more than the budget, networks get a batch in pieces; where that is not enough either, the pass is refused, with what
-would fit.
+A pass is planned before it begins. Its memory is that of its sums, of its largest batch (images, activations while the
+networks run, reduced activations until the batch is summed), and of its tables. Where that exceeds the budget, networks
+get a batch in pieces; where pieces are still too large, the pass is refused, and the error names a size that fits.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from repsim.errors import UsageError
 from repsim.networks.memory import free, parse
 
 SHARE = 0.75
-"""Of the memory that is free: the budget where none is given."""
+"""Share of the free memory that is the budget by default."""
 
 
 class _Limit(NamedTuple):
@@ -31,11 +30,11 @@ _limit: ContextVar[_Limit | None] = ContextVar("limit", default=None)
 
 @contextmanager
 def limited(budget: int | str | None = None, say: Callable[[str], None] | None = None) -> Iterator[int]:
-    """Within it, no pass over images is planned to take more than this.
+    """While active, no pass over images is planned to take more memory than the budget.
 
     Args:
-        budget: bytes, or what `parse` takes; None: three quarters of what is free now.
-        say: told before each pass what it takes.
+        budget: bytes, or a text for `parse`; None: three quarters of the memory that is free now.
+        say: gets a sentence on the memory of each pass before it.
     """
     if budget is None:
         budget = int(SHARE * free())
@@ -52,15 +51,15 @@ class Takes:
     """Bytes that a study takes of main memory."""
 
     sums: int = 0
-    """All through the pass."""
+    """Bytes during the whole pass."""
     batch: int = 0
-    """For what is computed of a batch, until it is summed."""
+    """Bytes for the reduced activations of a batch, until it is summed."""
     tables: int = 0
-    """When its tables are made, beside the sums."""
+    """Bytes for making its tables, beside the sums."""
     waiting: int = 0
-    """Beside `batch`, where a network gets the batch in pieces: activations that wait for those of other pieces."""
+    """Bytes beside `batch`, where a network gets the batch in pieces: activations wait until all pieces have passed."""
     less: str = ""
-    """What its user can do to have it take less."""
+    """Advice to the user for taking less memory."""
 
     def __add__(self, other: Takes) -> Takes:
         less = dict.fromkeys(each for each in (self.less, other.less) if each)
@@ -75,11 +74,11 @@ class Takes:
 
 @dataclass(frozen=True)
 class Runs:
-    """What a network takes of main memory for each image of a batch."""
+    """Main memory that a network takes for each image of a batch."""
 
     name: str
     image: int
-    """Bytes of an image as it goes in."""
+    """Bytes of an image as the network takes it."""
     peak: int
     """Bytes that are alive at once while it runs."""
     whole: bool = False
@@ -94,7 +93,7 @@ class Plan:
     batch: int
     """Bytes of the largest batch: images, networks and studies."""
     at_once: dict[str, int]
-    """Network -> images at a time, where that is fewer than a batch."""
+    """Network -> images at a time, where they are fewer than a batch."""
 
     @property
     def total(self) -> int:
@@ -102,27 +101,27 @@ class Plan:
 
 
 BESIDE = 1.25
-"""What operations take for themselves while they run, as a share of the tensors that are alive."""
+"""Memory of operations themselves while they run, as a share of the tensors that are alive."""
 AHEAD = 3
 """Batches of images in memory: the one computed, the one loaded ahead, and the one that its pieces are joined into."""
 
 
 def plan(takes: Callable[[int], Takes], networks: Sequence[Runs], batch_size: int) -> Plan:
-    """How a pass that is about to begin fits into the budget; see `fits`. Who listens is told."""
+    """Plan a pass that is about to begin, see `fits`, and give the sentence on it to the listener."""
     found = fits(takes, networks, batch_size)
     tell(f"memory: {_words(found)}; {size_in_words(_current().budget)} may be taken")
     return found
 
 
 def fits(takes: Callable[[int], Takes], networks: Sequence[Runs], batch_size: int) -> Plan:
-    """How a pass fits into the budget: with whole batches, or with networks that get them in pieces.
+    """Fit a pass into the budget: with whole batches, or with networks that get batches in pieces.
 
     Args:
-        takes: what the studies take with batches of so many images.
-        networks: each of those that compute in main memory.
+        takes: memory of the studies, given the images per batch.
+        networks: memory of each network that computes in main memory.
 
     Raises:
-        UsageError: it does not fit; the message says what would.
+        UsageError: it does not fit; the message names a size that fits.
     """
     budget = _current().budget
     found = _fitting(takes, networks, batch_size, budget)
@@ -132,14 +131,14 @@ def fits(takes: Callable[[int], Takes], networks: Sequence[Runs], batch_size: in
 
 
 def tell(text: str) -> None:
-    """Tell who listens what a pass takes."""
+    """Give the sentence on the memory of a pass to the listener."""
     if (say := _current().say) is not None:
         say(text)
 
 
 @contextmanager
 def unsaid() -> Iterator[None]:
-    """Within it, nobody is told what passes take, which was said of all of them before."""
+    """While active, the memory of passes is not announced, because a plan has announced all of them."""
     token = _limit.set(_current()._replace(say=None))
     try:
         yield

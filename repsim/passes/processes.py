@@ -16,7 +16,7 @@ from repsim.images.image_set import Share
 from repsim.passes.ranks import local_rank, rank, world_size
 
 LONGEST_WAIT = timedelta(hours=24)
-"""For the slowest process; a dead one ends the others through torchrun, not through this."""
+"""Time to wait for the slowest process; torchrun ends all processes when one has died."""
 
 
 def join() -> None:
@@ -32,7 +32,7 @@ def join() -> None:
 
 
 def leave() -> None:
-    """Wait for all, and part."""
+    """Wait for all processes, and leave the group."""
     if dist.is_available() and dist.is_initialized():
         wait()
         dist.destroy_process_group()
@@ -40,7 +40,7 @@ def leave() -> None:
 
 @contextmanager
 def _together() -> Iterator[None]:
-    """Within it, processes exchange something, which fails where one of them has ended."""
+    """While active, processes exchange values, which fails where one of them has ended."""
     try:
         yield
     except RuntimeError as error:
@@ -78,7 +78,7 @@ def gathered(value: Any) -> list[Any]:
 
 
 def agreed(value: Any) -> Any:
-    """What the first process says, on all of them."""
+    """The value of the first process, on all of them."""
     if share() is None:
         return value
     said = [value]
@@ -88,7 +88,7 @@ def agreed(value: Any) -> Any:
 
 
 def reduced(value: Any, join: Callable[[Any, Any], Any], device: torch.device) -> Any:
-    """The values of all processes joined, in order, on all of them; what was on a GPU is on this device there.
+    """The values of all processes joined, in order, on all of them; tensors of a GPU come to this device.
 
     The first process takes one after the other, so that no more than two are in memory at once.
     """
@@ -119,7 +119,7 @@ def _unpacked(packed: bytes, device: torch.device) -> Any:
 
 
 def told(value: Any, source: int, device: torch.device) -> Any:
-    """The value of one process, on all of them; what was on a GPU is on this device there."""
+    """The value of one process, on all of them; tensors of a GPU come to this device."""
     said = [_packed(value) if dist.get_rank() == source else b""]
     with _together():
         dist.broadcast_object_list(said, src=source, device=torch.device("cpu"))
@@ -127,6 +127,6 @@ def told(value: Any, source: int, device: torch.device) -> Any:
 
 
 def wait() -> None:
-    """Until all processes are here."""
+    """Wait until all processes are here."""
     with _together():
         dist.barrier()

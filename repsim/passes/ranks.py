@@ -1,4 +1,4 @@
-"""Which of how many processes this one is, as `torchrun` says it in the environment. No torch."""
+"""The number of this process and the number of processes, from `torchrun`'s environment variables. No torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from repsim.errors import UsageError
 
 
 def world_size() -> int:
-    """How many processes share the run."""
+    """The number of processes that share the run."""
     return _place()[1]
 
 

@@ -1,10 +1,10 @@
-"""Sums saved every so often, so that a run that was stopped goes on where it was.
+"""Sums saved at intervals, so that a stopped run can go on from its last save.
 
-A folder, `.repsim-resume` in the output directory, holds what the sums belong to (`about.json`) and, for every pass of
+A folder, `.repsim-resume` in the output directory, holds the run's settings (`about.json`) and, for every pass of
 the run and each of its processes, the sums after the last batch saved (`pass-0-of-1-0.pt`). Each of these files is
-written whole or not at all, and each file of sums ends with a checksum and with the run that it is of. Rows of features
-that are being extracted lie beside them. Nothing is removed but what has these names in this folder, and unfinished
-files under the names of processes that `about.json` lists.
+written whole or not at all, and each file of sums ends with a checksum and with the id of its run. Rows of features
+that are being extracted lie beside them. Only files of these names in this folder are removed, and unfinished files
+under the names of processes that `about.json` lists.
 """
 
 from __future__ import annotations
@@ -36,33 +36,33 @@ ABOUT = "about.json"
 MADE_BY = "repsim"
 SUMS = re.compile(r"pass-\d+-of-\d+-\d+\.pt")
 ROWS = re.compile(r"rows-(\d+\.(filling|whole|moving)|placed)")
-"""What else a run may keep here that its sums belong to, and that goes with them: features under way."""
+"""Further files of a run here, which are removed with its sums: features under way."""
 PART = re.compile(r"\.repsim-[0-9a-f]{12}-.*\.part.*")
 WORTH = 50e6 / 60
-"""Bytes for each second of work that they save: the sums of a short pass that are larger are rather made again."""
+"""The most bytes of sums for each second of work; larger sums of a short pass are made again instead of saved."""
 STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name))
-"""As Ctrl-C, schedulers, closed terminals and Ctrl-\\ send them."""
+"""Signals of Ctrl-C, schedulers, closed terminals and Ctrl-\\."""
 ONE_STOP = 2
-"""Seconds within which signals are one: `timeout` and `torchrun` send theirs to a process and to its group."""
+"""Seconds within which signals count as one: `timeout` and `torchrun` signal a process and its group."""
 
 
 class Resume:
-    """Where a run saves its sums, and finds those of the run it goes on from.
+    """The folder where a run saves its sums, and finds the sums of the run that it continues.
 
     Args:
-        folder: made if it is not there.
-        about: what the sums belong to, by what it is called in messages; anything JSON can hold.
+        folder: made if it is missing.
+        about: settings that the sums depend on, by their names in messages; any JSON values.
         every: seconds between two saves.
-        fresh: forget what is there.
-        settings: the digest that tells the run apart from others whose results may lie beside its own.
-        files: what the run will write beside the folder: names of files and folders.
-        allow: called before anything is written, with what an unfinished run before this one was to write; it raises
-            where files lie that neither may replace.
-        say: told once if the sums cannot be saved; None: a warning.
+        fresh: remove the sums of an earlier run.
+        settings: the digest that tells the run apart from runs whose results may lie beside its own.
+        files: names of files and folders that the run will write beside the folder.
+        allow: called before anything is written, with the files that an unfinished earlier run was to write; it raises
+        where files lie that neither run may replace.
+        say: gets a sentence, once, if the sums cannot be saved; None: a warning.
 
     Raises:
-        UsageError: what is there belongs to something else, or another run is at it.
-        RepsimError: what is there cannot be read.
+        UsageError: the sums in the folder have other settings, or a different run is using the folder.
+        RepsimError: the sums in the folder cannot be read.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Resume:
         self._name = "1-0" if share is None else f"{share.of}-{share.rank}"
         self._lock: FileLock | None = None
         self._about: dict[str, Any] | None = None
-        """What `about.json` says, once it is this run's."""
+        """The content of `about.json`, once it is this run's."""
         if share is None or share.rank == 0:
             self._made = [each for each in (self.folder, *self.folder.parents) if not each.exists()]
             try:
@@ -137,7 +137,7 @@ class Resume:
             ) from None
 
     def _check(self, about: dict[str, Any], fresh: bool) -> dict[str, Any]:
-        """What is known of the run before this one: `run`, the id with which this one goes on, `writers`, `files`."""
+        """Entries on the earlier run: `run`, the id with which this run goes on, `writers`, `files`."""
         names = [path.name for path in self.folder.iterdir()]
         sums = any(map(SUMS.fullmatch, names))
         unknown: dict[str, Any] = {"run": "", "writers": [], "files": []}
@@ -158,7 +158,7 @@ class Resume:
         try:
             before = read_about(self.folder)
         except RepsimError:
-            if fresh:  # what it was to write, its sums say too
+            if fresh:  # the files that it was to write are known from its sums too
                 files = {name for each in names if SUMS.fullmatch(each) for name in sealed.beside(self.folder / each)}
                 return unknown | {"files": sorted(files)}
             raise
@@ -177,17 +177,17 @@ class Resume:
     def begin(
         self, summing: Sequence[Any], once_more: Callable[[], Any] | None = None, rounding: float = 1e-4
     ) -> Counts:
-        """Begin the next pass of the run: with the sums that were saved of it, if some were.
+        """Begin the next pass of the run, with its saved sums if there are some.
 
         Args:
-            summing: what is filled, as it is before the first batch.
-            once_more: computes the first batch of the pass again and returns what `after` got of it, for both to be
-                compared with what they were then; None if there is no batch.
+            summing: the sums to fill, before the first batch.
+            once_more: computes the first batch of the pass again and returns the value that `after` got; both are
+            compared with the saved ones; None if there is no batch.
             rounding: the share by which they may differ; see `sealed.alike`.
 
         Raises:
-            UsageError: the first batch gives something else now.
-            RepsimError: the sums that were saved cannot be read.
+            UsageError: the first batch gives different values now.
+            RepsimError: the saved sums cannot be read.
         """
         self._pass, self.done, self._first = self._pass + 1, False, None
         if not self._file.exists():
@@ -223,10 +223,10 @@ class Resume:
         return saved
 
     def after(self, batch: Batch, summing: Sequence[Any], counts: Counts, gave: Any = None) -> None:
-        """After a batch: save if it is time to, and stop if that was asked for.
+        """After a batch: save if it is time, and stop if a signal asked for it.
 
         Args:
-            gave: what was computed of the batch.
+            gave: the values that were computed from the batch.
         """
         if counts.batches == 1:
             self._first = sealed.fingerprint([of.sums for of in summing], gave)
@@ -253,11 +253,11 @@ class Resume:
 
     @property
     def _mark(self) -> dict[str, Any]:
-        """What a file of sums is, in its own last line."""
+        """The description of a file of sums in its own last line."""
         return {"run": self._run, "pass": self._pass, "process": self._name}
 
     def _save(self, summing: Sequence[Any], counts: Counts, *, done: bool) -> bool:
-        """Save, or say that it was not possible: a run does not end for that."""
+        """Save, or say that it was not possible, which does not end a run."""
         sums = [of.sums for of in summing]
         saved = {"sums": sums, "counts": counts, "done": done, "first": self._first}
         try:
@@ -280,7 +280,7 @@ class Resume:
             self._complain(error, 0)
 
     def _complain(self, error: Exception, needed: int) -> None:
-        """Say once what keeps the sums from being saved."""
+        """Say once why the sums cannot be saved."""
         if self._complained:
             return
         self._complained = True
@@ -293,7 +293,7 @@ class Resume:
         )
 
     def release(self) -> None:
-        """Let others write here, whether the run is over or not; what is empty of what this run made goes."""
+        """Let further runs write here, whether this run is over or not; its empty files and folders are removed."""
         if self._lock is None:
             return
         with suppress(OSError):
@@ -314,14 +314,14 @@ class Resume:
             self.release()
 
     def _forget(self) -> None:
-        """Remove the sums, and last of all what they belong to: a run that is killed meanwhile leaves no riddle."""
+        """Remove the sums, and their settings last, so that a run killed meanwhile leaves no sums without settings."""
         names = sorted(path.name for path in self.folder.iterdir())
         for name in [name for name in names if any(kind.fullmatch(name) for kind in (SUMS, ROWS, PART))]:
             (self.folder / name).unlink(missing_ok=True)
         (self.folder / ABOUT).unlink(missing_ok=True)
 
     def _clear(self, writers: Collection[str]) -> None:
-        """Remove what processes of a run that was killed left unfinished."""
+        """Remove unfinished files of the processes of a run that was killed."""
         for path in self.folder.glob(".repsim-*.part*"):
             if PART.fullmatch(path.name) and path.is_file():
                 path.unlink(missing_ok=True)
@@ -333,7 +333,7 @@ class Resume:
 
     @contextmanager
     def stoppable(self) -> Iterator[None]:
-        """Within it, `STOPS`, unless ignored (nohup), stop after the batch; one that comes later stops at once."""
+        """While active, `STOPS`, unless ignored (nohup), stop after the batch; a second signal stops at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -360,7 +360,7 @@ class Resume:
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """What `about.json` says of the sums beside it.
+    """Read `about.json`, which describes the sums beside it.
 
     Raises:
         RepsimError: it cannot be read, or repsim did not write it.
@@ -396,7 +396,7 @@ def locked(folder: Path) -> FileLock:
     """The lock of a folder.
 
     Raises:
-        Timeout: another run has it.
+        Timeout: a different run holds it.
     """
     while True:
         file = lock_of(folder)

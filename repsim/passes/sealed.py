@@ -21,7 +21,7 @@ CHUNK = 2**20
 
 
 def save(value: Any, file: Path, mark: dict[str, Any], beside: Sequence[str] = ()) -> None:
-    """Save a value, with what it is (`mark`), the names of files that lie beside it, and a checksum of all."""
+    """Save a value, with its description (`mark`), the names of files that lie beside it, and a checksum of all."""
     try:
         with file.open("wb") as opened:
             torch.save(value, opened)
@@ -34,10 +34,10 @@ def save(value: Any, file: Path, mark: dict[str, Any], beside: Sequence[str] = (
 
 
 def load(file: Path, mark: dict[str, Any]) -> Any:
-    """What was saved, if not a bit of it has changed and it is what it should be.
+    """Load a saved value, if no bit of it has changed and its description is the expected one.
 
     Raises:
-        ValueError: what is wrong, in words.
+        ValueError: the value is damaged, or another one; the message says which.
     """
     said = _said(file)
     if said != {**mark, "beside": said["beside"]}:
@@ -54,7 +54,7 @@ def beside(file: Path) -> list[str]:
 
 
 def _said(file: Path) -> dict[str, Any]:
-    """What a file says of itself, if not a bit of it has changed."""
+    """The description at the end of a file, if no bit of the file has changed."""
     size, fixed = file.stat().st_size, 8 + len(MAGIC)
     if not size:
         raise ValueError("it is empty")
@@ -78,7 +78,7 @@ def _said(file: Path) -> dict[str, Any]:
 
 
 def _checksum(file: Path, size: int, said: dict[str, Any]) -> str:
-    """SHA-256 of the first bytes of a file, and of what it says of itself."""
+    """SHA-256 of the first bytes of a file, and of its description."""
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     with file.open("rb") as opened:
         while size > 0 and (piece := opened.read(min(CHUNK, size))):
@@ -93,20 +93,20 @@ def size(value: Any) -> int:
 
 
 def fingerprint(*values: Any) -> list[Any]:
-    """A few numbers of each tensor, and all else, by which two computations of the same values are compared.
+    """A few numbers for each tensor, and every other value, by which two computations of the same values are compared.
 
-    Of a tensor: its shape, its type, its norm, its products with two fixed vectors of normal variates, and how many
-    values are NaN. A change of all of its values by a share d moves the products by about d times the norm.
+    A tensor has its shape, its type, its norm, its products with two fixed vectors of normal variates, and its number
+    of NaN values. A change of all of its values by a share d moves the products by about d times the norm.
     """
     return [_of_tensor(leaf) if isinstance(leaf, Tensor) else leaf for leaf in _leaves(values)]
 
 
 def alike(one: Sequence[Any], other: Sequence[Any], rounding: float) -> bool:
-    """Whether two fingerprints are of the same computation, up to what another order of its additions changes.
+    """Whether two fingerprints are of the same computation, up to the rounding of additions in another order.
 
     Numbers may differ by this share of their tensor's norm, and counts by 1e-2, since a value at the border of a bin
-    may fall into the next. Sums of all layers in one tensor hide a small layer behind large ones: what each layer gave
-    must have a tensor of its own.
+    may fall into the next. Sums of all layers in one tensor hide a small layer behind large ones, so each layer must
+    have a tensor of its own.
     """
     return len(one) == len(other) and all(_alike(a, b, rounding) for a, b in zip(one, other))
 

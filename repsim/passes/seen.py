@@ -1,4 +1,4 @@
-"""What a study sees of a network in one batch."""
+"""`Seen`: the values that a study keeps from the activations of a network in one batch."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from repsim.networks.tracing import is_own, unobserved
 
 
 class Seen(dict[Any, Any]):
-    """Names -> what is kept of a batch, in the order in which it was seen.
+    """Names -> values that are kept from a batch, in the order in which they were computed.
 
-    The sweep makes one for each network of a study and empties it before each batch. A study says in `Study.watch`
-    what is to be kept, by entering one or more of the contexts below, each of which calls a function of the study's
-    with what it is about, and keeps what that returns. Such a function must not keep or change the tensors that it
-    gets: the network may write into them in place. It need not know that other studies look at the same network, that
-    others call the same modules, or that a batch goes through the network in pieces where memory is small.
+    The sweep makes one for each network of a study and empties it before each batch. In `Study.watch` a study enters
+    one or more of the contexts below. Each calls a function of the study and keeps the value that this returns. The
+    function must not keep or change the tensors that it gets: the network may write into them in place. It need not
+    take account of further studies of the same network, of modules that several networks call, or of batches that go
+    through the network in pieces where memory is small.
 
     >>> import repsim as rs
     >>> from repsim.networks.tracing import passing  # a sweep does this

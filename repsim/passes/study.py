@@ -1,4 +1,4 @@
-"""The contract of a study, and a check of it that anybody can call on a study of theirs."""
+"""The contract of a study, and a check of it that can be called on every study."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ if TYPE_CHECKING:
 
 
 class Summing:
-    """What is filled batch by batch."""
+    """Sums that are filled batch by batch."""
 
     sums: Sums
-    """Everything that is kept of the batches: accumulators, in dictionaries, lists or tuples. A sweep may put other
-    sums of the same kind in their place: those of an earlier run, or of several processes."""
+    """Everything that is kept from the batches: accumulators, in dictionaries, lists or tuples. A sweep may replace
+    them by sums of the same kind: those of an earlier run, or of several processes."""
 
     def takes(self, size: int, batches: int) -> Takes:
-        """What is taken of main memory with so many batches of so many images; nothing, unless a study says so."""
+        """Main memory that it takes, given the images per batch and the number of batches; none, unless it says so."""
         return Takes()
 
 
 class Study(Summing, ABC):
-    """What is to be seen of networks while images pass, and the table that it gives.
+    """A computation on the activations of networks while images pass, and its table.
 
-    A study reduces activations inside the hooks of a forward pass, sums what is left of them batch by batch, and turns
-    the sums into a table. It keeps nothing of the batches but `sums`. `check_study` tests what it must hold to.
+    A study reduces activations inside the hooks of a forward pass, sums the reduced values batch by batch, and turns
+    the sums into a table. It keeps nothing from the batches but `sums`. `check_study` tests this contract.
 
     >>> import repsim as rs
     >>> class MeanOfLast(rs.Study):
@@ -60,7 +60,7 @@ class Study(Summing, ABC):
     """
 
     networks: Sequence[Network]
-    """What it looks at."""
+    """The networks that it uses."""
 
     @abstractmethod
     def watch(self, index: int, network: Network, seen: Seen) -> AbstractContextManager[None]:
@@ -68,32 +68,32 @@ class Study(Summing, ABC):
 
     @abstractmethod
     def update(self, seen: Sequence[Seen], batch: Batch) -> None:
-        """Add one batch to the sums, from what was seen in each of its networks."""
+        """Add one batch to the sums, from the values that were kept for each of its networks."""
 
     def result(self, counts: Counts) -> Result:
-        """What the sums give, with a record that need not say more than the protocol."""
+        """Make the result from the sums, with a record that needs only the protocol."""
         raise NotImplementedError(f"{type(self).__name__} gives no result of its own")
 
 
 def check_study(
     study: Study, images: ImageSet, *, batch_size: int = 16, rtol: float = 1e-5, atol: float = 1e-6
 ) -> Result:
-    """Test that a study finds the same in whatever way the batches come to it.
+    """Test that a study gives the same result for every way in which batches can come to it.
 
-    What it finds alone, it is to find a second time; beside other studies of the same networks; where a batch goes
-    through its networks in pieces; from sums that were saved half-way; and from the sums of two processes.
+    The result of the study alone must come out a second time; beside further studies of the same networks; where a
+    batch goes through its networks in pieces; from sums that were saved half-way; and from the sums of two processes.
 
     Args:
-        study: as it is before the first batch; only copies of it are run.
+        study: the study before its first batch; only copies of it are run.
         images: at least two batches of them.
         batch_size: images per batch.
-        rtol, atol: by how much numbers may differ where they are computed in another order.
+        rtol, atol: tolerances of numbers that are computed in another order.
 
     Returns:
-        What it finds alone.
+        The result of the study alone.
 
     Raises:
-        AssertionError: it finds something else in one of these ways; the message says in which, and where.
+        AssertionError: one of these ways gives a different result; the message names the way and the place.
 
     >>> import repsim as rs
     >>> from repsim.studies.residual import ResidualNorms
@@ -178,7 +178,7 @@ def _each(study: Study, images: ImageSet, size: int, counts: Counts, share: Shar
 
 
 class _Bystander(Study):
-    """A study that computes inside its hooks what networks compute too: sums, products, softmax."""
+    """A study that uses operations of networks inside its hooks: sums, products, softmax."""
 
     def __init__(self, networks: Sequence[Network]) -> None:
         self.networks = networks

@@ -35,7 +35,7 @@ Progress = Callable[..., Iterable[Batch]]
 
 
 class Passing(TypedDict, total=False):
-    """How images are passed through networks; every study takes these."""
+    """Options of a pass of images through networks; every study takes these."""
 
     progress: Progress | None
     """Wraps the iterator of batches, as `tqdm` does; called with `total`."""
@@ -44,21 +44,21 @@ class Passing(TypedDict, total=False):
     skip_broken: bool
     """Go on without images that cannot be read, and count them."""
     resume: Resume | None
-    """Saves the sums every so often, and has those of the run that this one goes on from."""
+    """Saves the sums at intervals, and holds the sums of the run that this run continues."""
 
 
 ROUNDING: dict[Precision, float] = {"fp32": 1e-4, "tf32": 2e-3, "bf16": 1e-2}
-"""Share by which two computations of one batch may differ for another order of additions alone, in each precision."""
+"""Precision -> the share by which two computations of one batch may differ through the order of additions alone."""
 
 
 def check_batch_size(batch_size: int) -> None:
-    """Raise `UsageError` for batches that are too small for what is computed of them."""
+    """Raise `UsageError` for batches that are too small for the computation."""
     if batch_size < FEWEST:
         raise UsageError(f"a batch needs at least {FEWEST} images, got batch_size={batch_size}")
 
 
 def networks_of(studies: Sequence[Study]) -> list[Network]:
-    """All that they look at, each once."""
+    """Every network that these studies use, without duplicates."""
     return list({id(network): network for study in studies for network in study.networks}.values())
 
 
@@ -70,11 +70,11 @@ def sweep(
     short: bool = False,
     **how: Unpack[Passing],
 ) -> Counts:
-    """Run every network once on every batch, however many studies look at it, and hand each what it asked for.
+    """Run every network once on every batch, for any number of studies, and give each study the layers it asked for.
 
     Args:
         images: the same images, in the same order, for all networks.
-        studies: what is computed; two that share a network share its forward passes.
+        studies: the studies to run; studies that share a network share its forward passes.
         batch_size: images per batch; a last short batch is dropped, unless `short`.
         how: see `Passing`.
 
@@ -88,7 +88,7 @@ def sweep(
 
 @contextmanager
 def watching(studies: Sequence[Study]) -> Iterator[Callable[[Batch], list[list[Seen]]]]:
-    """While active, the function that it yields runs all networks on a batch, and adds what was seen to the studies."""
+    """While active, the function that it yields runs all networks on a batch, and updates the studies."""
     networks = networks_of(studies)
     with ExitStack() as stack:
         # Not inference_mode, in which tensors do not count the changes made to them.
@@ -125,18 +125,18 @@ def over_batches(
     gradients: bool = False,
     resume: Resume | None = None,
 ) -> Counts:
-    """Do something with every batch for networks, all of one size unless `short`.
+    """Call a function on every batch for networks; all batches have one size unless `short`.
 
-    Of several processes (`torchrun`) each does its share of the batches, and all have the sums over all of them
-    afterwards.
+    With several processes (`torchrun`) each process does its share of the batches, and all have the sums over all
+    batches afterwards.
 
     Args:
-        each: what is done; it adds the batch to the sums of `summing`, and returns what it computed of the batch, by
-            which `resume` knows the computation again.
+        each: the function; it adds the batch to the sums of `summing`, and returns the values that it computed, by
+            which `resume` recognises the computation.
         progress: wraps the iterator of batches, as `tqdm` does; called with `total`.
         workers, skip_broken, short: see `ImageSet.batches`.
-        gradients: whether what the networks compute is kept for a backward pass.
-        resume: saves the sums every so often, and has those of the run that it goes on from.
+        gradients: whether activations are kept for a backward pass.
+        resume: saves the sums at intervals, and holds the sums of the run that this run continues.
 
     Returns:
         How many images were used, dropped and broken.
@@ -166,7 +166,7 @@ def over_batches(
 
 @dataclass(frozen=True)
 class Reading:
-    """How the batches of a pass are read."""
+    """Options of reading the batches of a pass."""
 
     images: ImageSet
     networks: Sequence[Network]
@@ -177,7 +177,7 @@ class Reading:
     short: bool
     share: Share | None
     positions: Tensor | None
-    """Of the images in the set that was asked for, where broken ones were taken out of it."""
+    """Numbers of the images in the original set, where broken images were taken out of it."""
 
     def batches(self, counts: Counts, *, here: bool = False) -> Generator[Batch, None, None]:
         """This process's batches from where the counts end; `here`: they are decoded in this process."""
@@ -202,10 +202,10 @@ class Reading:
 
 
 def inputs_of(images: ImageSet, networks: Sequence[Network], batch_size: int, **how: Any) -> Iterator[Batch]:
-    """Batches of images with what each network takes of them: pixels after its transform, or of features rows.
+    """Batches of images with the input of each network: pixels after its transform, or rows of features.
 
     Args:
-        images, networks, batch_size: of a pass.
+        images, networks, batch_size: arguments of the pass.
         how: see `ImageSet.batches`.
     """
     rows = {
@@ -221,12 +221,12 @@ def inputs_of(images: ImageSet, networks: Sequence[Network], batch_size: int, **
 
 
 def _looks(networks: Sequence[Network]) -> bool:
-    """Whether some network looks at the images themselves."""
+    """Whether some network takes the images themselves."""
     return not all(isinstance(network, FeatureNetwork) for network in networks)
 
 
 def _readable(images: ImageSet, workers: int | None, share: Share) -> tuple[ImageSet, Tensor, list[str]]:
-    """Those images that can be read, their positions, and the others' names: what all processes found."""
+    """The images that can be read, their positions, and the names of broken images, over all processes."""
     parts = processes.gathered(images.unreadable(workers, share))
     unreadable = dict(sorted(pair for part in parts for pair in part.items()))
     good = np.setdiff1d(np.arange(len(images)), list(unreadable))
@@ -234,7 +234,7 @@ def _readable(images: ImageSet, workers: int | None, share: Share) -> tuple[Imag
 
 
 def _begun(resume: Resume, reading: Reading, each: Callable[[Batch], Any], summing: Sequence[Summing]) -> Counts:
-    """Begin a pass with the sums that were saved of it, if the first batch gives now what it gave then."""
+    """Begin a pass with its saved sums, if the first batch gives the same values as then."""
 
     def first_again() -> Any:
         with contextlib.closing(reading.batches(Counts(at_once=dict(reading.at_once)), here=True)) as batches:
@@ -253,7 +253,7 @@ def _run(
     progress: Progress | None,
     resume: Resume | None,
 ) -> None:
-    """Add this process's batches to the sums, and save these every so often."""
+    """Add this process's batches to the sums, and save these at intervals."""
     batches = reading.batches(counts)
     for batch in batches if progress is None else progress(batches, total=reading.total):
         try:
@@ -268,14 +268,14 @@ def _run(
 
 
 def _joined(summing: Sequence[Summing], counts: Counts, device: torch.device) -> Counts:
-    """Put the sums over all processes in the place of each one's own."""
+    """Replace the sums of each process by the sums over all processes."""
     for of in summing:
         of.sums = processes.reduced(of.sums, merged, device)
     return processes.reduced(counts, Counts.merge, device)
 
 
 def _as_who_finished(resume: Resume, summing: Sequence[Summing], counts: Counts, device: torch.device) -> Counts:
-    """All processes take the sums of a pass that one of them has saved whole; they may be killed before others have."""
+    """Give all processes the whole sums of a pass that one of them has saved; a kill can come before all have saved."""
     finished = processes.gathered(resume.done)
     if any(finished) and not all(finished):
         *sums, counts = processes.told([*(of.sums for of in summing), counts], finished.index(True), device)
@@ -291,7 +291,7 @@ def _rounding(network: Network) -> float:
 
 
 def _gpu(networks: Sequence[Network]) -> torch.device | None:
-    """The CUDA device that they all are on, to which images are copied ahead; None if there is none."""
+    """The CUDA device of all networks, to which images are copied ahead; None if there is no such device."""
     devices = {network.device for network in networks}
     (device, *others) = devices
     return device if device.type == "cuda" and not others else None
@@ -300,10 +300,10 @@ def _gpu(networks: Sequence[Network]) -> torch.device | None:
 def planned(
     images: ImageSet, networks: Sequence[Network], summing: Sequence[Summing], size: int, gradients: bool
 ) -> dict[str, int]:
-    """How many images of a batch go through a network at once, where memory is too small for all of them.
+    """Plan the pass: the number of images that go through a network at once, where memory is too small for a batch.
 
     Raises:
-        UsageError: it is too small in any case.
+        UsageError: memory is too small for any number.
     """
     return plan(*runs_of(images, networks, summing, gradients), size).at_once
 
@@ -311,7 +311,7 @@ def planned(
 def runs_of(
     images: ImageSet, networks: Sequence[Network], summing: Sequence[Summing], gradients: bool
 ) -> tuple[Callable[[int], Takes], list[Runs]]:
-    """What a pass takes of main memory: its sums with batches of so many images, and its networks for each of them."""
+    """Main memory of a pass: of its sums, given the images per batch, and of its networks for each image."""
     on_cpu = [network for network in networks if network.device.type == "cpu"]
     runs = [_runs(network, gradients) for network in on_cpu]
 
@@ -326,7 +326,7 @@ def runs_of(
 
 
 def _runs(network: Network, gradients: bool) -> Runs:
-    """What a network takes of main memory for each image."""
+    """Main memory that a network takes for each image."""
     if isinstance(network, FeatureNetwork):
         return Runs(network.name, image=network.dtype.itemsize, peak=network.bytes_of_rows)
     return Runs(
@@ -338,10 +338,10 @@ def _runs(network: Network, gradients: bool) -> Runs:
 
 
 def forward(network: Network, inputs: Tensor, batch: Batch, seen: Iterable[Seen] = ()) -> Any:
-    """Run a network on a batch, mostly for what is seen of it; an error of its own names both.
+    """Run a network on a batch, so that studies see its activations; an error names the network and the batch.
 
-    Where the batch does not fit into the memory of the network's device, it goes through in pieces, and so do those
-    after it.
+    Where the batch does not fit into the memory of the network's device, it goes through in pieces, and so do later
+    batches.
     """
     inputs = inputs.to(network.dtype)
     size = min(batch.at_once.get(network.name, len(inputs)), len(inputs))
@@ -385,7 +385,7 @@ def require_finite(values: Sequence[Tensor], named: Sequence[tuple[str, str]], b
 
 
 def out_of_memory(what: str, device: torch.device, batch: Batch, error: str) -> RepsimError:
-    """What did not fit where, with the sizes."""
+    """The error for memory that ran out, with the sizes."""
     sizes = ", ".join(str(tuple(inputs.shape)) for inputs in batch.inputs.values())
     room = ""
     if device.type == "cuda":
