@@ -45,17 +45,17 @@ class Groups:
                 raise one_of("kind of groups", groups, ["class"])
             if source.labels is None:
                 raise UsageError(f"groups are to be classes, and the images of {data} have none")
-            labels, of = np.asarray(source.labels), "class"
+            labels, origin = np.asarray(source.labels), "class"
             if beside := int((labels < 0).sum()):
                 raise UsageError(f"groups are to be classes, and {beside} images of {data} lie beside the classes")
         else:
-            labels, of = np.asarray(groups), "given"
+            labels, origin = np.asarray(groups), "given"
             if labels.shape != (len(source),):
                 raise UsageError(
                     f"groups must be one label for each of the {len(source)} images of {data}, got shape {labels.shape}"
                 )
         names, of_images = np.unique(labels, return_inverse=True)
-        return Groups(of, of_images, np.full(len(names), -1))
+        return Groups(origin, of_images, np.full(len(names), -1))
 
     def dealt(self, chosen: np.ndarray) -> Groups:
         """Dealt anew, for these images: as evenly as whole groups can be, the largest first.
@@ -85,9 +85,9 @@ class Groups:
         in which they come first.
         """
         groups = self.of_images[chosen]
-        present, first, of, sizes = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
-        begins = (first.argsort().argsort() / len(present))[of]
-        return chosen[np.lexsort([begins, (_numbered(groups) + begins) / sizes[of]])]
+        present, first, members, sizes = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
+        begins = (first.argsort().argsort() / len(present))[members]
+        return chosen[np.lexsort([begins, (_numbered(groups) + begins) / sizes[members]])]
 
     def at(self, images: np.ndarray) -> Tensor:
         """The group of the jackknife of images, by their numbers in the data."""
@@ -117,7 +117,7 @@ class Groups:
 def _numbered(groups: np.ndarray) -> np.ndarray:
     """The how-manieth of its group each is, from 0, in the order given."""
     order = groups.argsort(kind="stable")
-    of = groups[order]
+    numbers = groups[order]
     number = np.empty(len(groups), dtype=np.int64)
-    number[order] = np.arange(len(groups)) - np.searchsorted(of, of)
+    number[order] = np.arange(len(groups)) - np.searchsorted(numbers, numbers)
     return number

@@ -95,7 +95,7 @@ class Counts:
         added = {name: getattr(self, name) + getattr(other, name) for name in ("used", "dropped", "broken", "batches")}
         largest = {name: max(getattr(self, name), getattr(other, name)) for name in ("batch_size", "passed")}
         least = {
-            name: min(of.at_once[name] for of in (self, other) if name in of.at_once)
+            name: min(counts.at_once[name] for counts in (self, other) if name in counts.at_once)
             for name in {**self.at_once, **other.at_once}
         }
         return Counts(**added, **largest, at_once=least)
@@ -171,13 +171,13 @@ class ImageSet:
     @classmethod
     def of_rows(cls, rows: Rows, *, images: int | None = None, seed: int = 0) -> ImageSet:
         """Images that only features know, chosen and ordered as all images are; see `Rows`."""
-        made = object.__new__(cls)
+        image_set = object.__new__(cls)
         named = {"data": "features", "split": None, "seed": seed, "asked": images}
-        made.__dict__ = {**named, "source": rows, "groups": None, "among": None}
+        image_set.__dict__ = {**named, "source": rows, "groups": None, "among": None}
         if len(rows) < FEWEST:
             raise UsageError(f"at least {FEWEST} images are needed; the features have {len(rows)} in common")
-        made._choose(images)
-        return made
+        image_set._choose(images)
+        return image_set
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -294,7 +294,7 @@ class ImageSet:
             "sizes": [state and state.st_size for state in states],
             "times of change": [state and state.st_mtime_ns for state in states],
         }
-        return {what: hashlib.sha256(repr(each).encode()).hexdigest() for what, each in values.items()}
+        return {kind: hashlib.sha256(repr(value).encode()).hexdigest() for kind, value in values.items()}
 
     def only(self, positions: np.ndarray) -> ImageSet:
         """Some of the chosen images, by their positions in `chosen`; nobody asked for more of them."""
@@ -404,7 +404,7 @@ class ImageSet:
             counts.used, counts.batches = counts.used + len(positions), counts.batches + 1
             counts.passed = int(positions[-1]) + 1
             counts.broken += [message for position, message in unreadable if position < counts.passed]
-            unreadable[:] = [each for each in unreadable if each[0] >= counts.passed]
+            unreadable[:] = [pair for pair in unreadable if pair[0] >= counts.passed]
             groups = None if self.groups is None else self.groups.at(self.chosen[positions.numpy()])
             return Batch(number, positions, dict(zip(transforms, tensors)), counts.at_once, groups)
 
@@ -444,7 +444,7 @@ class ImageSet:
         part = torch.arange(share.rank if share else 0, len(self), share.of if share else 1)
         if isinstance(self.source, Tensors | Rows):
             return {}
-        return dict(each for _, _, broken in self._decoded([], PIECE, workers, part) for each in broken)
+        return dict(pair for _, _, broken in self._decoded([], PIECE, workers, part) for pair in broken)
 
     def _slices(self, transforms: Sequence[Transform], batch_size: int, wanted: Tensor) -> Iterator[Loaded]:
         for positions in wanted.split(batch_size) if len(wanted) else ():

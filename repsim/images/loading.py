@@ -249,7 +249,7 @@ def _stacked(items: list[tuple[int, list[Tensor] | str]]) -> Loaded:
     broken = [(position, message) for position, message in items if isinstance(message, str)]
     if not good:
         return torch.empty(0, dtype=torch.int64), [], broken
-    return torch.tensor([p for p, _ in good]), [torch.stack(each) for each in zip(*(t for _, t in good))], broken
+    return torch.tensor([p for p, _ in good]), [torch.stack(images) for images in zip(*(t for _, t in good))], broken
 
 
 def ahead(items: Iterable[Any]) -> Iterator[Any]:

@@ -143,10 +143,10 @@ class Files:
 
     def __init__(self, root: Path) -> None:
         readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-        found = list_images(root, readable)
+        listing = list_images(root, readable)
         self.root: Path | None = root
-        self.paths, self.classes, self.left_out = found.paths, found.classes, found.left_out
-        self.labels: np.ndarray | None = found.labels if len(found.classes) > 1 else None
+        self.paths, self.classes, self.left_out = listing.paths, listing.classes, listing.left_out
+        self.labels: np.ndarray | None = listing.labels if len(listing.classes) > 1 else None
         if not self.paths:
             without = f"; {said(root, self.left_out)}" if self.left_out else ""
             raise UsageError(
@@ -218,7 +218,10 @@ class Items:
         image = _image_of(self.items[index])
         size = tuple(image.shape) if isinstance(image, Tensor) else None
         if size != self.tensor_size:
-            kinds = ("a PIL image" if each is None else f"a tensor {each}" for each in (size, self.tensor_size))
+            kinds = (
+                "a PIL image" if size_of_tensor is None else f"a tensor {size_of_tensor}"
+                for size_of_tensor in (size, self.tensor_size)
+            )
             raise ValueError("it is {}, and the first of them is {}".format(*kinds))
         return image
 
@@ -243,12 +246,12 @@ def size_of(shape: Sequence[int]) -> tuple[int, int, int]:
 
 def digest(images: Iterable[Image.Image | Tensor]) -> str:
     """SHA-256 of kinds, sizes and pixels."""
-    found = hashlib.sha256()
+    hashed = hashlib.sha256()
     for image in images:
         pixels = image.cpu().float().numpy() if isinstance(image, Tensor) else np.asarray(image)
         kind = "" if isinstance(image, Tensor) else image.mode
-        found.update(f"{kind} {pixels.shape} {pixels.dtype} ".encode() + pixels.tobytes())
-    return found.hexdigest()
+        hashed.update(f"{kind} {pixels.shape} {pixels.dtype} ".encode() + pixels.tobytes())
+    return hashed.hexdigest()
 
 
 def _image_of(item: Any) -> Image.Image | Tensor:
@@ -390,17 +393,17 @@ def _in_python(data: Any) -> Source:
 
 def _check_loader(loader: DataLoader) -> None:
     """Raise `UsageError` for a loader that does not hand out each item of its data set once."""
-    what = "of a DataLoader each item of its data set is taken once, in the order of the ImageSet, and this one's"
+    rule = "of a DataLoader each item of its data set is taken once, in the order of the ImageSet, and this one's"
     if isinstance(loader.dataset, IterableDataset):
-        raise UsageError(f"{what} can only be iterated; give a data set whose items have numbers")
+        raise UsageError(f"{rule} can only be iterated; give a data set whose items have numbers")
     sampler: Any = loader.sampler
     dataset: Any = loader.dataset
     batches = loader.batch_sampler
     plain = type(sampler) is SequentialSampler or (type(sampler) is RandomSampler and not sampler.replacement)
     if batches is not None and type(batches) is not BatchSampler:
-        raise UsageError(f"{what} are chosen by a {type(batches).__name__}; give its dataset, or a Subset of it")
+        raise UsageError(f"{rule} are chosen by a {type(batches).__name__}; give its dataset, or a Subset of it")
     if not plain or len(sampler) != len(dataset):
-        raise UsageError(f"{what} are chosen by a {type(sampler).__name__}; give its dataset, or a Subset of it")
+        raise UsageError(f"{rule} are chosen by a {type(sampler).__name__}; give its dataset, or a Subset of it")
 
 
 def is_folder(data: str) -> bool:
@@ -428,8 +431,8 @@ def _from_timm(data: str, split: str | None, root: Any, images: int | None, seed
     from timm.data import create_dataset
 
     try:
-        where = os.fspath(root) if root else None
-        dataset = create_dataset(data, root=where, split=split or "validation", download=data.startswith("torch/"))
+        folder = os.fspath(root) if root else None
+        dataset = create_dataset(data, root=folder, split=split or "validation", download=data.startswith("torch/"))
         if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
             return TimmDataset(dataset)
         return Streamed(dataset, images, seed)
@@ -446,7 +449,7 @@ def read_fashion_mnist(split: str, *, places: Sequence[Path] | None = None) -> t
     """
     stem = {"train": "train", "test": "t10k"}[split]
     for place in places or FASHION_MNIST_PLACES:
-        files = [_zipped_or_not(place / f"{stem}-{what}-ubyte") for what in ("images-idx3", "labels-idx1")]
+        files = [_zipped_or_not(place / f"{stem}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")]
         found = [file for file in files if file is not None]
         if found == files:
             images, labels = (_read_bytes(file) for file in found)
