@@ -55,8 +55,8 @@ def networks_matrix(networks: pd.DataFrame) -> Figure:
         subfigures = np.atleast_1d(figure.subfigures(rows, columns, squeeze=False).flatten())
         for part, measure in zip(subfigures, measures):
             tree, cells = part.subplots(2, 1, height_ratios=[TREE, 1])
-            of = networks[networks["measure"] == measure]
-            _matrix(of.pivot(index="model_a", columns="model_b", values="last").loc[models, models], tree, cells)
+            chosen = networks[networks["measure"] == measure]
+            _matrix(chosen.pivot(index="model_a", columns="model_b", values="last").loc[models, models], tree, cells)
             tree.set_title(f"{measure}", fontsize=9)
         entitle(figure, "Similarity of last layers")
     return figure
@@ -109,18 +109,18 @@ def networks_map(table: pd.DataFrame) -> Figure:
             ax.set_axis_off()
         colours = dict(zip(dict.fromkeys(table["model"]), sns.color_palette("husl", table["model"].nunique())))
         for ax, measure in zip(axes, measures):
-            of = known[known["measure"] == measure]
-            for row in of.itertuples():
+            chosen = known[known["measure"] == measure]
+            for row in chosen.itertuples():
                 ax.plot(row.x, row.y, "o", color=colours[row.model], markersize=4)
                 if (ellipse := _ellipse(row)) is not None:
                     ax.add_patch(ellipse)
                     ellipse.set_facecolor((*colours[row.model], 0.25))
-                right = row.x > of["x"].mean()  # towards the middle, where there is room
-                where = {"xytext": (-4 if right else 4, 4), "ha": "right" if right else "left"}
-                ax.annotate(row.model, (row.x, row.y), textcoords="offset points", fontsize=7, **where, **LITERAL)
+                right = row.x > chosen["x"].mean()  # towards the middle, where there is room
+                alignment = {"xytext": (-4 if right else 4, 4), "ha": "right" if right else "left"}
+                ax.annotate(row.model, (row.x, row.y), textcoords="offset points", fontsize=7, **alignment, **LITERAL)
             ax.set_aspect("equal", adjustable="datalim")
             ax.margins(0.25)
-            label(ax, title=f"{measure}, stress {of['stress'].iloc[0]:.2f}", x="radians", inches=INCHES)
+            label(ax, title=f"{measure}, stress {chosen['stress'].iloc[0]:.2f}", x="radians", inches=INCHES)
         entitle(figure, "Map of networks: angles between last layers")
     return figure
 
@@ -148,14 +148,14 @@ def layer_matrices(table: pd.DataFrame, pairs: Sequence[tuple[str, str]] | None 
         Name of a measure -> its figure.
     """
     models = list(dict.fromkeys(named(table)["model_a"]))
-    for name in (each for pair in pairs or () for each in pair):
+    for name in (model for pair in pairs or () for model in pair):
         if name not in models:
             raise one_of("network of this table", name, models)
     chosen = list(pairs) if pairs else [(models[0], other) for other in models[1 : MOST + 1]] or [(models[0],) * 2]
-    found = {}
-    for measure, of in table.groupby("measure", sort=False):
-        drawn = of[[pair in chosen for pair in zip(of["model_a"], of["model_b"])]]["value"]
+    figures = {}
+    for measure, rows in table.groupby("measure", sort=False):
+        drawn = rows[[pair in chosen for pair in zip(rows["model_a"], rows["model_b"])]]["value"]
         low = min(float(drawn.min()), 0.99) if drawn.notna().any() else 0.0
-        of = of.rename(columns={"value": "cka"})
-        found[measure] = panels(of, chosen, title=f"Layers by {measure}", quantity=measure, vmin=low, vmax=1.0)
-    return found
+        rows = rows.rename(columns={"value": "cka"})
+        figures[measure] = panels(rows, chosen, title=f"Layers by {measure}", quantity=measure, vmin=low, vmax=1.0)
+    return figures

@@ -196,11 +196,11 @@ def localization_summary(summary: pd.DataFrame, *, groups: int | None = None) ->
     with look():
         figure = Figure(figsize=(2.4 * len(present) + 0.6, 3))
         axes = figure.subplots(1, len(present), sharey=True, squeeze=False)[0]
-        for ax, where in zip(axes, present):
+        for ax, zone in zip(axes, present):
             ax.axhline(0, color="0.6", linewidth=0.8, linestyle=":")
-            there = summary[summary["where"] == where]
+            there = summary[summary["where"] == zone]
             drawn = _each_over_depth(ax, there, "model", models, "own_minus_rest", groups)
-            label(ax, title=f"{where} tokens", inches=PANEL)
+            label(ax, title=f"{zone} tokens", inches=PANEL)
             if ax is axes[0]:
                 legend(ax, drawn)
         axes[0].set_ylabel("CKA with own patch minus mean of the others")

@@ -88,8 +88,8 @@ def panel(part: pd.DataFrame, kind: str, layers: list[str], *, ax: Axes, low: fl
     options = {"cbar": False, "rasterized": True, "xticklabels": False, "yticklabels": False}
     sns.heatmap(matrix, ax=ax, vmin=low, vmax=1, cmap=SIMILARITY_CMAP, **options)
     ax.invert_yaxis()
-    where = labelled(layers)
-    tick_names(ax.xaxis, [i + 0.5 for i in where], [layers[i] for i in where])
+    positions = labelled(layers)
+    tick_names(ax.xaxis, [i + 0.5 for i in positions], [layers[i] for i in positions])
     ax.tick_params(axis="x", rotation=90)
     step = -(-len(matrix) // 8)
     ax.set_yticks([i + 0.5 for i in range(0, len(matrix), step)], matrix.index[::step])

@@ -117,7 +117,7 @@ def localization(
     """
     layers = _drawn_layers(named(table), layer)
     rows = [_token_maps(part, tokens) for part in layers]
-    values = np.concatenate([each.values for row in rows for each in row], axis=None)
+    values = np.concatenate([panel_table.values for row in rows for panel_table in row], axis=None)
     low, high = min(0.0, np.nanmin(values, initial=0)), np.nanmax(values, initial=0) or 1.0
     columns = max(map(len, rows))
     with look():
@@ -127,9 +127,9 @@ def localization(
             ax.set(xticks=[], yticks=[])
             ax.set_visible(False)
         for line, part, row in zip(axes, layers, rows):
-            for ax, each in zip(line, row):
+            for ax, panel_table in zip(line, row):
                 ax.set_visible(True)
-                token_map(ax, each, low=low, high=high)
+                token_map(ax, panel_table, low=low, high=high)
             label(line[0], y=f"{part['model'].iloc[0]}\n{part['layer'].iloc[0]}", inches=PANEL)
         figure.colorbar(axes[0, 0].images[0], ax=list(axes.flatten()), label="CKA", fraction=0.03)
         entitle(figure, f"{title} (numbers: with their own)")

@@ -141,8 +141,8 @@ def panel(
         ax.set_box_aspect(1)
         ax.invert_yaxis()
         for axis, side in ((ax.xaxis, "b"), (ax.yaxis, "a")):
-            where, names = labelled(part, side)
-            tick_names(axis, [i + 0.5 for i in where], names)
+            positions, names = labelled(part, side)
+            tick_names(axis, [i + 0.5 for i in positions], names)
         ax.tick_params(axis="x", rotation=90)
         ax.tick_params(axis="y", rotation=0)
         if model_a == model_b:
@@ -157,8 +157,8 @@ def panel(
 def labelled(part: pd.DataFrame, side: str) -> tuple[list[int], list[str]]:
     """Positions and names of the layers of `a` or `b` that are named at a panel."""
     layers = part.drop_duplicates(f"index_{side}").sort_values(f"index_{side}").reset_index()
-    where = ticks(list(layers[f"kind_{side}"]))
-    return where, list(layers[f"layer_{side}"][where])
+    positions = ticks(list(layers[f"kind_{side}"]))
+    return positions, list(layers[f"layer_{side}"][positions])
 
 
 def ticks(kinds: list[str], most: int = MOST_TICKS) -> list[int]:

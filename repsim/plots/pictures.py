@@ -136,12 +136,12 @@ def _localization(
 
 
 def _probe(name: str, tables: Tables, arrays: Arrays) -> dict[str, Figure]:
-    found = {}
+    figures = {}
     if len(tables["neighbours"]):
-        found["neighbours"] = neighbours(tables["neighbours"])
+        figures["neighbours"] = neighbours(tables["neighbours"])
     if (tables["probe"]["aggregation"] == "token").any():
-        found["probe_tokens"] = probe_tokens(tables["probe"])
-    return {**found, name: probes(tables["probe_summary"])}
+        figures["probe_tokens"] = probe_tokens(tables["probe"])
+    return {**figures, name: probes(tables["probe_summary"])}
 
 
 def _compare(
@@ -151,16 +151,16 @@ def _compare(
     *,
     pairs: list[tuple[str, str]] | None = None,
 ) -> dict[str, Figure]:
-    found, table = {}, tables[name]
+    figures, table = {}, tables[name]
     if table["index_a"].max() > 0:
-        found |= {f"layers_{measure}": drawn for measure, drawn in layer_matrices(table, pairs).items()}
+        figures |= {f"layers_{measure}": drawn for measure, drawn in layer_matrices(table, pairs).items()}
     elif pairs:
         raise UsageError("there is one layer of each network, so there are no pairs of layers to draw")
     if tables["networks_map"]["x"].notna().any():
-        found["networks_map"] = networks_map(tables["networks_map"])
+        figures["networks_map"] = networks_map(tables["networks_map"])
     if len(tables["networks"]):
-        found[name] = networks_matrix(tables["networks"])
-    return found
+        figures[name] = networks_matrix(tables["networks"])
+    return figures
 
 
 DRAWINGS = {

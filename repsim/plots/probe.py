@@ -41,10 +41,10 @@ def probes(summary: pd.DataFrame, *, title: str | None = None) -> Figure:
         for line, count in zip(axes, shots):
             for ax, model in zip(line, models):
                 part = summary[(summary["model"] == model) & (summary["shots"].astype(str) == count)]
-                for aggregation, what in AGGREGATIONS.items():
+                for aggregation, name in AGGREGATIONS.items():
                     rows = part[part["aggregation"] == aggregation]
                     if len(rows):
-                        over_depth(ax, rows, "accuracy", COLOURS[aggregation], what)
+                        over_depth(ax, rows, "accuracy", COLOURS[aggregation], name)
                 label(ax, title=f"{model}, {'all images' if count == 'all' else f'{count} per class'}", inches=PANEL)
             line[0].set_ylabel("accuracy of the probe")
         entitle(figure, title)
@@ -124,11 +124,11 @@ def neighbours(table: pd.DataFrame) -> Figure:
         axes = figure.subplots(2, len(models), sharex=True, sharey="row", squeeze=False)
         for line, (column, quantity) in zip(axes, quantities.items()):
             for ax, model in zip(line, models):
-                for aggregation, what in AGGREGATIONS.items():
+                for aggregation, name in AGGREGATIONS.items():
                     rows = table[(table["model"] == model) & (table["aggregation"] == aggregation)]
                     if len(rows):
                         rows = rows.assign(se=rows[f"{column}_se"], df=freedom(rows["images"]))
-                        over_depth(ax, rows, column, COLOURS[aggregation], what)
+                        over_depth(ax, rows, column, COLOURS[aggregation], name)
                 label(ax, title=model, inches=PANEL)
             line[0].set_ylabel(quantity)
         _legend(figure, columns=4)
@@ -137,8 +137,8 @@ def neighbours(table: pd.DataFrame) -> Figure:
 
 def _legend(figure: Figure, columns: int) -> None:
     """One legend below all panels, each line once."""
-    seen = {what: line for ax in figure.axes for line, what in zip(*ax.get_legend_handles_labels())}
-    entries = [(line, what) for what, line in seen.items()]
-    inches = max((0.066 * len(what) + 0.6 for what in seen), default=1)
+    seen = {name: line for ax in figure.axes for line, name in zip(*ax.get_legend_handles_labels())}
+    entries = [(line, name) for name, line in seen.items()]
+    inches = max((0.066 * len(name) + 0.6 for name in seen), default=1)
     fitting = max(1, int(figure.get_size_inches()[0] / inches))
     legend(figure, entries, loc="outside lower center", ncols=min(columns, fitting, len(seen)))

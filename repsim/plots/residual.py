@@ -143,14 +143,14 @@ def curves(table: pd.DataFrame, column: Literal["ratio", "cos_output"], *, ax: A
     keys = groups[["model", "sublayer"]].drop_duplicates()
     colours = dict(zip(map(tuple, keys.to_numpy()), sns.color_palette("colorblind", len(keys))))
     markers = dict(zip(dict.fromkeys(keys["model"]), itertools.cycle("os^Dv")))
-    for (model, sublayer, where), part in groups.groupby(["model", "sublayer", "place"], sort=False):
+    for (model, sublayer, token_place), part in groups.groupby(["model", "sublayer", "place"], sort=False):
         mean = part.groupby("depth")[column].mean()
-        name = f"{model}, {NAMES.get(sublayer, sublayer)}" + (", CLS" if where == "cls" else "")
+        name = f"{model}, {NAMES.get(sublayer, sublayer)}" + (", CLS" if token_place == "cls" else "")
         (line,) = ax.plot(
             mean.index,
             mean,
             color=colours[model, sublayer],
-            linestyle="--" if where == "cls" else "-",
+            linestyle="--" if token_place == "cls" else "-",
             marker=markers[model],
             markersize=3,
             linewidth=1,

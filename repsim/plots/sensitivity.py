@@ -37,11 +37,16 @@ def sensitivity(table: pd.DataFrame) -> Figure:
         drawn = {}
         for change, row in zip(changes, axes):
             for layer, ax in zip(chosen, row):
-                of = table[(table["change"] == change) & (table["layer"] == layer)]
+                rows = table[(table["change"] == change) & (table["layer"] == layer)]
                 for number, measure in enumerate(measures):
-                    curve = of[of["measure"] == measure].sort_values("amount")
-                    how = {"color": colours[measure], "linestyle": styles[number % len(styles)], "marker": ".", "lw": 1}
-                    (drawn[measure],) = ax.plot(curve["amount"], curve["value"], **how)
+                    curve = rows[rows["measure"] == measure].sort_values("amount")
+                    line_style = {
+                        "color": colours[measure],
+                        "linestyle": styles[number % len(styles)],
+                        "marker": ".",
+                        "lw": 1,
+                    }
+                    (drawn[measure],) = ax.plot(curve["amount"], curve["value"], **line_style)
                 if change != "components":
                     ax.set_xscale("symlog", linthresh=1)
                 ax.axhline(0, color="0.8", lw=0.5, zorder=0)

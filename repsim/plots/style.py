@@ -85,8 +85,8 @@ def groups_of(record: Mapping[str, Any]) -> int | None:
 def groups_of_images(record: Mapping[str, Any]) -> int | None:
     """In how many groups of the jackknife images of their own groups were dealt; None: images had no groups."""
     groups = record.get("images", {}).get("groups")
-    found = groups.get("jackknife") if isinstance(groups, dict) else None
-    return found if isinstance(found, int) else None
+    count = groups.get("jackknife") if isinstance(groups, dict) else None
+    return count if isinstance(count, int) else None
 
 
 def half_widths(se: pd.Series, df: int | pd.Series | None = None) -> pd.Series:
@@ -144,8 +144,10 @@ def literal(name: object) -> str:
 
 def fold(text: str, width: int) -> str:
     """Break a text into lines of at most this number of characters; shorter lines stay as they are."""
-    how = {"expand_tabs": False, "replace_whitespace": False}
-    lines = (line if len(line) <= width else "\n".join(textwrap.wrap(line, width, **how)) for line in text.split("\n"))
+    options = {"expand_tabs": False, "replace_whitespace": False}
+    lines = (
+        line if len(line) <= width else "\n".join(textwrap.wrap(line, width, **options)) for line in text.split("\n")
+    )
     return "\n".join(lines)
 
 
@@ -231,9 +233,9 @@ def legend(target: Axes | matplotlib.figure.FigureBase, entries: Iterable[tuple[
     entries = list(entries)
     if not entries:
         return
-    made = target.legend([drawn for drawn, _ in entries], ["-"] * len(entries), frameon=False, **options)
+    drawn_legend = target.legend([drawn for drawn, _ in entries], ["-"] * len(entries), frameon=False, **options)
     width = int(CHARACTERS / 8 * (figure_of(target).get_size_inches()[0] - 1))
-    for text, (_, name) in zip(made.get_texts(), entries):
+    for text, (_, name) in zip(drawn_legend.get_texts(), entries):
         text.set(text=fold(literal(name), width), **LITERAL)
 
 
