@@ -85,14 +85,14 @@ class AttentionMap:
         return self._grouped(outputs.reshape(*lead, *outputs.shape[-2:]), self.width)
 
     def _grouped(self, tensor: Tensor, last: int) -> Tensor:
-        each = images_first(tensor, *self.images)
-        each = each.reshape(len(each), -1, *tensor.shape[-2:])
-        if each.shape[1] != self.groups.numel() or tuple(each.shape[2:]) != (self.query_places.shape[1], last):
+        grouped = images_first(tensor, *self.images)
+        grouped = grouped.reshape(len(grouped), -1, *tensor.shape[-2:])
+        if grouped.shape[1] != self.groups.numel() or tuple(grouped.shape[2:]) != (self.query_places.shape[1], last):
             raise RepsimError(
                 f"attention in {self.at.path} is not as it was when it was looked for: {tuple(tensor.shape)}"
             )
         plain = bool((self.groups.flatten() == torch.arange(self.groups.numel())).all())
-        return (each if plain else each[:, self.groups.flatten()]).unflatten(1, tuple(self.groups.shape))
+        return (grouped if plain else grouped[:, self.groups.flatten()]).unflatten(1, tuple(self.groups.shape))
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +111,7 @@ class AttentionLayer:
 
         So they come in the same order whether a module attends once with many heads or several times with some.
         """
-        features = [feature for each in self.maps for feature in each.features]
+        features = [feature for attention_map in self.maps for feature in attention_map.features]
         if len(set(features)) < len(features):
             return list(range(len(features)))
         return sorted(range(len(features)), key=features.__getitem__)
@@ -143,16 +143,16 @@ def find_attention(network: Network) -> Attentions:
     Raises:
         UsageError: the network has no attention, or a part of it cannot be read.
     """
-    found = all_attention(network)
-    _check_all(network, Trace.of(network), found)
-    return found
+    attentions = all_attention(network)
+    _check_all(network, Trace.of(network), attentions)
+    return attentions
 
 
 def all_attention(network: Network) -> Attentions:
     """The attention of a network that can be read, whether it is all of it or not."""
     trace = Trace.of(network)
     places = trace.provenance.places
-    found: dict[str, list[AttentionMap]] = {}
+    maps_by_path: dict[str, list[AttentionMap]] = {}
     mixed: list[str] = []
     left_out: dict[str, list[str]] = {"pooling": [], "placeless": [], "linear": []}
     bare = [(path, block) for path, block in find_blocks(trace) if not trace.calls_of(path)]
@@ -163,11 +163,11 @@ def all_attention(network: Network) -> Attentions:
         if isinstance(each, str):
             left_out[each].append(name)
         else:
-            found.setdefault(name, []).append(each)
+            maps_by_path.setdefault(name, []).append(each)
             mixed += [name] if weights.mixed else []
     depth, ended = depths_of(trace), {call.name: call.ended for call in trace.calls}
     layers = []
-    for name, maps in found.items():
+    for name, maps in maps_by_path.items():
         last = maps[-1].at
         layers.append(
             AttentionLayer(name, last.path, depth(ended[name]), tuple(maps))
@@ -210,7 +210,7 @@ def _check_all(network: Network, trace: Trace, attentions: Attentions) -> None:
     with_maps = {layer.path for layer in attentions.layers} | {name.partition(":")[0] for name in left_out}
 
     def holds(path: str) -> bool:
-        return any(of == path or of.startswith(f"{path}.") or path.startswith(f"{of}.") for of in with_maps)
+        return any(name == path or name.startswith(f"{path}.") or path.startswith(f"{name}.") for name in with_maps)
 
     for layer in attentions.layers:
         if _in_parts(layer, attentions.places):
@@ -279,10 +279,10 @@ def _may_attend(trace: Trace, path: str) -> bool:
 def _in_parts(layer: AttentionLayer, places: Places) -> bool:
     """Whether maps of the same heads are of different queries."""
     seen: dict[tuple[int, ...], set[int]] = {}
-    for each in layer.maps:
-        numbers = np.unique(each.query_places)
+    for attention_map in layer.maps:
+        numbers = np.unique(attention_map.query_places)
         queries = set(numbers[np.isin(places.kind[numbers], (REGION, SCATTERED))].tolist())
-        if queries != seen.setdefault(each.features, queries):
+        if queries != seen.setdefault(attention_map.features, queries):
             return True
     return False
 
@@ -299,14 +299,14 @@ def _map_of(
         UsageError: their axes are not known, or the places of their queries or keys in the image.
     """
     at, places = weights.at, trace.provenance.places
-    where = f"attention in {at.path or 'the network itself'} of {network.name}"
+    place = f"attention in {at.path or 'the network itself'} of {network.name}"
     ndim = len(weights.shape)
     if _pools(weights):
         return "pooling"
     if weights.shape[weights.axis] == 1 or (weights.mixed and weights.label.across is None):
         return "placeless"
     if weights.axis not in (ndim - 1, ndim - 2) or ndim < 3:
-        raise UsageError(f"{where}, {weights.shape}, has its keys on an axis that repsim cannot read")
+        raise UsageError(f"{place}, {weights.shape}, has its keys on an axis that repsim cannot read")
     down, across = weights.label.codes, weights.label.across
     queries_axis = ndim - 1 if weights.axis == ndim - 2 else ndim - 2
     if across is None:  # only rows or only columns have places
@@ -320,15 +320,15 @@ def _map_of(
         of_channels = weights.label.across is None and varies(features_in(weights.label.codes), queries_axis)
         return "linear" if of_channels else "pooling"
     if images is None or images[0] >= ndim - 2:
-        raise UsageError(f"{where}, {weights.shape}, has no axis of images that is known")
+        raise UsageError(f"{place}, {weights.shape}, has no axis of images that is known")
     rows, columns = (torch.atleast_2d(images_first(each, *images)[0]).flatten(0, -2) for each in (rows, columns))
-    for what, codes in (("queries", rows), ("keys", columns)):
+    for side, codes in (("queries", rows), ("keys", columns)):
         numbers = places.resolved(places_in(codes).numpy())
         nowhere = numbers == NOWHERE
         if nowhere.all() or bool((torch.from_numpy(nowhere) & (images_in(codes) > 0)).any()):
             if weights.label.across is None:
                 return "linear"
-            raise UsageError(f"{where}: it is not known where in the image its {what} are")
+            raise UsageError(f"{place}: it is not known where in the image its {side} are")
         if len(np.unique(numbers[np.isin(places.kind[numbers], (REGION, SCATTERED))])) < 2:
             return "placeless"
     query_places, key_places = (places.resolved(places_in(codes).numpy()) for codes in (rows, columns))
@@ -341,9 +341,9 @@ def _map_of(
     if groups is None and len(distinct) == 1:
         groups, known = np.arange(len(rows))[:, None], torch.arange(len(rows))
     if groups is None:
-        raise UsageError(f"{where}, {weights.shape}: repsim cannot tell its heads from its windows")
-    product, made = trace.provenance.products.get(at, (None, ()))
-    if math.prod(made[:-1]) != math.prod(weights.shape[:-1]) or weights.axis != ndim - 1 or weights.mixed:
+        raise UsageError(f"{place}, {weights.shape}: repsim cannot tell its heads from its windows")
+    product, shape = trace.provenance.products.get(at, (None, ()))
+    if math.prod(shape[:-1]) != math.prod(weights.shape[:-1]) or weights.axis != ndim - 1 or weights.mixed:
         product = None
     return AttentionMap(
         at=at,
@@ -355,7 +355,7 @@ def _map_of(
         query_places=query_places[first],
         key_places=key_places[first],
         product=product,
-        width=made[-1] if made else 0,
+        width=shape[-1] if shape else 0,
     )
 
 
@@ -442,10 +442,10 @@ def _distances(places: Places, q: np.ndarray, k: np.ndarray) -> np.ndarray:
         return np.stack([places.row[flat], places.column[flat]], 1), owner
 
     (at_q, owner_q), (at_k, owner_k) = points(q), points(k)
-    each = np.sqrt(((at_q[:, None] - at_k[None]) ** 2).sum(-1))
+    distances = np.sqrt(((at_q[:, None] - at_k[None]) ** 2).sum(-1))
     if len(owner_q) > len(q):
-        each = _means(each, owner_q, len(q))
-    return each if len(owner_k) == len(k) else _means(each.T, owner_k, len(k)).T
+        distances = _means(distances, owner_q, len(q))
+    return distances if len(owner_k) == len(k) else _means(distances.T, owner_k, len(k)).T
 
 
 def _means(values: np.ndarray, owner: np.ndarray, count: int) -> np.ndarray:
@@ -523,7 +523,7 @@ def watch_attention(
         UsageError: the network has no attention that can be read.
     """
     attentions = attentions or find_attention(network)
-    wanted = {each.at: (layer, i) for layer in attentions.layers for i, each in enumerate(layer.maps)}
+    wanted = {attention_map.at: (layer, i) for layer in attentions.layers for i, attention_map in enumerate(layer.maps)}
 
     def took(at: OperationAt, attention: Tensor) -> None:
         layer, number = wanted[at]
@@ -543,9 +543,9 @@ def watch_heads(
         layer: an attention layer with a single map, whose product is known.
         passed: whether only passes of a sweep count.
     """
-    (each,) = layer.maps
-    took = lambda at, outputs: take(each.read_product(outputs))  # noqa: E731
-    wanted: Any = {each.product}  # which is known
+    (attention_map,) = layer.maps
+    took = lambda at, outputs: take(attention_map.read_product(outputs))  # noqa: E731
+    wanted: Any = {attention_map.product}  # which is known
     with _watching(network, wanted, took, lambda args, kwargs, result: result, passed):
         yield
 

@@ -80,18 +80,18 @@ def depends_on_several(label: Label) -> bool:
 
 def activation_of(label: Label, n: int, places: Places) -> Activation | None:
     """The axis of the images in a tensor, and the meaning of the rest; None: no axis holds images."""
-    found = images_axis(label.codes, n)
-    if found is None and label.across is not None:
-        found = images_axis(label.across, n)
-    if found is None:
+    axis = images_axis(label.codes, n)
+    if axis is None and label.across is not None:
+        axis = images_axis(label.across, n)
+    if axis is None:
         return None
-    each = images_first(label.codes, *found)
+    each = images_first(label.codes, *axis)
     shape = tuple(each.shape[1:])
     if not shape:
         return None
     if label.across is not None:
-        return Activation(shape, *found, Axes((), (), np.empty(0, np.int64), "it belongs to pairs of tokens"))
-    return Activation(shape, *found, axes_of(each & ~IMAGES_BITS, places))
+        return Activation(shape, *axis, Axes((), (), np.empty(0, np.int64), "it belongs to pairs of tokens"))
+    return Activation(shape, *axis, axes_of(each & ~IMAGES_BITS, places))
 
 
 def axes_of(each: Tensor, places: Places) -> Axes:
@@ -126,8 +126,8 @@ def _is_map(place: Tensor, positions: Sequence[int], places: Places) -> bool:
     """Whether rows change along one axis only, and columns along another."""
     numbers = place.numpy()
     along = [
-        [axis for axis in positions if np.abs(np.diff(of, axis=axis)).max(initial=0) > 1e-6]
-        for of in (places.row[numbers], places.column[numbers])
+        [axis for axis in positions if np.abs(np.diff(centres, axis=axis)).max(initial=0) > 1e-6]
+        for centres in (places.row[numbers], places.column[numbers])
     ]
     return all(len(axes) <= 1 for axes in along)
 
@@ -145,11 +145,11 @@ def reading_of(
         size: (c, h, w) of the images.
         declared: kinds of the tokens before the grid as the user gives them, first to last; None: not given.
     """
-    where = {"batch_axis": activation.batch_axis, "before": activation.before, "fold": activation.fold}
+    batch = {"batch_axis": activation.batch_axis, "before": activation.before, "fold": activation.fold}
     axes = activation.axes
     if axes is None:
-        return Reading(shape=activation.shape, **where, unknown="it is not known what its axes are")
-    known = {"shape": activation.shape, **where, "channels": axes.channels, "positions": axes.positions}
+        return Reading(shape=activation.shape, **batch, unknown="it is not known what its axes are")
+    known = {"shape": activation.shape, **batch, "channels": axes.channels, "positions": axes.positions}
     if axes.unknown or len(activation.shape) == 1:
         return Reading(**known, unknown=axes.unknown)
     numbers = places.resolved(axes.numbers)
@@ -196,7 +196,7 @@ def grid_and_order(places: Places, numbers: np.ndarray) -> tuple[tuple[int, int]
     if not len(numbers) or (places.kind[numbers] == SCATTERED).any():
         return None, as_they_are
     (rows, row), (columns, column) = (
-        np.unique(np.round(of[numbers], 3), return_inverse=True) for of in (places.row, places.column)
+        np.unique(np.round(centres[numbers], 3), return_inverse=True) for centres in (places.row, places.column)
     )
     cell = row * len(columns) + column
     if len(numbers) != len(rows) * len(columns) or len(np.unique(cell)) != len(cell):

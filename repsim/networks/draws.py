@@ -119,13 +119,13 @@ def not_a_function(name: str, module: nn.Module, path: str, places: list[Draw]) 
         drawn = f"it draws at random ({listed}{' and more' * (len(places) > 3)})"
     else:
         drawn = f"{path or 'its own code'} makes something else of the same input"
-    near = [modules.get(each, module) for each in dict.fromkeys([*(draw.path for draw in places), path])]
-    settings = sorted({setting for each in near for setting in _settings(each)})
-    what = "take out what draws (a mask, noise, dropout that is left on)"
-    what += f", perhaps by setting {' or '.join(settings[:4])} to 0" if settings else ""
+    near = [modules.get(item, module) for item in dict.fromkeys([*(draw.path for draw in places), path])]
+    settings = sorted({setting for item in near for setting in _settings(item)})
+    advice = "take out what draws (a mask, noise, dropout that is left on)"
+    advice += f", perhaps by setting {' or '.join(settings[:4])} to 0" if settings else ""
     return (
         f"{name} gives other values for the same images in every pass: {drawn}, so its numbers would be partly "
-        f"noise; {what}, or have every pass begin with the same seed with --seed-each-pass (seed_each_pass=True)"
+        f"noise; {advice}, or have every pass begin with the same seed with --seed-each-pass (seed_each_pass=True)"
     )
 
 

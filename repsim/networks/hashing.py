@@ -144,10 +144,10 @@ def _rebuilt_from(value: Any) -> list[Any]:
         return [value._type().qualified_name(), value.__getstate__()]
     try:
         reduce = copyreg.dispatch_table.get(type(value))
-        made: Any = reduce(value) if reduce else value.__reduce_ex__(4)
-        if isinstance(made, str):
-            return [type(value), made]
-        return [*made[:3], *(list(items) for items in made[3:5] if items is not None)]
+        parts: Any = reduce(value) if reduce else value.__reduce_ex__(4)
+        if isinstance(parts, str):
+            return [type(value), parts]
+        return [*parts[:3], *(list(items) for items in parts[3:5] if items is not None)]
     except Exception:
         raise NoStableForm(f"holds a {type(value).__module__}.{type(value).__qualname__}, which has no bytes") from None
 

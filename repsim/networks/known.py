@@ -28,10 +28,10 @@ def check_form(name: str) -> None:
         path = Path(file)
         inside = not path.is_absolute() and ".." not in path.parts
         module = ".".join(path.with_suffix("").parts) if inside else path.stem
-        where = "" if inside else f" in the folder {path.parent}"
+        folder = "" if inside else f" in the folder {path.parent}"
         raise UsageError(
             f"a factory is named as package.module:factory, and {name!r} begins with the path of a file; "
-            f"write {module}:{factory or 'FACTORY'}{where}"
+            f"write {module}:{factory or 'FACTORY'}{folder}"
         )
 
 
@@ -52,8 +52,8 @@ def check_early(name: str) -> None:
 @lru_cache(maxsize=1)
 def _timm() -> tuple[str, list[str]]:
     """The source of timm's networks, and the names that it gives them; nothing where there is none to read."""
-    found = find_spec("timm")
-    places = (found and found.submodule_search_locations) or ()
+    spec = find_spec("timm")
+    places = (spec and spec.submodule_search_locations) or ()
     files = [file for place in places for file in sorted(Path(place, "models").glob("*.py"))]
     text = "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
     return text, sorted(REGISTERED.findall(text))

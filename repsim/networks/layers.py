@@ -94,8 +94,8 @@ def find_layers(
     if isinstance(network, FeatureNetwork):
         return _of_features(network, layers, tokens)
     trace = Trace.of(network)
-    found = _chosen(trace, layers)
-    for spot in found:
+    spots = _chosen(trace, layers)
+    for spot in spots:
         if spot.lost is not None and spot.lost.output is None:
             raise UsageError(
                 f"layer {spot.name!r} of {network.name} cannot be taken: no module is given it or gives it, and no "
@@ -106,10 +106,10 @@ def find_layers(
                 f"layer {(spot.name or spot.call.name)!r} of {network.name} depends on several images of a batch at "
                 "once, so it stands for none of them; choose other layers"
             )
-    found = [spot for spot in found if spot.activation is not None]
-    if not found:
+    spots = [spot for spot in spots if spot.activation is not None]
+    if not spots:
         raise UsageError(f"{network.name} has no layer for {layers!r} that has an axis of images")
-    selected = _layers(trace, found)
+    selected = _layers(trace, spots)
     for layer in selected:
         check_tokens(layer, network, tokens)
     return selected
@@ -134,42 +134,42 @@ def notices_of(network: Network, layers: str | Iterable[str] = "blocks") -> list
     if isinstance(network, FeatureNetwork):
         return []
     trace = Trace.of(network)
-    found = left_out(trace) if layers in ("blocks", "paper") else []
+    sentences = left_out(trace) if layers in ("blocks", "paper") else []
     without = [spot.name or spot.call.name for spot in _chosen(trace, layers) if spot.activation is None]
     if without:
-        found.append(f"{network.name} has layers without an axis of images, which are left out: {listed(without)}")
+        sentences.append(f"{network.name} has layers without an axis of images, which are left out: {listed(without)}")
     if trace.provenance.by_batch:
-        found.append(
+        sentences.append(
             f"{network.name} is quantised dynamically: it rounds activations by the range that they have in the whole "
             "batch, so its numbers depend a little on which images share one"
         )
-    return found
+    return sentences
 
 
 def check_tokens(layer: Layer, network: Network, tokens: Tokens) -> None:
     """Raise `UsageError` where a layer does not have the tokens that are asked for."""
-    where = f"layer {layer.name!r} of {network.name}"
+    place = f"layer {layer.name!r} of {network.name}"
     if tokens == "all" or len(layer.shape) == 1:
         return
     if tokens == "cls" and not layer.cls:
         if "token" in layer.names:
             raise UsageError(
-                f"{where} has {layer.prefix} tokens before its grid, and nothing tells which of them is a CLS token; "
+                f"{place} has {layer.prefix} tokens before its grid, and nothing tells which of them is a CLS token; "
                 "say what they are with Network(..., prefix=('cls', ...)), or choose tokens all, spatial or pooled"
             )
-        raise UsageError(f"{where} has no CLS token; choose other layers, or tokens all, spatial or pooled")
+        raise UsageError(f"{place} has no CLS token; choose other layers, or tokens all, spatial or pooled")
     if tokens != "cls" and layer.unknown:
         raise UsageError(
-            f"{where}, {layer.shape}, has no {tokens} tokens: {layer.unknown}; choose other layers, or all"
+            f"{place}, {layer.shape}, has no {tokens} tokens: {layer.unknown}; choose other layers, or all"
         )
 
 
 def grid_of(layer: Reading, network: Network) -> tuple[int, int]:
     """Rows and columns of a layer's map, or of its grid of tokens without the prefix."""
     if layer.grid is None:
-        what = f"layer {layer.name!r}" if isinstance(layer, Layer) else "an activation"
+        subject = f"layer {layer.name!r}" if isinstance(layer, Layer) else "an activation"
         why = f": {layer.unknown}" if layer.unknown else ""
-        raise UsageError(f"{what} of {network.name}, {layer.shape}, is no map or grid with a centre{why}")
+        raise UsageError(f"{subject} of {network.name}, {layer.shape}, is no map or grid with a centre{why}")
     return layer.grid
 
 
@@ -196,7 +196,7 @@ def residual_layers(network: Network | nn.Module | str, *, branch: bool = False)
 
 def _sums(trace: Trace, branches: Sequence[Spot], block: Spot) -> list[Spot]:
     """The stream after each sublayer of a block; the last is its output."""
-    found = []
+    spots = []
     for first, second in zip(branches, branches[1:]):
         # The stream between two sublayers is the input of the norm before the second one.
         norms = [
@@ -205,8 +205,8 @@ def _sums(trace: Trace, branches: Sequence[Spot], block: Spot) -> list[Spot]:
             if first.call.ended < c.started < second.call.ended and is_norm(c.module) and c.input == first.call.output
         ]
         entry = min(norms, key=lambda call: call.started, default=second.call)
-        found.append(Spot(entry, first.kind, f"{first.call.name}+skip", "input"))
-    return [*found, block]
+        spots.append(Spot(entry, first.kind, f"{first.call.name}+skip", "input"))
+    return [*spots, block]
 
 
 def _branches(trace: Trace, path: str, block: Spot) -> list[Spot]:
@@ -227,7 +227,7 @@ def _of_features(network: FeatureNetwork, layers: str | Iterable[str], tokens: T
     """Layers of features: a regular expression or names choose some, a preset takes all."""
     features = network.features
     names = list(features.layers)
-    found = []
+    layers_of_features = []
     for index, name in enumerate(_named_so(names, layers, network.name)):
         known = features.known.get(name)
         if known is not None:
@@ -243,8 +243,8 @@ def _of_features(network: FeatureNetwork, layers: str | Iterable[str], tokens: T
         at: dict[str, Any] = {"path": str(names.index(name)), "side": "output", "call": 0, "calls": 1}
         layer = Layer(name=name, kind=kind, index=index, depth=depth, **at, **vars(reading))
         check_tokens(layer, network, tokens)
-        found.append(layer)
-    return found
+        layers_of_features.append(layer)
+    return layers_of_features
 
 
 def _reading_of(shape: tuple[int, ...]) -> Reading:
@@ -264,7 +264,10 @@ def _named_so(names: Sequence[str], layers: str | Iterable[str], network: str) -
         missing = [] if chosen else [layers]
     else:
         asked = list(layers)
-        chosen, missing = [name for name in names if name in asked], [each for each in asked if each not in names]
+        chosen, missing = (
+            [name for name in names if name in asked],
+            [name_asked for name_asked in asked if name_asked not in names],
+        )
     if missing:
         alike = near(missing[0], names) or list(names[:4])
         raise UsageError(f"no layer of {network} matches {missing[0]!r}; there are {', '.join(alike)} ...")
@@ -299,10 +302,10 @@ def _stem(trace: Trace, blocks: list[tuple[str, Spot]]) -> list[Spot]:
 
 def _by_pattern(trace: Trace, pattern: str) -> list[Spot]:
     regex = _regex(pattern)
-    found = [spot for spot in _named(trace) if regex.fullmatch(spot.name or spot.call.name)]
-    if not found:
+    spots = [spot for spot in _named(trace) if regex.fullmatch(spot.name or spot.call.name)]
+    if not spots:
         raise _unknown(trace, pattern)
-    return found
+    return spots
 
 
 def _regex(pattern: str) -> re.Pattern[str]:

@@ -82,15 +82,17 @@ def _from_transformers(rest: str, pretrained: bool, args: dict[str, Any]) -> Fou
     if kind and not issubclass(getattr(transformers, kind, type(None)), transformers.PreTrainedModel):
         known = [each for each in dir(transformers) if each.endswith("Model")]
         raise one_of("model class of transformers", kind, known)
-    made = getattr(transformers, kind) if kind else transformers.AutoModel
-    from_config = made._from_config if kind else made.from_config
+    factory = getattr(transformers, kind) if kind else transformers.AutoModel
+    from_config = factory._from_config if kind else factory.from_config
     label, missing = Path(adapters or place).name, set()
     with _quietly(), _said_by(f"hf:{place}", weights=pretrained):
         config = transformers.AutoConfig.from_pretrained(place)
         if args:
             config = transformers.AutoConfig.from_pretrained(place, **_for_config(config, args, place))
         if pretrained:
-            module, loaded = made.from_pretrained(place, config=config, output_loading_info=True, dtype=torch.float32)
+            module, loaded = factory.from_pretrained(
+                place, config=config, output_loading_info=True, dtype=torch.float32
+            )
             missing = set(loaded["missing_keys"])
         else:
             module = from_config(config, dtype=torch.float32)
@@ -156,13 +158,13 @@ def _base_of(folder: str) -> str:
             f"{folder} holds adapters without the network they belong to, and {ADAPTERS} names none in "
             "base_model_name_or_path; merge them (merge_and_unload) and save the whole, or name the base there"
         )
-    found = _folder(str(Path(folder) / base)) or _folder(base)
-    if found is None and (Path(base).is_absolute() or base.startswith(".")):
+    folder_of_base = _folder(str(Path(folder) / base)) or _folder(base)
+    if folder_of_base is None and (Path(base).is_absolute() or base.startswith(".")):
         raise UsageError(
             f"{folder} holds adapters of {base}, and there is no such folder; name where it is in {ADAPTERS}, under "
             "base_model_name_or_path"
         )
-    return base if found is None else str(found.resolve())
+    return base if folder_of_base is None else str(folder_of_base.resolve())
 
 
 def _class_of(folder: str) -> str | None:

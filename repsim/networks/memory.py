@@ -29,11 +29,11 @@ def parse(text: str) -> int:
     >>> parse("1.5G") == parse("1536 MiB") == 3 * 2**29
     True
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(?:i?b)?|(%))\s*", str(text).lower())
-    number = float(found[1]) if found else 0.0
-    if not found or not 0 < number < UNLIMITED or (found[3] and number > 100):
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(?:i?b)?|(%))\s*", str(text).lower())
+    number = float(match[1]) if match else 0.0
+    if not match or not 0 < number < UNLIMITED or (match[3] and number > 100):
         raise UsageError(f"memory is given as 8G, 500M or 50% (of what is free), got {text!r}")
-    return int(number / 100 * free() if found[3] else number * UNITS[found[2]])
+    return int(number / 100 * free() if match[3] else number * UNITS[match[2]])
 
 
 def free() -> int:
@@ -47,7 +47,7 @@ def free() -> int:
 
 def _of_container() -> tuple[int, int]:
     """Limit and use of the strictest control group (version 2 or 1) that this process is in."""
-    found = (UNLIMITED, 0)
+    limits = (UNLIMITED, 0)
     with suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():
             _, kinds, path = line.split(":", 2)
@@ -59,9 +59,9 @@ def _of_container() -> tuple[int, int]:
                 if not group.is_relative_to(root):
                     break
                 limit, used = _group(group)
-                if limit - used < found[0] - found[1]:
-                    found = limit, used
-    return found
+                if limit - used < limits[0] - limits[1]:
+                    limits = limit, used
+    return limits
 
 
 def _group(group: Path) -> tuple[int, int]:
@@ -72,8 +72,8 @@ def _group(group: Path) -> tuple[int, int]:
     ):
         with suppress(OSError, ValueError):  # `max` is no number: no limit
             most, now = int((group / limit).read_text()), int((group / used).read_text())
-            found = re.search(rf"^{cached} (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
-            return most, now - int(found[1]) if found else now
+            match = re.search(rf"^{cached} (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
+            return most, now - int(match[1]) if match else now
     return UNLIMITED, 0
 
 

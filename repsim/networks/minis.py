@@ -103,5 +103,5 @@ def build(name: str, **changes) -> nn.Module:
     if name in ARCHITECTURES:
         return ARCHITECTURES[name](**changes)
     with safe_open(weights_file(name), framework="pt") as file:
-        of = file.metadata()
-    return ARCHITECTURES[of["architecture"]](**{"num_classes": CLASSES[of["task"]], **changes})
+        metadata = file.metadata()
+    return ARCHITECTURES[metadata["architecture"]](**{"num_classes": CLASSES[metadata["task"]], **changes})

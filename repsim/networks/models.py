@@ -261,7 +261,7 @@ def told_apart(networks: Sequence[Network]) -> list[Network]:
     for network in networks:
         if names.count(network.name) > 1:
             free = (f"{network.name}#{number}" for number in itertools.count(1))
-            name = next(each for each in free if each not in taken)
+            name = next(candidate for candidate in free if candidate not in taken)
             taken.add(name)
             network = dataclasses.replace(network, name=name)
         told.append(network)
@@ -561,8 +561,10 @@ def _from_timm(name: str, weights: str, model_args: dict[str, Any]) -> Network:
 
 def _from_library(name: str, weights: str, model_args: dict[str, Any]) -> Network:
     with _quick_when_offline():
-        found = found_in_library(name, weights, model_args)
-    return Network(found.module, found.name, name, weights, found.transform, notices=found.notices, origin=found.record)
+        loaded = found_in_library(name, weights, model_args)
+    return Network(
+        loaded.module, loaded.name, name, weights, loaded.transform, notices=loaded.notices, origin=loaded.record
+    )
 
 
 def _check_timm_name(exact: str) -> None:
@@ -621,26 +623,26 @@ def _factories_of(path: str) -> list[str]:
     package = path.partition(".")[0]
     return [
         name
-        for name, of in vars(sys.modules[path]).items()
-        if name[0] != "_" and callable(of) and str(getattr(of, "__module__", "")).partition(".")[0] == package
+        for name, value in vars(sys.modules[path]).items()
+        if name[0] != "_" and callable(value) and str(getattr(value, "__module__", "")).partition(".")[0] == package
     ]
 
 
 def _from_factory(name: str, weights: str, model_args: dict[str, Any]) -> Network:
     factory = _factory(name)
     try:
-        made = factory(**model_args)
+        product = factory(**model_args)
     except RepsimError:
         raise
     except TypeError as error:
         raise UsageError(f"{name} does not take these arguments ({_shown(model_args)}): {first_line(error)}") from None
     except (Exception, SystemExit) as error:
         raise RepsimError(f"{name} failed to build: {type(error).__name__}: {first_line(error)}") from error
-    if not isinstance(made, (nn.Module, Network)):
-        raise UsageError(f"{name} must return an nn.Module or a repsim.Network, it returned {type(made).__name__}")
-    if isinstance(made, Network):
-        return dataclasses.replace(made, source=name)
-    return Network(made, name.rpartition(":")[2].split(".")[-1], name, "factory", _transform_of(made, model_args))
+    if not isinstance(product, (nn.Module, Network)):
+        raise UsageError(f"{name} must return an nn.Module or a repsim.Network, it returned {type(product).__name__}")
+    if isinstance(product, Network):
+        return dataclasses.replace(product, source=name)
+    return Network(product, name.rpartition(":")[2].split(".")[-1], name, "factory", _transform_of(product, model_args))
 
 
 def _transform_of(module: nn.Module, model_args: dict[str, Any], config: dict[str, Any] | None = None) -> Transform:

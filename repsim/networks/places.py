@@ -182,16 +182,16 @@ class Places:
         return result
 
     def _joined_regions(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        apart = [abs(of[a] - of[b]) for of in (self.row, self.column)]
-        reach = [np.maximum(of[a], of[b]) / 2 + SLACK for of in (self.height, self.width)]
+        apart = [abs(values[a] - values[b]) for values in (self.row, self.column)]
+        reach = [np.maximum(values[a], values[b]) / 2 + SLACK for values in (self.height, self.width)]
         near = (apart[0] <= reach[0]) & (apart[1] <= reach[1])
-        area_a, area_b = (self.height[of] * self.width[of] for of in (a, b))
+        area_a, area_b = (self.height[values] * self.width[values] for values in (a, b))
         same = near & (apart[0] < SLACK) & (apart[1] < SLACK) & (area_a == area_b)
         result = np.where(area_b < area_a * (1 - SLACK), b, a)
         alike = near & ~same & (abs(area_a - area_b) <= SLACK * area_a)
         if alike.any():
             x, y = a[alike], b[alike]
-            row, column = ((of[x] + of[y]) / 2 for of in (self.row, self.column))
+            row, column = ((values[x] + values[y]) / 2 for values in (self.row, self.column))
             result[alike] = self.regions(row, column, self.height[x], self.width[x])
         apart = ~near & (abs(area_a - area_b) <= SLACK * area_a)
         if apart.any():
@@ -203,8 +203,8 @@ class Places:
     def resolved(self, numbers: np.ndarray) -> np.ndarray:
         """The same places, hidden units replaced by where they turned out to be."""
         kinds = self.kind
-        found = numbers.copy()
+        resolved = numbers.copy()
         for at in zip(*np.nonzero(kinds[numbers] == HIDDEN)):
             unit = self._hidden[int(numbers[at])]
-            found[at] = self._learnt.get(unit.group, {}).get(unit.index, NOWHERE)
-        return found
+            resolved[at] = self._learnt.get(unit.group, {}).get(unit.index, NOWHERE)
+        return resolved

@@ -223,8 +223,8 @@ class Rules:
             dim=0,
             return_inverse=True,
         )
-        x, y, where = (pairs[:, i].numpy() for i in range(3))
-        places, t = self.places, share.numpy()[where]
+        x, y, t_index = (pairs[:, i].numpy() for i in range(3))
+        places, t = self.places, share.numpy()[t_index]
         regions = np.isin(places.kind[x], (REGION, SCATTERED)) & np.isin(places.kind[y], (REGION, SCATTERED))
         new = np.where(x == y, x, NOWHERE)
         if regions.any():
@@ -328,8 +328,8 @@ class Provenance:
             at: the place of the operation in the network, which `attentions` and `unknown` tell.
         """
         given = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
-        made = [x for x in tree_iter(result) if isinstance(x, Tensor)]
-        if not any(x.numel() for x in made):
+        tensors = [x for x in tree_iter(result) if isinstance(x, Tensor)]
+        if not any(x.numel() for x in tensors):
             return
         names = tuple(dict.fromkeys(name for x in given for name in self.sources(x)))
         name = func.overloadpacket.__name__
@@ -338,12 +338,12 @@ class Provenance:
         of_images = any(map(self._of_image, given))
         lost = any(x in self._lost for x in given) and base not in NEW
         if lost and not of_images:
-            for x in made:
+            for x in tensors:
                 self._lost[x] = True
         if lost and base in PRODUCTS and sum(x in self._lost or self._of_image(x) for x in given) > 1:
             self.unread.append(at)
         if not of_images and not self._of_parameters(base, given, names):
-            for x in made if names else ():
+            for x in tensors if names else ():
                 self._sources[x] = names
             if mutable and names and given:
                 self._sources[given[0]] = names
@@ -360,12 +360,12 @@ class Provenance:
                 self.unknown.append((at, f"{func.namespace}::{name}"))
                 if sum(x in self._lost or self._of_image(x) for x in given) > 1:
                     self.unread.append(at)
-                for x in made if of_images else ():
+                for x in tensors if of_images else ():
                     self._lost[x] = True
-                if mutable and given[0] in self._labels and made:
+                if mutable and given[0] in self._labels and tensors:
                     del self._labels[given[0]]
                 return
-        for number, (tensor, label) in enumerate(zip(made, labels)):
+        for number, (tensor, label) in enumerate(zip(tensors, labels)):
             if label is not None and not of_images:
                 label = replace(label, fixed=True)
             if label is None or label.codes.shape != tensor.shape:
@@ -457,8 +457,8 @@ class Provenance:
                 if not isinstance(x, Tensor):
                     return x
                 if (label := self.label(x)) is not None and (name not in INDEXED or x is args[0]):
-                    found = getattr(of(label), which)
-                    return label.codes if found is None else found
+                    codes_of_label = getattr(of(label), which)
+                    return label.codes if codes_of_label is None else codes_of_label
                 if name in INDEXED or x.dtype in (torch.bool, torch.int64, torch.int32):
                     return x.cpu()
                 return self._constant(x)
@@ -508,30 +508,30 @@ class Provenance:
     # Rules
 
     def _pointwise(self, args: tuple, kwargs: dict, result: Tensor, at: Any) -> Label | None:
-        found = [self.label(x) for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
-        found = [label for label in found if label is not None]
-        found = [label for label in found if not label.fixed] or found
-        pair = self._paired(found, result, at)
-        if len(found) == 1 and found[0].codes.shape == result.shape:
-            whole = found[0]
+        labels = [self.label(x) for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
+        labels = [label for label in labels if label is not None]
+        labels = [label for label in labels if not label.fixed] or labels
+        pair = self._paired(labels, result, at)
+        if len(labels) == 1 and labels[0].codes.shape == result.shape:
+            whole = labels[0]
         else:
-            codes, across = found[0].codes.expand(result.shape), found[0].across
-            for other in found[1:]:
+            codes, across = labels[0].codes.expand(result.shape), labels[0].across
+            for other in labels[1:]:
                 codes = self.rules.joined(codes, other.codes.expand(result.shape))
                 if across is None:
                     across = other.across
                 elif other.across is not None:
                     across = self.rules.joined(across.expand(result.shape), other.across.expand(result.shape))
             whole = Label(codes, None if across is None else across.expand(result.shape), pair=pair)
-        if not any(label.weights for label in found):
+        if not any(label.weights for label in labels):
             return whole
         if _sums_to_one(result, keys_axis(whole)):  # weights that were changed are read where they were changed last
             axis = keys_axis(whole) % result.ndim
             return replace(whole, weights=(Weights(at, whole, tuple(result.shape), axis),))
-        if not all(label.weights for label in found):  # weights times something else, entry by entry
-            self.unread += [at for label in found for each in label.weights if _over_places(each.label, each.axis)]
+        if not all(label.weights for label in labels):  # weights times something else, entry by entry
+            self.unread += [at for label in labels for each in label.weights if _over_places(each.label, each.axis)]
             return replace(whole, weights=())
-        return replace(whole, weights=tuple(dict.fromkeys(each for label in found for each in label.weights)))
+        return replace(whole, weights=tuple(dict.fromkeys(each for label in labels for each in label.weights)))
 
     def _paired(self, found: Sequence[Label], result: Tensor, at: Any) -> Label | None:
         """The rows and columns of an operation, entry by entry, on each place of one operand and each of another."""
@@ -551,7 +551,7 @@ class Provenance:
     def _reduction(self, given: dict[str, Any], result: Any) -> list[Label | None]:
         label = self._labels[given["self_"]]
         dims = given.get("dim")
-        made = [x for x in tree_iter(result) if isinstance(x, Tensor)]
+        tensors = [x for x in tree_iter(result) if isinstance(x, Tensor)]
         ndim = label.codes.ndim
         dims = list(range(ndim)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else list(dims)
 
@@ -565,7 +565,7 @@ class Provenance:
         if pair is not None:
             apart = not any(_over_places(pair, axis) for axis in dims)
             pair = pair.each(lambda codes: without(codes, first=True)) if apart else None
-        return [Label(without(label.codes), pair=pair) for _ in made]
+        return [Label(without(label.codes), pair=pair) for _ in tensors]
 
     def _mm(self, self_: Tensor, mat2: Tensor, result: Tensor, at: Any, **more: Any) -> Label | None:
         return self._product(self_, mat2, result, at)
@@ -596,20 +596,20 @@ class Provenance:
             label, axis, size = (of_b, -2, result.shape[-2]) if of_a is None else (of_a, -1, result.shape[-1])
             if label is None:
                 return None
-            made = label.each(lambda codes: self.rules.contracted(codes, axis, size))
+            contracted = label.each(lambda codes: self.rules.contracted(codes, axis, size))
             heads = varies(features_in(label.codes), axis) and not _over_places(label, axis)
             if label.across is None:
-                heads &= any(_over_places(each.label, each.axis) for each in label.weights)
+                heads &= any(_over_places(weights_.label, weights_.axis) for weights_ in label.weights)
             if not heads and keys_axis(label) % label.codes.ndim == axis % label.codes.ndim:
-                return replace(made, weights=())
-            return self._mixed(label, made, result, at)
+                return replace(contracted, weights=())
+            return self._mixed(label, contracted, result, at)
         attends = False
         for label, axis in ((of_a, -1), (of_b, -2)):
             if label.weights and self._over_keys(label, axis, (a, b)[axis == -2]):
-                self.attentions += [each for each in label.weights if each not in self.attentions]
+                self.attentions += [weights_ for weights_ in label.weights if weights_ not in self.attentions]
                 attends = True
                 if label is of_a:
-                    self.products.update({each.at: (at, tuple(result.shape)) for each in label.weights})
+                    self.products.update({weights_.at: (at, tuple(result.shape)) for weights_ in label.weights})
         if not attends and (_over_places(of_a, -1) or _over_places(of_b, -2)):
             self.unread.append(at)
         rows, columns = self._outer(of_a, -1), self._outer(of_b, -2)
@@ -625,13 +625,15 @@ class Provenance:
         axis = keys_axis(made) % result.ndim
         if _is_laid_out(made) and _sums_to_one(result, axis) and bool((result >= 0).all()):
             return replace(made, weights=(Weights(at, made, tuple(result.shape), axis),))
-        return replace(made, weights=tuple(replace(each, mixed=True) for each in label.weights))
+        return replace(made, weights=tuple(replace(weights_, mixed=True) for weights_ in label.weights))
 
     def _over_keys(self, label: Label, axis: int, tensor: Tensor) -> bool:
         """Whether a product sums over the keys of attention weights."""
         if label.across is not None:
             return keys_axis(label) % tensor.ndim == axis % tensor.ndim
-        return _sums_to_one(tensor, axis) or (all(each.mixed for each in label.weights) and _over_places(label, axis))
+        return _sums_to_one(tensor, axis) or (
+            all(weights_.mixed for weights_ in label.weights) and _over_places(label, axis)
+        )
 
     def _outer(self, label: Label, axis: int) -> Tensor:
         """What stays of a factor summed over an axis: of a row and a column, the one along the other axis."""
@@ -745,10 +747,10 @@ class Provenance:
         return Label(codes)
 
     def _adaptive_avg_pool2d(self, self_: Tensor, result: Any, **how: Any) -> Label | None:
-        made = result if isinstance(result, Tensor) else result[0]
+        pooled = result if isinstance(result, Tensor) else result[0]
         codes = self._labels[self_].codes
         for axis in (codes.ndim - 2, codes.ndim - 1):
-            before, size = codes.shape[axis], made.shape[axis]
+            before, size = codes.shape[axis], pooled.shape[axis]
             starts = [i * before // size for i in range(size)]
             ends = [-(-(i + 1) * before // size) for i in range(size)]
             parts = [self.rules.reduced(codes.narrow(axis, a, b - a), [axis]) for a, b in zip(starts, ends)]
@@ -776,13 +778,18 @@ class Provenance:
 
         That is tried out: of each axis along which labels differ one index is changed, and nothing else may change.
         """
-        found = [x for x in args if isinstance(x, Tensor) and x in self._labels]
-        made = result if isinstance(result, Tensor) else None
-        if len(found) != 1 or made is None or made.shape != found[0].shape or not found[0].is_floating_point():
+        labelled = [x for x in args if isinstance(x, Tensor) and x in self._labels]
+        output = result if isinstance(result, Tensor) else None
+        if (
+            len(labelled) != 1
+            or output is None
+            or output.shape != labelled[0].shape
+            or not labelled[0].is_floating_point()
+        ):
             return None
-        if made.numel() > MOST_MEASURED:
+        if output.numel() > MOST_MEASURED:
             return None
-        x, label = found[0], self._labels[found[0]]
+        x, label = labelled[0], self._labels[labelled[0]]
         for axis in range(x.ndim):
             if not varies(label.codes, axis) or not _matters(label.codes, axis):
                 continue
@@ -791,7 +798,7 @@ class Provenance:
                 changed.select(axis, index).add_(1.0).mul_(1.7)
                 with torch.no_grad():
                     other = func(*(changed if a is x else a for a in args), **kwargs)
-                differs = (other != made).movedim(axis, 0).flatten(1).any(1)
+                differs = (other != output).movedim(axis, 0).flatten(1).any(1)
                 differs[index] = False
                 if differs.any():
                     return None
@@ -818,7 +825,7 @@ def _is_laid_out(label: Label) -> bool:
     """Whether queries and keys are on the last two axes, and neither images nor heads."""
     if label.across is None or label.codes.ndim < 3:
         return False
-    others = [of(codes) for of in (images_in, features_in) for codes in (label.codes, label.across)]
+    others = [part(codes) for part in (images_in, features_in) for codes in (label.codes, label.across)]
     return not any(varies(values, axis) for values in others for axis in (-1, -2))
 
 

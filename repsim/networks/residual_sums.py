@@ -76,7 +76,7 @@ def find_sums(network: Network | nn.Module | str) -> list[ResidualSum]:
     """
     network = as_network(network)
     trace = Trace.of(network)
-    found, depth = [], depths_of(trace)
+    residual_sums, depth = [], depths_of(trace)
     for number, (path, block) in enumerate(find_blocks(trace)):
         additions = _stream(trace, path, block)
         for (addition, skip), sublayer in zip(additions, _sublayers(trace, path, block, additions)):
@@ -84,15 +84,15 @@ def find_sums(network: Network | nn.Module | str) -> list[ResidualSum]:
                 raise UsageError(f"a residual sum in {path} of {network.name} has no axis of images that is known")
             reading = trace.reading(addition.output)
             name = block.call.name if block.call.path == path else path
-            found.append(ResidualSum(name, depth(block.when), number, sublayer, addition.at, skip, reading))  # pyrefly: ignore [bad-argument-type]  # of a sum
-    if not found:
+            residual_sums.append(ResidualSum(name, depth(block.when), number, sublayer, addition.at, skip, reading))  # pyrefly: ignore [bad-argument-type]  # of a sum
+    if not residual_sums:
         raise UsageError(f"{network.name} has no blocks with residual sums that repsim can find")
-    return found
+    return residual_sums
 
 
 def blocks_without(network: Network, sums: Sequence[ResidualSum]) -> list[str]:
     """Sentences on blocks without a residual sum, and on sums that do not enter the first output of a block."""
-    have = {each.layer for each in sums}
+    have = {residual_sum.layer for residual_sum in sums}
     trace = Trace.of(network)
     blocks = find_blocks(trace)
     names = [path for path, _ in blocks if path not in have]
@@ -120,25 +120,25 @@ def _stream(trace: Trace, path: str, block: Spot) -> list[tuple[Operation, int]]
     first = entry_of(trace, path, block)
     entry = (first.argument.made if first.argument else None) if trace.calls_of(path) else entered(trace, path).made
     here = block.made
-    found: list[tuple[Operation, int]] = []
+    additions: list[tuple[Operation, int]] = []
     while here is not None and here.when > first.started:
         if is_sum(here):
             skip = _skip(trace, path, here, entry)
-            found.insert(0, (here, skip))
+            additions.insert(0, (here, skip))
             here = here.operands[skip]
             continue
         depends = _parted_from(here) or _added_to(here, first.started) or {op for op in here.operands if op is not None}
         if is_learned(here) or len(depends) != 1:
             # A projection of the skip, or a block without one: nothing that is added must lie behind it.
             behind = [op for op in {here, *here.ancestors()} if op.when > first.started and adds_what_it_came_from(op)]
-            if behind or (found and len(depends) > 1):
+            if behind or (additions and len(depends) > 1):
                 raise UsageError(
                     f"the residual sums of {path} in {trace.network.name} cannot be found: its stream can be followed "
                     f"back from the output to an operation {here.name!r} only"
                 )
             break
         here = depends.pop()
-    return found
+    return additions
 
 
 def _parted_from(op: Operation) -> set[Operation]:
@@ -146,7 +146,7 @@ def _parted_from(op: Operation) -> set[Operation]:
     if op.name != "cat" or None in op.operands:
         return set()
     ways = [_way_back(part) for part in op.operands]
-    common = [each for each in ways[0] if all(each in way for way in ways)]
+    common = [operation for operation in ways[0] if all(operation in way for way in ways)]
     return {common[0]} if common else set()
 
 
@@ -158,9 +158,11 @@ def _added_to(op: Operation, started: int) -> set[Operation]:
     if op.name != "cat" or None in op.operands:
         return set()
     ends = [[part, *_way_back(part)] for part in op.operands if part is not None]
-    sums = {next((each for each in way if is_sum(each) and each.when > started), None) for way in ends}
+    sums = {
+        next((operation for operation in way if is_sum(operation) and operation.when > started), None) for way in ends
+    }
     as_given = all(way[-1].when < started or any(map(is_sum, way)) for way in ends)
-    return {each for each in sums if each} if as_given and len(sums) == 2 and None in sums else set()
+    return {operation for operation in sums if operation} if as_given and len(sums) == 2 and None in sums else set()
 
 
 def _way_back(part: Operation | None) -> list[Operation]:
@@ -200,7 +202,7 @@ def _is_made_of(op: Operation, source: Operation) -> bool:
         if here in before:
             return False
         met.add(here)
-        waiting += [each for each in here.operands if each is not None and each not in met]
+        waiting += [operand for operand in here.operands if operand is not None and operand not in met]
     return True
 
 
@@ -256,7 +258,7 @@ def watch_sums(
     What it returns, if anything, takes the place of the sum. Both tensors are as the network has them (`sum.reading`
     reads them); later operations may write into them in place. With `passed`, only passes of a sweep count.
     """
-    wanted = {found.place: found for found in sums}
+    wanted = {residual_sum.place: residual_sum for residual_sum in sums}
     running: list[Call] = []
     watch = _Watch(wanted, running, take)
 
@@ -267,7 +269,7 @@ def watch_sums(
     def leave(call: Call, result: Any) -> None:
         if call.path or watch.met.issuperset(wanted):
             return
-        missing = next(found.name for place, found in wanted.items() if place not in watch.met)
+        missing = next(residual_sum.name for place, residual_sum in wanted.items() if place not in watch.met)
         raise RepsimError(f"{network.name} does not add {missing!r} as when its residual sums were looked for")
 
     with following(network.module, running, enter, leave, lambda: is_own(network, passed=passed)), watch:
@@ -282,10 +284,10 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         at = operation_at(ADDITION, self.running) if self.running and is_addition(func, args) else None
-        found = None if at is None else self.wanted.get(at)
-        if found is not None:
-            self.met.add(found.place)
-            replaced = self.take(found, args[found.skip], args[1 - found.skip])
+        residual_sum = None if at is None else self.wanted.get(at)
+        if residual_sum is not None:
+            self.met.add(residual_sum.place)
+            replaced = self.take(residual_sum, args[residual_sum.skip], args[1 - residual_sum.skip])
             if replaced is not None:
                 in_place = func.overloadpacket.__name__.endswith("_")
                 return args[0].copy_(replaced) if in_place else replaced.clone()

@@ -150,7 +150,7 @@ def _decides(given: Operation, op: Operation, softmax: set[Any]) -> bool:
 def _held_over(trace: Trace, path: str) -> bool:
     """Whether a module is in a head or stem, or whatever else holds no blocks."""
     module = trace.module
-    return any(_passed_over(each.rpartition(".")[2], module(each)) for each in (*_above(path), path))
+    return any(_passed_over(ancestor.rpartition(".")[2], module(ancestor)) for ancestor in (*_above(path), path))
 
 
 def parent_of(path: str) -> str:
@@ -213,9 +213,9 @@ def _joins(trace: Trace, op: Operation) -> bool:
 
 def _taken_apart(trace: Trace, paths: list[str]) -> list[str]:
     """Of blocks that add nothing themselves and hold rows of alike modules that do, these (a cross-stage network's)."""
-    found = set(units(trace))
+    blocks = set(units(trace))
     module = trace.module
-    rows = {path: [] if path in found else _rows(trace, path, found) for path in paths}
+    rows = {path: [] if path in blocks else _rows(trace, path, blocks) for path in paths}
     stages = {type(module(path)) for path, row in rows.items() if len(row) > 1}
     apart = {path for path in paths if rows[path] and type(module(path)) in stages - {nn.Sequential, nn.ModuleList}}
     return [each for path in paths for each in (rows[path] if path in apart else [path])]
@@ -223,15 +223,15 @@ def _taken_apart(trace: Trace, paths: list[str]) -> list[str]:
 
 def _rows(trace: Trace, path: str, units: set[str]) -> list[str]:
     """The units inside a module, if all of each row of modules are such, and alike."""
-    found = []
+    rows = []
     for name, row in parts(trace.module(path), path).items():
         held = [(f"{name}.{n}", m) for n, m in children(row)]
-        if not _container(row) or any(name.startswith(f"{other}.") for other in found):
+        if not _container(row) or any(name.startswith(f"{other}.") for other in rows):
             continue
         shapes = {(type(m), *(n for n, _ in m.named_parameters())) for _, m in held}
         if len(shapes) == 1 and all(inner in units or _pair(m) for inner, m in held):
-            found += [inner for inner, _ in held]
-    return found
+            rows += [inner for inner, _ in held]
+    return rows
 
 
 def units(trace: Trace) -> list[str]:
@@ -374,8 +374,8 @@ def _is_stage(trace: Trace, path: str, module: nn.Module) -> bool:
 def _in_passed_over(trace: Trace, path: str, call: Call) -> bool:
     """Whether a call below a path belongs to a module that is passed over, or lies inside one."""
     module = trace.module
-    around = [each for each in (*_above(call.path), call.path) if each.startswith(f"{path}.")]
-    return any(_passed_over(each.rpartition(".")[2], module(each)) for each in around)
+    around = [ancestor for ancestor in (*_above(call.path), call.path) if ancestor.startswith(f"{path}.")]
+    return any(_passed_over(ancestor.rpartition(".")[2], module(ancestor)) for ancestor in around)
 
 
 def _in_bare_rows(trace: Trace, path: str, last: Call) -> bool:

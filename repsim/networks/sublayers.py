@@ -26,7 +26,7 @@ def paper_spots(trace: Trace, path: str, block: Spot) -> Iterator[Spot]:
     mlps = [c for c in calls if is_mlp(c.module)]
     outer = [c for c in calls if not any(_within(c, other) for other in (*attentions, *mlps))]
     plain = [mlp for mlp in plain_mlps(trace, block) if {*mlp.first, mlp.second} <= set(outer)]
-    maps = {each for mlp in plain for each in (*mlp.first, mlp.second)}
+    maps = {layer for mlp in plain for layer in (*mlp.first, mlp.second)}
     for call in outer:
         if call in attentions:
             yield from _pre_norm(call, calls)
@@ -82,8 +82,8 @@ def plain_mlps(trace: Trace, block: Spot) -> list[PlainMLP]:
     """The sublayers in the branches of a block's residual sums, in the order in which they run."""
     started = block.call.started if block.side == "output" else -1
     ends = [op for op in trace.operations if is_sum(op) and started < op.when <= block.when]
-    found = (plain_mlp(trace, operand) for op in ends for operand in op.operands if operand is not None)
-    return list({mlp.second: mlp for mlp in found if mlp is not None}.values())
+    mlps = (plain_mlp(trace, operand) for op in ends for operand in op.operands if operand is not None)
+    return list({mlp.second: mlp for mlp in mlps if mlp is not None}.values())
 
 
 def plain_mlp(trace: Trace, branch: Operation) -> PlainMLP | None:

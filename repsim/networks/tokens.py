@@ -161,7 +161,7 @@ class Reading:
 
 def _plain(reading: Reading) -> Reading:
     """The plain reading in an object of a subclass, such as a layer."""
-    return Reading(**{each.name: getattr(reading, each.name) for each in fields(Reading)})
+    return Reading(**{field_.name: getattr(reading, field_.name) for field_ in fields(Reading)})
 
 
 def images_first(x: Tensor, axis: int, before: int, fold: int) -> Tensor:
@@ -181,7 +181,7 @@ def images_first(x: Tensor, axis: int, before: int, fold: int) -> Tensor:
 def known_by_name(parameters: Sequence[str]) -> str:
     """The kind of a token that comes from parameters of these names: `cls`, `distillation`, `register`, or `token`."""
     last = [name.lower() for name in parameters]
-    for what, parts in (("register", ("reg", "storage")), ("distillation", ("dist",)), ("cls", ("cls", "class"))):
+    for kind, parts in (("register", ("reg", "storage")), ("distillation", ("dist",)), ("cls", ("cls", "class"))):
         if any(part in name.rpartition(".")[2] for part in parts for name in last):
-            return what
+            return kind
     return "token"

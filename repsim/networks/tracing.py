@@ -160,13 +160,13 @@ class Operation:
 
     def ancestors(self) -> set[Operation]:
         """Everything that it depends on."""
-        found: set[Operation] = set()
+        ancestors: set[Operation] = set()
         waiting: list[Operation] = [self]
         while waiting:
-            new = waiting.pop().before - found
-            found |= new
+            new = waiting.pop().before - ancestors
+            ancestors |= new
             waiting += new
-        return found
+        return ancestors
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,18 +230,18 @@ class Trace:
 
     @cached_property
     def _following(self) -> dict[Operation, list[Operation]]:
-        found: dict[Operation, list[Operation]] = {}
+        following: dict[Operation, list[Operation]] = {}
         for op in self.operations:
             for before in op.before:
-                found.setdefault(before, []).append(op)
-        return found
+                following.setdefault(before, []).append(op)
+        return following
 
     @cached_property
     def _by_path(self) -> dict[str, list[Call]]:
-        found: dict[str, list[Call]] = {}
+        calls: dict[str, list[Call]] = {}
         for call in self.calls:
-            found.setdefault(call.path, []).append(call)
-        return found
+            calls.setdefault(call.path, []).append(call)
+        return calls
 
     def reading(self, activation: Activation) -> Reading:
         """How to read a tensor of this network."""
@@ -360,10 +360,10 @@ class _Looking:
     def value(self, tensor: Tensor | None) -> Value | None:
         if tensor is None:
             return None
-        made = self.recorder.maker.get(tensor)
+        maker = self.recorder.maker.get(tensor)
         if tensor not in self.values:
             self.values[tensor] = next(self._numbers)
-        return Value(tuple(tensor.shape), made, self.values[tensor])
+        return Value(tuple(tensor.shape), maker, self.values[tensor])
 
     def activation(self, tensor: Tensor | None) -> Activation | None:
         label = self.provenance.label(tensor)
@@ -407,13 +407,13 @@ class _Looking:
             call, _, tensor = self.digests[key]
             if len(changes) != IMAGES or not all(bool(change.any()) for change in changes):
                 continue
-            found = measured_images_axis(changes, IMAGES)
+            axis = measured_images_axis(changes, IMAGES)
             same = [(call, key[2]), *self.same.get(key, [])]
-            if found is None:
+            if axis is None:
                 for each, _ in same:
                     each.mixed = True
                 continue
-            activation = Activation((), *found)
+            activation = Activation((), *axis)
             activation = replace(activation, shape=tuple(activation.first(tensor).shape[1:]))
             if not activation.shape:
                 continue

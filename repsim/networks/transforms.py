@@ -223,7 +223,7 @@ def as_transform(preparing: Any, *, channels: int = 3, name: str = "the network"
     kind = preparing if hasattr(preparing, "__qualname__") else type(preparing)
     said = _said(preparing)
     plain = processes or (kind.__module__.startswith("torchvision.") and not ADDRESS.search(said))
-    made = LibraryTransform(
+    new = LibraryTransform(
         (channels, 0, 0),
         f"{kind.__module__}.{kind.__qualname__}",
         ADDRESS.sub("", said),
@@ -231,14 +231,14 @@ def as_transform(preparing: Any, *, channels: int = 3, name: str = "the network"
         square,
         None if plain else id(preparing),
     )
-    sizes = {_shape_of(made, probe, name) for probe in PROBES}
+    sizes = {_shape_of(new, probe, name) for probe in PROBES}
     if len(sizes) > 1:
         listed = " and ".join(sorted("x".join(map(str, size)) for size in sizes))
         raise UsageError(
-            f"{made.by} makes images of different sizes for {name}, such as {listed}, and a batch needs one; say which "
+            f"{new.by} makes images of different sizes for {name}, such as {listed}, and a batch needs one; say which "
             "with the model argument image_size, or give another transform"
         )
-    return dataclasses.replace(made, input_size=sizes.pop())
+    return dataclasses.replace(new, input_size=sizes.pop())
 
 
 def _shape_of(made: LibraryTransform, probe: tuple[int, int], name: str) -> Size:
@@ -260,10 +260,10 @@ class Processed:
     processor: Any
 
     def __call__(self, image: Image.Image) -> Tensor:
-        made = self.processor(images=image, return_tensors="pt")["pixel_values"]
-        if len(made) != 1:
-            raise RepsimError(f"it makes {len(made)} images of one")
-        return made[0]
+        pixels = self.processor(images=image, return_tensors="pt")["pixel_values"]
+        if len(pixels) != 1:
+            raise RepsimError(f"it makes {len(pixels)} images of one")
+        return pixels[0]
 
 
 def _is_processor(preparing: Any) -> bool:

@@ -65,20 +65,20 @@ class Taken:
 
     def record(self) -> dict[str, Any]:
         """The entry of `run.json`; empty for a file that is one state dict with the network's own names."""
-        what = {
+        entries = {
             "weights_key": self.key,
             "weights_keys": list(self.keys),
             "weights_prefix": self.prefix,
             "weights_wrappers": list(self.wrappers),
             "weights_left_out": len(self.left_out),
         }
-        return {name: value for name, value in what.items() if value}
+        return {name: value for name, value in entries.items() if value}
 
     def notices(self) -> Iterator[str]:
         """Sentences for the user on the choice of weights."""
         if self.keys:
-            how = ", as asked for" if self.asked else "; --weights-key chooses"
-            yield f"{self.file} holds {_said(self.keys)}; {_said([self.key])} was taken{how}"
+            advice = ", as asked for" if self.asked else "; --weights-key chooses"
+            yield f"{self.file} holds {_said(self.keys)}; {_said([self.key])} was taken{advice}"
         elif self.left_out and not self.asked:
             yield (
                 f"{self.file}: only tensors under {self.prefix.rstrip('.')} were taken, and {len(self.left_out)} "
@@ -124,7 +124,7 @@ def load_file(module: nn.Module, file: Path, name: str, key: str | None = None) 
     _load(module, fit, needed, file, name)
     there = dict.fromkeys(fit.key or AT_THE_TOP for fit in tried if fit.fits)
     fitting = {fit.path for fit in tried if fit.fits}
-    like = {of.path for of in tried if of.path not in fitting and 2 * len(of.names) > len(needed.state)}
+    like = {one.path for one in tried if one.path not in fitting and 2 * len(one.names) > len(needed.state)}
     return Taken(
         str(file),
         fit.key or (AT_THE_TOP if len(there) > 1 else ""),
@@ -133,7 +133,7 @@ def load_file(module: nn.Module, file: Path, name: str, key: str | None = None) 
         tuple(w for w in WRAPPERS if any(w in there and w not in own for own, there in fit.names.items())),
         fit.outside,
         tuple(sorted(like - {""})),
-        key is not None and len({of.key for of in fits}) == 1,
+        key is not None and len({one.key for one in fits}) == 1,
     )
 
 
@@ -251,12 +251,12 @@ def _tried(needed: Needed, sets: Sequence[tuple[str, dict[str, Any]]]) -> list[F
         tried = []
         for path, values in sets:
             names = {bare(key): key for key in values}
-            found = {prefix: _fit(needed, own, path, values, names, prefix) for prefix in _prefixes(own, names)}
-            within = tuple(prefix for prefix, fit in found.items() if prefix and fit.fits)
+            fits = {prefix: _fit(needed, own, path, values, names, prefix) for prefix in _prefixes(own, names)}
+            within = tuple(prefix for prefix, fit in fits.items() if prefix and fit.fits)
             if within:  # what lies beside whole sets under prefixes may be a whole set itself
                 rest = {key: there for key, there in names.items() if not key.startswith(within)}
-                found[""] = _fit(needed, own, path, values, rest, "")
-            tried += found.values()
+                fits[""] = _fit(needed, own, path, values, rest, "")
+            tried += fits.values()
         if any(fit.fits for fit in tried):
             break
     return tried
@@ -352,9 +352,9 @@ def _under(key: str, tried: list[Fit], checkpoint: Any, file: Path) -> list[Fit]
     if chosen:
         return chosen
     known = dict.fromkeys(fit.key for fit in tried if fit.key and (fit.fits or fit.key == fit.path))
-    what = "are no weights of a network under" if holds(checkpoint, key) else "is no weights key"
+    fault = "are no weights of a network under" if holds(checkpoint, key) else "is no weights key"
     there = f"; it has {listed(known)}" if known else ", which is one state dict; leave the key out"
-    raise UsageError(f"there {what} {key!r} in {file}{there}")
+    raise UsageError(f"there {fault} {key!r} in {file}{there}")
 
 
 def _usual(fits: list[Fit], file: Path, name: str, key: str | None) -> Fit:
@@ -387,12 +387,12 @@ def _misfit(tried: list[Fit], file: Path, name: str) -> RepsimError:
         return fit.alike, -order.index(fit.path) if fit.path in order else -len(order), -len(fit.prefix)
 
     best = max(tried, key=nearness)
-    found = "; ".join(f"{len(keys)} {what} ({few(keys)})" for what, keys in best.faults.items() if keys)
+    faults = "; ".join(f"{len(keys)} {kind} ({few(keys)})" for kind, keys in best.faults.items() if keys)
     advice = f"; try the model argument num_classes={best.classes}" if best.classes is not None else ""
     index = index_of(file)
     if index and best.faults["missing"]:
         advice = f"; it is one of several files: give {index.name}"
-    return RepsimError(f"{f'{best.key} of ' if best.key else ''}{file} does not fit {name}: {found}{advice}")
+    return RepsimError(f"{f'{best.key} of ' if best.key else ''}{file} does not fit {name}: {faults}{advice}")
 
 
 def packed(module: nn.Module) -> list[Tensor]:

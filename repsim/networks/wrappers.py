@@ -83,18 +83,18 @@ def parts(root: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
     >>> list(parts(nn.Sequential(nn.DataParallel(nn.Sequential(nn.ReLU())))))
     ['', '0', '0.0']
     """
-    found = {prefix: root}
+    modules = {prefix: root}
     met = {root, inside(root)}
 
     def walk(module: nn.Module, path: str) -> None:
         for name, child in children(module):
             if child not in met:
                 met.add(child)
-                found[here := f"{path}.{name}" if path else name] = child
+                modules[here := f"{path}.{name}" if path else name] = child
                 walk(child, here)
 
     walk(root, prefix)
-    return found
+    return modules
 
 
 def part(root: nn.Module, path: str) -> nn.Module:
@@ -106,7 +106,7 @@ def part(root: nn.Module, path: str) -> nn.Module:
 
 def check_gradients(module: nn.Module, name: str) -> None:
     """Raise `UsageError` for a network whose weights are sharded except while it runs: it has no gradients."""
-    if any(kind.__name__ in SHARDED for each in module.modules() for kind in type(each).__mro__):
+    if any(kind.__name__ in SHARDED for part in module.modules() for kind in type(part).__mro__):
         raise UsageError(f"{name} is sharded (FSDP), so its gradients cannot be taken; give it as it was before that")
 
 
@@ -126,8 +126,8 @@ class Called(nn.Module):
         vars(self).update(of=module, call=call)  # not as a module of its own: layers keep their names
         super().__init__()
         self.training = mode
-        for each in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
-            setattr(self, each, getattr(module, each))
+        for name in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
+            setattr(self, name, getattr(module, name))
 
     @property
     def training(self) -> bool:
