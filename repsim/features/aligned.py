@@ -39,11 +39,11 @@ def rows_of(features: Features, images: ImageSet) -> np.ndarray:
             f"features {features.name!r} are of other images than those of {images.data}: their ids are numbers in "
             "other data; give the images that they were taken of"
         )
-    row = {each: number for number, each in enumerate(features.ids)}
-    rows = np.array([row.get(each, -1) for each in ids], dtype=np.int64)
+    row = {id_: number for number, id_ in enumerate(features.ids)}
+    rows = np.array([row.get(id_, -1) for id_ in ids], dtype=np.int64)
     if (rows < 0).all() and isinstance(images.source, Files):
-        row = {os.path.abspath(each): number for number, each in enumerate(features.ids)}
-        rows = np.array([row.get(os.path.abspath(each), -1) for each in images.source.paths], dtype=np.int64)
+        row = {os.path.abspath(id_): number for number, id_ in enumerate(features.ids)}
+        rows = np.array([row.get(os.path.abspath(id_), -1) for id_ in images.source.paths], dtype=np.int64)
     return rows
 
 

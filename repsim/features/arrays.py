@@ -154,7 +154,7 @@ class Features(Stands):
         Raises:
             UsageError: they do not have the same layers, or some have no ids, or an image is in both.
         """
-        shapes, others = ({layer: array.shape[1:] for layer, array in each.layers.items()} for each in (self, other))
+        shapes, others = ({layer: array.shape[1:] for layer, array in item.layers.items()} for item in (self, other))
         if shapes != others:
             odd = next(layer for layer in {**shapes, **others} if shapes.get(layer) != others.get(layer))
             raise UsageError(
@@ -223,23 +223,23 @@ class Features(Stands):
 
 def _array(given: Any, layer: str, name: str) -> np.ndarray:
     """Make an array (n, ...) of real numbers; a mapped array stays mapped."""
-    where = f"layer {layer!r} of features {name!r}"
+    place = f"layer {layer!r} of features {name!r}"
     if isinstance(given, Tensor):
         given = given.detach().cpu()
         given = (given.float() if given.dtype == torch.bfloat16 else given).numpy()
     try:
         array: Any = given if isinstance(given, (np.ndarray, Stacked)) else np.asarray(given)
     except ValueError:
-        raise UsageError(f"{where} must be an array (n, ...) with a row for each image, got a ragged list") from None
+        raise UsageError(f"{place} must be an array (n, ...) with a row for each image, got a ragged list") from None
     if array.dtype.kind not in "biuf":
-        raise UsageError(f"{where} must hold real numbers, got {array.dtype}; give an array of floats, (n, ...)")
+        raise UsageError(f"{place} must hold real numbers, got {array.dtype}; give an array of floats, (n, ...)")
     if array.ndim == 0 or not math.prod(array.shape):
-        raise UsageError(f"{where} must be an array (n, ...) with a row for each image, got shape {array.shape}")
+        raise UsageError(f"{place} must be an array (n, ...) with a row for each image, got shape {array.shape}")
     return array[:, None] if array.ndim == 1 else array
 
 
 def _ids(given: Iterable[str], count: int, name: str) -> tuple[str, ...]:
-    ids = tuple(each.decode("utf-8", "surrogateescape") if isinstance(each, bytes) else str(each) for each in given)
+    ids = tuple(id_.decode("utf-8", "surrogateescape") if isinstance(id_, bytes) else str(id_) for id_ in given)
     if len(ids) != count:
         raise UsageError(f"ids must be one for each image: features {name!r} have {count} rows, and {len(ids)} ids")
     if len(set(ids)) < count:
@@ -260,7 +260,7 @@ class Stacked:
     """Arrays whose rows follow each other, without copying them."""
 
     def __init__(self, parts: Sequence[Any]) -> None:
-        parts = [part for each in parts for part in _parts(each)]
+        parts = [part for array in parts for part in _parts(array)]
         self.parts = [part[:, None] if part.ndim == 1 else part for part in parts]
         if len(shapes := {part.shape[1:] for part in self.parts}) > 1:
             raise ValueError(f"its parts have rows of several shapes: {sorted(shapes)}")
@@ -272,12 +272,12 @@ class Stacked:
         return self.shape[0]
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        found, start = np.empty((len(rows), *self.shape[1:]), self.dtype), 0
+        rows_out, start = np.empty((len(rows), *self.shape[1:]), self.dtype), 0
         for part in self.parts:
             inside = (rows >= start) & (rows < start + len(part))
-            found[inside] = part[rows[inside] - start]
+            rows_out[inside] = part[rows[inside] - start]
             start += len(part)
-        return found
+        return rows_out
 
 
 def _parts(array: Any) -> list[np.ndarray]:

@@ -129,9 +129,9 @@ def _extracted(folder: Path, model: str | None, name: str | None) -> Features:
             )
         layers[layer["layer"]] = array
         known[layer["layer"]] = Known.of(layer, array.shape[1:])
-    of = {key: network[key] for key in ("name", "source", "weights", "weights_sha256") if key in network}
+    origin = {key: network[key] for key in ("name", "source", "weights", "weights_sha256") if key in network}
     numbered = [images["numbered_in"]] if images["numbered_in"] else []
-    named = {"source": str(folder), "known": known, "of": of, "numbered_in": numbered}
+    named = {"source": str(folder), "known": known, "of": origin, "numbered_in": numbered}
     return Features(layers, images["ids"], name or network["name"], **named)
 
 
@@ -152,10 +152,12 @@ def _npy(file: Path) -> Read:
 def _npz(file: Path) -> Read:
     try:
         with zipfile.ZipFile(file) as archive:
-            found = {each.filename.removesuffix(".npy"): _member(file, archive, each) for each in archive.infolist()}
+            arrays = {
+                entry.filename.removesuffix(".npy"): _member(file, archive, entry) for entry in archive.infolist()
+            }
     except zipfile.BadZipFile as error:
         raise ValueError(first_line(error)) from None
-    return _apart(found)
+    return _apart(arrays)
 
 
 def _member(file: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
@@ -191,17 +193,17 @@ def _safetensors(file: Path) -> Read:
             with file.open("rb") as raw:
                 size = int.from_bytes(raw.read(8), "little")
                 header = json.loads(raw.read(size))
-            found = {}
+            arrays = {}
             for name in names:
                 entry = header[name]
                 if entry["dtype"] in SAFETENSORS and math.prod(entry["shape"]):
                     start = 8 + size + entry["data_offsets"][0]
-                    found[name] = np.memmap(file, SAFETENSORS[entry["dtype"]], "r", start, tuple(entry["shape"]))
+                    arrays[name] = np.memmap(file, SAFETENSORS[entry["dtype"]], "r", start, tuple(entry["shape"]))
                 else:  # bfloat16, which numpy has not
-                    found[name] = opened.get_tensor(name)
+                    arrays[name] = opened.get_tensor(name)
     except SafetensorError as error:
         raise ValueError(first_line(error)) from None
-    return found, ids
+    return arrays, ids
 
 
 def _hdf5(file: Path) -> Read:
@@ -211,19 +213,19 @@ def _hdf5(file: Path) -> Read:
         raise UsageError(
             f"features in HDF5 need h5py, which is not installed, to read {file}: pip install 'repsim-vision[features]'"
         ) from None
-    found: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
 
     def take(name: str, each: Any) -> None:
         if isinstance(each, h5py.Dataset) and each.shape is not None:
-            found[name] = _data_set(file, each)
+            arrays[name] = _data_set(file, each)
 
     with h5py.File(file, "r") as opened:
         opened.visititems(take)
-        if opened.attrs.get("rsatoolbox_version") is not None and "measurements" in found:
-            return _rsatoolbox(found)
-    if found and all(SPLIT.fullmatch(name) for name in found):
-        return {"features": Stacked([found[name] for name in sorted(found)])}, None
-    return _apart(found)
+        if opened.attrs.get("rsatoolbox_version") is not None and "measurements" in arrays:
+            return _rsatoolbox(arrays)
+    if arrays and all(SPLIT.fullmatch(name) for name in arrays):
+        return {"features": Stacked([arrays[name] for name in sorted(arrays)])}, None
+    return _apart(arrays)
 
 
 def _data_set(file: Path, data: Any) -> np.ndarray:
