@@ -278,8 +278,8 @@ def checked(found: Mapping[str, Numbers]) -> list[Checked]:
             se = float((row.high - row.low) / 2 / t.ppf(0.975, row.df))
             verdict, why = claim.verdict(row.low, row.high, p), claim.why(row.low, row.high, p, row.df)
             decided = verdict, why, claim.p_value(row.value, se, row.df, p)
-            of = json.loads(row.models), source, row.value, row.low, row.high
-            rows.append(Checked(claim, *of, *decided, se, int(row.seeds), row.sd_seeds))
+            described = json.loads(row.models), source, row.value, row.low, row.high
+            rows.append(Checked(claim, *described, *decided, se, int(row.seeds), row.sd_seeds))
     return rows
 
 
@@ -298,10 +298,10 @@ def claims_of(found: Mapping[str, Numbers]) -> pd.DataFrame:
     """The table of claims, from the numbers of figures."""
     rows = [
         (
-            *(of.claim.claim, of.source, of.measured, of.low, of.high, of.claim.direction, of.claim.paper),
-            *(of.verdict, of.why, of.p, of.se, of.seeds, of.sd_seeds),
+            *(row.claim.claim, row.source, row.measured, row.low, row.high, row.claim.direction, row.claim.paper),
+            *(row.verdict, row.why, row.p, row.se, row.seeds, row.sd_seeds),
         )
-        for of in checked(found)
+        for row in checked(found)
     ]
     table = pd.DataFrame(rows, columns=CLAIMS_COLUMNS[:-2])
     adjusted = holm(table["p"].to_numpy(float))
@@ -354,12 +354,12 @@ def markdown(table: pd.DataFrame) -> str:
     """The table of `check` as Markdown."""
     lines = [f"{OWN_PAGE} of its own networks | |", "|---|---|---|---|---|---|"]
     for row in table.itertuples():
-        where = literal(f"{row.claim} ({row.source})")
+        claim = literal(f"{row.claim} ({row.source})")
         interval = interval_in_words(row.low, row.high)
         verdict = f"**{row.verdict}**" + (f" ({row.why})" if row.why else "")
         verdict += after_holm(row.verdict, row.verdict_holm) + between_runs(row.seeds, row.sd_seeds, row.se)
         of_paper = f"{row.direction} | {literal(row.paper)} | {verdict} |"
-        lines.append(f"| {where} | {row.measured:.3f} | {interval} | {of_paper}")
+        lines.append(f"| {claim} | {row.measured:.3f} | {interval} | {of_paper}")
     counts = table["verdict"].value_counts()
     said = ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in get_args(Verdict))
     return "\n".join([*lines, "", f"{said}. {COVERED} {by_chance(table)}"]) + "\n"

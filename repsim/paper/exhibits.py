@@ -91,13 +91,13 @@ class Exhibit:
 
     def compared(self, cases: Sequence[Case]) -> list[Compared]:
         """The networks that are compared; where several networks share a label, the label names them."""
-        names, found = list(self.networks(cases)), []
+        names, comparisons = list(self.networks(cases)), []
         for first, second, key, label in self.compare:
             pairs = [pair for case in cases for pair in product(case.get(first, ()), case.get(second, ()))]
             for a, b in dict.fromkeys(pairs):
-                of = f"{label}, {a} - {b}" if len(set(pairs)) > 1 else label
-                found.append(Compared(key, of, names.index(a), names.index(b)))
-        return found
+                words = f"{label}, {a} - {b}" if len(set(pairs)) > 1 else label
+                comparisons.append(Compared(key, words, names.index(a), names.index(b)))
+        return comparisons
 
     def lacking(self, cases: Sequence[Case]) -> list[str]:
         """The roles that need a network before the figure can be made."""

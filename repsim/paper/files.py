@@ -56,17 +56,17 @@ def save_figure(exhibit: Exhibit, made: Made, out: Path, of_run: dict[str, Any])
     Returns:
         The files.
     """
-    where = prepare(folder(exhibit, out))
-    pictures = [f"{where.name}{of}{suffix}" for of in ("", "-random") for suffix in (".png", ".pdf")]
-    for old in (*_files(where), *pictures):
-        (where / old).unlink(missing_ok=True)
+    directory = prepare(folder(exhibit, out))
+    pictures = [f"{directory.name}{ending}{suffix}" for ending in ("", "-random") for suffix in (".png", ".pdf")]
+    for old in (*_files(directory), *pictures):
+        (directory / old).unlink(missing_ok=True)
     for name, table in made.tables.items():
-        save_table(table, where / f"{name}.csv")
+        save_table(table, directory / f"{name}.csv")
     if made.arrays:
-        save_arrays(made.arrays, where / "maps.npz")
+        save_arrays(made.arrays, directory / "maps.npz")
     files = [*(f"{name}.csv" for name in made.tables), *([MAPS] if made.arrays else [])]
-    save_record({**made.record, **of_run, "files": files}, where / RECORD)
-    return [where / name for name in (*files, RECORD)]
+    save_record({**made.record, **of_run, "files": files}, directory / RECORD)
+    return [directory / name for name in (*files, RECORD)]
 
 
 def _files(where: Path) -> list[str]:
@@ -84,17 +84,19 @@ def _files(where: Path) -> list[str]:
 
 def load_figure(exhibit: Exhibit, out: Path) -> Made | None:
     """The saved tables and arrays of a figure; None if it was not saved."""
-    where = folder(exhibit, out)
-    if not (where / RECORD).exists():
+    directory = folder(exhibit, out)
+    if not (directory / RECORD).exists():
         return None
-    record = load_record(where / RECORD, "random", "preset")
+    record = load_record(directory / RECORD, "random", "preset")
     if record["preset"] not in (*PRESETS, OWN):
         must = f"its preset must be {', '.join(PRESETS)} or {OWN}, got {record['preset']!r}"
-        raise RepsimError(f"cannot read {where / RECORD}: {must}")
-    files = [where / name for name in sorted(_files(where)) if name.endswith(".csv") and (where / name).exists()]
-    found = {file.stem: load_table(file, COLUMNS.get(file.stem, [])) for file in files}
-    maps = where / MAPS
-    return Made(found, load_arrays(maps) if maps.exists() else {}, record)
+        raise RepsimError(f"cannot read {directory / RECORD}: {must}")
+    files = [
+        directory / name for name in sorted(_files(directory)) if name.endswith(".csv") and (directory / name).exists()
+    ]
+    tables = {file.stem: load_table(file, COLUMNS.get(file.stem, [])) for file in files}
+    maps = directory / MAPS
+    return Made(tables, load_arrays(maps) if maps.exists() else {}, record)
 
 
 def picture_file(exhibit: Exhibit, made: Made, out: Path) -> Path:
@@ -113,11 +115,13 @@ def draw_figures(out: Path, wanted: Sequence[Exhibit] = ()) -> list[Path]:
     """
     drawn: list[Path] = []
     for exhibit in wanted or FIGURES.values():
-        made = load_figure(exhibit, out)
-        if made is None and wanted:
+        figure = load_figure(exhibit, out)
+        if figure is None and wanted:
             raise UsageError(f"there is no figure {exhibit.number} in {out}; make it first")
-        if made is not None:
-            drawn += plots.save(exhibit.draw(made, exhibit.caption(made.record)), picture_file(exhibit, made, out))
+        if figure is not None:
+            drawn += plots.save(
+                exhibit.draw(figure, exhibit.caption(figure.record)), picture_file(exhibit, figure, out)
+            )
     if not drawn:
         raise UsageError(f"there are no figures in {out}; give the directory of a finished run")
     return drawn
@@ -127,8 +131,8 @@ def numbers_of(figures: Sequence[tuple[Exhibit, Made]]) -> dict[str, Numbers]:
     """The numbers of the figures that have claims."""
     claimed = {claim.figure for claim in CLAIMS}
     return {
-        exhibit.number: Numbers(made.tables["numbers"], made.record["random"])
-        for exhibit, made in figures
+        exhibit.number: Numbers(figure.tables["numbers"], figure.record["random"])
+        for exhibit, figure in figures
         if exhibit.number in claimed
     }
 

@@ -38,7 +38,7 @@ class Finding(NamedTuple):
 
     @property
     def checks(self) -> set[tuple[str, str]]:
-        return {(each.figure, each.key) for each in self.told} | set(self.counted)
+        return {(phrase.figure, phrase.key) for phrase in self.told} | set(self.counted)
 
 
 FINDINGS = (
@@ -138,14 +138,14 @@ def findings(found: Mapping[str, Numbers]) -> pd.DataFrame:
     rows = checked(found)
     table = []
     for finding in FINDINGS:
-        own = [of for of in rows if (of.claim.figure, of.claim.key) in finding.checks]
-        untrained = " Weights are random." if any(found[of.claim.figure].random for of in own) else ""
+        own = [row for row in rows if (row.claim.figure, row.claim.key) in finding.checks]
+        untrained = " Weights are random." if any(found[row.claim.figure].random for row in own) else ""
         table.append((finding.paper, _verdict(own), _sentence(finding, own) + untrained))
     return pd.DataFrame(table, columns=FINDINGS_COLUMNS)
 
 
 def _verdict(own: Sequence[Checked]) -> str:
-    verdicts = {of.verdict for of in own}
+    verdicts = {row.verdict for row in own}
     if not verdicts:
         return "not measured"
     if "agrees" in verdicts:
@@ -159,13 +159,13 @@ def _sentence(finding: Finding, own: Sequence[Checked]) -> str:
         return f"No number of this run tells; figures {', '.join(figures)} would."
     clauses = []
     for phrase in finding.told:
-        of_phrase = [of for of in own if (of.claim.figure, of.claim.key) == (phrase.figure, phrase.key)]
-        clauses += [_clause(phrase, of) for of in of_phrase[:MOST] if np.isfinite(of.measured)]
-        if infinite := [of.source for of in of_phrase[:MOST] if not np.isfinite(of.measured)]:
+        of_phrase = [row for row in own if (row.claim.figure, row.claim.key) == (phrase.figure, phrase.key)]
+        clauses += [_clause(phrase, row) for row in of_phrase[:MOST] if np.isfinite(row.measured)]
+        if infinite := [row.source for row in of_phrase[:MOST] if not np.isfinite(row.measured)]:
             clauses.append(f"no number is defined of {infinite[0]}")
         if len(of_phrase) > MOST:
             clauses.append(f"and so on for {len(of_phrase) - MOST} more")
-    counts = Counter(of.verdict for of in own)
+    counts = Counter(row.verdict for row in own)
     said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     told = "; ".join(clauses).removeprefix("and ")
     checks = f"{len(own)} check{'s' * (len(own) > 1)}: {said}"

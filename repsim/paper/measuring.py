@@ -148,8 +148,8 @@ class Measurements:
     @property
     def notices(self) -> list[str]:
         """Sentences on parts of networks that studies leave out."""
-        attention = [of for of in self._studies.values() if isinstance(of, AttentionDistance)]
-        return [*(notice for of in attention for notice in of.notices), *dict.fromkeys(self._said)]
+        attention = [study for study in self._studies.values() if isinstance(study, AttentionDistance)]
+        return [*(notice for study in attention for notice in study.notices), *dict.fromkeys(self._said)]
 
     def _once(self, made: dict, key: Hashable, make: Callable[[], Any]) -> Any:
         if key not in made:
@@ -157,11 +157,11 @@ class Measurements:
         return made[key]
 
     def _found(self, names: Sequence[str], layers: str) -> tuple[list[Network], list[list[Layer]]]:
-        networks, found = [self.network(name) for name in names], []
+        networks, chosen = [self.network(name) for name in names], []
         for name, network in zip(names, networks):
             with asking(name):
-                found.append(find_layers(network, layers))
-        return networks, found
+                chosen.append(find_layers(network, layers))
+        return networks, chosen
 
     def similarity(self, *names: str, layers: str | None = None) -> LayerSimilarity:
         """CKA of all layers of all these networks."""
@@ -226,21 +226,25 @@ class Measurements:
 
     def probes(self, name: str) -> Result:
         """The result of the probes of this network; further networks may be in it."""
-        found = self._probes[name]
-        if isinstance(found, RepsimError):
-            raise found
-        return found
+        result = self._probes[name]
+        if isinstance(result, RepsimError):
+            raise result
+        return result
 
     def right(self, name: str) -> dict[Place, ImageMeans]:
         """Share of test images that each probe of a network gets right, (draws, probes)."""
         testing = self._testing[name]
-        of = testing.networks.index(next(each for each in testing.networks if each.name == self.network(name).name))
-        return {place: sums for place, sums in testing.sums["right"].items() if place.network == of}
+        number = testing.networks.index(
+            next(network for network in testing.networks if network.name == self.network(name).name)
+        )
+        return {place: sums for place, sums in testing.sums["right"].items() if place.network == number}
 
     def probe_protocols(self) -> list[dict[str, Any]]:
         """Protocols of probes, one with and one without single tokens."""
-        found = {id(of): of.protocol for of in self._probes.values() if not isinstance(of, RepsimError)}
-        return list(found.values())
+        protocols = {
+            id(result): result.protocol for result in self._probes.values() if not isinstance(result, RepsimError)
+        }
+        return list(protocols.values())
 
     def receptive(self, name: str, *, branch: bool = False) -> ReceptiveFields:
         """Receptive fields over the first 32 images, by gradients: a pass of its own.
@@ -250,8 +254,8 @@ class Measurements:
         fields = self._fields[name, branch]
         if not fields.sums:
             with asking(name):
-                how = self._how(f"receptive fields of {name}")
-                fields.run(self.images.only(self._few()), batch_size=4, **how)
+                options = self._how(f"receptive fields of {name}")
+                fields.run(self.images.only(self._few()), batch_size=4, **options)
         return fields
 
     def fields(self, name: str, *, branch: bool = False) -> None:
@@ -293,7 +297,7 @@ class Measurements:
 
     def plan(self) -> list[Pass]:
         """The passes for everything that figures asked for, in the order in which they run."""
-        found, studies, fitted = [], list(self._studies.values()), Takes()
+        passes, studies, fitted = [], list(self._studies.values()), Takes()
         size, networks = min(self.batch_size, len(self.images)), networks_of(studies)
         for names, probing in self._probed_together():
             parts, used = probing.parts(), len(probing.split.used)
@@ -301,20 +305,20 @@ class Measurements:
                 of = [probing.networks[number] for number in part]
                 fitting = Fitting(of, list(part.values()), probing.labels, probing.split, list(part))
                 memory = self._memory(probing.train.only(probing.split.used), of, [fitting], min(size, used))
-                what = f"to fit probes{' of single tokens too' if probing.asked['single_tokens'] else ''}"
-                found.append(Pass(what, [names[number] for number in part], used, min(size, used), memory))
+                purpose = f"to fit probes{' of single tokens too' if probing.asked['single_tokens'] else ''}"
+                passes.append(Pass(purpose, [names[number] for number in part], used, min(size, used), memory))
                 fitted += tested_by(fitting, size)
             networks += [network for network in probing.networks if network not in networks]
         if networks:
             memory = self._memory(self.images, networks, studies, size, fitted)
             names, used = [network.name for network in networks], len(self.images) // size * size
-            found.append(Pass("of all figures that need no gradients", names, used, size, memory))
+            passes.append(Pass("of all figures that need no gradients", names, used, size, memory))
         for (name, branch), fields in self._fields.items():
             memory = self._memory(self.images, [self.network(name)], [fields], 4, gradients=True)
             channels = f"{self.channels or 'all'} channel{'s' * (self.channels != 1)} a layer"
-            what = f"with gradients, of {channels}{', of branches' if branch else ''}"
-            found.append(Pass(what, [name], len(self._few()), 4, memory))
-        return found
+            purpose = f"with gradients, of {channels}{', of branches' if branch else ''}"
+            passes.append(Pass(purpose, [name], len(self._few()), 4, memory))
+        return passes
 
     def _memory(
         self,
@@ -338,8 +342,8 @@ class Measurements:
         for names, probing in self._probed_together():
             try:
                 passes = Passes(probing.begun.networks)
-                how = self._how("training images")
-                probes, trained_on = probing.fit(batch_size=self.batch_size, beside=passes.among, **how)
+                options = self._how("training images")
+                probes, trained_on = probing.fit(batch_size=self.batch_size, beside=passes.among, **options)
                 self._count(passes, "train")
                 testing = probing.testing(probes)
                 studies.append(testing)
@@ -383,7 +387,7 @@ class Passes(Study):
 def tested_by(fitting: Fitting, size: int) -> Takes:
     """Memory that the fitted probes of a study of training images take in a pass over test images."""
     features, draws = fitting.bytes_of_features(size), len(fitting.members) - 1
-    probes = [each for of in fitting.features for layer in of for each in layer.sizes.values()]
+    probes = [each for layers_of_one in fitting.features for layer in layers_of_one for each in layer.sizes.values()]
     weights = 4 * fitting.classes * draws * sum(count * width for count, width in probes)
     scores = 4 * fitting.classes * draws * size * max(count for count, _ in probes)
     return Takes(sums=weights, batch=sum(features) + 2 * max(features) + 2 * scores)
@@ -443,7 +447,7 @@ def drawn_pairs(panels: str, names: list[str]) -> list[tuple[str, str]]:
 
 def rows_of(study: LayerSimilarity) -> list[slice]:
     """The rows of the CKA matrix of all layers that belong to each network."""
-    return slices([len(of) for of in study.layers])
+    return slices([len(layers) for layers in study.layers])
 
 
 def _statistics(exhibit: exhibits.Similarity, names: list[str], where: list[slice]) -> list[Statistic]:
@@ -460,7 +464,7 @@ def matched(
     studies = [m.matched(*group) for group in networks]
 
     def later() -> Made:
-        found = []
+        differences = []
         for study in studies:
             reference, *others = [network.name for network in study.networks]
             falls = [
@@ -472,9 +476,9 @@ def matched(
                 )
                 for k, name in enumerate(others)
             ]
-            found += jackknifed(study.sums, falls)
+            differences += jackknifed(study.sums, falls)
         table = pd.concat([MatchedSimilarity.table([study]) for study in studies], ignore_index=True)
-        return Made({"matched": table, "numbers": numbers(found)})
+        return Made({"matched": table, "numbers": numbers(differences)})
 
     return later
 
@@ -499,14 +503,14 @@ def attention(
                 lambda means, k: first(means, k) / last(means, k),
             ),
         }
-        found = [
-            Statistic(key, (model,), f"{label}, {model}", partial(of, k=k))
+        statistics = [
+            Statistic(key, (model,), f"{label}, {model}", partial(statistic, k=k))
             for k, model in enumerate(models)
-            for key, (label, of) in kinds.items()
+            for key, (label, statistic) in kinds.items()
         ]
         label, each = "nearest head of the first block", [partial(first, k=k) for k in range(len(models))]
-        found += each_apart("nearest_head_first_difference", label, models, each, compared)
-        return Made({"attention": table, "numbers": numbers(jackknifed(sums, found))})
+        statistics += each_apart("nearest_head_first_difference", label, models, each, compared)
+        return Made({"attention": table, "numbers": numbers(jackknifed(sums, statistics))})
 
     return later
 
@@ -517,17 +521,20 @@ def heads(exhibit: exhibits.Heads, m: Measurements, networks: tuple[tuple[str, s
     pairs = [(m.heads(a, b), m.attention(a)) for a, b in networks]
 
     def later() -> Made:
-        tables, found = [], []
+        tables, rows = [], []
         for study, distance in pairs:
             tables.append(windows(study, distance))
             a, b = (network.name for network in study.networks)
             label = f"rank correlation, {a} against {b}"
-            of = correlation(study, distance)
-            value, se, p = (each[-1].item() for each in (of.spearman, of.se, of.p_permuted))
-            found.append(Number("rank_correlation", (a, b), label, value, se, of.df))
+            found_correlation = correlation(study, distance)
+            value, se, p = (
+                values[-1].item()
+                for values in (found_correlation.spearman, found_correlation.se, found_correlation.p_permuted)
+            )
+            rows.append(Number("rank_correlation", (a, b), label, value, se, found_correlation.df))
             permuted = f"{label}: share of orders of heads"
-            found.append(Number("rank_correlation_p", (a, b), permuted, p, np.nan, np.nan))
-        return Made({"heads": pd.concat(tables, ignore_index=True), "numbers": numbers(found)})
+            rows.append(Number("rank_correlation_p", (a, b), permuted, p, np.nan, np.nan))
+        return Made({"heads": pd.concat(tables, ignore_index=True), "numbers": numbers(rows)})
 
     return later
 
@@ -545,8 +552,12 @@ def receptive(
 
     def later() -> Made:
         fields = [m.receptive(name, branch=exhibit.branch) for name in networks]
-        arrays = {f"{model}/{at}": field for model, each in zip(models, fields) for at, field in each.maps().items()}
-        found: list[Statistic] = []
+        arrays = {
+            f"{model}/{at}": field
+            for model, field_of_model in zip(models, fields)
+            for at, field in field_of_model.maps().items()
+        }
+        statistics: list[Statistic] = []
         sums, of_layers = _joined(fields)
         for model, of in zip(models, of_layers):
             kinds = {
@@ -558,17 +569,17 @@ def receptive(
                 "radius_lowest_third": ("half-mass radius, lowest third", _lowest_radius),
                 "own_patch_last": ("share of the own patch, last layer", lambda table: table[-1, 2]),
             }
-            found += [
+            statistics += [
                 Statistic(key, (model,), f"{label}, {model}", partial(_of_table, of=of, made=made))
                 for key, (label, made) in kinds.items()
             ]
         lowest = [partial(_of_table, of=of, made=_lowest_radius) for of in of_layers]
         label = "half-mass radius, lowest third"
-        found += each_apart("radius_lowest_third_difference", label, models, lowest, compared)
-        rows = jackknifed(sums, found)
+        statistics += each_apart("radius_lowest_third_difference", label, models, lowest, compared)
+        rows = jackknifed(sums, statistics)
         if exhibit.against_sums:
             rows += jackknifed(*_against_sums(fields, [m.receptive(name) for name in networks]))
-        table = pd.concat([each.table() for each in fields], ignore_index=True)
+        table = pd.concat([field_of_model.table() for field_of_model in fields], ignore_index=True)
         return Made({"receptive": table, "numbers": numbers(rows)}, arrays)
 
     return later
@@ -615,19 +626,19 @@ def residual(
 
     def later() -> Made:
         table = pd.concat([study.table() for study in studies], ignore_index=True)
-        sums = Together([each for study in studies for each in study.grouped()])
-        found: list[Statistic] = []
+        sums = Together([sums_of_study for study in studies for sums_of_study in study.grouped()])
+        statistics: list[Statistic] = []
         models = dict(list(table.groupby("model", sort=False)))
         overall = [mean_ratio(part) for part in models.values()]
         for (model, part), of in zip(models.items(), overall):
-            found.append(Statistic("skip_over_branch", (model,), f"skip over branch, {model}", of))
+            statistics.append(Statistic("skip_over_branch", (model,), f"skip over branch, {model}", of))
             low, cls = part["block"] < (part["block"].max() + 1) / 2, part["token"] == "cls"
             for half, there in (("first", low), ("second", ~low)) if cls.any() else ():
                 pair = [mean_ratio(part[there & chosen]) for chosen in (cls, part["token"].str.isdigit())]
                 label = f"CLS - spatial ratio, {half} half, {model}"
-                found.append(Statistic(f"cls_minus_spatial_{half}_half", (model,), label, partial(less, *pair)))
-        found += each_apart("skip_over_branch_difference", "skip over branch", list(models), overall, compared)
-        return Made({"residual": table, "numbers": numbers(jackknifed(sums, found))})
+                statistics.append(Statistic(f"cls_minus_spatial_{half}_half", (model,), label, partial(less, *pair)))
+        statistics += each_apart("skip_over_branch_difference", "skip over branch", list(models), overall, compared)
+        return Made({"residual": table, "numbers": numbers(jackknifed(sums, statistics))})
 
     return later
 
@@ -643,9 +654,9 @@ def each_apart(
 def mean_ratio(part: pd.DataFrame) -> Of:
     """The mean over residual sums, each a mean over its tokens, of some rows of a table whose ratios are given."""
     part = part[part["ratio"].notna()]
-    each = part.groupby(["block", "sublayer"])["ratio"]
+    ratios = part.groupby(["block", "sublayer"])["ratio"]
     rows = torch.from_numpy(part.index.to_numpy(copy=True))
-    weights = torch.from_numpy(1 / each.transform("size").to_numpy(float))
+    weights = torch.from_numpy(1 / ratios.transform("size").to_numpy(float))
     return lambda means: torch.cat(means).cpu()[rows] @ weights / weights.sum()
 
 
@@ -668,10 +679,13 @@ def localization(
             return own_minus_rest(sums[k].finish(hsics[k]))[interiors[k]].nanmean()
 
         label, each = "own patch - rest, interior", [partial(own, k=k) for k in range(len(parts))]
-        found = [Statistic("own_minus_rest", (model,), f"{label}, {model}", of) for model, of in zip(models, each)]
-        found += each_apart("own_minus_rest_difference", label, models, each, compared)
-        made = {"localization": pd.concat(tables, ignore_index=True), "localization_summary": summary}
-        return Made({**made, "numbers": numbers(jackknifed(Together(sums), found))})
+        statistics = [
+            Statistic("own_minus_rest", (model,), f"{label}, {model}", statistic)
+            for model, statistic in zip(models, each)
+        ]
+        statistics += each_apart("own_minus_rest_difference", label, models, each, compared)
+        tables_of_figure = {"localization": pd.concat(tables, ignore_index=True), "localization_summary": summary}
+        return Made({**tables_of_figure, "numbers": numbers(jackknifed(Together(sums), statistics))})
 
     return later
 
@@ -691,8 +705,8 @@ def probes_aggregated(
     others = ("token",) if exhibit.tokens else ("token", "token_mean")
 
     def later() -> Made:
-        summary, found = _accuracies(m, networks, accuracy, compared)
-        return Made({"probe_summary": _without(summary, *others), "numbers": found})
+        summary, accuracies = _accuracies(m, networks, accuracy, compared)
+        return Made({"probe_summary": _without(summary, *others), "numbers": accuracies})
 
     return later
 
@@ -706,12 +720,12 @@ def probes_of_tokens(
         m.probing(name, tokens=True)
 
     def later() -> Made:
-        summary, found = _accuracies(m, networks, _of_tokens, compared)
+        summary, accuracies = _accuracies(m, networks, _of_tokens, compared)
         single = []
         for name in networks:
             table = m.probes(name).table
             single.append(table[(table["model"] == m.network(name).name) & (table["aggregation"] == "token")])
-        return Made({"probe_summary": summary, "probe": pd.concat(single, ignore_index=True), "numbers": found})
+        return Made({"probe_summary": summary, "probe": pd.concat(single, ignore_index=True), "numbers": accuracies})
 
     return later
 
@@ -732,18 +746,18 @@ def _accuracies(
     compare: Sequence[Compared],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The summary of the probes of networks, and their accuracies, alone and compared: of the same draws and images."""
-    parts, right, found = [], [], []
+    parts, right, statistics = [], [], []
     for name in networks:
         summary, model = m.probes(name).summary, m.network(name).name
         parts.append(summary[summary["model"] == model])
         key, label, of_model = accuracy(parts[-1], m.right(name))
-        where = slice(len(right), len(right) + len(of_model))
+        columns = slice(len(right), len(right) + len(of_model))
         right += of_model
-        found.append(Statistic(key, (model,), f"{label}, {model}", partial(_mean_right, where=where)))
+        statistics.append(Statistic(key, (model,), f"{label}, {model}", partial(_mean_right, where=columns)))
     for key, label, first, second in compare:
-        a, b = found[first], found[second]
-        found.append(Statistic(key, (*a.models, *b.models), label, partial(less, a.of, b.of)))
-    return pd.concat(parts, ignore_index=True), numbers(of_draws(Together(right), found))
+        a, b = statistics[first], statistics[second]
+        statistics.append(Statistic(key, (*a.models, *b.models), label, partial(less, a.of, b.of)))
+    return pd.concat(parts, ignore_index=True), numbers(of_draws(Together(right), statistics))
 
 
 def _mean_right(means: list[Tensor], where: slice) -> Tensor:
@@ -763,7 +777,7 @@ def _aggregated(summary: pd.DataFrame, right: dict[Place, ImageMeans]) -> Accura
     return Accuracy(
         "accuracy_aggregated",
         "accuracy, aggregated, middle third",
-        [of for place, of in right.items() if place.aggregation == classified(summary) and place.layer in middle],
+        [means for place, means in right.items() if place.aggregation == classified(summary) and place.layer in middle],
     )
 
 
@@ -774,5 +788,5 @@ def _of_tokens(summary: pd.DataFrame, right: dict[Place, ImageMeans]) -> Accurac
     return Accuracy(
         "accuracy_tokens",
         "accuracy, single tokens, last layer",
-        [of for place, of in right.items() if place.aggregation == "token" and place.layer == last],
+        [means for place, means in right.items() if place.aggregation == "token" and place.layer == last],
     )

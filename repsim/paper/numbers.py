@@ -36,7 +36,7 @@ def numbers(found: Sequence[Number]) -> pd.DataFrame:
     """The table of numbers, with their intervals; see `interval`."""
     rows = []
     for key, models, label, value, se, df in found:
-        low, high = interval(*(torch.tensor(float(each), dtype=torch.float64) for each in (value, se, df)))
+        low, high = interval(*(torch.tensor(float(number), dtype=torch.float64) for number in (value, se, df)))
         rows.append((key, as_text(models), label, value, low.item(), high.item(), df))
     return pd.DataFrame(rows, columns=NUMBERS[:-2]).assign(seeds=1, sd_seeds=np.nan)
 
@@ -57,13 +57,16 @@ def over_runs(table: pd.DataFrame, run: str, others: Mapping[str, pd.DataFrame])
     Returns:
         With `seeds`, in how many runs a number is known, and `sd_seeds`, its standard deviation over these.
     """
-    values = {of: dict(zip(zip(each["key"], each["models"]), each["value"])) for of, each in others.items()}
+    values = {
+        run_again: dict(zip(zip(table_of_run["key"], table_of_run["models"]), table_of_run["value"]))
+        for run_again, table_of_run in others.items()
+    }
     seeds, spread = [], []
     for key, models, value in zip(table["key"], table["models"], table["value"]):
         names = json.loads(models)
         again = [
-            each.get((key, as_text([of if name == run else name for name in names])), np.nan)
-            for of, each in values.items()
+            table_of_run.get((key, as_text([run_again if name == run else name for name in names])), np.nan)
+            for run_again, table_of_run in values.items()
             if run in names
         ]
         known = np.array([value, *again])[~np.isnan([value, *again])]
@@ -102,15 +105,21 @@ def jackknifed(sums: BatchMeans | Together, statistics: Sequence[Statistic]) -> 
     """Numbers from sums, with their jackknife standard errors over groups of batches: all from the same left out."""
     if not statistics:
         return []
-    values, errors = sums.compute(lambda means: torch.stack([each.of(means) for each in statistics]))
+    values, errors = sums.compute(lambda means: torch.stack([statistic.of(means) for statistic in statistics]))
     df = sums.groups - 1
-    return [Number(*each[:3], value, se, df) for each, value, se in zip(statistics, values.tolist(), errors.tolist())]
+    return [
+        Number(*statistic[:3], value, se, df)
+        for statistic, value, se in zip(statistics, values.tolist(), errors.tolist())
+    ]
 
 
 def of_draws(sums: Together, statistics: Sequence[Statistic]) -> list[Number]:
     """Numbers that are means over draws of training images, with standard errors over these and test images."""
-    found = crossed(sums, lambda means: torch.stack([each.of(means) for each in statistics], 1))
-    return [Number(*each[:3], *of) for each, *of in zip(statistics, *(part.tolist() for part in found))]
+    results = crossed(sums, lambda means: torch.stack([statistic.of(means) for statistic in statistics], 1))
+    return [
+        Number(*statistic[:3], *columns)
+        for statistic, *columns in zip(statistics, *(part.tolist() for part in results))
+    ]
 
 
 def less(a: Of, b: Of, means: Any) -> Tensor:
@@ -138,8 +147,8 @@ def uniformity(names: list[str], where: list[slice]) -> list[Statistic]:
         return within[:size, -size:].mean()
 
     label, each = "low with high layers", [partial(of, rows=rows) for rows in where]
-    found = [Statistic("low_with_high", (name,), f"{label}, {name}", one) for name, one in zip(names, each)]
-    return found + apart("low_with_high_difference", label, names, each)
+    statistics = [Statistic("low_with_high", (name,), f"{label}, {name}", one) for name, one in zip(names, each)]
+    return statistics + apart("low_with_high_difference", label, names, each)
 
 
 def matching(names: list[str], where: list[slice]) -> list[Statistic]:
@@ -184,11 +193,11 @@ def across_blocks(names: list[str], where: list[slice], blocks: Sequence[int]) -
     def across(cka: Tensor, network: int, block: int) -> Tensor:
         return cka[where[network], where[network]][: block + 1, block + 1 :].mean()  # the stem is layer 0
 
-    found = []
+    statistics = []
     for k, block in enumerate(blocks, 1):
         key, label = f"across_block_{block}", f"CKA across block {block}"
         without, untouched = partial(across, network=k, block=block), partial(across, network=0, block=block)
-        found += [
+        statistics += [
             Statistic(f"{key}_without", (names[k],), f"{label}, without its skips", without),
             Statistic(f"{key}_untouched", (names[0],), f"{label}, untouched", untouched),
             Statistic(
@@ -198,7 +207,7 @@ def across_blocks(names: list[str], where: list[slice], blocks: Sequence[int]) -
                 partial(less, without, untouched),
             ),
         ]
-    return found
+    return statistics
 
 
 STATISTICS = {"uniformity": uniformity, "matching": matching, "closeness": closeness}

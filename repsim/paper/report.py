@@ -151,11 +151,13 @@ def write_report(directory: Path, file: Path | None = None) -> Path:
         UsageError: there are no figures in it, plotly is not installed, or a file that is no such page has its name.
     """
     file = file or directory / "report.html"
-    found = [(exhibit, made) for exhibit in FIGURES.values() if (made := load_figure(exhibit, directory)) is not None]
-    if not found:
+    figures = [
+        (exhibit, figure) for exhibit in FIGURES.values() if (figure := load_figure(exhibit, directory)) is not None
+    ]
+    if not figures:
         raise UsageError(f"there are no figures in {directory}; make some with `repsim figures --out {directory}`")
     check_own(file, BEGINS)
-    save_text("\n".join(_page(directory, found)), file)
+    save_text("\n".join(_page(directory, figures)), file)
     return file
 
 
@@ -182,7 +184,7 @@ def conclude(directory: Path) -> tuple[list[Path], str]:
 def _page(directory: Path, found: list[tuple[Exhibit, Made]]) -> Iterator[str]:
     script = _plotly().offline.get_plotlyjs()
     record, claims = load_record(directory / RECORD), _claims_of(directory)
-    networks = [each for each in record.get("networks", []) if isinstance(each, dict)]
+    networks = [network for network in record.get("networks", []) if isinstance(network, dict)]
     yield BEGINS
     yield f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -197,8 +199,8 @@ def _page(directory: Path, found: list[tuple[Exhibit, Made]]) -> Iterator[str]:
     if networks:
         yield from _networks(networks)
     yield from _images_and_notices(record)
-    for exhibit, made in found:
-        yield from _figure(directory, exhibit, made)
+    for exhibit, figure in found:
+        yield from _figure(directory, exhibit, figure)
     yield f'<section id="record"><h2>Run record</h2><details><summary>{RECORD}</summary>'
     yield f'<pre tabindex="0">{escape(json.dumps(record, indent=2, ensure_ascii=False))}</pre></details></section>'
     yield "</main></body></html>"
@@ -264,7 +266,7 @@ def _claims(table: pd.DataFrame) -> Iterator[str]:
         yield f'<td class="{row.verdict}">{row.verdict}{holm}<br><span class="note">{escape(why)}</span></td>'
         cells = {"measured": _value(row.measured), "95 % interval": interval_in_words(row.low, row.high)}
         cells["the paper finds"] = escape(row.direction)
-        yield "".join(f'<td class="n" data-of="{of}"><span>{cell}</span></td>' for of, cell in cells.items())
+        yield "".join(f'<td class="n" data-of="{column}"><span>{cell}</span></td>' for column, cell in cells.items())
         yield f'<td data-of="of its own networks"><span>{escape(row.paper)}</span></td></tr>'
     yield "</tbody></table></div></section>"
 
@@ -275,22 +277,22 @@ def _value(value: float) -> str:
 
 def _networks(networks: list[dict[str, Any]]) -> Iterator[str]:
     """The networks that were compared; accuracies where the record has some."""
-    known = any("accuracy" in each for each in networks)
+    known = any("accuracy" in network for network in networks)
     yield '<section id="networks"><h2>Networks</h2>'
     yield '<div class="table" tabindex="0" role="region" aria-label="Networks"><table><thead><tr><th>network</th>'
     yield '<th class="n">parameters</th><th>weights</th><th>images go in as</th>'
     yield ('<th class="n">accuracy</th>' if known else "") + "</tr></thead><tbody>"
-    for each in networks:
-        library, _, kind = str(each.get("class")).partition(".")
+    for network in networks:
+        library, _, kind = str(network.get("class")).partition(".")
         kind = f"{kind.rpartition('.')[2]} ({library})" if kind else library
-        yield f'<tr><td>{_text(each.get("name"))}<br><span class="note">{escape(kind)}</span></td>'
-        parameters = each.get("parameters")
+        yield f'<tr><td>{_text(network.get("name"))}<br><span class="note">{escape(kind)}</span></td>'
+        parameters = network.get("parameters")
         yield f'<td class="n">{f"{parameters:,}" if isinstance(parameters, int) else "unknown"}</td>'
-        digest = _text(each.get("weights_sha256"))[:16]
-        yield f'<td>{_text(each.get("weights"))}<br><code class="note">{digest}</code></td>'
-        yield f"<td>{escape(_transform(each.get('transform')))}</td>"
+        digest = _text(network.get("weights_sha256"))[:16]
+        yield f'<td>{_text(network.get("weights"))}<br><code class="note">{digest}</code></td>'
+        yield f"<td>{escape(_transform(network.get('transform')))}</td>"
         if known:
-            accuracy = each.get("accuracy")
+            accuracy = network.get("accuracy")
             yield f'<td class="n">{f"{accuracy:.3f}" if isinstance(accuracy, int | float) else "unknown"}</td>'
         yield "</tr>"
     yield "</tbody></table></div>"
@@ -332,8 +334,8 @@ def _figure(directory: Path, exhibit: Exhibit, made: Made) -> Iterator[str]:
         yield from _picture(Path(f"{picture_file(exhibit, made, directory)}.png"), exhibit)
     numbers = made.tables.get("numbers")
     if numbers is not None and len(numbers):
-        what = f"Numbers of figure {exhibit.number}"
-        yield f'<div class="table" tabindex="0" role="region" aria-label="{what}"><table><thead><tr><th>number</th>'
+        label = f"Numbers of figure {exhibit.number}"
+        yield f'<div class="table" tabindex="0" role="region" aria-label="{label}"><table><thead><tr><th>number</th>'
         yield '<th class="n">value</th><th class="n">95 % interval</th></tr></thead><tbody>'
         for row in numbers.itertuples():
             yield f'<tr><td>{escape(row.label)}</td><td class="n">{_value(row.value)}</td>'
@@ -350,19 +352,19 @@ def _picture(file: Path, exhibit: Exhibit) -> Iterator[str]:
     data = regular(file).read_bytes()
     width = int.from_bytes(data[16:20], "big")  # of a PNG, in its header
     size = f"width: {PICTURE * width:.0f}px; max-width: 100%; min-width: {LEGIBLE * width:.0f}px"
-    what = escape(f"Figure {exhibit.number}: {exhibit.title}. {exhibit.shows} Its numbers are in the table below it.")
+    label = escape(f"Figure {exhibit.number}: {exhibit.title}. {exhibit.shows} Its numbers are in the table below it.")
     name = f"Picture of figure {exhibit.number}"
     yield f'<figure><div class="card" tabindex="0" role="region" aria-label="{name}">'
     source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-    yield f'<img alt="{what}" style="{size}" src="{source}"></div></figure>'
+    yield f'<img alt="{label}" style="{size}" src="{source}"></div></figure>'
 
 
 def _how(exhibit: Exhibit, made: Made) -> Iterator[str]:
     """How the numbers of a figure were made."""
-    of, tables = made.record, ", ".join(f"{name}.csv" for name in made.tables)
+    record, tables = made.record, ", ".join(f"{name}.csv" for name in made.tables)
     yield f'<details class="how"><summary>How figure {exhibit.number} was made</summary><p>{escape(how(exhibit))}</p>'
-    yield f'<p class="note"><code>{escape(str(of.get("command")))}</code>, {escape(str(of.get("date")))}, '
-    yield f"{escape(_images(of))}. What is drawn is in figure-{exhibit.number}/ ({escape(tables)}); "
+    yield f'<p class="note"><code>{escape(str(record.get("command")))}</code>, {escape(str(record.get("date")))}, '
+    yield f"{escape(_images(record))}. What is drawn is in figure-{exhibit.number}/ ({escape(tables)}); "
     yield f"{COLUMNS} says what the columns mean, {INTERVALS} what intervals cover.</p></details>"
 
 

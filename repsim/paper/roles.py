@@ -45,10 +45,10 @@ def case(**players: Any) -> Case:
     >>> case(vit="vit_b16", cnn=["resnet50", "resnet152"])
     {'vit': ('vit_b16',), 'cnn': ('resnet50', 'resnet152')}
     """
-    several = {role: of if isinstance(of, (list, tuple)) else (of,) for role, of in players.items()}
+    several = {role: names if isinstance(names, (list, tuple)) else (names,) for role, names in players.items()}
     if unknown := [role for role in several if role not in ROLES]:
         raise one_of("role", str(unknown[0]), ROLES)
-    return {role: tuple(dict.fromkeys(of)) for role, of in several.items() if of}
+    return {role: tuple(dict.fromkeys(names)) for role, names in several.items() if names}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +70,10 @@ class Roles:
     @classmethod
     def of(cls, players: Mapping[str, Any]) -> Roles:
         """Roles of a user's own networks, one or several for each role."""
-        found = cls(every=case(**players))
-        if not found.every:
+        roles = cls(every=case(**players))
+        if not roles.every:
             raise UsageError("no network plays a role; give one at least, such as vit or cnn")
-        return found
+        return roles
 
     def cases(self, exhibit: Exhibit) -> list[Case]:
         """The networks of a figure, case by case."""
@@ -98,7 +98,9 @@ class Roles:
 
     def players(self, exhibits: Sequence[Exhibit]) -> list[Any]:
         """All networks of the figures, without duplicates."""
-        playing = (player for each in exhibits for player in [*each.players(self.cases(each)), *self.runs(each)])
+        playing = (
+            player for exhibit in exhibits for player in [*exhibit.players(self.cases(exhibit)), *self.runs(exhibit)]
+        )
         return list(dict.fromkeys(playing))
 
     def runs(self, exhibit: Exhibit) -> tuple[Any, ...]:

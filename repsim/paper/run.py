@@ -46,13 +46,13 @@ class Reasons(dict[tuple[str, str], list[str]]):
 
     def sentences(self, how: str = "") -> list[str]:
         """One for each reason, whatever the number of figures."""
-        found = []
+        sentences = []
         for (without, reason), numbers in self.items():
             several = len(numbers) > 1
             verb = "are" if several else "is"
             said = how or (f"{verb} without {without}" if without else f"{verb} left out")
-            found.append(f"figure{'s' * several} {', '.join(numbers)} {said}: {reason}")
-        return found
+            sentences.append(f"figure{'s' * several} {', '.join(numbers)} {said}: {reason}")
+        return sentences
 
 
 @dataclass(frozen=True)
@@ -145,15 +145,15 @@ class Part:
 
     def make(self, m: Measurements, why: Reasons) -> Made | None:
         """Make its tables once the images have passed, of all networks that have the layers; None: no network has."""
-        found: list[Made] = []
-        self._of_those_who_can(lambda later: found.append(later()), m, why)
-        if not found:
+        results: list[Made] = []
+        self._of_those_who_can(lambda later: results.append(later()), m, why)
+        if not results:
             return None
-        (made,) = found
-        again = {run: of for run, part in self.again.items() if (of := part.make(m, Reasons())) is not None}
+        (made,) = results
+        again = {run: figure for run, part in self.again.items() if (figure := part.make(m, Reasons())) is not None}
         if again and "numbers" in made.tables:
             (run,) = self.roles.every["vit"]
-            others = {other: of.tables["numbers"] for other, of in again.items()}
+            others = {other: figure.tables["numbers"] for other, figure in again.items()}
             made.tables["numbers"] = over_runs(made.tables["numbers"], run, others)
         return made
 
@@ -208,13 +208,17 @@ class Plan:
         for names, parts in groupby(self.parts, lambda part: part.players):
             lines.append(f"  {', '.join(part.exhibit.number for part in parts)}: {', '.join(names)}")
         return "\n".join(
-            [*lines, "passes over images, and the memory of each:", *(f"  {each}" for each in self.passes)]
+            [
+                *lines,
+                "passes over images, and the memory of each:",
+                *(f"  {planned_pass}" for planned_pass in self.passes),
+            ]
         )
 
     def record(self) -> dict[str, Any]:
         """The plan as JSON has it."""
         figures = [{key: part.record()[key] for key in ("number", "title", "networks")} for part in self.parts]
-        passes = [each.record() for each in self.passes]
+        passes = [planned_pass.record() for planned_pass in self.passes]
         return {"figures": figures, "passes": passes, **self.protocol, "notices": list(self.begun.notices)}
 
     def run(self) -> Replication:
@@ -226,18 +230,18 @@ class Plan:
         m, why = self._m, Reasons()
         with unsaid():
             counts = m.run()
-            made = [(part, found) for part in self.parts if (found := part.make(m, why)) is not None]
-        if not made:
+            figures_made = [(part, figure) for part in self.parts if (figure := part.make(m, why)) is not None]
+        if not figures_made:
             raise RepsimError("; ".join(why.sentences()))
-        figures = [(part.exhibit, found) for part, found in made]
-        for part, found in made:
-            found.record = {**part.record(), "random": self.begun.untrained}
+        figures = [(part.exhibit, figure) for part, figure in figures_made]
+        for part, figure in figures_made:
+            figure.record = {**part.record(), "random": self.begun.untrained}
         numbers = numbers_of(figures)
         self.begun.notices.say(*why.sentences(), *unchecked(numbers))
         ran = {"batch_size": counts.batch_size, "batches": counts.batches, "forward_passes": m.passes}
         record = self.begun.record(counts, {**self.protocol, **ran, "probes": m.probe_protocols()})
-        for _, found in figures:
-            found.record["images"] = record["images"]
+        for _, figure in figures:
+            figure.record["images"] = record["images"]
         return Replication("claims", claims_of(numbers), record, made=figures)
 
 
@@ -380,7 +384,9 @@ class Replication(Result):
 
     def figures(self, **options: Any) -> dict[str, Figure]:
         """All pictures, by the names of their files."""
-        return {f"figure-{of.number}": of.draw(made, of.caption(made.record)) for of, made in self.made}
+        return {
+            f"figure-{exhibit.number}": exhibit.draw(made, exhibit.caption(made.record)) for exhibit, made in self.made
+        }
 
     def save_tables(self, directory: Path) -> list[Path]:
         """A folder for each figure, with its tables and record."""
