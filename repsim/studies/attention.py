@@ -50,9 +50,9 @@ class AttentionDistance(Study):
         self.sums: dict[str, _Sums] = {}
         self.attentions = find_attention(network)
         self._geometry = {
-            (layer.name, number): geometry_of(each, self.attentions.places, network.prefix)
+            (layer.name, number): geometry_of(attention_map, self.attentions.places, network.prefix)
             for layer in self.attentions.layers
-            for number, each in enumerate(layer.maps)
+            for number, attention_map in enumerate(layer.maps)
         }
 
     @property
@@ -64,19 +64,21 @@ class AttentionDistance(Study):
         return seen.attention(self.attentions, self._reduce)
 
     def _reduce(self, layer: AttentionLayer, number: int, attention: Tensor) -> HeadStatistics:
-        where = self._geometry[layer.name, number]
+        geometry = self._geometry[layer.name, number]
         return windowed_head_statistics(
             attention,
-            where.distances,
-            queries=where.queries,
-            keys=where.keys,
-            cls=where.cls,
-            own=where.own,
+            geometry.distances,
+            queries=geometry.queries,
+            keys=geometry.keys,
+            cls=geometry.cls,
+            own=geometry.own,
             renormalize=self.renormalize,
         )
 
     def takes(self, size: int, batches: int) -> Takes:
-        weights = max(math.prod(each.shape) // IMAGES for layer in self.attentions.layers for each in layer.maps)
+        weights = max(
+            math.prod(attention_map.shape) // IMAGES for layer in self.attentions.layers for attention_map in layer.maps
+        )
         heads = sum(len(layer.order) for layer in self.attentions.layers)
         values = heads * len(HeadStatistics._fields)
         batch = size * (COPIES * 4 * weights + 8 * values)
@@ -85,7 +87,7 @@ class AttentionDistance(Study):
     def update(self, seen: Sequence[Seen], batch: Batch) -> None:
         for layer in self.attentions.layers:
             maps = [seen[0][layer.name, number] for number in range(len(layer.maps))]
-            together = (torch.cat(each, 1)[:, layer.order] for each in zip(*maps))
+            together = (torch.cat(parts, 1)[:, layer.order] for parts in zip(*maps))
             statistics = HeadStatistics(*together)
             require_finite([statistics.distance_px], [(self.network.name, layer.name)], batch)
             sums = self.sums.setdefault(layer.name, _Sums([Moments() for _ in statistics], ImageMeans()))
@@ -110,8 +112,8 @@ class AttentionDistance(Study):
             errors = distances.se(moments[0]).tolist()
             for head, se in enumerate(errors):
                 values = {name: column[head] for name, column in means.items()}
-                where = {"model": self.network.name, "layer": path, "depth": depths[path], "block": block, "head": head}
-                rows.append({**where, **values, "distance_px_se": se})
+                place = {"model": self.network.name, "layer": path, "depth": depths[path], "block": block, "head": head}
+                rows.append({**place, **values, "distance_px_se": se})
         return pd.DataFrame(rows)[ATTENTION]
 
 
@@ -129,13 +131,13 @@ def geometry(network: Network, path: str, windows: int, queries: int, keys: int)
         UsageError: it has no positions, or the shape of the weights does not fit its windows, queries and keys.
     """
     attentions = all_attention(network)
-    found = geometry_of(attentions.at(path).maps[0], attentions.places, network.prefix)
-    numbers = found.windows, int(found.queries[0].sum()), int(found.keys[0].sum())
-    if numbers != (windows, queries - found.prefix, keys - found.prefix):
+    places = geometry_of(attentions.at(path).maps[0], attentions.places, network.prefix)
+    numbers = places.windows, int(places.queries[0].sum()), int(places.keys[0].sum())
+    if numbers != (windows, queries - places.prefix, keys - places.prefix):
         raise UsageError(
             f"{path} has (windows, queries, keys) = {numbers} in the image, not {(windows, queries, keys)}"
         )
-    return found
+    return places
 
 
 @study
@@ -178,9 +180,9 @@ def attention_distance(
         arrays["attention_maps"] = _maps(network, begun.images, maps, how.get("skip_broken", False))
     study = AttentionDistance(network, renormalize=renormalize)
     begun.notices.say(*study.notices)
-    found = begun.swept(study, batch_size=batch_size, **how)
-    found.protocol["maps"] = maps
-    return replace(found, arrays=arrays)
+    result = begun.swept(study, batch_size=batch_size, **how)
+    result.protocol["maps"] = maps
+    return replace(result, arrays=arrays)
 
 
 def rollout(attentions: Sequence[Tensor]) -> Tensor:
@@ -242,10 +244,14 @@ def _maps(network: Network, images: ImageSet, count: int, skip_broken: bool) -> 
     attentions = find_attention(network)
     batch = next(images.batches([network.transform], max(count, FEWEST), skip_broken=skip_broken))
     inputs = batch.inputs[network.transform][:count].to(network.device, network.dtype)
-    maps = [each for layer in attentions.layers for each in layer.maps]
-    for each in maps:
-        same = np.array_equal(each.query_places, maps[0].query_places)
-        if each.groups.shape[1] > 1 or not same or not np.array_equal(each.key_places, each.query_places):
+    maps = [attention_map for layer in attentions.layers for attention_map in layer.maps]
+    for attention_map in maps:
+        same = np.array_equal(attention_map.query_places, maps[0].query_places)
+        if (
+            attention_map.groups.shape[1] > 1
+            or not same
+            or not np.array_equal(attention_map.key_places, attention_map.query_places)
+        ):
             raise UsageError(
                 f"attention maps need one grid of tokens from the first block to the last; {network.name} changes it"
             )
@@ -268,13 +274,13 @@ def _maps(network: Network, images: ImageSet, count: int, skip_broken: bool) -> 
         torch.cat([seen[layer.name][i] for i in range(len(layer.maps))], 1)[:, layer.order]
         for layer in attentions.layers
     ]
-    where = geometry_of(maps[0], attentions.places, network.prefix)
-    (rows, columns), order = grid_of_places(attentions.places, maps[0].key_places[0], where.keys[0])
+    geometry = geometry_of(maps[0], attentions.places, network.prefix)
+    (rows, columns), order = grid_of_places(attentions.places, maps[0].key_places[0], geometry.keys[0])
     whole, last = rollout(whole_maps), whole_maps[-1]
-    if where.cls is None:
+    if geometry.cls is None:
         from_cls, rolled = last[:, :0, 0][..., order], whole[:, order][..., order].mean(1)
     else:
-        from_cls, rolled = last[:, :, where.cls][..., order], whole[:, where.cls][..., order]
+        from_cls, rolled = last[:, :, geometry.cls][..., order], whole[:, geometry.cls][..., order]
     pixels = inputs.cpu().movedim(1, -1)
     low, high = pixels.amin((1, 2, 3), keepdim=True), pixels.amax((1, 2, 3), keepdim=True)
     return {

@@ -95,20 +95,20 @@ class Comparison(Study):
 
     def _reduce(self, seen: Seen, layer: Layer, activation: Tensor) -> dict[str, Tensor]:
         x = layer.select(activation, self.tokens).flatten(1)
-        found = {measure.name: measure.row(x) for measure in self.streamed}
+        reduced = {measure.name: measure.row(x) for measure in self.streamed}
         if self.held or seen.groups is not None:
-            found[FEATURES] = x.float().clone() if x.dtype.itemsize < 4 else x.clone()
-        return found
+            reduced[FEATURES] = x.float().clone() if x.dtype.itemsize < 4 else x.clone()
+        return reduced
 
     def update(self, seen: Sequence[Seen], batch: Batch) -> None:
-        found = [rows[layer.name] for rows, layers in zip(seen, self.layers) for layer in layers]
+        reduced = [rows[layer.name] for rows, layers in zip(seen, self.layers) for layer in layers]
         named = [(network.name, layer.name) for network, layers in zip(self.networks, self.layers) for layer in layers]
-        features = [each[FEATURES] for each in found if FEATURES in each]
+        features = [rows_of_layer[FEATURES] for rows_of_layer in reduced if FEATURES in rows_of_layer]
         device = self.networks[0].device
         if features:
             require_finite([x.abs().amax().to(device) for x in features], named, batch)
         for measure in self.streamed:
-            rows = torch.stack([each[measure.name].to(device) for each in found])
+            rows = torch.stack([rows_of_layer[measure.name].to(device) for rows_of_layer in reduced])
             if measure.finish is normalise:  # a correlation may be undefined, and is NaN then
                 require_finite(list(rows.abs().amax(1)), named, batch)
             without = partial(_without_groups, measure, features)
@@ -133,7 +133,7 @@ class Comparison(Study):
         return torch.stack(products)
 
     def takes(self, size: int, batches: int) -> Takes:
-        layers = [layer for of in self.layers for layer in of]
+        layers = [layer for layers_of_one in self.layers for layer in layers_of_one]
         count, widths = len(layers), [layer.selected(self.tokens).numel for layer in layers]
         square, images = 8 * count**2, size * batches
         features = 4 * images * sum(widths) if self.held else 0
@@ -180,7 +180,7 @@ class Comparison(Study):
         if self.null:
             products = self.sums.null[measure.name].mean()
             own = torch.eye(products.shape[-1], dtype=torch.bool, device=products.device)
-            by_chance = torch.stack([measure.finish(torch.where(own, sums.mean(), each)) for each in products])
+            by_chance = torch.stack([measure.finish(torch.where(own, sums.mean(), product)) for product in products])
         return Found(measure, measure.finish(sums.mean()), sums, by_chance)
 
     def _held(self, measure: Held, rows: Sequence[Tensor], prepared: Sequence[Any]) -> Found:
@@ -217,14 +217,14 @@ class Comparison(Study):
             untrained: the same measures between networks without training.
             of: the numbers of the networks that these are without training.
         """
-        where = slices([*map(len, self.layers)])
+        rows_of = slices([*map(len, self.layers)])
         names = [network.name for network in self.networks]
         pairs = pairs_of_layers(self.networks, self.layers)
-        at = torch.cat([torch.arange(where[-1].stop)[where[number]] for number in of]) if of else torch.arange(0)
+        at = torch.cat([torch.arange(rows_of[-1].stop)[rows_of[number]] for number in of]) if of else torch.arange(0)
         twins = [None] * len(self.measures) if untrained is None else [each.value for each in untrained.found()]
         layers, networks, maps = [], [], []
         for each, twin in zip(self.found(), twins):
-            value, se, of_networks = each.with_errors(where)
+            value, se, of_networks = each.with_errors(rows_of)
             low, high = interval(value, se, each.df)
             null, null_95 = each.null()
             random = torch.full_like(value, torch.nan)
@@ -235,7 +235,7 @@ class Comparison(Study):
             flat = {column: values.cpu().flatten().numpy() for column, values in columns.items()}
             layers.append(pairs.assign(measure=each.measure.name, df=each.df, **flat)[COMPARE])
             networks.append(table_of_networks(each, names, of_networks))
-            maps.append(table_of_map(each, names, where))
+            maps.append(table_of_map(each, names, rows_of))
         table, *others = (pd.concat(parts, ignore_index=True) for parts in (layers, networks, maps))
         return table, dict(zip(("networks", "networks_map"), others, strict=True))
 
@@ -275,7 +275,7 @@ class Found:
         (layers, *networks), (layers_se, *networks_se) = parts
         own = torch.eye(square, dtype=torch.bool, device=value.device) & ((1 - layers.view(square, square)).abs() < ONE)
         layers_se = layers_se.view(square, square).masked_fill(own, 0)  # of a layer with itself, which is no estimate
-        pairs = [each.view(count, count) for of in zip(networks, networks_se) for each in of]
+        pairs = [each.view(count, count) for pair in zip(networks, networks_se) for each in pair]
         return layers.view(square, square), layers_se, torch.stack(pairs)
 
     def null(self) -> tuple[Tensor, Tensor]:
@@ -301,27 +301,27 @@ def measures_of(names: str | Sequence[str]) -> list[Streamed | Held]:
     Raises:
         UsageError: a name is unknown.
     """
-    found = []
+    chosen = []
     for name in dict.fromkeys([names] if isinstance(names, str) else names):
         if name not in MEASURES:
             raise one_of("measure", name, MEASURES)
-        found.append(MEASURES[name])
-    if not found:
+        chosen.append(MEASURES[name])
+    if not chosen:
         raise UsageError(f"to compare takes at least one measure; choose among {', '.join(MEASURES)}")
-    return found
+    return chosen
 
 
 def _without_groups(measure: Streamed, features: Sequence[Tensor], group: Tensor) -> Tensor:
     """(g, N, N) products of the rows of a batch without the images of one group at a time."""
-    found = []
+    products = []
     for number in group.unique():
         left = group != number
         if left.sum() < FEWEST:  # which is not looked at
-            found.append(torch.zeros(len(features), len(features), dtype=torch.float64, device=group.device))
+            products.append(torch.zeros(len(features), len(features), dtype=torch.float64, device=group.device))
             continue
         rows = torch.stack([measure.row(x[left.to(x.device)]) for x in features])
-        found.append((rows @ rows.T).to(group.device))
-    return torch.stack(found).to(features[0].device)
+        products.append((rows @ rows.T).to(group.device))
+    return torch.stack(products).to(features[0].device)
 
 
 def table_of_networks(found: Found, names: Sequence[str], values: Tensor) -> pd.DataFrame:
@@ -419,20 +419,20 @@ def compare(
     for measure in measured:
         count = min(batch_size, len(begun.images)) if isinstance(measure, Streamed) else len(begun.images)
         if count < measure.fewest:
-            where = "in a batch" if isinstance(measure, Streamed) else ""
-            raise UsageError(f"{measure.name} needs at least {measure.fewest} images {where}, got {count}")
+            place = "in a batch" if isinstance(measure, Streamed) else ""
+            raise UsageError(f"{measure.name} needs at least {measure.fewest} images {place}, got {count}")
     options = {"measures": [measure.name for measure in measured]}
-    found = chosen_layers(begun.networks, layers, tokens)
-    if sum(map(len, found)) < 2:
+    chosen = chosen_layers(begun.networks, layers, tokens)
+    if sum(map(len, chosen)) < 2:
         raise UsageError("to compare takes two or more networks, or several layers of one (layers='blocks')")
-    study = Comparison(begun.networks, found, tokens=tokens, null=null, seed=begun.images.seed, **options)
-    studies, of = [study], []
+    study = Comparison(begun.networks, chosen, tokens=tokens, null=null, seed=begun.images.seed, **options)
+    studies, computing = [study], []
     if untrained:
-        of = [number for number, each in enumerate(begun.networks) if not isinstance(each, FeatureNetwork)]
-        twins = [without_training(begun.networks[number]) for number in of]
+        computing = [number for number, network in enumerate(begun.networks) if not isinstance(network, FeatureNetwork)]
+        twins = [without_training(begun.networks[number]) for number in computing]
         studies.append(Comparison(twins, chosen_layers(twins, layers, tokens), tokens=tokens, **options))
     counts = sweep(begun.images, studies, batch_size=batch_size, **how)
-    table, others = study.tables(*studies[1:], of=of)
+    table, others = study.tables(*studies[1:], of=computing)
     undefined = table.loc[table["value"].isna(), "measure"].value_counts(sort=False)
     for measure, rows in undefined.items():
         begun.notices.say(f"{measure} is undefined for {rows} of {(table['measure'] == measure).sum()} pairs of layers")
@@ -465,5 +465,5 @@ def without_training(network: Network) -> Network:
             "by a name, or as package.module:factory"
         )
     name = network.source.removeprefix(BUNDLED)
-    how = {"device": network.device, "seed": network.seed or 0, "precision": network.precision}
-    return load_model(name, weights="random", transform=network.transform, **how, **network.model_args)
+    options = {"device": network.device, "seed": network.seed or 0, "precision": network.precision}
+    return load_model(name, weights="random", transform=network.transform, **options, **network.model_args)

@@ -71,10 +71,10 @@ class File:
 
     def header(self, rows: int) -> bytes:
         """The header of an `.npy` with this number of rows; numpy leaves room in it for any number."""
-        made = io.BytesIO()
+        buffer = io.BytesIO()
         described = {"descr": self.dtype.str, "fortran_order": False, "shape": (rows, *self.shape)}
-        np.lib.format.write_array_header_1_0(made, described)
-        return made.getvalue()
+        np.lib.format.write_array_header_1_0(buffer, described)
+        return buffer.getvalue()
 
 
 class Writing:
@@ -264,11 +264,11 @@ class Extraction(Study):
         return seen.rows(self.layers[index], lambda layer, x: layer.select(x, self.tokens).clone())
 
     def update(self, seen: Sequence[Seen], batch: Batch) -> None:
-        found = [rows[layer.name] for rows, layers in zip(seen, self.layers) for layer in layers]
+        reduced = [rows[layer.name] for rows, layers in zip(seen, self.layers) for layer in layers]
         names = [(network.name, layer.name) for network, layers in zip(self.networks, self.layers) for layer in layers]
-        peaks = [rows.abs().amax().double().cpu() for rows in found]
+        peaks = [rows.abs().amax().double().cpu() for rows in reduced]
         require_finite(peaks, names, batch)
-        for number, (rows, file) in enumerate(zip(found, self.writing.files)):
+        for number, (rows, file) in enumerate(zip(reduced, self.writing.files)):
             self._check_range(float(peaks[number]), file)
             if tuple(rows.shape) != (len(batch.positions), *file.shape):
                 raise RepsimError(
@@ -338,12 +338,12 @@ def extract_features(
     out, resume = prepare(Path(out).expanduser()), how.get("resume")
     if resume is None:
         _check_free(out)
-    made, record = extract(
+    features, record = extract(
         networks, images, out, layers=layers, tokens=tokens, dtype=dtype, batch_size=batch_size, **how
     )
     if resume is None and _first():
         save_record(record, out / RECORD)
-    return made
+    return features
 
 
 def extract(
@@ -361,8 +361,8 @@ def extract(
     if dtype not in get_args(Dtype):
         raise one_of("type of numbers", dtype, get_args(Dtype))
     begun = begin(networks, images, most=MOST, layers=layers)
-    found = [find_layers(network, layers, tokens=tokens) for network in begun.networks]
-    files = list(_files(begun, found, tokens, dtype))
+    chosen = [find_layers(network, layers, tokens=tokens) for network in begun.networks]
+    files = list(_files(begun, chosen, tokens, dtype))
     resume = how.get("resume")
     writing = Writing(out, out / UNDER_WAY if resume is None else resume.folder, files, len(begun.images))
     tell(
@@ -370,7 +370,7 @@ def extract(
         f"{size_in_words(shutil.disk_usage(out).free)} are free on the disk of {out}"
     )
     _by_the_first(lambda: writing.begin(resume is not None and resume.goes_on))
-    extraction = Extraction(begun.networks, found, writing, tokens)
+    extraction = Extraction(begun.networks, chosen, writing, tokens)
     try:
         counts = sweep(begun.images, [extraction], batch_size=batch_size, short=True, **how)
     except BaseException:
@@ -399,8 +399,8 @@ def _put_in_place(writing: Writing, kept: np.ndarray, begun: Begun, protocol: di
 
 def _files(begun: Begun, layers: Sequence[Sequence[Layer]], tokens: Tokens, dtype: Dtype) -> Iterator[File]:
     taken: set[str] = set()
-    for network, of in zip(begun.networks, layers):
-        for layer in of:
+    for network, chosen in zip(begun.networks, layers):
+        for layer in chosen:
             shape = layer.selected(tokens).shape
             yield File(network, layer, shape, np.dtype(dtype).newbyteorder("<"), named(network.name, layer.name, taken))
 
@@ -410,7 +410,7 @@ def _index(begun: Begun, kept: np.ndarray, files: Sequence[File], protocol: dict
     images = begun.images.only(kept)
     networks = []
     for network in begun.networks:
-        of = [
+        entries = [
             {
                 "layer": file.layer.name,
                 "file": file.name,
@@ -424,7 +424,7 @@ def _index(begun: Begun, kept: np.ndarray, files: Sequence[File], protocol: dict
             if file.network is network
         ]
         record = network.record()
-        networks.append({**{key: record[key] for key in NAMED if key in record}, "layers": of})
+        networks.append({**{key: record[key] for key in NAMED if key in record}, "layers": entries})
     return {
         "made_by": MADE_BY,
         **protocol,

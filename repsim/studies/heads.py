@@ -157,19 +157,19 @@ def head_similarity(
         raise UsageError(f"heads are compared between two networks, got {len(networks)}")
     attention, heads = head_layer(networks[0])
     count = len(attention.order)
-    found = lower_layers(networks[1]) if layers is None else find_layers(networks[1], layers)
+    lower = lower_layers(networks[1]) if layers is None else find_layers(networks[1], layers)
     if window is not None and not 1 <= window <= count:
         raise UsageError(f"a window holds 1 to {count} heads of {networks[0].name}, got {window}")
-    study = HeadSimilarity(networks, attention, heads, found)
+    study = HeadSimilarity(networks, attention, heads, lower)
     distance = AttentionDistance(networks[0])
     begun.notices.say(*distance.notices)
     counts = sweep(begun.images, [study, distance], batch_size=batch_size, **how)
     table = windows(study, distance, window)
-    found = correlation(study, distance, window, seed=seed)
+    lower = correlation(study, distance, window, seed=seed)
     names = [network.name for network in networks]
     at = [(*names, layer.name, layer.index, layer.depth) for layer in study.layers]
-    columns = (found.spearman, *interval(found.spearman, found.se, found.df), found.p_permuted)
-    rows = [(*where, *values) for where, *values in zip(at, *(each.tolist() for each in columns))]
+    columns = (lower.spearman, *interval(lower.spearman, lower.se, lower.df), lower.p_permuted)
+    rows = [(*place, *values) for place, *values in zip(at, *(column.tolist() for column in columns))]
     tables = {"heads_correlation": pd.DataFrame(rows, columns=HEAD_CORRELATION)}
     protocol = {"window": window or "a quarter of the heads", "batch_size": counts.batch_size, "permutation_seed": seed}
     return begun.result("heads", table, counts, protocol, tables=tables)

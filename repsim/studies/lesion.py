@@ -62,7 +62,7 @@ def find_lesions(sums: Sequence[ResidualSum], remove: Sequence[str], blocks: Seq
 
     Where a block has one sum, removing its branch is removing the block, and `block` is only listed if `branch` is not.
     """
-    present = sorted({each.block for each in sums})
+    present = sorted({residual_sum.block for residual_sum in sums})
     for block in blocks or ():
         if block not in present:
             raise UsageError(f"there is no block {block} with residual sums; they are {', '.join(map(str, present))}")
@@ -71,10 +71,12 @@ def find_lesions(sums: Sequence[ResidualSum], remove: Sequence[str], blocks: Seq
             raise one_of("kind of lesion", kind, REMOVE)
     lesions = [Lesion(NOTHING, -1, {})]
     for block in present if blocks is None else dict.fromkeys(blocks):
-        inside = [each for each in sums if each.block == block]
+        inside = [residual_sum for residual_sum in sums if residual_sum.block == block]
         for kind, left in (("skip", "branch"), ("branch", "skip")):
             if kind in remove:
-                lesions += [Lesion(f"{each.sublayer} {kind}", block, {each: left}) for each in inside]
+                lesions += [
+                    Lesion(f"{residual_sum.sublayer} {kind}", block, {residual_sum: left}) for residual_sum in inside
+                ]
         for kind, one, name, left in (("skips", "skip", "all skips", "branch"), ("block", "branch", "block", "skip")):
             if kind in remove and (len(inside) > 1 or one not in remove):
                 lesions.append(Lesion(name, block, dict.fromkeys(inside, left)))
@@ -150,8 +152,8 @@ def lesions(
     """
     begun = begin(network, images, most=MOST, layers=layers, minibatch=batch_size)
     (network,), images = begun.networks, begun.images
-    found = find_sums(network)
-    tried = find_lesions(found, remove, blocks)
+    sums = find_sums(network)
+    tried = find_lesions(sums, remove, blocks)
     compared = find_layers(network, layers)
     check_batch_size(batch_size)
     surgery = _Surgery(network, compared, tried)
@@ -162,8 +164,8 @@ def lesions(
         )
     scores, reason = _scores(network, logits), _without_accuracy(network, images, logits)
     own = None if reason else images.labels
-    begun.notices.say(*blocks_without(network, found), *([reason] if reason else []))
-    with evaluating(network.module), surgery.watch(found):
+    begun.notices.say(*blocks_without(network, sums), *([reason] if reason else []))
+    with evaluating(network.module), surgery.watch(sums):
 
         def each(batch: Batch) -> list[Any]:
             inputs = batch.inputs[network.transform].to(network.device)
@@ -209,16 +211,16 @@ def reached_after(
         capture(network, layers, lambda layer, x: order.append(layer.name)),
     ):
         network.module(torch.zeros(1, *network.input_size, device=network.device, dtype=network.dtype))
-    found = {}
+    reached = {}
     for lesion in tried:
         first = min((order.index(each) for each in lesion.kept), default=-1)
-        found[lesion.name] = [each for each in order[first + 1 :] if isinstance(each, str)]
-        if not found[lesion.name]:
+        reached[lesion.name] = [each for each in order[first + 1 :] if isinstance(each, str)]
+        if not reached[lesion.name]:
             names = ", ".join(layer.name for layer in layers)
             raise UsageError(
                 f"none of the layers to compare ({names}) runs {what_is_gone(lesion)}; choose other layers or blocks"
             )
-    return found
+    return reached
 
 
 class _Surgery:
@@ -302,9 +304,9 @@ def _table(
 ) -> pd.DataFrame:
     by_name = {layer.name: layer for layer in layers}
     parts = []
-    for lesion, of in zip(tried, sums):
-        agreement, kl, accuracy = of.outputs.mean().tolist()
-        cka, se = of.cka.compute()
+    for lesion, sums_of_lesion in zip(tried, sums):
+        agreement, kl, accuracy = sums_of_lesion.outputs.mean().tolist()
+        cka, se = sums_of_lesion.cka.compute()
         parts.append(
             pd.DataFrame(
                 {

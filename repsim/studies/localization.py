@@ -65,7 +65,7 @@ class Localization(Study):
         groups: int = GROUPS,
     ) -> None:
         self.networks = networks
-        self.parts = [_Part(network, of, finest) for network, of in zip(networks, layers)]
+        self.parts = [_Part(network, chosen, finest) for network, chosen in zip(networks, layers)]
         self.sums = [token_patch_cka(groups) for _ in networks]
 
     @contextmanager
@@ -116,23 +116,23 @@ class Localization(Study):
     def table(self, tokens: Sequence[Grid] | Literal["paper"] | None = None) -> pd.DataFrame:
         """One row per network, layer, token and patch: for all tokens, for given places, or for the paper's places."""
         tables = [
-            part.table(layer, found, paper_tokens(*part.grid) if tokens == "paper" else tokens)
+            part.table(layer, values, paper_tokens(*part.grid) if tokens == "paper" else tokens)
             for part, sums in self._each()
-            for layer, found in part.by_layer(sums)
+            for layer, values in part.by_layer(sums)
         ]
         return pd.concat(tables, ignore_index=True)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Arrays of every network and layer: `MODEL/LAYER/cka`, `se` and `skewed`, (t, j), and `tokens`, (t, 2)."""
-        found = {}
+        arrays = {}
         for part, sums in self._each():
             for layer, of_layer in part.by_layer(sums):
                 cka, se, flags = _values(of_layer)
                 name = f"{part.network.name}/{layer.name}"
-                found[f"{name}/cka"], found[f"{name}/se"] = cka.float().numpy(), se.float().numpy()
-                found[f"{name}/skewed"] = flags.numpy()
-                found[f"{name}/tokens"] = np.array(part.positions[layer.name])
-        return found
+                arrays[f"{name}/cka"], arrays[f"{name}/se"] = cka.float().numpy(), se.float().numpy()
+                arrays[f"{name}/skewed"] = flags.numpy()
+                arrays[f"{name}/tokens"] = np.array(part.positions[layer.name])
+        return arrays
 
     def summary(self) -> pd.DataFrame:
         """One row per network, layer and part of the grid of patches: interior, edge and corner, where it has them."""
@@ -195,13 +195,13 @@ class _Part:
         return table.assign(index=layer.index, depth=layer.depth)[LOCALIZATION]
 
     def summary(self, sums: BatchMeans) -> Iterator[tuple]:
-        where = np.array(places(self.grid))
-        present = [place for place in PLACES if place in where]
-        among = [torch.from_numpy(where == place) for place in present]
+        parts = np.array(places(self.grid))
+        present = [place for place in PLACES if place in parts]
+        among = [torch.from_numpy(parts == place) for place in present]
 
         def by_place(cka: Tensor) -> Tensor:
-            each = own_minus_rest(cka)
-            return torch.stack([each[..., chosen].nanmean(-1) for chosen in among], dim=-1)
+            difference = own_minus_rest(cka)
+            return torch.stack([difference[..., chosen].nanmean(-1) for chosen in among], dim=-1)
 
         for layer, of_layer in self.by_layer(sums):
             values, errors = of_layer.compute(by_place)
@@ -264,10 +264,10 @@ def _coarser(side: int, pixels: int, finest: int) -> int:
     if side <= finest:
         return side
     for divided, least in ((math.gcd(side, pixels), finest // 2), (pixels, 1)):
-        found = max(n for n in range(1, finest + 1) if divided % n == 0)
-        if found >= least:
+        count = max(n for n in range(1, finest + 1) if divided % n == 0)
+        if count >= least:
             break
-    return found
+    return count
 
 
 def located(network: Network, layers: str | Sequence[str]) -> tuple[list[Layer], list[str]]:
@@ -276,9 +276,9 @@ def located(network: Network, layers: str | Sequence[str]) -> tuple[list[Layer],
     Raises:
         UsageError: a layer that is asked for by name or pattern has none, or none of a preset has any.
     """
-    found = find_layers(network, layers)
-    kept = [layer for layer in found if _has_positions(layer, network)]
-    left_out = [layer.name for layer in found if layer not in kept]
+    layers_found = find_layers(network, layers)
+    kept = [layer for layer in layers_found if _has_positions(layer, network)]
+    left_out = [layer.name for layer in layers_found if layer not in kept]
     if not kept or (left_out and layers not in PRESETS):
         raise UsageError(
             f"layer {left_out[0]!r} of {network.name} has no positions in the image; localization needs maps or grids "
@@ -353,16 +353,16 @@ def token_localization(
     """
     begun = begin(networks, images, most=MOST, layers=layers, minibatch=batch_size)
     networks, count = begun.networks, len(begun.images)
-    found = [located(network, layers) for network in networks]
+    places_of_networks = [located(network, layers) for network in networks]
     groups = min(GROUPS, max(count // min(batch_size, count), 1)) if batch_size >= FEWEST else GROUPS
     groups = groups if begun.images.groups is None else begun.images.groups.jackknife
-    study = Localization(networks, [kept for kept, _ in found], finest=finest, groups=groups)
+    study = Localization(networks, [kept for kept, _ in places_of_networks], finest=finest, groups=groups)
     counts = sweep(begun.images, [study], batch_size=batch_size, **how)
     begun.notices.say(*study.undefined())
     result = study.result(counts, tokens)
     begun.notices.say(*too_skewed(result.table))
     if not study.listed:
         begun.notices.say("the table lists chosen tokens only; localization.npz has all tokens of all layers")
-    left_out = {network.name: names for network, (_, names) in zip(networks, found) if names}
+    left_out = {network.name: names for network, (_, names) in zip(networks, places_of_networks) if names}
     protocol = {"layers": layers, **result.protocol, "layers_without_positions": left_out}
     return begun.finished(replace(result, record={"protocol": protocol}), counts)

@@ -155,13 +155,13 @@ class Probing:
         check_settings(shots, seeds, neighbours, k)
         both = check_labels(train, begun.images)
         present = np.unique(both[0])  # numbers of classes may have gaps
-        labels, test_labels = (np.searchsorted(present, each) for each in both)
+        labels, test_labels = (np.searchsorted(present, classes) for classes in both)
         names = [train.classes[label] if train.classes else label for label in present.tolist()]
         split = Split.of(labels, list(dict.fromkeys(shots)), seeds, names)
         networks = [network.sized(train.tensor_size) for network in begun.networks]
         features = [Features.of(network, find_layers(network, layers), single=tokens) for network in networks]
         sample = class_sample(test_labels, neighbours)
-        shown = [in_table(each) for each in shots]
+        shown = [in_table(count) for count in shots]
         asked = {"layers": layers, "shots": shown, "seeds": seeds, "single_tokens": tokens}
         return cls(begun, networks, features, train, labels, test_labels, split, sample, k, asked)
 
@@ -195,12 +195,12 @@ class Probing:
         often as keeps a pass below `SUMS` bytes, and all passes together near one over the test images, or near `AGAIN`
         images.
         """
-        images = [len(of) for of in (self.split.held_out, *self.split.draws.values())]
+        images = [len(features) for features in (self.split.held_out, *self.split.draws.values())]
         classes = int(self.labels.max()) + 1
         takes = [
             (number, each, bytes_of_layer(each, images, classes))
-            for number, of in enumerate(self.features)
-            for each in of
+            for number, features in enumerate(self.features)
+            for each in features
         ]
         passes = max(max(len(self.test_labels), AGAIN) // len(self.split.used), 1)
         most = max(SUMS, math.ceil(sum(size for *_, size in takes) / passes))
@@ -237,8 +237,12 @@ class Probing:
             },
             "neighbours": {"images": len(self.sample), "k": self.k, "distance": "Euclidean, features as they are"},
             "patched": {
-                network.name: {each.layer.name: each.patch for each in of if each.patch > 1}
-                for network, of in zip(self.networks, self.features)
+                network.name: {
+                    layer_features.layer.name: layer_features.patch
+                    for layer_features in features
+                    if layer_features.patch > 1
+                }
+                for network, features in zip(self.networks, self.features)
             },
             "batch_size": counts.batch_size,
         }
@@ -267,15 +271,15 @@ def summarise(testing: Testing) -> pd.DataFrame:
     for place, right in testing.sums["right"].items():
         name, numbers = columns_of(testing, place), shots_of(testing, place)
         for shots, drawn in numbers.items():
-            each = crossed(right.part(drawn), lambda mean: mean)
-            for position, found in enumerate(zip(*(part.tolist() for part in each))):
+            per_position = crossed(right.part(drawn), lambda mean: mean)
+            for position, result in enumerate(zip(*(part.tolist() for part in per_position))):
                 at = (*position_of(testing, place, position), in_table(shots), len(drawn))
-                rows.append((*name, *at, *found))
+                rows.append((*name, *at, *result))
         if place.aggregation == "token":
             name = columns_of(testing, place._replace(aggregation="token_mean"))
             for shots, drawn in numbers.items():
-                found = crossed(right.part(drawn), lambda mean: mean.mean(-1))
-                means.append((*name, None, None, in_table(shots), len(drawn), *(part.item() for part in found)))
+                result = crossed(right.part(drawn), lambda mean: mean.mean(-1))
+                means.append((*name, None, None, in_table(shots), len(drawn), *(part.item() for part in result)))
     return pd.DataFrame([*rows, *means], columns=PROBE_SUMMARY).astype(POSITIONS)
 
 
@@ -284,10 +288,10 @@ POSITIONS = {"token_row": "Int64", "token_col": "Int64"}
 
 def shots_of(testing: Testing, place: Place) -> dict[int | None, list[int]]:
     """Number of training images per class -> the numbers of its draws."""
-    found: dict[int | None, list[int]] = {}
+    seeds: dict[int | None, list[int]] = {}
     for number, draw in enumerate(testing.probes[place].l2):
-        found.setdefault(draw.shots, []).append(number)
-    return found
+        seeds.setdefault(draw.shots, []).append(number)
+    return seeds
 
 
 def in_table(shots: int | None) -> int | str:
@@ -312,8 +316,8 @@ def of_neighbours(testing: Testing, k: int) -> pd.DataFrame:
         own = labels.to(distances.device)
         right = nearest_neighbours(distances, own, k).double()
         soft = soft_nearest_neighbour(distances, own)
-        found = (right.mean().item(), _se(right, groups), soft.loss, _se(soft.losses, groups), soft.temperature)
-        rows.append((*columns_of(testing, place), len(labels), k, *found))
+        measured = (right.mean().item(), _se(right, groups), soft.loss, _se(soft.losses, groups), soft.temperature)
+        rows.append((*columns_of(testing, place), len(labels), k, *measured))
     return pd.DataFrame(rows, columns=NEIGHBOURS)
 
 
@@ -335,7 +339,7 @@ def columns_of(testing: Testing, place: Place) -> tuple[str, str, int, float, st
 
 def check_settings(shots: Sequence[int | None], seeds: int, neighbours: int, k: int) -> None:
     """Raise `UsageError` for numbers that make no sense."""
-    wrong = [each for each in shots if each is not None and each < 1]
+    wrong = [count for count in shots if count is not None and count < 1]
     if wrong or not shots:
         raise UsageError(f"shots must be at least 1, or all of a class, got {wrong[0] if wrong else 'none'}")
     if seeds < 1:
@@ -349,14 +353,14 @@ def check_settings(shots: Sequence[int | None], seeds: int, neighbours: int, k: 
 def check_labels(train: ImageSet, test: ImageSet) -> tuple[np.ndarray, np.ndarray]:
     """The labels of both; raise for images without labels, or sets that do not have the same classes."""
     found: list[np.ndarray] = []
-    for what, images in (("training", train), ("test", test)):
+    for part, images in (("training", train), ("test", test)):
         if images.labels is None:
             raise UsageError(
-                f"probes need labels, and the {what} images of {images.data} have none; one folder per class gives some"
+                f"probes need labels, and the {part} images of {images.data} have none; one folder per class gives some"
             )
         if unlabelled := int((images.labels < 0).sum()):
             raise UsageError(
-                f"labels must not be negative, and {unlabelled} of the {what} images of {images.data} have such; "
+                f"labels must not be negative, and {unlabelled} of the {part} images of {images.data} have such; "
                 "images that lie beside the folders of classes have -1, and so do many data sets that are not labelled"
             )
         found.append(images.labels)

@@ -78,9 +78,9 @@ class Split:
         draws = {Draw(None, 0): np.sort(np.concatenate(rest))} if None in shots else {}
         for seed in range(seeds if few else 0):
             rng = np.random.default_rng(seed)
-            order = [rng.permutation(each) for each in rest]
+            order = [rng.permutation(positions) for positions in rest]
             for count in few:
-                draws[Draw(count, seed)] = np.sort(np.concatenate([each[:count] for each in order]))
+                draws[Draw(count, seed)] = np.sort(np.concatenate([positions[:count] for positions in order]))
         return cls(np.sort(np.concatenate(held)), draws)
 
     @property
@@ -121,12 +121,12 @@ class Features:
         """For each layer; finer maps are patched until their channels come close to the last layer's."""
         grids = [(1, 1) if _vector(layer, network) else grid_of(layer, network) for layer in layers]
         last, widest = grids[-1], layers[-1].width
-        found = []
+        features = []
         for layer, grid in zip(layers, grids):
             most = min(math.isqrt(widest // layer.width) or 1, *(max(g // n, 1) for g, n in zip(grid, last)))
             patch = max(k for k in range(1, most + 1) if grid[0] % k == 0 and grid[1] % k == 0)
-            found.append(cls(layer, grid, last, patch, layer.cls, single))
-        return found
+            features.append(cls(layer, grid, last, patch, layer.cls, single))
+        return features
 
     @property
     def sizes(self) -> dict[str, tuple[int, int]]:
@@ -135,12 +135,12 @@ class Features:
         if self.layer.layout == "vector":
             return {"cls" if self.cls else "spatial_mean": (1, width)}
         pooled = width * self.patch**2
-        found = {"cls" if self.cls else "first": (1, width if self.cls else pooled), "spatial_mean": (1, pooled)}
+        sizes = {"cls" if self.cls else "first": (1, width if self.cls else pooled), "spatial_mean": (1, pooled)}
         if self.layer.prefix and self.patch == 1:
-            found["mean"] = (1, width)
+            sizes["mean"] = (1, width)
         if self.single:
-            found["token"] = (math.prod(self.last), pooled)
-        return found
+            sizes["token"] = (math.prod(self.last), pooled)
+        return sizes
 
     def __call__(self, activation: Tensor) -> dict[str, Tensor]:
         """Aggregation -> (n, probes, features)."""
@@ -150,14 +150,14 @@ class Features:
             maps = spatial.transpose(1, 2).unflatten(2, self.grid)
             spatial = F.adaptive_avg_pool2d(F.pixel_unshuffle(maps, self.patch), self.last)
             spatial = spatial.flatten(2).transpose(1, 2)
-        found = {
+        aggregations = {
             "cls": lambda: tokens[:, :1].clone(),  # later modules may write into what is only a view
             "first": lambda: spatial[:, :1].clone(),
             "spatial_mean": lambda: spatial.mean(1, keepdim=True),
             "mean": lambda: tokens.mean(1, keepdim=True),
             "token": lambda: spatial.clone() if self.grid == self.last else spatial.contiguous(),
         }
-        return {aggregation: found[aggregation]() for aggregation in self.sizes}
+        return {aggregation: aggregations[aggregation]() for aggregation in self.sizes}
 
 
 def _vector(layer: Layer, network: Network) -> bool:
@@ -202,24 +202,28 @@ class _Watching(Study):
         self.labels = torch.from_numpy(labels).long()
 
     def watch(self, index: int, network: Network, seen: Seen) -> AbstractContextManager[None]:
-        by_layer = {each.layer.name: each for each in self.features[index]}
-        return seen.rows([each.layer for each in self.features[index]], lambda at, x: by_layer[at.name](x))
+        by_layer = {layer_features.layer.name: layer_features for layer_features in self.features[index]}
+        return seen.rows(
+            [layer_features.layer for layer_features in self.features[index]], lambda at, x: by_layer[at.name](x)
+        )
 
     def bytes_of_features(self, size: int) -> list[int]:
         """Memory of the features of a batch, layer by layer."""
         return [
-            4 * size * sum(probes * width for probes, width in each.sizes.values())
-            for of in self.features
-            for each in of
+            4 * size * sum(probes * width for probes, width in layer_features.sizes.values())
+            for features in self.features
+            for layer_features in features
         ]
 
     def each(self, seen: Sequence[Seen], batch: Batch) -> Iterator[tuple[Place, Tensor]]:
         """The features of a batch, checked: (n, probes, features) of every place."""
         for index, (network, mapping) in enumerate(zip(self.networks, seen)):
-            looked_at = [(layer, x) for layer, of in mapping.items() for what, x in of.items() if what != "token"]
+            looked_at = [
+                (layer, x) for layer, values in mapping.items() for kind, x in values.items() if kind != "token"
+            ]
             require_finite([x for _, x in looked_at], [(network.name, layer) for layer, _ in looked_at], batch)
-            for layer, found in mapping.items():
-                for aggregation, x in found.items():
+            for layer, aggregations in mapping.items():
+                for aggregation, x in aggregations.items():
                     yield Place(index, layer, aggregation), x
 
 
@@ -239,7 +243,7 @@ class Fitting(_Watching):
         """Networks, in the order of their numbers in a `Place`."""
         self.classes = int(labels.max()) + 1
         members = {**split.draws, None: split.held_out}
-        self.members = {name: torch.from_numpy(np.isin(split.used, of)) for name, of in members.items()}
+        self.members = {name: torch.from_numpy(np.isin(split.used, positions)) for name, positions in members.items()}
         self.sums: dict[Place, dict[Draw | None, ProbeSums | ProbeRows]] = {}
         """The draw; None: the held-out images."""
 
@@ -257,13 +261,15 @@ class Fitting(_Watching):
 
     def takes(self, size: int, batches: int) -> Takes:
         features = self.bytes_of_features(size)
-        found = [each for of in self.features for each in of]
-        widest = max(width for each in found for _, width in each.sizes.values())
+        all_features = [layer_features for features_of_one in self.features for layer_features in features_of_one]
+        widest = max(width for layer_features in all_features for _, width in layer_features.sizes.values())
         images = [int(members.sum()) for members in self.members.values()]
         largest = max(bytes_of(1, widest, members, self.classes) for members in images)
-        weights = sum(probes * width for each in found for probes, width in each.sizes.values())
+        weights = sum(
+            probes * width for layer_features in all_features for probes, width in layer_features.sizes.values()
+        )
         return Takes(
-            sums=sum(bytes_of_layer(each, images, self.classes) for each in found),
+            sums=sum(bytes_of_layer(layer_features, images, self.classes) for layer_features in all_features),
             batch=sum(features) + 4 * max(features),
             tables=4 * weights * self.classes * (len(images) - 1) + SOLVING * max(BUDGET, largest),
             less="probes of no single tokens (--no-tokens, tokens=False), fewer --layers, or one network at a time",
@@ -275,8 +281,10 @@ class Fitting(_Watching):
             data = self.sums.pop(place)  # frees the data of this place
             used = {draw: int(images.counts.sum()) for draw, images in data.items()}
             if lacking := [draw for draw in self.members if draw not in data or (draw and not data[draw].counts.all())]:
-                what = f"{lacking[0].shots} per class, seed {lacking[0].seed}" if lacking[0] else "the held-out images"
-                raise RepsimError(f"broken images left none of some class in {what}; take more shots, or mend them")
+                subject = (
+                    f"{lacking[0].shots} per class, seed {lacking[0].seed}" if lacking[0] else "the held-out images"
+                )
+                raise RepsimError(f"broken images left none of some class in {subject}; take more shots, or mend them")
             held_out = data.pop(None)
             yield place, Fitted.of({d: _fitted(d, data.pop(d), held_out) for d in self.members if d}, used)
 
@@ -341,7 +349,7 @@ class Testing(_Watching):
     def takes(self, size: int, batches: int) -> Takes:
         features = self.bytes_of_features(size)
         probes = {place: fitted.probe for place, fitted in self.probes.items()}
-        weights = sum(each.numel() * 4 for probe in probes.values() for each in (probe.weight, probe.mean))
+        weights = sum(tensor.numel() * 4 for probe in probes.values() for tensor in (probe.weight, probe.mean))
         most = max(size * probe.bias.numel() * 4 for probe in probes.values())
         widths = (probe.mean.shape[1] for place, probe in probes.items() if place.aggregation != "token")
         sample = 4 * int(self.sampled.sum()) * sum(widths)
@@ -358,4 +366,8 @@ class Testing(_Watching):
 
     def of(self, place: Place) -> Features:
         """The features of a place."""
-        return next(each for each in self.features[place.network] if each.layer.name == place.layer)
+        return next(
+            layer_features
+            for layer_features in self.features[place.network]
+            if layer_features.layer.name == place.layer
+        )

@@ -79,8 +79,8 @@ def receptive_fields(
     if layers is not None and branch:
         raise UsageError("give either layers or branch: branch chooses its own layers")
     (network,) = begun.networks
-    found = places_of(network, layers, branch=branch, say=begun.notices.say)
-    fields = ReceptiveFields(network, found, proxy=proxy, channels=channels, seed=seed)
+    layers_found = places_of(network, layers, branch=branch, say=begun.notices.say)
+    fields = ReceptiveFields(network, layers_found, proxy=proxy, channels=channels, seed=seed)
     counts = fields.run(begun.images, batch_size=batch_size, **how)
     protocol = {
         "quantity": "gradient of the sum over channels (proxy)" if proxy else "mean over channels of |gradient|",
@@ -107,17 +107,17 @@ def places_of(
     Raises:
         UsageError: one of them is computed in the midst of a traced network, out of reach of gradients.
     """
-    found = residual_layers(network, branch=branch) if layers is None else find_layers(network, layers)
-    if inner := [layer.name for layer in found if layer.place is not None]:
+    layers_found = residual_layers(network, branch=branch) if layers is None else find_layers(network, layers)
+    if inner := [layer.name for layer in layers_found if layer.place is not None]:
         raise UsageError(
             f"layer {inner[0]!r} of {network.name} is the result of an addition that no module gives, so its gradients "
             "cannot be taken; choose other layers, or pass the module as it was before it was traced"
         )
-    without = [layer.name for layer in found if layer.grid is None]
-    if layers is not None or not 0 < len(without) < len(found):
-        return found
+    without = [layer.name for layer in layers_found if layer.grid is None]
+    if layers is not None or not 0 < len(without) < len(layers_found):
+        return layers_found
     say(f"{network.name} has layers without a centre, which are left out: {listed(without)}")
-    return [layer for layer in found if layer.grid is not None]
+    return [layer for layer in layers_found if layer.grid is not None]
 
 
 @kept
@@ -220,7 +220,7 @@ class ReceptiveFields(Summing):
     def statistics(self, masses: Sequence[Tensor]) -> Tensor:
         """(layers, 3) of `field_statistics`, of means over images of `masses`."""
         rings = (self.rings[self.grids[layer.name]] for layer in self.layers)
-        return torch.stack([each.statistics(of_layer) for each, of_layer in zip(rings, masses, strict=True)])
+        return torch.stack([ring.statistics(of_layer) for ring, of_layer in zip(rings, masses, strict=True)])
 
     def table(self) -> pd.DataFrame:
         """One row per layer, with standard errors over images."""

@@ -38,12 +38,12 @@ class ResidualNorms(Study):
         self.networks, self.outlier = networks, outlier
         self.found = [find_sums(network) for network in networks]
         for network, sums in zip(networks, self.found):
-            for each in sums:
-                if not each.reading.is_tokens:
-                    why = f": {each.reading.unknown}" if each.reading.unknown else ""
+            for residual_sum in sums:
+                if not residual_sum.reading.is_tokens:
+                    why = f": {residual_sum.reading.unknown}" if residual_sum.reading.unknown else ""
                     raise UsageError(
-                        f"the residual sum {each.name!r} of {network.name} is no row of tokens and no map: "
-                        f"it is {each.reading.shape} for one image{why}"
+                        f"the residual sum {residual_sum.name!r} of {network.name} is no row of tokens and no map: "
+                        f"it is {residual_sum.reading.shape} for one image{why}"
                     )
         self.sums: dict[tuple[int, str], _Sums] = {}
 
@@ -55,14 +55,17 @@ class ResidualNorms(Study):
         return skip_statistics(*(t.float() if t.dtype.itemsize < 4 else t for t in tokens))
 
     def takes(self, size: int, batches: int) -> Takes:
-        found = [each for sums in self.found for each in sums]
-        tokens = sum(math.prod(each.reading.shape[axis] for axis in each.reading.positions) for each in found)
+        all_sums = [residual_sum for sums in self.found for residual_sum in sums]
+        tokens = sum(
+            math.prod(residual_sum.reading.shape[axis] for axis in residual_sum.reading.positions)
+            for residual_sum in all_sums
+        )
         fields, bins = len(SkipStatistics._fields), 2 * Quantiles.OCTAVES * Quantiles.PER_OCTAVE + 2
-        widest = max(each.reading.numel for each in found)
+        widest = max(residual_sum.reading.numel for residual_sum in all_sums)
         return Takes(
             sums=tokens * (4 * bins + 16 * (fields + 2) + 8 * GROUPS),
             batch=size * (4 * fields * tokens + 4 * 4 * widest),
-            tables=tokens * (400 + 4 * 8 * bins // max(len(found), 1)),
+            tables=tokens * (400 + 4 * 8 * bins // max(len(all_sums), 1)),
             less="fewer networks at a time",
         )
 
@@ -70,10 +73,10 @@ class ResidualNorms(Study):
         for index, (network, mapping) in enumerate(zip(self.networks, seen)):
             norms = [statistics.skip_norm + statistics.branch_norm for statistics in mapping.values()]
             require_finite(norms, [(network.name, name) for name in mapping], batch)
-            for each in self.found[index]:
-                statistics = mapping[each.name]
+            for residual_sum in self.found[index]:
+                statistics = mapping[residual_sum.name]
                 empty = _Sums(Moments(), Quantiles(), Moments(), Moments(), ImageMeans())
-                sums = self.sums.setdefault((index, each.name), empty)
+                sums = self.sums.setdefault((index, residual_sum.name), empty)
                 sums.means.update(torch.stack(statistics, 1))
                 sums.ratios.update(statistics.ratio)
                 times = statistics.skip_norm / statistics.skip_norm.median(1, keepdim=True).values
@@ -108,13 +111,18 @@ class ResidualNorms(Study):
         return pd.concat(parts, ignore_index=True)[OUTLIERS]
 
     def _each(self) -> Iterator[tuple[pd.DataFrame, _Sums]]:
-        for index, (network, found) in enumerate(zip(self.networks, self.found)):
-            for each in found:
-                sums = self.sums[index, each.name]
-                tokens = token_names(network, each, sums.times.mean().numel())
-                at = {"layer": each.layer, "depth": each.depth, "block": each.block, "sublayer": each.sublayer}
-                where = {"model": network.name, **at}
-                yield pd.DataFrame({**where, "token": tokens}), sums
+        for index, (network, own) in enumerate(zip(self.networks, self.found)):
+            for residual_sum in own:
+                sums = self.sums[index, residual_sum.name]
+                tokens = token_names(network, residual_sum, sums.times.mean().numel())
+                at = {
+                    "layer": residual_sum.layer,
+                    "depth": residual_sum.depth,
+                    "block": residual_sum.block,
+                    "sublayer": residual_sum.sublayer,
+                }
+                place = {"model": network.name, **at}
+                yield pd.DataFrame({**place, "token": tokens}), sums
 
 
 @kept
@@ -180,6 +188,6 @@ def residual_norms(
         raise UsageError(f"outlier must be more than 1, got {outlier}")
     begun = begin(networks, images, most=MOST, layers="blocks")
     study = ResidualNorms(begun.networks, outlier=outlier)
-    for network, found in zip(begun.networks, study.found):
-        begun.notices.say(*blocks_without(network, found))
+    for network, sums in zip(begun.networks, study.found):
+        begun.notices.say(*blocks_without(network, sums))
     return begun.swept(study, batch_size=batch_size, **how)

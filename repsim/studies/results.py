@@ -130,9 +130,9 @@ class Begun:
         """The content of `run.json`; see `result`."""
         images = self.images.record(counts) if isinstance(counts, Counts) else counts
         losses = {"dropped_in_short_batch": "left out, a short last batch", "broken_count": "could not be read"}
-        for key, what in losses.items():
+        for key, loss in losses.items():
             if images[key]:
-                self.notices.say(f"{images['used']} images used; {images[key]} {what}")
+                self.notices.say(f"{images['used']} images used; {images[key]} {loss}")
         for network, size in images.get("forward_batch_sizes", {}).items():
             self.notices.say(f"memory was too small: {network} took {size} images at a time")
         return {
@@ -218,10 +218,10 @@ def begin(
 
 def _beside(networks: Sequence[Network]) -> list[Network]:
     """The networks, with features on the device of the first that computes."""
-    device = next((each.device for each in networks if not isinstance(each, FeatureNetwork)), None)
+    device = next((network.device for network in networks if not isinstance(network, FeatureNetwork)), None)
     return [
-        each if device is None or not isinstance(each, FeatureNetwork) else replace(each, on=device)
-        for each in networks
+        network if device is None or not isinstance(network, FeatureNetwork) else replace(network, on=device)
+        for network in networks
     ]
 
 
@@ -294,10 +294,10 @@ class Result:
         Raises:
             UsageError: the study has none.
         """
-        found = list(self.figures(**options).values())
-        if not found:
+        figures = list(self.figures(**options).values())
+        if not figures:
             raise UsageError(f"there is no picture of {self.name}; its table is in `.table`")
-        return found[-1]
+        return figures[-1]
 
     def save(self, directory: str | Path, **options: Any) -> list[Path]:
         """Write tables, arrays, `run.json` and pictures into a directory; files of these names are replaced.
@@ -369,13 +369,13 @@ DISTRIBUTIONS = {"open_clip": "open_clip_torch", "vit_pytorch": "vit-pytorch", "
 
 def versions(networks: Iterable[Network]) -> dict[str, str]:
     """Versions of Python, of repsim and its dependencies, and of the libraries of the networks."""
-    found = {name: version(name) for name in ("repsim-vision", *PACKAGES)}
+    versions_of = {name: version(name) for name in ("repsim-vision", *PACKAGES)}
     roots = {type(module).__module__.partition(".")[0] for network in networks for module in network.module.modules()}
     for root in sorted(roots - {"repsim", "builtins", "__main__"} - set(PACKAGES)):
         with suppress(PackageNotFoundError):
             name = DISTRIBUTIONS.get(root, root)
-            found[name] = version(name)
-    return {"python": platform.python_version(), **found}
+            versions_of[name] = version(name)
+    return {"python": platform.python_version(), **versions_of}
 
 
 def device_name(device: torch.device) -> str:

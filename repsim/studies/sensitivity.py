@@ -55,10 +55,10 @@ class Sensitivity(Study):
 
     def update(self, seen: Sequence[Seen], batch: Batch) -> None:
         (rows,) = seen
-        found = [rows[layer.name] for layer in self.layers]
+        reduced = [rows[layer.name] for layer in self.layers]
         named = [(self.networks[0].name, layer.name) for layer in self.layers]
-        require_finite([x.abs().amax() for x in found], named, batch)
-        for joined, x in zip(self.sums, found):
+        require_finite([x.abs().amax() for x in reduced], named, batch)
+        for joined, x in zip(self.sums, reduced):
             joined.update(batch.positions, x.float().cpu() if x.dtype.itemsize < 4 else x.cpu())
 
     def takes(self, size: int, batches: int) -> Takes:
@@ -139,10 +139,10 @@ def sensitivity(
     names = [measure.name for measure in measures_of(list(MEASURES) if measures is None else measures)]
     if short := next((MEASURES[name] for name in names if len(begun.images) < MEASURES[name].fewest), None):
         raise UsageError(f"{short.name} needs at least {short.fewest} images, got {len(begun.images)}")
-    (found,) = chosen_layers(begun.networks, layers, tokens)
-    taken = Sensitivity(begun.networks[0], found, names, tokens, seed=begun.images.seed)
+    (chosen,) = chosen_layers(begun.networks, layers, tokens)
+    taken = Sensitivity(begun.networks[0], chosen, names, tokens, seed=begun.images.seed)
     counts = sweep(begun.images, [taken], batch_size=batch_size, short=True, **how)
-    found = taken.result(counts)
-    if undefined := list(dict.fromkeys(found.table.loc[found.table["value"].isna(), "measure"])):
+    chosen = taken.result(counts)
+    if undefined := list(dict.fromkeys(chosen.table.loc[chosen.table["value"].isna(), "measure"])):
         begun.notices.say(f"undefined for some layers, such as of as many features as images: {', '.join(undefined)}")
-    return begun.finished(found, counts)
+    return begun.finished(chosen, counts)

@@ -76,7 +76,7 @@ class LayerSimilarity(Study):
         return Result(self.name, self.table([self]), {"protocol": {"batch_size": counts.batch_size}})
 
     def takes(self, size: int, batches: int) -> Takes:
-        layers = [layer for of in self.layers for layer in of]
+        layers = [layer for layers_of_one in self.layers for layer in layers_of_one]
         pairs = 8 * len(layers) ** 2
         return Takes(
             sums=min(GROUPS, batches) * pairs,
@@ -122,8 +122,8 @@ def pairs_of_layers(networks: Sequence[Network], layers: Sequence[Sequence[Layer
     sides = pd.DataFrame(
         [
             (network.name, layer.name, layer.kind, layer.index, layer.depth)
-            for network, of in zip(networks, layers)
-            for layer in of
+            for network, chosen in zip(networks, layers)
+            for layer in chosen
         ],
         columns=["model", "layer", "kind", "index", "depth"],
     )
@@ -163,8 +163,8 @@ class MatchedSimilarity(LayerSimilarity):
         self.sums = BatchMeans(normalise_matched)
         if len(networks) < 2:
             raise UsageError("to compare the same layers takes a network and at least one other")
-        for network, of in zip(networks, layers):
-            if [layer.name for layer in of] != [layer.name for layer in layers[0]]:
+        for network, chosen in zip(networks, layers):
+            if [layer.name for layer in chosen] != [layer.name for layer in layers[0]]:
                 raise UsageError(
                     f"{network.name} and {networks[0].name} do not have the same layers, and only the same layer "
                     "of both is compared; compare all with all, or choose layers by name that both have"
@@ -297,11 +297,11 @@ def _compare(
     if repeats < 1:
         raise UsageError(f"repeats must be at least 1, got {repeats}")
     begun = begin(networks, images, most=MOST, layers=layers, minibatch=batch_size)
-    found = [find_layers(network, layers, tokens=tokens) for network in begun.networks]
+    layers_of_networks = [find_layers(network, layers, tokens=tokens) for network in begun.networks]
     studies, counts = [], []
     for repeat in range(repeats):
         chosen = begun.images if repeat == 0 else begun.images.redrawn(begun.images.seed + repeat)
-        studies.append(kind(begun.networks, found, tokens))
+        studies.append(kind(begun.networks, layers_of_networks, tokens))
         counts.append(sweep(chosen, studies[-1:], batch_size=batch_size, **how))
     begun.notices.say(
         *(
@@ -313,7 +313,7 @@ def _compare(
     seen = begun.images.record(counts[0])
     if repeats > 1 and seen["available"] == len(begun.images):
         begun.notices.say("every repeat saw the same images, newly batched: se says nothing of other images")
-    broken = sorted({each for c in counts for each in c.broken})
+    broken = sorted({name for c in counts for name in c.broken})
     protocol = {
         "layers": layers,
         "tokens": tokens,
@@ -334,6 +334,6 @@ def _with_values(table: pd.DataFrame, studies: Sequence[LayerSimilarity], column
     values = torch.stack([cka.cpu() for cka, _ in results])
     se = results[0][1].cpu() if len(results) == 1 else values.std(0) / len(results) ** 0.5
     flags = skewed(results[0][0], studies[0].sums, studies[0].own).cpu()
-    for column, of in zip(("cka", "se", "skewed"), (values.mean(0), se, flags.long())):
-        table[column] = of.flatten().numpy()
+    for column, values_of in zip(("cka", "se", "skewed"), (values.mean(0), se, flags.long())):
+        table[column] = values_of.flatten().numpy()
     return table[columns]

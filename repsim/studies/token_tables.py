@@ -59,7 +59,7 @@ def all_tokens(arrays: Mapping[str, np.ndarray], table: pd.DataFrame, layer: str
         if name != (last if layer is None else layer):
             continue
         grid = (int(rows["patch_row"].max()) + 1, int(rows["patch_col"].max()) + 1)
-        tokens, *values = (arrays[f"{model}/{name}/{each}"] for each in ("tokens", "cka", "se", "skewed"))
+        tokens, *values = (arrays[f"{model}/{name}/{kind}"] for kind in ("tokens", "cka", "se", "skewed"))
         of_layer = token_rows(model, name, [tuple(at) for at in tokens], grid, *values)
         parts.append(of_layer.assign(index=index, depth=depth))
     return pd.concat(parts, ignore_index=True)[LOCALIZATION] if parts else table
