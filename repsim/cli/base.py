@@ -110,7 +110,7 @@ class Command(click.Command):
         for param in self.params:
             given = ctx.params.get(param.name)
             values = given if isinstance(given, tuple) else (given,)
-            if any(isinstance(each, str) and not each.strip() for each in values):
+            if any(isinstance(value, str) and not value.strip() for value in values):
                 raise UsageError(f"{param.opts[0]} is empty")
         return rest
 
@@ -121,10 +121,10 @@ class Command(click.Command):
             record = param.get_help_record(ctx)
             if isinstance(param, click.Option) and record is not None:
                 rows[group_of(param)].append(record)
-        for title, found in rows.items():
-            if found:
+        for title, options in rows.items():
+            if options:
                 with formatter.section(title):
-                    formatter.write_dl(found)
+                    formatter.write_dl(options)
 
 
 OWN = "Options"
@@ -178,10 +178,10 @@ def at_home(text: str, option: str) -> str:
         raise UsageError(f"{option} is empty" if not text.strip() else f"{option} holds a zero byte, as no path does")
     if not text.startswith("~") or Path(text).exists():
         return text
-    found = os.path.expanduser(text)
-    if found.startswith("~"):
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
         raise UsageError(f"{option}: nobody's home is known as {text.split(os.sep)[0]}, in {text}")
-    return found
+    return expanded
 
 
 class Model(click.ParamType):
@@ -327,7 +327,10 @@ class Job:
         common = {name: value for name, value in apart["options"].items() if name not in beside}
         settings, out, old = digest({**apart, "options": common}), self.out, {}
         if out is None:
-            labels = [*(label(of.model, of.weights, of.key) for of in asked), *(label(of.name) for of in features)]
+            labels = [
+                *(label(one.model, one.weights, one.key) for one in asked),
+                *(label(one.name) for one in features),
+            ]
             name = called or "-".join([self.command, *labels])
             out = processes.agreed(own_directory(name, settings) if is_first() else None)
             if out.name != name:
@@ -386,12 +389,12 @@ class Job:
                 read_words(of.transform, of.model)
         if asked or self.data:
             data = self.data or default_data([of.model for of in asked])
-            where = {"split": self.split, "root": self.data_dir}
-            chosen = ImageSet(data, **where, images=self.images, seed=self.seed, groups=self.groups)
+            place = {"split": self.split, "root": self.data_dir}
+            chosen = ImageSet(data, **place, images=self.images, seed=self.seed, groups=self.groups)
         else:
             chosen = self.known_to(features)
-        how = {name: getattr(self, name) for name in ("precision", "compiled", "seed_each_pass")}
-        networks = [*load(asked, self.device, self.seed, **how), *standing(features, self.device)]
+        options = {name: getattr(self, name) for name in ("precision", "compiled", "seed_each_pass")}
+        networks = [*load(asked, self.device, self.seed, **options), *standing(features, self.device)]
         networks = told_apart(networks)
         for line in (*map(introduced, networks), *differences(networks)):
             say(line, self.quiet)
@@ -752,7 +755,7 @@ def read_features(given: Sequence[str]) -> list[Any]:
     """The features that `--features` names, in order; features of one name (training and test images) are joined."""
     from repsim.features.files import load_features
 
-    found: dict[str, Any] = {}
+    by_name: dict[str, Any] = {}
     for text in given:
         name, equals, path = text.partition("=")
         if not (equals and name.strip() and path.strip()):
@@ -761,8 +764,8 @@ def read_features(given: Sequence[str]) -> list[Any]:
         if not Path(path).exists() and Path(path.rpartition(":")[0] or path).is_dir():
             path, _, model = path.rpartition(":")
         features = load_features(path, model=model, name=name)
-        found[name] = found[name].join(features) if name in found else features
-    return list(found.values())
+        by_name[name] = by_name[name].join(features) if name in by_name else features
+    return list(by_name.values())
 
 
 def standing(features: Sequence[Any], device: str | None) -> list[Any]:
@@ -772,7 +775,7 @@ def standing(features: Sequence[Any], device: str | None) -> list[Any]:
     from repsim.passes import processes
 
     on = torch.device(processes.own_device() if device is None else device) if features else None
-    return [replace(each.as_network(), on=on) for each in features]
+    return [replace(network.as_network(), on=on) for network in features]
 
 
 LAYERS = click.option(
@@ -798,17 +801,17 @@ def load(asked: list[Asked], device: str | None, seed: int, **how: Any) -> list[
     return [
         with_values(
             load_model(
-                of.model,
-                weights=of.weights,
-                weights_key=of.key,
+                network.model,
+                weights=network.weights,
+                weights_key=network.key,
                 device=device,
                 seed=seed,
-                transform=of.transform,
+                transform=network.transform,
                 **how,
-                **parse_model_args(of.args),
+                **parse_model_args(network.args),
             )
         )
-        for of in asked
+        for network in asked
     ]
 
 

@@ -89,8 +89,8 @@ def cka(result: Result) -> Iterator[str]:
     matrix = _matrix(table[(table["model_a"] == a) & (table["model_b"] == b)])
     size = -(-len(matrix) // 3)
     parts = {"lowest": matrix[:size], "middle": matrix[size:-size], "highest": matrix[-size:]}
-    means = {third: of.mean(skipna=False).dropna() for third, of in parts.items() if len(of)}
-    likest = [f"the {third} to {of.idxmax()} ({of.max():.2f})" for third, of in means.items() if len(of)]
+    means = {third: best.mean(skipna=False).dropna() for third, best in parts.items() if len(best)}
+    likest = [f"the {third} to {best.idxmax()} ({best.max():.2f})" for third, best in means.items() if len(best)]
     if len(matrix) >= 3 and likest:
         yield f"Of the thirds of {a}'s layers, likest among the layers of {b} by mean CKA: {', '.join(likest)}."
 
@@ -139,8 +139,8 @@ def localization(result: Result) -> Iterator[str]:
         inside = part[part["where"] == "interior"]
         part = inside if len(inside) else part[part["where"] == part["where"].iloc[0]]
         shown = [f"{_by_groups(row['own_minus_rest'], row['se'], groups, 3)} in {row['layer']}" for row in _ends(part)]
-        where = part["where"].iloc[0]
-        yield f"{model}: CKA of {where} tokens with their own patch, less that with the rest: {', '.join(shown)}."
+        zone = part["where"].iloc[0]
+        yield f"{model}: CKA of {zone} tokens with their own patch, less that with the rest: {', '.join(shown)}."
 
 
 def probe(result: Result) -> Iterator[str]:
@@ -152,11 +152,11 @@ def probe(result: Result) -> Iterator[str]:
         most = "all" if (counts == "all").any() else max(counts, key=int)
         part = part[counts == most]
         best = part.loc[part["accuracy"].idxmax()]
-        of = "all training images" if most == "all" else f"{most} training image{'s' * (most != '1')} per class"
+        trained_on = "all training images" if most == "all" else f"{most} training image{'s' * (most != '1')} per class"
         layers = part["layer"].nunique()
         yield (
             f"{model}: of {layers} layer{'s' * (layers != 1)}, {best['layer']} ({best['aggregation']}) has the best "
-            f"probe, accuracy {_by_t(best['accuracy'], best['se'], best['df'])} from {of}."
+            f"probe, accuracy {_by_t(best['accuracy'], best['se'], best['df'])} from {trained_on}."
         )
 
 
@@ -179,13 +179,13 @@ def lesion(result: Result) -> Iterator[str]:
     if len(known := tried.dropna(subset="agreement")):
         removed, block = known.sort_values(["agreement", "kl"], ascending=[True, False], kind="stable").index[0]
         least = known.loc[(removed, block)]
-        what = f"{100 * least['agreement']:.1f} % of predictions stay, and the divergence is {least['kl']:.2f} nats"
+        effect = f"{100 * least['agreement']:.1f} % of predictions stay, and the divergence is {least['kl']:.2f} nats"
     elif len(known := tried.dropna(subset="cka")):
         removed, block = known["cka"].idxmin()
-        what = f"layers have CKA {known['cka'].min():.2f} with their own before, on average"
+        effect = f"layers have CKA {known['cka'].min():.2f} with their own before, on average"
     else:
         return
-    yield f"Of {len(tried)} lesions, removing {_taken(removed, block)} does the most harm: {what} ({NO_INTERVAL})."
+    yield f"Of {len(tried)} lesions, removing {_taken(removed, block)} does the most harm: {effect} ({NO_INTERVAL})."
 
 
 def _taken(removed: str, block: int) -> str:

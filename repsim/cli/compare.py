@@ -82,7 +82,7 @@ def compare(
     networks.csv (all pairs of networks), networks_map.csv, run.json, and pictures: compare.png, networks_map.png,
     and, for several layers, layers_MEASURE.png. docs/measures.md describes the strengths and gaps of each measure.
     """
-    drawn = {"pairs": [_pair(each) for each in pairs]} if pairs else {}
+    drawn = {"pairs": [_pair(pair) for pair in pairs]} if pairs else {}
     if job.redraw is not None:
         draw(job.redraw, "compare", job.quiet, **drawn)
         return job.redraw
@@ -108,8 +108,8 @@ def compare(
         "null": null,
         "untrained": untrained,
     }
-    found = compare(run.networks, run.images, **options, batch_size=job.batch_size, **run.how())
-    run.save(found, **drawn)
+    result = compare(run.networks, run.images, **options, batch_size=job.batch_size, **run.how())
+    run.save(result, **drawn)
     return run.out
 
 

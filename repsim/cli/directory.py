@@ -48,8 +48,8 @@ def own_directory(name: str, settings: str, runs: Path = Path("runs")) -> Path:
     names = [name, f"{name}-{settings[:8]}"] if cut == name else [f"{cut}-{settings[:8]}"]
     holders = {runs / each: holder(runs / each) for each in names}
     for wanted in (settings, None):
-        for place, found in holders.items():
-            if found == wanted:
+        for place, holder_digest in holders.items():
+            if holder_digest == wanted:
                 return place
     taken = " and ".join(map(str, holders))
     raise UsageError(f"{taken} hold what other runs made; choose a directory with --out")
@@ -61,9 +61,9 @@ def holder(directory: Path) -> str | None:
         return read(directory).get(SETTINGS, "")
     resume = directory / FOLDER
     there = directory.iterdir() if directory.is_dir() else ()
-    made = [path for path in there if not path.name.startswith(".")]
+    paths = [path for path in there if not path.name.startswith(".")]
     sums = resume.is_dir() and any(SUMS.fullmatch(path.name) for path in resume.iterdir())
-    if made or sums or _at_work(resume):
+    if paths or sums or _at_work(resume):
         try:
             return read_about(resume)["settings_sha256"]
         except RepsimError:

@@ -43,18 +43,20 @@ def doctor(as_json: bool) -> None:
 
     Nothing is loaded but PyTorch, nothing is downloaded, and the model hub is not asked.
     """
-    libraries, found = versions(), [*places()]
+    libraries, spots = versions(), [*places()]
     missing = {name: _install(name) for name, number in libraries.items() if number is None}
-    missing |= {place.what: place.get for place in found if not place.found and place.get}
+    missing |= {place.what: place.get for place in spots if not place.found and place.get}
     computing = device()
     if as_json:
-        said = [{"what": place.what, "where": place.where, "found": place.found} for place in found]
+        said = [{"what": place.what, "where": place.where, "found": place.found} for place in spots]
         listed = [{"what": what, "get": get} for what, get in missing.items()]
         print_json({"versions": libraries, "device": computing, "places": said, "missing": listed})
         return
     _section("Versions", {name: number or "not installed" for name, number in libraries.items()})
     _section("Computing", computing)
-    _section("Images and weights", {of.what: f"{of.where}" + ("" if of.found else "  (not there)") for of in found})
+    _section(
+        "Images and weights", {spot.what: f"{spot.where}" + ("" if spot.found else "  (not there)") for spot in spots}
+    )
     _section("Missing", missing or {"nothing": "all that repsim can use is there"})
 
 
@@ -66,7 +68,11 @@ def _section(title: str, rows: dict[str, Any]) -> None:
 def versions() -> dict[str, str | None]:
     """Versions of Python, repsim, its dependencies, and libraries that some commands need; None: not installed."""
     try:
-        needed = [re.split(r"[^\w.-]", each)[0] for each in requires(REPSIM) or () if "extra ==" not in each]
+        needed = [
+            re.split(r"[^\w.-]", requirement)[0]
+            for requirement in requires(REPSIM) or ()
+            if "extra ==" not in requirement
+        ]
     except PackageNotFoundError:  # run from a folder in which nothing was installed
         needed = ["torch", "timm", "numpy"]
     first = [name for name in ("torch", "timm", "numpy") if name in needed]
@@ -120,31 +126,33 @@ def places() -> Iterator[Place]:
     yield Place("bundled weights", f"{package / 'weights'}, of {len(weights)} networks", bool(weights), anew)
     named = os.environ.get("REPSIM_IMAGENET")
     at_variable, at_folder = bool(named) and Path(named).is_dir(), Path(IMAGENET).is_dir()
-    how = "" if at_variable or at_folder else f"put its validation images into {IMAGENET}, or name their folder"
+    advice = "" if at_variable or at_folder else f"put its validation images into {IMAGENET}, or name their folder"
     yield Place("ImageNet, $REPSIM_IMAGENET", named or "the variable is not set", at_variable)
-    yield Place(f"ImageNet, {IMAGENET}", str(Path(IMAGENET).absolute()), at_folder, how and f"{how} in REPSIM_IMAGENET")
+    yield Place(
+        f"ImageNet, {IMAGENET}", str(Path(IMAGENET).absolute()), at_folder, advice and f"{advice} in REPSIM_IMAGENET"
+    )
     yield _fashion_mnist()
     yield _hub()
 
 
 def _fashion_mnist() -> Place:
-    what = "Fashion-MNIST, all of it"
+    name = "Fashion-MNIST, all of it"
     get = "apt-get install dataset-fashion-mnist, or let `--data fashion-mnist` download it"
     try:
         from repsim.images.sources import FASHION_MNIST_PLACES
     except Exception as error:  # it loads libraries, of which one may be broken
-        return Place(what, f"not looked for: {first_line(error)}", False)
+        return Place(name, f"not looked for: {first_line(error)}", False)
     there = [place for place in FASHION_MNIST_PLACES if any(place.glob("t10k-images-idx3-ubyte*"))]
-    return Place(what, " or ".join(map(str, there or FASHION_MNIST_PLACES)), bool(there), get)
+    return Place(name, " or ".join(map(str, there or FASHION_MNIST_PLACES)), bool(there), get)
 
 
 def _hub() -> Place:
-    what = "cache of Hugging Face"
+    name = "cache of Hugging Face"
     try:
         from huggingface_hub.constants import HF_HUB_CACHE
     except Exception as error:
-        return Place(what, f"not looked for: {first_line(error)}", False)
+        return Place(name, f"not looked for: {first_line(error)}", False)
     cached = len(list(Path(HF_HUB_CACHE).glob("models--*")))
-    where = f"{HF_HUB_CACHE}, with {cached} model{'s' * (cached != 1)}" if cached else str(HF_HUB_CACHE)
+    folder = f"{HF_HUB_CACHE}, with {cached} model{'s' * (cached != 1)}" if cached else str(HF_HUB_CACHE)
     get = "weights are downloaded when a network is first loaded; without a connection, copy another machine's cache"
-    return Place(what, where, bool(cached), get)
+    return Place(name, folder, bool(cached), get)

@@ -10,12 +10,16 @@ def introduced(network: Any) -> str:
     """Name, size, mean, standard deviation and crop of the images, and weights of a network, in one line."""
     if getattr(network, "features", None) is not None:
         return f"{network.name}: features from files"
-    made = network.transform.record()
-    parts = [_size(made)] if made.get("input_size") else []
-    if "mean" in made:
-        parts += [f"mean {_numbers(made['mean'])}", f"std {_numbers(made['std'])}", f"crop {made['crop_pct']:g}"]
-    elif "by" in made:
-        parts.append(f"prepared by {made['by']}")
+    settings = network.transform.record()
+    parts = [_size(settings)] if settings.get("input_size") else []
+    if "mean" in settings:
+        parts += [
+            f"mean {_numbers(settings['mean'])}",
+            f"std {_numbers(settings['std'])}",
+            f"crop {settings['crop_pct']:g}",
+        ]
+    elif "by" in settings:
+        parts.append(f"prepared by {settings['by']}")
     return f"{network.name}: {', '.join([*parts, f'weights {network.weights}'])}"
 
 
@@ -26,17 +30,17 @@ def differences(networks: Sequence[Any]) -> list[str]:
     for network in networks:
         if getattr(network, "features", None) is not None:
             continue
-        made = network.transform.record()
-        if made.get("input_size"):
-            sizes.setdefault(_size(made), []).append(network.name)
-        if "mean" in made:
-            scale = f"mean {_numbers(made['mean'])} and std {_numbers(made['std'])}"
+        settings = network.transform.record()
+        if settings.get("input_size"):
+            sizes.setdefault(_size(settings), []).append(network.name)
+        if "mean" in settings:
+            scale = f"mean {_numbers(settings['mean'])} and std {_numbers(settings['std'])}"
             scales.setdefault(scale, []).append(network.name)
     return [
-        f"networks see images {what}, which may be part of what differs between them: "
-        + "; ".join(f"{', '.join(names)} {value}" for value, names in found.items())
-        for what, found in (("of different sizes", sizes), ("normalised differently", scales))
-        if len(found) > 1
+        f"networks see images {difference}, which may be part of what differs between them: "
+        + "; ".join(f"{', '.join(names)} {value}" for value, names in by_name.items())
+        for difference, by_name in (("of different sizes", sizes), ("normalised differently", scales))
+        if len(by_name) > 1
     ]
 
 

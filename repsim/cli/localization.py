@@ -55,10 +55,13 @@ def localize(
 
     if tokens or show_layer is not None:  # choices that cannot be drawn are refused before the pass
         placed = [(network, located(network, layers)[0]) for network in run.networks]
-        names = dict.fromkeys(layer.name for _, of in placed for layer in of)
+        names = dict.fromkeys(layer.name for _, layers_of_one in placed for layer in layers_of_one)
         if show_layer is not None and show_layer not in names:
             raise one_of("layer of --show-layer", show_layer, names)
-        rows, columns = (min(sides) for sides in zip(*(patch_grid(network, of, finest) for network, of in placed)))
+        rows, columns = (
+            min(sides)
+            for sides in zip(*(patch_grid(network, layers_of_one, finest) for network, layers_of_one in placed))
+        )
         for row, column in tokens or ():
             if not (0 <= row < rows and 0 <= column < columns):
                 raise UsageError(f"--show {row},{column}: the grid of tokens is {rows} x {columns}")

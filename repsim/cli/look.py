@@ -39,8 +39,8 @@ def layers(model: str, layers: str, arg: tuple[str, ...], transform: str | None,
     from repsim.networks.layers import find_layers
     from repsim.networks.models import load_model, parse_model_args, with_values
 
-    how = {"weights": "random", "seed_each_pass": True, "transform": transform}
-    network = with_values(load_model(model, **how, **parse_model_args(arg)))
+    options = {"weights": "random", "seed_each_pass": True, "transform": transform}
+    network = with_values(load_model(model, **options, **parse_model_args(arg)))
     rows = [("index", "depth", "kind", "layer", "shape")]
     for layer in find_layers(network, layers):
         shape = " x ".join(map(str, layer.shape))

@@ -37,9 +37,9 @@ class OfRole(Source):
     """`ROLE=` and a known word or a path, or one of these alone."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        role, found = of_role(str(value))
-        found = super().convert(found, param, ctx)
-        return f"{role}={found}" if role else found
+        role, converted = of_role(str(value))
+        converted = super().convert(converted, param, ctx)
+        return f"{role}={converted}" if role else converted
 
 
 def of_role(given: str, separator: str = "=") -> tuple[str, str]:
@@ -141,7 +141,7 @@ def figures(
 
     job = replace(job, images=cast.roles.images if job.images is None else job.images)
     data, split, train, without = job.data, job.split, None, ""
-    data = data or default_data([of.model for of in cast.players])
+    data = data or default_data([item.model for item in cast.players])
     try:
         (train_data, train_split), (data, split) = train_and_test(data, split, train_data, train_split)
         if cast.probes:
@@ -165,7 +165,7 @@ def figures(
     said = [without] if without and cast.probes else []
     if data == "noise" and train is not None:
         said.append("probes of noise: two classes are made up, to try them out")
-        train, images = (of.labelled([i % 2 for i in range(len(of))]) for of in (train, images))
+        train, images = (item.labelled([i % 2 for i in range(len(item))]) for item in (train, images))
     for notice in said:
         say(notice, job.quiet)
     given = (cast.played_by(dict(zip(cast.players, loaded))), images, train)
@@ -177,12 +177,12 @@ def figures(
         elif is_first():
             click.echo(plan)
         return None
-    found = replicate(*given, **options, tell=lambda plan: say(str(plan), job.quiet), **run.how())  # pyrefly: ignore [unbound-name]
-    record = {**found.record, "notices": [*said, *found.record["notices"]]}
-    found = replace(found, record=run.record(record))
-    found.save_tables(run.out)
+    replication = replicate(*given, **options, tell=lambda plan: say(str(plan), job.quiet), **run.how())  # pyrefly: ignore [unbound-name]
+    record = {**replication.record, "notices": [*said, *replication.record["notices"]]}
+    replication = replace(replication, record=run.record(record))
+    replication.save_tables(run.out)
     if is_first():
-        finish(run.out, [exhibit for exhibit, _ in found.made], found, job.quiet)
+        finish(run.out, [exhibit for exhibit, _ in replication.made], replication, job.quiet)
     return run.out
 
 
@@ -235,18 +235,18 @@ def by_role(
     """The values of an option for each of the known roles, in the order of the roles."""
     from repsim.paper.roles import ROLES
 
-    found: dict[str, list[str]] = {}
-    for each in given:
-        role, value = of_role(each, separator)
+    by_name: dict[str, list[str]] = {}
+    for text in given:
+        role, value = of_role(text, separator)
         if not role or not value:
-            before = each.partition(separator)[0]
-            if separator in each and before not in ROLES:
+            before = text.partition(separator)[0]
+            if separator in text and before not in ROLES:
                 raise one_of("role", before, ROLES)
-            raise UsageError(f"{option} takes ROLE{separator}..., got {each!r}; roles are {', '.join(ROLES)}")
+            raise UsageError(f"{option} takes ROLE{separator}..., got {text!r}; roles are {', '.join(ROLES)}")
         if roles is not None and role not in roles:
-            raise UsageError(f"{option} {each} is of no network; give --network {role}=MODEL")
-        found.setdefault(role, []).append(value)
-    return {role: found[role] for role in ROLES if role in found}
+            raise UsageError(f"{option} {text} is of no network; give --network {role}=MODEL")
+        by_name.setdefault(role, []).append(value)
+    return {role: by_name[role] for role in ROLES if role in by_name}
 
 
 def called(roles: Roles, players: list[Asked]) -> str | None:
@@ -254,7 +254,7 @@ def called(roles: Roles, players: list[Asked]) -> str | None:
     from repsim.paper.roles import OWN
 
     if roles.preset == OWN:
-        return "-".join(["figures", *(label(of.model, of.weights, of.key) for of in players)])
+        return "-".join(["figures", *(label(player.model, player.weights, player.key) for player in players)])
     return f"figures-{roles.preset}" + ("-random" if players[0].weights == "random" else "")
 
 

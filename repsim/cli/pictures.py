@@ -17,7 +17,7 @@ SUFFIXES = (".png", ".pdf")
 
 def pictures(*names: str) -> list[str]:
     """The files of pictures of these names, of trained and of untrained networks."""
-    return [f"{name}{of}{suffix}" for name in names for of in ("", "-random") for suffix in SUFFIXES]
+    return [f"{name}{ending}{suffix}" for name in names for ending in ("", "-random") for suffix in SUFFIXES]
 
 
 @contextmanager
@@ -63,7 +63,9 @@ def draw(directory: Path, name: str, quiet: bool, **options: Any) -> None:
     there = [file for file in drawn.arrays if (directory / f"{file}.npz").exists()]
     arrays = {file: load_arrays(directory / f"{file}.npz") for file in there}
     columns = ("model", "model_a", "model_b")
-    models = [model for table in tables.values() for each in columns if each in table for model in table[each].unique()]
+    models = [
+        model for table in tables.values() for column in columns if column in table for model in table[column].unique()
+    ]
     record = load_record(directory / RECORD) if (directory / RECORD).exists() else {}
     figures = pictures(name, tables, arrays, record, **options)
     for file, figure in figures.items():
@@ -88,5 +90,5 @@ def finish(directory: Path, name: str, figure: Any, models: list[str], quiet: bo
     written = save(figure, directory / name, untrained=untrained(directory, models))
     if boxes := undrawn(figure):
         say(f"the font of the pictures has no {boxes!r}: boxes stand for these (matplotlib's font.family)", quiet)
-    found = [*sorted(directory.glob(f"{name}*.csv")), directory / RECORD, *written]
-    say("wrote " + ", ".join(str(path) for path in found if path.exists()), quiet)
+    paths = [*sorted(directory.glob(f"{name}*.csv")), directory / RECORD, *written]
+    say("wrote " + ", ".join(str(path) for path in paths if path.exists()), quiet)

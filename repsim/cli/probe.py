@@ -73,7 +73,7 @@ def probe(
     if job.redraw is not None:
         draw(job.redraw, "probe", job.quiet)
         return job.redraw
-    counts = [None if each == "all" else parse_shots(each) for each in shots]
+    counts = [None if count == "all" else parse_shots(count) for count in shots]
     check_range("--seeds", seeds, 1, PASSES)
     check_range("--neighbours", neighbours, 0)
     if train_images is not None:
@@ -85,7 +85,7 @@ def probe(
 
     from repsim.images.image_set import ImageSet, train_and_test
 
-    data = job.data or default_data([of.model for of in asked])
+    data = job.data or default_data([network.model for network in asked])
     (train_data, train_split), (data, split) = train_and_test(data, job.split, train_data, train_split)
     train = ImageSet(train_data, split=train_split, root=job.data_dir, images=train_images, seed=job.seed)
     writes = ["probe.csv", "probe_summary.csv", "neighbours.csv", *pictures("probe", "probe_tokens", "neighbours")]

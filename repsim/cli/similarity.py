@@ -68,7 +68,7 @@ def cka(
         draw(job.redraw, name, job.quiet)
         return job.redraw
     first = model_a is None and bool(features_of)
-    others = len(dict.fromkeys(each.partition("=")[0] for each in features_of)) - first
+    others = len(dict.fromkeys(text.partition("=")[0] for text in features_of)) - first
     if first and (weights_a != "pretrained" or weights_key_a or arg_a or transform_a):
         raise UsageError("--weights-a, --weights-key-a, --arg-a and --transform-a need --model-a beside --features")
     if matched and not model_b and not others:  # checkpoints of A

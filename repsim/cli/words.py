@@ -91,8 +91,8 @@ def progress_bar(quiet: bool, repeats: int = 1) -> Callable | None:
     counter = iter(range(1, repeats + 1))
 
     def bar(batches: Iterable, **more: Any) -> Iterable:
-        what = f"repeat {next(counter)} of {repeats}" if repeats > 1 else "images"
-        options: dict[str, Any] = {"desc": what, "unit": "batch", "dynamic_ncols": True, **more}
+        title = f"repeat {next(counter)} of {repeats}" if repeats > 1 else "images"
+        options: dict[str, Any] = {"desc": title, "unit": "batch", "dynamic_ncols": True, **more}
         return tqdm(batches, **options)
 
     return bar
