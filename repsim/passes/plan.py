@@ -62,7 +62,7 @@ class Takes:
     """Advice to the user for taking less memory."""
 
     def __add__(self, other: Takes) -> Takes:
-        less = dict.fromkeys(each for each in (self.less, other.less) if each)
+        less = dict.fromkeys(advice for advice in (self.less, other.less) if advice)
         return Takes(
             self.sums + other.sums,
             self.batch + other.batch,
@@ -108,9 +108,9 @@ AHEAD = 3
 
 def plan(takes: Callable[[int], Takes], networks: Sequence[Runs], batch_size: int) -> Plan:
     """Plan a pass that is about to begin, see `fits`, and give the sentence on it to the listener."""
-    found = fits(takes, networks, batch_size)
-    tell(f"memory: {_words(found)}; {size_in_words(_current().budget)} may be taken")
-    return found
+    fit = fits(takes, networks, batch_size)
+    tell(f"memory: {_words(fit)}; {size_in_words(_current().budget)} may be taken")
+    return fit
 
 
 def fits(takes: Callable[[int], Takes], networks: Sequence[Runs], batch_size: int) -> Plan:
@@ -124,10 +124,10 @@ def fits(takes: Callable[[int], Takes], networks: Sequence[Runs], batch_size: in
         UsageError: it does not fit; the message names a size that fits.
     """
     budget = _current().budget
-    found = _fitting(takes, networks, batch_size, budget)
-    if found is None:
+    fit = _fitting(takes, networks, batch_size, budget)
+    if fit is None:
         raise UsageError(_too_much(takes, networks, batch_size, budget))
-    return found
+    return fit
 
 
 def tell(text: str) -> None:
@@ -153,9 +153,9 @@ def _current() -> _Limit:
 def _fitting(takes: Callable[[int], Takes], networks: Sequence[Runs], batch_size: int, budget: int) -> Plan | None:
     size = batch_size
     while size:
-        made = _planned(takes(batch_size), networks, batch_size, size)
-        if made.total <= budget:
-            return made
+        fit = _planned(takes(batch_size), networks, batch_size, size)
+        if fit.total <= budget:
+            return fit
         size = 0 if any(network.whole for network in networks) else size // 2
     return None
 

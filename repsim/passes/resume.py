@@ -94,7 +94,9 @@ class Resume:
         self._about: dict[str, Any] | None = None
         """The content of `about.json`, once it is this run's."""
         if share is None or share.rank == 0:
-            self._made = [each for each in (self.folder, *self.folder.parents) if not each.exists()]
+            self._made = [
+                folder_above for folder_above in (self.folder, *self.folder.parents) if not folder_above.exists()
+            ]
             try:
                 self._take()
                 before = self._check(json.loads(json.dumps(about, default=str)), fresh)
@@ -197,15 +199,15 @@ class Resume:
         unfinished_or_first = not saved["done"] or not self._pass
         gave = once_more() if unfinished_or_first and self._first is not None and once_more is not None else None
         if gave is not None:
-            now = sealed.fingerprint([of.sums for of in summing], gave)
+            now = sealed.fingerprint([summed.sums for summed in summing], gave)
             if not sealed.alike(now, self._first, rounding):
                 raise UsageError(
                     f"{self.folder} holds the sums of another computation: its first batch gives other values now "
                     "than it gave then, so the code of a network, of its transform or of a library has changed; "
                     "start over with --fresh, or choose another directory with --out"
                 )
-        for of, sums in zip(summing, saved["sums"], strict=True):
-            of.sums = sums
+        for summed, sums in zip(summing, saved["sums"], strict=True):
+            summed.sums = sums
         self.done = saved["done"]
         return saved["counts"]
 
@@ -229,7 +231,7 @@ class Resume:
             gave: the values that were computed from the batch.
         """
         if counts.batches == 1:
-            self._first = sealed.fingerprint([of.sums for of in summing], gave)
+            self._first = sealed.fingerprint([summed.sums for summed in summing], gave)
         if self._stop:
             if self._save(summing, counts, done=False):
                 kept = "the sums are kept: the same command goes on from there"
@@ -243,7 +245,7 @@ class Resume:
     def end(self, summing: Sequence[Any], counts: Counts) -> None:
         """After a pass: its sums over all processes, if it took long enough for their size."""
         seconds = time.monotonic() - self._saved
-        if seconds >= self.every or sealed.size([of.sums for of in summing]) <= WORTH * seconds:
+        if seconds >= self.every or sealed.size([summed.sums for summed in summing]) <= WORTH * seconds:
             self._save(summing, counts, done=True)
             self._saved = time.monotonic()
 
@@ -258,7 +260,7 @@ class Resume:
 
     def _save(self, summing: Sequence[Any], counts: Counts, *, done: bool) -> bool:
         """Save, or say that it was not possible, which does not end a run."""
-        sums = [of.sums for of in summing]
+        sums = [summed.sums for summed in summing]
         saved = {"sums": sums, "counts": counts, "done": done, "first": self._first}
         try:
             if self._about is not None and not (self.folder / ABOUT).exists():
@@ -303,9 +305,9 @@ class Resume:
         lock, self._lock = self._lock, None
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
-        for each in self._made:
+        for folder in self._made:
             with suppress(OSError):
-                each.rmdir()
+                folder.rmdir()
 
     def finish(self) -> None:
         """The run is over: its results are written, its sums are not needed."""
@@ -325,9 +327,9 @@ class Resume:
         for path in self.folder.glob(".repsim-*.part*"):
             if PART.fullmatch(path.name) and path.is_file():
                 path.unlink(missing_ok=True)
-        for each in writers:
-            for where in ("", "*/"):
-                for path in self.folder.parent.glob(f"{where}.repsim-{each}-*.part*"):
+        for process in writers:
+            for folder in ("", "*/"):
+                for path in self.folder.parent.glob(f"{folder}.repsim-{process}-*.part*"):
                     with suppress(OSError):
                         path.unlink()
 
@@ -368,7 +370,7 @@ def read_about(folder: Path) -> dict[str, Any]:
     file, again = folder / ABOUT, "start over with --fresh, or choose another directory with --out"
     try:
         text = file.read_bytes().decode()
-        found = json.loads(text) if text.strip() else None
+        content = json.loads(text) if text.strip() else None
     except OSError as error:
         raise RepsimError(f"cannot read {file}: {error.strerror}; {again}") from None
     except ValueError:
@@ -377,14 +379,14 @@ def read_about(folder: Path) -> dict[str, Any]:
         raise RepsimError(f"cannot read {file}: it is empty; {again}")
     texts = {"run": str, "settings_sha256": str, "about": dict, "writers": list, "files": list}
     if (
-        not isinstance(found, dict)
-        or found.get("made_by") != MADE_BY
-        or any(not isinstance(found.get(name), kind) for name, kind in texts.items())
+        not isinstance(content, dict)
+        or content.get("made_by") != MADE_BY
+        or any(not isinstance(content.get(name), kind) for name, kind in texts.items())
     ):
         raise RepsimError(f"cannot read {file}: it holds something else than repsim writes there; {again}")
-    found["writers"] = [each for each in found["writers"] if re.fullmatch(r"[0-9a-f]{12}", str(each))]
-    found["files"] = [str(each) for each in found["files"]]
-    return found
+    content["writers"] = [each for each in content["writers"] if re.fullmatch(r"[0-9a-f]{12}", str(each))]
+    content["files"] = [str(each) for each in content["files"]]
+    return content
 
 
 def lock_of(folder: Path) -> Path:

@@ -116,8 +116,8 @@ def check_study(
     }
     for way, (run, exactly) in ways.items():
         try:
-            found = run(fresh(), images, batch_size)
-            _same(alone, found, *((0.0, 0.0) if exactly else (rtol, atol)))
+            again = run(fresh(), images, batch_size)
+            _same(alone, again, *((0.0, 0.0) if exactly else (rtol, atol)))
         except Exception as error:
             reason = first_line(error)
             raise AssertionError(f"{type(study).__name__} does not find the same {way}: {reason}") from error
@@ -170,10 +170,10 @@ def _merged(studies: Sequence[Study], images: ImageSet, size: int) -> Result:
 
 
 def _each(study: Study, images: ImageSet, size: int, counts: Counts, share: Share | None = None) -> Counts:
-    with watching([study]) as each:
+    with watching([study]) as run_batch:
         size = min(size, images.largest_batch)
         for batch in inputs_of(images, study.networks, size, counts=counts, workers=0, share=share):
-            each(batch)
+            run_batch(batch)
     return counts
 
 

@@ -82,8 +82,8 @@ def sweep(
         How many images were used, dropped and broken.
     """
     check_batch_size(batch_size)
-    with watching(studies) as each:
-        return over_batches(images, networks_of(studies), each, studies, batch_size=batch_size, short=short, **how)
+    with watching(studies) as run_batch:
+        return over_batches(images, networks_of(studies), run_batch, studies, batch_size=batch_size, short=short, **how)
 
 
 @contextmanager
@@ -102,7 +102,7 @@ def watching(studies: Sequence[Study]) -> Iterator[Callable[[Batch], list[list[S
 
         def each(batch: Batch) -> list[list[Seen]]:
             for network in networks:
-                looking = [of for of_study in seen for of in of_study if of.network is network]
+                looking = [view for of_study in seen for view in of_study if view.network is network]
                 forward(network, batch.inputs[network.transform].to(network.device), batch, looking)
             for study, of_study in zip(studies, seen):
                 study.update(of_study, batch)
@@ -216,7 +216,9 @@ def inputs_of(images: ImageSet, networks: Sequence[Network], batch_size: int, **
     transforms = [network.transform for network in networks if network.transform not in rows]
     for batch in images.batches(transforms, batch_size, **how):
         numbers = images.chosen[batch.positions.numpy()]
-        batch.inputs.update({transform: torch.from_numpy(of[numbers]) for transform, of in rows.items()})
+        batch.inputs.update(
+            {transform: torch.from_numpy(rows_of_images[numbers]) for transform, rows_of_images in rows.items()}
+        )
         yield batch
 
 
@@ -269,8 +271,8 @@ def _run(
 
 def _joined(summing: Sequence[Summing], counts: Counts, device: torch.device) -> Counts:
     """Replace the sums of each process by the sums over all processes."""
-    for of in summing:
-        of.sums = processes.reduced(of.sums, merged, device)
+    for summed in summing:
+        summed.sums = processes.reduced(summed.sums, merged, device)
     return processes.reduced(counts, Counts.merge, device)
 
 
@@ -278,9 +280,9 @@ def _as_who_finished(resume: Resume, summing: Sequence[Summing], counts: Counts,
     """Give all processes the whole sums of a pass that one of them has saved; a kill can come before all have saved."""
     finished = processes.gathered(resume.done)
     if any(finished) and not all(finished):
-        *sums, counts = processes.told([*(of.sums for of in summing), counts], finished.index(True), device)
-        for of, whole in zip(summing, sums, strict=True):
-            of.sums = whole
+        *sums, counts = processes.told([*(summed.sums for summed in summing), counts], finished.index(True), device)
+        for summed, whole in zip(summing, sums, strict=True):
+            summed.sums = whole
         resume.done = True
     return counts
 
@@ -317,7 +319,7 @@ def runs_of(
 
     def takes(size: int) -> Takes:
         groups = 0 if images.groups is None else images.groups.jackknife
-        all_of_them = sum((of.takes(size, max(len(images) // size, groups, 1)) for of in summing), Takes())
+        all_of_them = sum((summed.takes(size, max(len(images) // size, groups, 1)) for summed in summing), Takes())
         if groups:  # of a batch, as many values as of all of them, and its Grams once more
             all_of_them = replace(all_of_them, batch=2 * all_of_them.batch + all_of_them.sums)
         return all_of_them if on_cpu else replace(all_of_them, batch=0, waiting=0)
@@ -347,8 +349,8 @@ def forward(network: Network, inputs: Tensor, batch: Batch, seen: Iterable[Seen]
     size = min(batch.at_once.get(network.name, len(inputs)), len(inputs))
     while True:
         try:
-            for each in seen:
-                each.begin(inputs, batch.groups)
+            for view in seen:
+                view.begin(inputs, batch.groups)
             with network.computing(), eagerly(network), passing(network):
                 run = network.module if inputs.requires_grad else network.runner
                 return run(inputs) if size == len(inputs) else in_pieces(run, inputs, size)
@@ -357,16 +359,16 @@ def forward(network: Network, inputs: Tensor, batch: Batch, seen: Iterable[Seen]
         except (RuntimeError, ValueError, TypeError, IndexError, MemoryError, OSError, SystemExit) as error:
             reason = first_line(error)
             if not is_memory_error(error):
-                where = f"{network.name} failed on batch {batch.number}, {len(inputs)} images"
-                raise RepsimError(f"{where}: {reason}") from error
+                place = f"{network.name} failed on batch {batch.number}, {len(inputs)} images"
+                raise RepsimError(f"{place}: {reason}") from error
         if inputs.requires_grad or size < 2:  # gradients keep all activations in any case
             break
         size = batch.at_once[network.name] = size // 2
         if network.device.type == "cuda":
             torch.cuda.empty_cache()
     gigabytes = sum(p.numel() * p.element_size() for p in network.module.parameters()) / 2**30
-    what = f"{network.name} ({gigabytes:.1f} GiB of weights) and what is kept of a batch"
-    raise out_of_memory(what, network.device, batch, reason)
+    needed = f"{network.name} ({gigabytes:.1f} GiB of weights) and what is kept of a batch"
+    raise out_of_memory(needed, network.device, batch, reason)
 
 
 def require_finite(values: Sequence[Tensor], named: Sequence[tuple[str, str]], batch: Batch) -> None:
