@@ -55,10 +55,10 @@ def test_matched():
     cka = [0.9, 0.3, 0.6]
     table = pd.DataFrame({"model_a": "A", "model_b": "B", "layer": list("xyz"), "cka": cka, "se": 0.05})
     found = one(Result("matched", table))
-    assert "is 0.60 on average" in found and "least in y, 0.30 (se 0.05)" in found
+    assert "is 0.60 on average" in found and "in y, the lowest of 3 layers, 0.30 (se 0.05)" in found
     half = t.ppf(0.975, 9) * 0.05
     found = one(Result("matched", table, {"images": {"batches": 10}}))
-    assert f"least in y, 0.30 [{0.3 - half:.2f}, {0.3 + half:.2f}]" in found
+    assert f"layers, 0.30 [{0.3 - half:.2f}, {0.3 + half:.2f}]" in found
 
 
 def test_attention():
@@ -67,8 +67,8 @@ def test_attention():
          "distance_px": [30.0, 10.0, 1.0, 99.0, 50.0, 60.0], "distance_px_se": [1.0, 0.5, 1.0, 1.0, 2.0, np.nan]}
     )  # fmt: skip
     assert said(Result("attention", table)) == [
-        "In block 0, head 1 looks nearest, 10.0 (se 0.5) px, and head 0 farthest, 30.0 (se 1.0) px.",
-        "In block 5, head 0 looks nearest, 50.0 (se 2.0) px, and head 1 farthest, 60.0 (se not known) px.",
+        "In block 0, of 2 heads, head 1 looks nearest, 10.0 (se 0.5) px, and head 0 farthest, 30.0 (se 1.0) px.",
+        "In block 5, of 2 heads, head 0 looks nearest, 50.0 (se 2.0) px, and head 1 farthest, 60.0 (se not known) px.",
     ]
 
 
@@ -110,8 +110,8 @@ def test_probe():
     )  # fmt: skip
     found = one(Result("probe", pd.DataFrame(), tables={"probe_summary": summary}))
     half = t.ppf(0.975, 4) * 0.01
-    assert f"of 2 layers, y (cls) has the best probe, accuracy 0.80 [{0.8 - half:.2f}, {0.8 + half:.2f}]" in found
-    assert found.endswith("from 10 training images per class.")
+    assert f"the probe on y (cls) has accuracy 0.80 [{0.8 - half:.2f}, {0.8 + half:.2f}]" in found
+    assert found.endswith("from 10 training images per class, the highest of 2 probes on 2 layers.")
     unknown = one(Result("probe", pd.DataFrame(), tables={"probe_summary": summary.assign(df=math.nan)}))
     assert "0.80 (its interval is not known)" in unknown
     every = summary.assign(shots=["all", "10", "10", "10"])
@@ -152,7 +152,8 @@ def test_compare():
     table = pd.DataFrame(rows, columns=["measure", "model_a", "model_b", "last"])
     table = table.assign(last_low=table["last"] - 0.1, last_high=table["last"] + 0.1)
     assert said(Result("compare", pd.DataFrame(), tables={"networks": table})) == [
-        "cka of the last layers is most for A with C, 0.80 [0.70, 0.90], and least for B with A, 0.30 [0.20, 0.40].",
+        "cka of the last layers, of 2 pairs of networks: most for A with C, 0.80 [0.70, 0.90], and least for B with A, "
+        "0.30 [0.20, 0.40].",
         "rsa of the last layers: A with B, 0.50 [0.40, 0.60].",
     ]
 
@@ -164,6 +165,32 @@ def test_sensitivity():
     table = pd.DataFrame(rows, columns=["measure", "layer", "change", "amount", "value"])
     assert "2 layers still have a mean similarity to themselves of cka 0.75, cca 0.20" in one(
         Result("sensitivity", table)
+    )
+
+
+def test_no_interval_goes_beyond_what_its_number_can_be():
+    """Of two groups of images half an interval is 12.7 standard errors wide."""
+    of_two = {"images": {"used": 2, "batches": 2}}
+    summary = pd.DataFrame(
+        {"model": "A", "layer": ["x"], "index": 0, "shots": "10", "aggregation": "cls", "accuracy": 0.9, "se": 0.5,
+         "df": 1.0, "where": "interior", "own_minus_rest": 0.5}
+    )  # fmt: skip
+    pair = {"measure": "procrustes", "model_a": "A", "model_b": "B", "last": 0.9, "last_low": -0.5, "last_high": 2.0}
+    head = {"model": "A", "block": 0, "head": 0, "distance_px": 3.0, "distance_px_se": 1.0}
+    radius = {"model": "A", "layer": "x", "index": 0, "radius50_px": 3.0, "radius50_px_se": 1.0}
+    matched = {"model_a": "A", "model_b": "B", "layer": "x", "cka": 0.9, "se": 0.5}
+    correlated = {"model_a": "A", "model_b": "B", "layer_b": "x", "index_b": 0, "spearman": -0.5, "low": -3, "high": 2}
+    none = pd.DataFrame()
+    assert "0.90 [0.00, 1.00]" in one(Result("probe", none, tables={"probe_summary": summary}))
+    assert "0.500 [-2.000, 2.000]" in one(
+        Result("localization", none, of_two, tables={"localization_summary": summary})
+    )
+    assert "0.90 [0.00, 1.00]" in one(Result("compare", none, tables={"networks": pd.DataFrame([pair])}))
+    assert "3.0 [0.0, 15.7] px" in one(Result("attention", pd.DataFrame([head]), of_two))
+    assert "3.0 [0.0, 15.7] px" in one(Result("receptive", pd.DataFrame([radius]), of_two))
+    assert "0.90 [-1.00, 1.00]" in one(Result("matched", pd.DataFrame([matched]), of_two))
+    assert "-0.50 [-1.00, 1.00] for x" in one(
+        Result("heads", none, tables={"heads_correlation": pd.DataFrame([correlated])})
     )
 
 

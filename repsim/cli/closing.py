@@ -2,7 +2,9 @@
 
 Nothing is computed anew. A number has an interval where the table has one, or where the record gives the number of
 groups of images behind a standard error; else it has the standard error, `se`; and a mean over rows whose errors
-belong together has neither, which the sentence says.
+belong together has neither, which the sentence says. No interval goes beyond the range of its number, though Student's
+t would where images are few. A number that is picked as the highest or the lowest is a little too high or too low for
+that, so the sentence says from how many it is picked.
 """
 
 from __future__ import annotations
@@ -21,6 +23,14 @@ if TYPE_CHECKING:
 NO_INTERVAL = "no interval: the table has the errors of its rows alone"
 MANY = 12
 """The most networks, or pairs of networks, in the sentences."""
+Range = tuple[float, float]
+ANY: Range = (-math.inf, math.inf)
+LENGTH: Range = (0, math.inf)
+SHARE: Range = (0, 1)
+CORRELATION: Range = (-1, 1)
+"""Also of CKA, which is unbiased, and so may be below 0."""
+DIFFERENCE: Range = (-2, 2)
+"""The range of a difference of two of these."""
 
 
 def said(result: Result) -> list[str]:
@@ -31,24 +41,30 @@ def said(result: Result) -> list[str]:
 # Numbers in words
 
 
-def _between(value: float, low: float, high: float, digits: int = 2) -> str:
-    """A number with its 95 % interval."""
+def _between(value: float, low: float, high: float, within: Range, digits: int = 2) -> str:
+    """A number with the part of its 95 % interval that is within what it can be."""
     if math.isnan(low) or math.isnan(high):
         return f"{value:.{digits}f} (its interval is not known)"
+    low, high = max(low, within[0]), min(high, within[1])
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def _by_groups(value: float, se: float, groups: int | None, digits: int = 2) -> str:
+def _by_groups(value: float, se: float, groups: int | None, within: Range, digits: int = 2) -> str:
     """A number with its 95 % interval, from its standard error over groups; None: with the standard error alone."""
     if groups is not None:
-        return _by_t(value, se, groups - 1, digits)
+        return _by_t(value, se, groups - 1, within, digits)
     return f"{value:.{digits}f} (se {'not known' if math.isnan(se) else f'{se:.{digits}f}'})"
 
 
-def _by_t(value: float, se: float, df: float, digits: int = 2) -> str:
+def _by_t(value: float, se: float, df: float, within: Range, digits: int = 2) -> str:
     """A number with its 95 % interval by Student's t."""
     half = float(half_widths(pd.Series([se]), df).iloc[0])
-    return _between(value, value - half, value + half, digits)
+    return _between(value, value - half, value + half, within, digits)
+
+
+def _count(number: int, of: str) -> str:
+    """So many of something."""
+    return f"{number} {of}{'s' * (number != 1)}"
 
 
 def _images(result: Result) -> int | None:
@@ -92,7 +108,10 @@ def cka(result: Result) -> Iterator[str]:
     means = {third: best.mean(skipna=False).dropna() for third, best in parts.items() if len(best)}
     likest = [f"the {third} to {best.idxmax()} ({best.max():.2f})" for third, best in means.items() if len(best)]
     if len(matrix) >= 3 and likest:
-        yield f"Of the thirds of {a}'s layers, likest among the layers of {b} by mean CKA: {', '.join(likest)}."
+        yield (
+            f"Of the thirds of {a}'s layers, likest among the {matrix.shape[1]} layers of {b} by mean CKA: "
+            f"{', '.join(likest)}."
+        )
 
 
 def _matrix(part: pd.DataFrame) -> pd.DataFrame:
@@ -109,7 +128,8 @@ def matched(result: Result) -> Iterator[str]:
         least = part.loc[part["cka"].idxmin()]
         yield (
             f"{model} with {least['model_a']}: CKA of the same layers is {part['cka'].mean():.2f} on average "
-            f"({NO_INTERVAL}), and least in {least['layer']}, {_by_groups(least['cka'], least['se'], groups)}."
+            f"({NO_INTERVAL}), and in {least['layer']}, the lowest of {_count(len(part), 'layer')}, "
+            f"{_by_groups(least['cka'], least['se'], groups, CORRELATION)}."
         )
 
 
@@ -119,10 +139,13 @@ def attention(result: Result) -> Iterator[str]:
     for block in dict.fromkeys((table["block"].min(), table["block"].max())) if len(table) else ():
         part = table[table["block"] == block].sort_values("distance_px", kind="stable")
         (near, nearest), (far, farthest) = (
-            (int(row["head"]), _by_groups(row["distance_px"], row["distance_px_se"], images, 1))
+            (int(row["head"]), _by_groups(row["distance_px"], row["distance_px_se"], images, LENGTH, 1))
             for row in (part.iloc[0], part.iloc[-1])
         )
-        yield f"In block {block}, head {near} looks nearest, {nearest} px, and head {far} farthest, {farthest} px."
+        yield (
+            f"In block {block}, of {_count(len(part), 'head')}, head {near} looks nearest, {nearest} px, and head "
+            f"{far} farthest, {farthest} px."
+        )
 
 
 def residual(result: Result) -> Iterator[str]:
@@ -138,7 +161,10 @@ def localization(result: Result) -> Iterator[str]:
     for model, part in _models(result.localization_summary.dropna(subset="own_minus_rest")):
         inside = part[part["where"] == "interior"]
         part = inside if len(inside) else part[part["where"] == part["where"].iloc[0]]
-        shown = [f"{_by_groups(row['own_minus_rest'], row['se'], groups, 3)} in {row['layer']}" for row in _ends(part)]
+        shown = [
+            f"{_by_groups(row['own_minus_rest'], row['se'], groups, DIFFERENCE, 3)} in {row['layer']}"
+            for row in _ends(part)
+        ]
         zone = part["where"].iloc[0]
         yield f"{model}: CKA of {zone} tokens with their own patch, less that with the rest: {', '.join(shown)}."
 
@@ -153,10 +179,10 @@ def probe(result: Result) -> Iterator[str]:
         part = part[counts == most]
         best = part.loc[part["accuracy"].idxmax()]
         trained_on = "all training images" if most == "all" else f"{most} training image{'s' * (most != '1')} per class"
-        layers = part["layer"].nunique()
         yield (
-            f"{model}: of {layers} layer{'s' * (layers != 1)}, {best['layer']} ({best['aggregation']}) has the best "
-            f"probe, accuracy {_by_t(best['accuracy'], best['se'], best['df'])} from {trained_on}."
+            f"{model}: the probe on {best['layer']} ({best['aggregation']}) has accuracy "
+            f"{_by_t(best['accuracy'], best['se'], best['df'], SHARE)} from {trained_on}, the highest of "
+            f"{_count(len(part), 'probe')} on {_count(part['layer'].nunique(), 'layer')}."
         )
 
 
@@ -166,7 +192,7 @@ def receptive(result: Result) -> Iterator[str]:
     groups = None if images is None else min(images, GROUPS)
     for model, part in _models(result.table.dropna(subset="radius50_px")):
         ends = [
-            f"{_by_groups(row['radius50_px'], row['radius50_px_se'], groups, 1)} px in {row['layer']}"
+            f"{_by_groups(row['radius50_px'], row['radius50_px_se'], groups, LENGTH, 1)} px in {row['layer']}"
             for row in _ends(part)
         ]
         yield f"{model}: the radius that holds half of the gradient is {', and '.join(ends)}."
@@ -199,7 +225,7 @@ def heads(result: Result) -> Iterator[str]:
     if not len(table):
         return
     ends = [
-        f"{_between(row['spearman'], row['low'], row['high'])} for {row['layer_b']}"
+        f"{_between(row['spearman'], row['low'], row['high'], CORRELATION)} for {row['layer_b']}"
         for row in _ends(table.rename(columns={"index_b": "index"}))
     ]
     a, b = table[["model_a", "model_b"]].iloc[0]
@@ -211,19 +237,26 @@ def heads(result: Result) -> Iterator[str]:
 
 def compare(result: Result) -> Iterator[str]:
     """The likest and the unlikest pair of networks by each measure."""
+    from repsim.measures.catalogue import MEASURES
+
     table = result.networks
     table = table[table["model_a"] != table["model_b"]].dropna(subset="last")
     for measure, part in table.groupby("measure", sort=False):
         ordered = part.sort_values("last", ascending=False, kind="stable")
+        within = MEASURES[measure].range if measure in MEASURES else ANY
         pairs = [frozenset(pair) for pair in zip(ordered["model_a"], ordered["model_b"])]
         shown = [
-            f"{row['model_a']} with {row['model_b']}, {_between(row['last'], row['last_low'], row['last_high'])}"
+            f"{row['model_a']} with {row['model_b']}, "
+            f"{_between(row['last'], row['last_low'], row['last_high'], within)}"
             for row in (ordered.iloc[0], ordered.iloc[-1])
         ]
         if len(set(pairs)) == 1:
             yield f"{measure} of the last layers: {shown[0]}."
         else:
-            yield f"{measure} of the last layers is most for {shown[0]}, and least for {shown[1]}."
+            yield (
+                f"{measure} of the last layers, of {_count(len(set(pairs)), 'pair')} of networks: most for {shown[0]}, "
+                f"and least for {shown[1]}."
+            )
 
 
 def sensitivity(result: Result) -> Iterator[str]:
@@ -233,9 +266,9 @@ def sensitivity(result: Result) -> Iterator[str]:
     means = cut.groupby("measure", sort=False)["value"].mean()
     if len(means):
         shown = ", ".join(f"{measure} {value:.2f}" for measure, value in means.items())
-        layers = cut["layer"].nunique()
+        layers = _count(cut["layer"].nunique(), "layer")
         yield (
-            f"Without the smallest 90 % of their principal components, {layers} layer{'s' * (layers != 1)} still have "
+            f"Without the smallest 90 % of their principal components, {layers} still have "
             f"a mean similarity to themselves of {shown} (the table has no errors)."
         )
 
