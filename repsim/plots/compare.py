@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse
 from scipy.cluster.hierarchy import dendrogram, linkage
 from scipy.stats import f
@@ -21,7 +22,10 @@ from repsim.plots.style import (
     UNDEFINED,
     Figure,
     entitle,
+    inches_of,
     label,
+    legend,
+    literal,
     look,
     named,
     room,
@@ -108,6 +112,7 @@ def networks_map(table: pd.DataFrame) -> Figure:
         for ax in axes[len(measures) :]:
             ax.set_axis_off()
         colours = dict(zip(dict.fromkeys(table["model"]), sns.color_palette("husl", table["model"].nunique())))
+        beside = all(inches_of(literal(model), 7) <= INCHES / 2 for model in colours)
         for ax, measure in zip(axes, measures):
             chosen = known[known["measure"] == measure]
             for row in chosen.itertuples():
@@ -115,12 +120,19 @@ def networks_map(table: pd.DataFrame) -> Figure:
                 if (ellipse := _ellipse(row)) is not None:
                     ax.add_patch(ellipse)
                     ellipse.set_facecolor((*colours[row.model], 0.25))
+                if not beside:
+                    continue
                 right = row.x > chosen["x"].mean()  # towards the middle, where there is room
                 alignment = {"xytext": (-4 if right else 4, 4), "ha": "right" if right else "left"}
                 ax.annotate(row.model, (row.x, row.y), textcoords="offset points", fontsize=7, **alignment, **LITERAL)
             ax.set_aspect("equal", adjustable="datalim")
             ax.margins(0.25)
             label(ax, title=f"{measure}, stress {chosen['stress'].iloc[0]:.2f}", x="radians", inches=INCHES)
+        if not beside:  # long names would lie over each other
+            points = (
+                Line2D([], [], marker="o", linestyle="", markersize=4, color=colour) for colour in colours.values()
+            )
+            legend(figure, zip(points, colours), loc="outside lower center")
         entitle(figure, "Map of networks: angles between last layers")
     return figure
 

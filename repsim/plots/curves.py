@@ -203,5 +203,5 @@ def localization_summary(summary: pd.DataFrame, *, groups: int | None = None) ->
             label(ax, title=f"{zone} tokens", inches=PANEL)
             if ax is axes[0]:
                 legend(ax, drawn)
-        axes[0].set_ylabel("CKA with own patch minus mean of the others")
+        label(axes[0], y="CKA with own patch minus mean of the others", inches=2)
     return figure

@@ -10,12 +10,25 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from repsim.errors import UsageError, one_of
-from repsim.plots.style import SIMILARITY_CMAP, UNDEFINED, Figure, entitle, label, look, named, room, tick_names
+from repsim.plots.style import (
+    LOOK,
+    SIMILARITY_CMAP,
+    UNDEFINED,
+    Figure,
+    entitle,
+    further,
+    label,
+    look,
+    named,
+    room,
+    tick_names,
+)
 
 MOST_TICKS = 14
 INCHES = 3.6
-TICKS = 0.9
-"""Inches of these that names at ticks take."""
+"""Of a panel, with what belongs to it."""
+SIDE = 2.7
+"""Inches of these that its cells take, and so what is written along its sides."""
 
 
 def heatmap(
@@ -86,8 +99,10 @@ def panels(
     rows = -(-len(pairs) // columns)
     with look():
         parts = [table[(table["model_a"] == a) & (table["model_b"] == b)] for a, b in pairs]
-        width, height = (INCHES + max(room(labelled(part, side)[1]) for part in parts) for side in "ab")
-        figure = Figure(figsize=(width * columns + 0.7, height * rows + 0.7))
+        width, height = (max(each) for each in zip(*map(size_of_panel, parts, pairs)))
+        width, height = width * columns + 0.7, height * rows + 0.7
+        height += further(title, width, LOOK["figure.titlesize"])
+        figure = Figure(figsize=(width, height))
         figure.set_layout_engine("compressed", h_pad=0.09)
         axes = figure.subplots(rows, columns, squeeze=False).flatten()
         for ax in axes[len(pairs) :]:
@@ -133,7 +148,7 @@ def panel(
         low, high = paper_range(part)
     with look():
         if ax is None:
-            width, height = (INCHES + room(labelled(part, side)[1]) for side in "ab")
+            width, height = size_of_panel(part, (model_a, model_b))
             ax = Figure(figsize=(width + 0.7, height + 0.3)).subplots()
         ax.set_facecolor(UNDEFINED)
         options = {"cbar": False, "rasterized": True, "xticklabels": False, "yticklabels": False}
@@ -145,13 +160,26 @@ def panel(
             tick_names(axis, [i + 0.5 for i in positions], names)
         ax.tick_params(axis="x", rotation=90)
         ax.tick_params(axis="y", rotation=0)
-        if model_a == model_b:
-            title, x, y = f"within {model_a}", "layer", "layer"
-        else:
-            title, x, y = f"{model_a} against {model_b}", f"layers of {model_b}", f"layers of {model_a}"
-        label(ax, x=x, y=y, inches=INCHES)
-        label(ax, title=title, inches=INCHES - TICKS)  # beside the panel stands the next one, or the colour bar
+        title, x, y = said_at_panel(model_a, model_b)
+        label(ax, title=title, x=x, y=y, inches=SIDE)  # beside the panel there is another, or the colour bar
     return ax
+
+
+def said_at_panel(model_a: str, model_b: str) -> tuple[str, str, str]:
+    """Above a panel, along its foot, and along its side."""
+    if model_a == model_b:
+        return f"within {model_a}", "layer", "layer"
+    return f"{model_a} against {model_b}", f"layers of {model_b}", f"layers of {model_a}"
+
+
+def size_of_panel(part: pd.DataFrame, pair: tuple[str, str]) -> tuple[float, float]:
+    """Width and height of a panel in inches, of which the names of layers and networks take what they need."""
+    width, height = (INCHES + room(labelled(part, side)[1]) for side in "ab")
+    title, x, y = said_at_panel(*pair)
+    size = LOOK["axes.labelsize"]
+    return width + further(y, SIDE, size), height + further(title, SIDE, LOOK["axes.titlesize"]) + further(
+        x, SIDE, size
+    )
 
 
 def labelled(part: pd.DataFrame, side: str) -> tuple[list[int], list[str]]:

@@ -9,7 +9,7 @@ import seaborn as sns
 from repsim.errors import UsageError
 from repsim.plots.curves import over_depth
 from repsim.plots.maps import TOKEN_CMAP
-from repsim.plots.style import Figure, entitle, freedom, label, legend, look, named
+from repsim.plots.style import LOOK, Figure, entitle, freedom, inches_of, label, legend, look, named
 
 PANEL, SMALL = 2.6, 1.5
 """Inches of a panel's width: of curves, of maps."""
@@ -139,6 +139,6 @@ def _legend(figure: Figure, columns: int) -> None:
     """One legend below all panels, each line once."""
     seen = {name: line for ax in figure.axes for line, name in zip(*ax.get_legend_handles_labels())}
     entries = [(line, name) for name, line in seen.items()]
-    inches = max((0.066 * len(name) + 0.6 for name in seen), default=1)
+    inches = max((inches_of(name, LOOK["font.size"]) + 0.6 for name in seen), default=1)
     fitting = max(1, int(figure.get_size_inches()[0] / inches))
     legend(figure, entries, loc="outside lower center", ncols=min(columns, fitting, len(seen)))

@@ -14,7 +14,7 @@ from matplotlib.figure import SubFigure
 from matplotlib.lines import Line2D
 
 from repsim.errors import UsageError
-from repsim.plots.style import CHARACTERS, LOOK, Figure, entitle, figure_of, label, legend, look, named, tick_names
+from repsim.plots.style import LOOK, Figure, entitle, figure_of, inches_of, label, legend, look, named, tick_names
 
 RATIO_CMAP = "viridis"
 NAMES = {"unit": "unit", "mlp": "MLP"}
@@ -83,13 +83,13 @@ def cosines(table: pd.DataFrame, *, title: str | None = None) -> Figure:
 
 def _legend(figure: Figure | SubFigure, drawn: list[tuple[Line2D, str]]) -> None:
     """Write a legend below the curves; the figure grows by the height of every line beyond six."""
-    lines = [line for _, name in drawn for line in name.split("\n")]
-    longest = max(map(len, lines), default=0) / CHARACTERS * LOOK["font.size"]
+    longest = max((inches_of(name, LOOK["font.size"]) for _, name in drawn), default=0)
     columns = max(1, int(figure.bbox.width / figure.dpi / (0.6 + longest)))
     legend(figure, drawn, loc="outside lower center", ncols=columns)
     whole = figure_of(figure)
     width, height = whole.get_size_inches()
-    high = -(-len(lines) // columns) * (1 + int(longest / width))
+    lines = sum(text.get_text().count("\n") + 1 for made in figure.legends for text in made.get_texts())
+    high = -(-lines // columns)
     whole.set_size_inches(width, height + 0.16 * max(high - 6, 0) * whole.bbox.height / figure.bbox.height)
 
 
@@ -102,7 +102,7 @@ def _draw_heatmaps(figure: Figure, shown: list[tuple[str, str, pd.DataFrame]], r
     norm = LogNorm(positive.min(), positive.max()) if len(positive) else None
     for ax, (model, sublayer, matrix) in zip(axes, shown):
         heatmap(matrix, ax, norm)
-        label(ax, title=f"{model}: {sublayer}", inches=6.4 / columns)
+        label(ax, title=f"{model}: {sublayer}", inches=5.4 / columns)
     for ax in axes[len(shown) :]:
         ax.set_axis_off()
     figure.colorbar(axes[0].collections[0], ax=list(axes), label="‖skip‖ / ‖branch‖", fraction=0.03, pad=0.01)

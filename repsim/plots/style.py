@@ -7,10 +7,11 @@ a name in it goes through `entitle`, `label`, `tick_names` or `legend`, and none
 from __future__ import annotations
 
 import io
-import textwrap
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -113,8 +114,10 @@ def freedom(groups: int | pd.Series | None) -> int | pd.Series | None:
 NAMES = ("model", "model_a", "model_b", "layer", "layer_a", "layer_b")
 LITERAL = {"parse_math": False, "usetex": False}
 """Properties of a text in which dollars, underscores and backslashes are plain characters."""
-CHARACTERS = 120
-"""Characters in a line, per inch and point of font size."""
+FILLED = 0.95
+"""The most of a line's room that a text fills, so that no two texts touch, however a font is rounded to pixels."""
+BREAKS = re.compile(r"(?<=[/:_@.\-])")
+"""Where a word that is longer than a line can be broken: after such a character of a network's name."""
 LONGEST = 200
 """The most characters of a name at a tick; in longer names `…` stands for the middle."""
 ROOM = 16
@@ -142,19 +145,52 @@ def literal(name: object) -> str:
     return str(name).encode("utf-8", "backslashreplace").decode()
 
 
-def fold(text: str, width: int) -> str:
-    """Break a text into lines of at most this number of characters; shorter lines stay as they are."""
-    options = {"expand_tabs": False, "replace_whitespace": False}
-    lines = (
-        line if len(line) <= width else "\n".join(textwrap.wrap(line, width, **options)) for line in text.split("\n")
-    )
+@lru_cache(maxsize=4096)
+def _advance(character: str) -> float:
+    """The width of a character, in sizes of the font."""
+    font = get_font(findfont(FontProperties(family=FontProperties().get_family()[:1])))
+    font.set_size(100, 72)
+    # Of a character that the font has not, the glyph is number 0, a box.
+    return font.load_glyph(font.get_char_index(ord(character))).linearHoriAdvance / 65536 / 100
+
+
+def inches_of(text: str, points: float) -> float:
+    """The width of the widest line of a text in a size of the font."""
+    return max(sum(map(_advance, line)) for line in text.split("\n")) * points / 72
+
+
+def fold(text: str, inches: float, points: float) -> str:
+    """Break a text into lines that fit into a width; lines that fit already stay as they are.
+
+    A word that is longer than a line is broken too, after a mark of a name if possible.
+    """
+    lines = []
+    for line in text.split("\n"):
+        lines.append("")
+        fits = inches_of(line, points) <= FILLED * inches
+        for piece in [line] if fits else _pieces(line, FILLED * inches, points):
+            if lines[-1] and not fits and inches_of((lines[-1] + piece).rstrip(), points) > FILLED * inches:
+                lines[-1:] = [lines[-1].rstrip(), ""]
+            lines[-1] += piece
     return "\n".join(lines)
+
+
+def further(text: str, inches: float, points: float) -> float:
+    """Inches that a text takes for the lines after its first, where it has so many for a width."""
+    return fold(literal(text), inches, points).count("\n") * 1.25 * points / 72
+
+
+def _pieces(line: str, inches: float, points: float) -> Iterator[str]:
+    """What of a line may stand on lines of its own: words with the space behind them, or parts of long words."""
+    for word in re.findall(r"\S*\s*", line):
+        for part in [word] if inches_of(word.rstrip(), points) <= inches else BREAKS.split(word):
+            yield from [part] if inches_of(part.rstrip(), points) <= inches else part
 
 
 def entitle(figure: matplotlib.figure.Figure, title: str | None) -> None:
     """Write a title above a figure, in lines no wider than it."""
     if title:
-        figure.suptitle(fold(literal(title), int(CHARACTERS / 10 * figure.get_size_inches()[0])), **LITERAL)
+        figure.suptitle(fold(literal(title), figure.get_size_inches()[0], LOOK["figure.titlesize"]), **LITERAL)
 
 
 def note(figure: matplotlib.figure.Figure, record: Mapping[str, Any]) -> None:
@@ -167,14 +203,13 @@ def note(figure: matplotlib.figure.Figure, record: Mapping[str, Any]) -> None:
         return
     split = f", {images['split']}" if images.get("split") else ""
     text = f"{images['used']:,} images of {images['data']}{split}"
-    points = LOOK["xtick.labelsize"]
-    folded = fold(literal(text), int(CHARACTERS / points * figure.get_size_inches()[0]))
-    if not figure.legends:
-        figure.supxlabel(folded, fontsize=points, color="0.4", **LITERAL)
-    elif title := figure.get_suptitle():
-        figure.suptitle(f"{title}\n{folded}", **LITERAL)
-    else:
-        figure.suptitle(folded, fontsize=points, color="0.4", **LITERAL)
+    small = {"fontsize": LOOK["xtick.labelsize"], "color": "0.4"}
+    with look():
+        if figure.legends and (title := figure.get_suptitle()):
+            entitle(figure, f"{title}\n{text}")
+            return
+        write = figure.suptitle if figure.legends else figure.supxlabel
+        write(fold(literal(text), figure.get_size_inches()[0], small["fontsize"]), **small, **LITERAL)
 
 
 def label(
@@ -196,7 +231,7 @@ def label(
     """
 
     def lines(text: str, points: float) -> str:
-        return fold(literal(text), int(CHARACTERS / points * inches))
+        return fold(literal(text), inches, points)
 
     if title is not None:
         ax.set_title(lines(title, size), fontsize=size, **LITERAL)
@@ -229,14 +264,20 @@ def figure_of(drawn: Axes | matplotlib.figure.FigureBase) -> Figure:
 
 
 def legend(target: Axes | matplotlib.figure.FigureBase, entries: Iterable[tuple[Any, str]], **options: Any) -> None:
-    """Write a legend of all handles and names; matplotlib itself leaves out names that begin with `_`."""
+    """Write a legend of all handles and names; matplotlib itself leaves out names that begin with `_`.
+
+    The lines of names are no wider than a panel, or the figure, and its columns leave room for.
+    """
     entries = list(entries)
     if not entries:
         return
     drawn_legend = target.legend([drawn for drawn, _ in entries], ["-"] * len(entries), frameon=False, **options)
-    width = int(CHARACTERS / 8 * (figure_of(target).get_size_inches()[0] - 1))
+    width = figure_of(target).get_size_inches()[0]
+    if isinstance(target, Axes) and target.get_subplotspec() is not None:
+        width /= target.get_subplotspec().get_gridspec().ncols
+    width = (width - 0.4) / options.get("ncols", 1) - 0.6  # beside what was drawn
     for text, (_, name) in zip(drawn_legend.get_texts(), entries):
-        text.set(text=fold(literal(name), width), **LITERAL)
+        text.set(text=fold(literal(name), width, LOOK["font.size"]), **LITERAL)
 
 
 def undrawn(figure: matplotlib.figure.Figure) -> str:

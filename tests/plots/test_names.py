@@ -5,11 +5,15 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 import repsim as rs
 from repsim import plots, tables
-from repsim.plots.style import Figure, legend, shortened, tick_names, undrawn
+from repsim.plots.compare import layer_matrices, networks_map, networks_matrix
+from repsim.plots.sensitivity import sensitivity
+from repsim.plots.style import Figure, legend, note, shortened, tick_names, undrawn
 
 NAMES = [
     *("0.10", "0.1", "NA", "null", "nan", "1e5", "True", "007"),  # what pandas takes for numbers, or for nothing
@@ -215,3 +219,100 @@ def test_characters_that_the_font_lacks_are_told():
     legend(ax, [(line, "网 _x")])
     assert undrawn(figure) == "网"
     figure.draw_without_rendering()
+
+
+# Where titles come to stand
+
+NETWORKS = [
+    "hf:facebook/dinov2-with-registers-small:Dinov2Model@my_checkpoint_final_v2",
+    "timm/vit_base_patch16_clip_224.laion2b_ft_in12k_in1k@WWWWMMMM_EMA_MODEL_BEST_OF_WWWWMMMM",
+]
+RECORD = {"images": {"used": 5000, "data": "/data/of/mine/" + "a_rather_long_folder/" * 4, "split": "val"}}
+SLACK = 2
+"""Pixels of 100 per inch by which boxes may overlap, which hold room above and below their letters."""
+
+
+def compared(models):
+    rows = [
+        {"measure": m, "model_a": a, "model_b": b, "last": 1.0 if a == b else 0.5}
+        for m in ("cka", "cka-rbf", "rsa-spearman")
+        for a in models
+        for b in models
+    ]
+    return networks_matrix(pd.DataFrame(rows))
+
+
+def mapped(models):
+    rows = [
+        {
+            "measure": m,
+            "model": a,
+            "x": k % 2,
+            "y": k // 2,
+            "x_se": 0.1,
+            "y_se": 0.1,
+            "xy_cov": 0.0,
+            "df": 9,
+            "stress": 0.0,
+        }
+        for m in ("cka", "cka-rbf", "rsa-spearman")
+        for k, a in enumerate(models)
+    ]
+    return networks_map(pd.DataFrame(rows))
+
+
+def changed(models):
+    rows = over_layers(tables.SENSITIVITY, models[:1], ["blocks.0", "blocks.1"], measure="cka", amount=0.5)
+    return sensitivity(pd.concat([rows.assign(change=change) for change in ("components", "outlier")]))
+
+
+def layers_of(models):
+    table = similarity(models, ["a", "b"]).rename(columns={"cka": "value"}).assign(measure="cka")
+    return layer_matrices(table, [tuple(models)])["cka"]
+
+
+def of_table(name):
+    make, draw, _ = PICTURES[name]
+    return lambda models: draw(make(models, ["blocks.0", "blocks.10"]))
+
+
+MORE = {"networks_matrix": compared, "networks_map": mapped, "sensitivity": changed, "layer_matrices": layers_of}
+ALL = {**{name: of_table(name) for name in PICTURES}, **MORE}
+
+
+def boxes(figure):
+    """(text, box) of each title, label and entry of a legend on a figure as it is drawn, and (panel or bar, box)."""
+    canvas = FigureCanvasAgg(figure)
+    for _ in range(2):  # as matplotlib does before it saves: a layout takes two rounds
+        figure.draw_without_rendering()
+    renderer = canvas.get_renderer()
+    parts, axes = [figure, *figure.subfigs], [ax for ax in figure.axes if ax.get_visible()]
+    texts = [text for part in parts for text in (part._suptitle, part._supxlabel) if text is not None]
+    texts += [text for ax in axes for text in (ax.title, *ax.texts)]
+    texts += [axis.label for ax in axes if ax.axison for axis in (ax.xaxis, ax.yaxis)]
+    texts += [text for part in parts for each in part.legends for text in each.get_texts()]
+    written = [(text, text.get_window_extent(renderer)) for text in texts if text.get_text()]
+    return written, [(ax, ax.get_window_extent(renderer)) for ax in axes]
+
+
+def overlap(a: Bbox, b: Bbox) -> bool:
+    return min(a.x1, b.x1) - max(a.x0, b.x0) > SLACK and min(a.y1, b.y1) - max(a.y0, b.y0) > SLACK
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("picture", sorted(ALL))
+def test_titles_meet_nothing_and_stay_on_the_figure(picture, count):
+    models = NETWORKS if count == 2 else ["vit_mini", NETWORKS[0]]
+    drawn = ALL[picture](models)
+    figure = getattr(drawn, "figure", drawn)
+    note(figure, RECORD)
+    written, panels = boxes(figure)
+    for text, box in written:
+        for low, high, end in ((box.x0, box.x1, figure.bbox.x1), (box.y0, box.y1, figure.bbox.y1)):
+            assert low > -SLACK and high < end + SLACK, (text, box, figure.bbox)
+        inside = text.axes is not None and text in text.axes.texts
+        met = [ax for ax, panel in panels if overlap(box, panel) and not inside]
+        assert not met, (text, box, met)
+    for k, (text, box) in enumerate(written):
+        met = [other for other, its in written[k + 1 :] if overlap(box, its)]
+        assert not met, (text, met)
