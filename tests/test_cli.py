@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ from repsim.tables import (
     RECEPTIVE,
     RESIDUAL,
     SIMILARITY,
+    load_arrays,
 )
 
 
@@ -117,9 +119,18 @@ def test_a_folder_with_a_broken_image(somewhere):
 
 
 def test_fewer_images_than_a_batch(somewhere):
-    result = repsim("cka", "--model-a", "vit_mini", "--images", 20, "--out", "o")
-    assert result.exit_code == 0 and "one batch of 20, so no standard errors" in result.output
+    result = repsim("cka", "--model-a", "vit_mini", "--images", 20, "--out", "o", "--batch-size", 20)
+    assert result.exit_code == 0 and "one batch of 20, so there are no standard errors" in result.output
     assert pd.read_csv("o/cka.csv").se.isna().all()
+
+
+def test_batches_of_few_images_are_smaller_and_are_said_to_be(somewhere):
+    result = repsim("cka", "--model-a", "vit_mini", "--images", 100, "--out", "o")
+    assert "batches are of 10 images, not 256, so that 100 make 10; see --batch-size" in result.output
+    assert pd.read_csv("o/cka.csv").se.notna().all()
+    record = json.loads(Path("o/run.json").read_text())
+    assert record["protocol"]["batch_size"] == 10 and record["images"]["batches"] == 10
+    assert not any("batches are of" in notice for notice in record["notices"])
 
 
 def test_quiet_says_nothing(somewhere):
@@ -194,6 +205,36 @@ def test_attention_with_maps(somewhere):
     (out / "attention.png").unlink()
     assert repsim("attention", "--redraw", out, "--blocks", "all").exit_code == 0
     assert (out / "attention.png").exists()
+
+
+def test_attention_with_maps_of_ones_own_photographs(somewhere):
+    """One is enough, of any size and without a class; a folder and what a shell makes of *.png are taken too."""
+    (somewhere / "photos").mkdir()
+    for i in range(3):
+        pixels = np.random.default_rng(i).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(f"photos/{i}.png")
+    few = ["attention", "--images", 16, "--maps"]
+    assert repsim(*few, "photos/2.png", "--out", "one").exit_code == 0
+    assert repsim(*few, "photos/2.png", "photos/0.png", "--out", "two").exit_code == 0
+    assert repsim(*few, "photos", "--out", "all").exit_code == 0
+    shown = {"one": ["2.png"], "two": ["2.png", "0.png"], "all": ["0.png", "1.png", "2.png"]}
+    for out, names in shown.items():
+        maps = load_arrays(Path(out, "attention_maps.npz"))
+        assert maps["names"].tolist() == names and maps["cls"].shape == (len(names), 8, 7, 7)
+        assert maps["block"] == "blocks.11.attn"
+        record = json.loads(Path(out, "run.json").read_text())
+        assert record["protocol"]["maps"] == names and record["images"]["data"] == "sample"
+        assert Path(out, "attention_maps.png").exists()
+    one, two = (load_arrays(Path(out, "attention_maps.npz")) for out in ("one", "two"))
+    np.testing.assert_allclose(one["cls"][0], two["cls"][0], atol=1e-6)
+    assert Path("one/attention.csv").read_bytes() == Path("all/attention.csv").read_bytes()
+    for arguments, message in (
+        ([*few, "none.png"], "there is no file 'none.png'"),
+        (["attention", "photos/2.png"], "given as --maps FILE"),
+        ([*few, "101"], "--maps"),
+    ):
+        result = repsim(*arguments)
+        assert result.exit_code == 2 and message in result.output, result.output
 
 
 def test_receptive(somewhere):
@@ -333,6 +374,32 @@ def test_probe_on_folders(somewhere):
         assert sorted(os.listdir("o"))[:2] == ["neighbours.csv", "probe.csv"]
     result = repsim("probe", *few, "--data", "data/other")
     assert result.exit_code == 2 and "has no folders 'train' and 'val'; name the folder" in result.output
+
+
+def test_probe_on_a_folder_of_classes_without_a_split(somewhere):
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(("cat", "dog")):
+        (somewhere / "mine" / name).mkdir(parents=True)
+        for i in range(20):
+            pixels = (60 * number + rng.integers(0, 90, (28, 28))).astype(np.uint8)
+            Image.fromarray(pixels).save(somewhere / "mine" / name / f"{i}.png")
+    few = {"shots": 2, "seeds": 1, "neighbours": 0, "layers": "blocks.11"}
+    arguments = [f"--{name}={value}" for name, value in few.items()]
+    result = repsim("probe", "--model", "vit_mini", *arguments, "--no-tokens", "--data", "mine", "--out", "o")
+    assert result.exit_code == 0, result.output
+    assert "20% of each class are test images, 8 of 40, by seed 0" in result.output
+    record = json.loads(Path("o/run.json").read_text())
+    assert record["images"]["used"] == 8 and record["images"]["split_here"]["training"] == 32
+    assert record["protocol"]["training_images"]["split_here"] == record["images"]["split_here"]
+    with pytest.warns(rs.Notice, match="20% of each class are test images"):
+        found = rs.linear_probes("vit_mini", "mine", tokens=False, **few)
+    found.save("again")
+    assert Path("again/probe.csv").read_bytes() == Path("o/probe.csv").read_bytes()
+    (somewhere / "flat").mkdir()
+    for i in range(8):
+        shutil.copy(f"mine/cat/{i}.png", f"flat/{i}.png")
+    result = repsim("probe", "--model", "vit_mini", "--data", "flat")
+    assert result.exit_code == 2 and "takes classes" in result.output
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,37 @@ def write_images(folder, names, broken=()):
             path.write_bytes(path.read_bytes()[:200])
 
 
+def test_training_images_are_parted_from_test_images_by_class_seed_and_name(tmp_path):
+    sizes = {"cat": 10, "dog": 15, "eel": 1, "fox": 2}
+    write_images(tmp_path / "a", [f"{name}/{i}.png" for name, count in sizes.items() for i in range(count)])
+    train, test = ImageSet(tmp_path / "a").parted()
+    assert not set(train.ids) & set(test.ids) and len(train) + len(test) == 28
+    assert np.bincount(test.labels, minlength=4).tolist() == [2, 3, 0, 1]  # a fifth, one at least, never all
+    again, others = ImageSet(tmp_path / "a").parted()[1], ImageSet(tmp_path / "a", seed=1).parted()[1]
+    assert again.ids == test.ids and set(others.ids) != set(test.ids)
+    write_images(tmp_path / "b", [f"{name}/{i}.png" for name, count in sizes.items() for i in range(count)])
+    write_images(tmp_path / "b", [f"ape/{i}.png" for i in range(7)])
+    elsewhere = ImageSet(tmp_path / "b").parted()[1]  # the images of other classes change nothing
+    assert {name for name in elsewhere.ids if not name.startswith("ape")} == set(test.ids)
+    few, fewer = ImageSet(tmp_path / "b", images=5).parted(train_images=8)
+    assert (len(few), len(fewer)) == (8, 5) and set(few.ids).isdisjoint(test.ids)
+    assert test.record(Counts())["split_here"] == {"test_share": 0.2, "seed": 0, "training": 22, "test": 6}
+
+
+def test_images_that_belong_together_are_not_parted(tmp_path):
+    write_images(tmp_path, [f"{name}/{i}.png" for name in ("cat", "dog") for i in range(30)])
+    plain = ImageSet(tmp_path)
+    photographs = np.array([i // 3 for i in range(60)])  # ten of each class, with three crops each
+    train, test = ImageSet(tmp_path, groups=photographs).parted()
+    of_train, of_test = (set(photographs[images.chosen]) for images in (train, test))
+    assert not of_train & of_test and np.bincount(test.labels).tolist() == [6, 6]
+    assert len(set(photographs[plain.parted()[1].chosen])) > 4
+    with pytest.raises(rs.UsageError, match="name folders of other images for training with --train-data"):
+        ImageSet(tmp_path, groups="class").parted()
+    with pytest.raises(rs.UsageError, match="takes classes"):
+        ImageSet("noise", images=40).parted()
+
+
 def test_the_bundled_sample():
     test, train = ImageSet("sample"), ImageSet("sample", split="train")
     assert len(test) == 5000 and len(train) == 3000

@@ -1,12 +1,13 @@
 """Many studies on one pass: each finds what it finds alone, in whatever way the batches come to it."""
 
+import numpy as np
 import pytest
 import torch
 from every_study import SWEPT
 
 from repsim.images.image_set import ImageSet
 from repsim.passes.study import check_study
-from repsim.passes.sweep import sweep
+from repsim.passes.sweep import fitting, sweep
 
 IMAGES = ImageSet("sample", images=56)
 
@@ -15,6 +16,22 @@ IMAGES = ImageSet("sample", images=56)
 def test_every_study_holds_to_the_contract(name, vit, resnet):
     found = check_study(SWEPT[name](vit, resnet), IMAGES)
     assert len(found.table)
+
+
+@pytest.mark.parametrize("usual", [8, 32, 50, 64, 250, 256, 1024])
+def test_a_usual_batch_size_is_made_smaller_where_there_would_be_too_few_batches(usual):
+    noise = ImageSet("noise", images=5000)
+    for count in (*range(4, 600), 1000, 2047, 2048, 2560, 5000):
+        size = fitting(usual, noise.only(np.arange(count)))
+        batches, over = divmod(count, size)
+        assert size >= 4
+        if count // usual >= 8 or count < 8:
+            assert size == usual  # of fewer than eight all are one batch
+        else:
+            assert size <= usual and over < 8 and over <= count % max(count // 8, min(8, count // 2))
+            assert batches >= (8 if count >= 64 else 2) and (size >= 8 or count < 16)
+    grouped = ImageSet("sample", images=100, groups="class")
+    assert fitting(256, grouped) == 256
 
 
 def test_two_studies_do_not_disturb_each_other(vit, resnet):

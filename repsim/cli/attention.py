@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from repsim.cli.base import Asked, Job, job_options, main, model_options
+from repsim.cli.base import Asked, Job, Source, job_options, main, model_options
 from repsim.cli.pictures import draw, pictures
 from repsim.cli.words import check_range
 from repsim.errors import UsageError
@@ -17,8 +18,15 @@ from repsim.errors import UsageError
 @model_options(default="vit_mini")
 @click.option("--blocks", help="Blocks to draw, such as 0,1,10,11, or `all`.  [default: two lowest, two highest]")
 @click.option("--renormalize", is_flag=True, help="Divide attention rows by their sum once CLS is taken out.")
-@click.option("--maps", type=int, default=0, metavar="N", help="Also draw CLS attention and rollout over N images.")
-@job_options("attention", images=5000, batch_size=50, of="forward pass")
+@click.option(
+    "--maps",
+    type=Source(),
+    multiple=True,
+    metavar="N|FILE...",
+    help="Also draw CLS attention and rollout over N images, or over these files, or all of a folder.",
+)
+@click.argument("files", nargs=-1, type=Source(), metavar="")
+@job_options("attention", images=5000, batch=50, of="forward pass")
 def attention(
     job: Job,
     model: str,
@@ -28,7 +36,8 @@ def attention(
     transform: str | None,
     blocks: str | None,
     renormalize: bool,
-    maps: int,
+    maps: tuple[str, ...],
+    files: tuple[str, ...],
 ) -> Path:
     """How far each attention head looks, in pixels (paper, Figures 3, 4, C.5, C.6).
 
@@ -39,15 +48,30 @@ def attention(
     if job.redraw is not None:
         draw(job.redraw, "attention", job.quiet, blocks=drawn)
         return job.redraw
-    check_range("--maps", maps, 0, 100)  # a picture holds no more rows
+    looked_at = parse_maps([*maps, *files] if maps else maps)
+    if files and not maps:
+        raise UsageError(f"unexpected {files[0]!r}; images to look at are given as --maps FILE, images as --data DIR")
     writes = ["attention.csv", "attention_maps.npz", *pictures("attention", "attention_maps")]
     run = job.start([Asked(model, weights, arg, weights_key, transform)], writes)
 
     from repsim.studies.attention import attention_distance
 
-    options: dict[str, Any] = {"renormalize": renormalize, "maps": maps, "batch_size": job.batch_size}
+    options: dict[str, Any] = {"renormalize": renormalize, "maps": looked_at, "batch_size": job.batch_size}
     run.save(attention_distance(run.networks[0], run.images, **options, **run.how()), blocks=drawn)
     return run.out
+
+
+def parse_maps(given: Sequence[str]) -> int | list[str]:
+    """A number of images, or which they are, from what was given; there are no more than a picture has rows for."""
+    if len(given) <= 1 and all(each.lstrip("-").isdigit() for each in given):
+        count = int(given[0]) if given else 0
+        check_range("--maps", count, 0, 100)
+        return count
+
+    from repsim.images.image_set import ImageSet
+
+    check_range("images of --maps", len(ImageSet.of_named(given)), 1, 100)
+    return list(given)
 
 
 def parse_blocks(blocks: str | None) -> list[int] | str | None:

@@ -281,7 +281,7 @@ class Job:
     workers: int | None
     skip_broken: bool
     groups: str | None
-    batch_size: int
+    batch_size: int | None
     device: str | None
     precision: str | None
     compiled: bool
@@ -304,6 +304,7 @@ class Job:
         called: str | None = None,
         beside: Collection[str] = (),
         features: Sequence[Any] = (),
+        images: Any = None,
     ) -> Run:
         """Load networks, see `ready`, and make the directory.
 
@@ -314,6 +315,7 @@ class Job:
             train: training images, if the run has some.
             called: name of the directory without `--out`; None: the command and its networks.
             beside: options that may differ between runs whose results lie in one directory.
+            images: those that are looked at, where they are chosen already.
         """
         from repsim.cli.directory import before, digest, own_directory
         from repsim.passes import processes
@@ -322,7 +324,7 @@ class Job:
 
         started = time.perf_counter()
         context = click.get_current_context()
-        networks, chosen = self.ready(asked, features)
+        networks, chosen = self.ready(asked, features, images)
         apart = about(self, networks, chosen, train)
         common = {name: value for name, value in apart["options"].items() if name not in beside}
         settings, out, old = digest({**apart, "options": common}), self.out, {}
@@ -360,7 +362,7 @@ class Job:
         context.call_on_close(run.let_go_of_what_nobody_would_know)
         return run
 
-    def ready(self, asked: list[Asked], features: Sequence[Any] = ()) -> tuple[list[Any], Any]:
+    def ready(self, asked: list[Asked], features: Sequence[Any] = (), images: Any = None) -> tuple[list[Any], Any]:
         """Check first everything that is cheap to check, then load the networks and images. Nothing is written.
 
         For features alone, without data, the images are those that they have in common.
@@ -373,7 +375,6 @@ class Job:
             check_range("--workers", self.workers, 0, PROCESSES)
 
         from repsim.cli.introducing import differences, introduced
-        from repsim.images.image_set import ImageSet
         from repsim.networks.memory import give_back_blocks
         from repsim.networks.models import check_name, told_apart
         from repsim.networks.transforms import read_words
@@ -387,10 +388,10 @@ class Job:
             check_name(of.model)
             if of.transform is not None:
                 read_words(of.transform, of.model)
-        if asked or self.data:
-            data = self.data or default_data([of.model for of in asked])
-            place = {"split": self.split, "root": self.data_dir}
-            chosen = ImageSet(data, **place, images=self.images, seed=self.seed, groups=self.groups)
+        if images is not None:
+            chosen = images
+        elif asked or self.data:
+            chosen = self.chosen(self.data or default_data([of.model for of in asked]), self.split)
         else:
             chosen = self.known_to(features)
         options = {name: getattr(self, name) for name in ("precision", "compiled", "seed_each_pass")}
@@ -407,6 +408,13 @@ class Job:
 
         context.with_resource(hearing(hear))
         return networks, chosen
+
+    def chosen(self, data: str, split: str | None) -> Any:
+        """The images that are looked at, of some data."""
+        from repsim.images.image_set import ImageSet
+
+        where = {"split": split, "root": self.data_dir}
+        return ImageSet(data, **where, images=self.images, seed=self.seed, groups=self.groups)
 
     def known_to(self, features: Sequence[Any]) -> Any:
         """The images that all features have in common, where there are no networks and no data."""
@@ -500,8 +508,15 @@ class Run:
         return record
 
 
-def job_options(command: str, images: int | None, batch_size: int | None, of: str) -> Callable:
-    """The options of a `Job`, which the command gets as its first argument; `images` None: all images."""
+def job_options(command: str, images: int | None, batch: int | str, of: str) -> Callable:
+    """The options of a `Job`, which the command gets as its first argument.
+
+    Args:
+        command: its name.
+        images: the default number of images; None: all images.
+        batch: the batch size where there are many images, see `fitting`.
+        of: the kind of batch.
+    """
     drawn = "How many, drawn at random." + ("" if images else "  [default: all]")
     decorate = options(
         click.option(
@@ -528,7 +543,11 @@ def job_options(command: str, images: int | None, batch_size: int | None, of: st
             type=click.Choice(["class"]),
             help="Images of a class are not independent, as crops of a photograph: intervals are over classes.",
         ),
-        click.option("--batch-size", type=int, default=batch_size, show_default=True, help=f"Images per {of}."),
+        click.option(
+            "--batch-size",
+            type=int,
+            help=f"Images per {of}.  [default: {batch}; of few images fewer, so that there are 8 batches]",
+        ),
         click.option("--device", help="cpu, cuda, cuda:1, mps ...  [default: cuda where there is one]"),
         click.option(
             "--precision",

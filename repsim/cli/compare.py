@@ -60,7 +60,7 @@ ORDERS = 10_000
     multiple=True,
     help="Networks whose layers are drawn; with several layers. Repeatable.  [default: the first with each of four]",
 )
-@job_options("compare", images=2560, batch_size=256, of="minibatch")
+@job_options("compare", images=2560, batch=256, of="minibatch")
 def compare(
     job: Job,
     models: tuple[str, ...],

@@ -23,7 +23,7 @@ from repsim.errors import UsageError
     show_default=True,
     help="Type of the numbers in the files; float16 keeps about three digits.",
 )
-@job_options("extract", images=None, batch_size=50, of="forward pass")
+@job_options("extract", images=None, batch=50, of="forward pass")
 def extract(
     job: Job,
     model: tuple[str, ...],

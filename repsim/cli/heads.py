@@ -15,7 +15,7 @@ from repsim.cli.pictures import draw, pictures
 @model_options("b", default="resnet_mini")
 @click.option("--layers", help="Layers of B: a preset or a regular expression.  [default: its first five blocks]")
 @click.option("--window", type=int, help="Heads per window.  [default: a quarter of them]")
-@job_options("heads", images=2560, batch_size=256, of="minibatch of CKA")
+@job_options("heads", images=2560, batch=256, of="minibatch of CKA")
 def heads(
     job: Job,
     model_a: str,

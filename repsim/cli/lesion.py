@@ -24,7 +24,7 @@ from repsim.cli.pictures import draw, pictures
 @click.option(
     "--layers", default="blocks", show_default=True, help="Where to compare: `blocks`, `paper`, `all`, or a pattern."
 )
-@job_options("lesion", images=512, batch_size=64, of="minibatch of CKA")
+@job_options("lesion", images=512, batch=64, of="minibatch of CKA")
 def lesion(
     job: Job,
     model: str,

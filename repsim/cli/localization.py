@@ -24,7 +24,7 @@ from repsim.errors import UsageError, one_of
 )
 @click.option("--show", metavar="ROW,COLUMN", multiple=True, help="Token to draw; repeatable.  [default: the paper's]")
 @click.option("--show-layer", metavar="LAYER", help="Layer to draw.  [default: the last of each network]")
-@job_options("localize", images=2560, batch_size=256, of="minibatch of CKA")
+@job_options("localize", images=2560, batch=256, of="minibatch of CKA")
 def localize(
     job: Job,
     model: tuple[str, ...],

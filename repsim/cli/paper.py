@@ -89,8 +89,8 @@ def of_role(given: str, separator: str = "=") -> tuple[str, str]:
 @job_options(
     "figures",
     images=None,
-    batch_size=None,
-    of="minibatch  [default: 250; of `paper`, 1024; of your networks a tenth of the images, 8 to 256]",
+    batch="256; of `mini` 250, of `paper` 1024",
+    of="minibatch",
 )
 def figures(
     job: Job,

@@ -45,7 +45,7 @@ from repsim.errors import UsageError
 @click.option("--train-data", type=Source(), metavar="DATA", help="Training images.  [default: looked for in DATA]")
 @click.option("--train-split", metavar="SPLIT", help="Split or folder of the training images.  [default: train]")
 @click.option("--train-images", type=int, metavar="N", help="Number of training images to choose from.  [default: all]")
-@job_options("probe", images=5000, batch_size=32, of="forward pass")
+@job_options("probe", images=5000, batch=32, of="forward pass")
 def probe(
     job: Job,
     model: tuple[str, ...],
@@ -66,7 +66,8 @@ def probe(
 ) -> Path:
     """Measure how well layers tell classes apart: linear probes, neighbours (paper, Figures 11, 13, D.4, F).
 
-    --data, --split and --images choose the test images; features must be of these and of the training images. Writes
+    --data, --split and --images choose the test images; features must be of these and of the training images. Of a
+    folder without training and test images apart, a fifth of each class is drawn for testing, by --seed. Writes
     probe.csv, probe_summary.csv (mean and standard error over seeds), neighbours.csv, run.json, and the pictures of all
     three.
     """
@@ -83,13 +84,17 @@ def probe(
     asked = each_model(model, weights, weights_key, arg, transform) if model else []
     features = read_features(features_of)
 
-    from repsim.images.image_set import ImageSet, train_and_test
+    from repsim.images.image_set import ImageSet, has_split, train_and_test
 
     data = job.data or default_data([network.model for network in asked])
-    (train_data, train_split), (data, split) = train_and_test(data, job.split, train_data, train_split)
-    train = ImageSet(train_data, split=train_split, root=job.data_dir, images=train_images, seed=job.seed)
+    if any((job.split, train_data, train_split)) or has_split(data):
+        (train_data, train_split), (data, split) = train_and_test(data, job.split, train_data, train_split)
+        train = ImageSet(train_data, split=train_split, root=job.data_dir, images=train_images, seed=job.seed)
+        job, images = replace(job, data=data, split=split), None
+    else:
+        train, images = job.chosen(data, None).parted(train_images)
     writes = ["probe.csv", "probe_summary.csv", "neighbours.csv", *pictures("probe", "probe_tokens", "neighbours")]
-    run = replace(job, data=data, split=split).start(asked, writes, train=train, features=features)
+    run = job.start(asked, writes, train=train, features=features, images=images)
 
     from repsim.studies.probe import linear_probes
 

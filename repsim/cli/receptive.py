@@ -20,7 +20,7 @@ from repsim.cli.words import check_range
     "--proxy", is_flag=True, help="Gradient of the sum over channels: cheap, not the paper's; writes receptive_proxy.*."
 )
 @click.option("--channels", type=int, default=16, show_default=True, help="Random channels per layer; 0: all, exactly.")
-@job_options("receptive", images=32, batch_size=8, of="pass")
+@job_options("receptive", images=32, batch=8, of="pass")
 def receptive(
     job: Job,
     model: str,

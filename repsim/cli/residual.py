@@ -16,7 +16,7 @@ from repsim.errors import UsageError
 @click.option(
     "--outlier", type=float, default=5.0, show_default=True, help="Multiple of the median norm that marks an outlier."
 )
-@job_options("residual", images=1000, batch_size=50, of="forward pass")
+@job_options("residual", images=1000, batch=50, of="forward pass")
 def residual(
     job: Job,
     model: tuple[str, ...],

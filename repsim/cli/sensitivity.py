@@ -23,7 +23,7 @@ from repsim.cli.pictures import draw, pictures
 )
 @LAYERS
 @tokens_option("pooled")
-@job_options("sensitivity", images=500, batch_size=50, of="forward pass")
+@job_options("sensitivity", images=500, batch=50, of="forward pass")
 def sensitivity(
     job: Job,
     model: str,

@@ -38,7 +38,7 @@ from repsim.errors import UsageError
 @LAYERS
 @tokens_option("all")
 @click.option("--repeats", type=int, default=1, show_default=True, help="Passes over newly drawn images.")
-@job_options("cka", images=2560, batch_size=256, of="minibatch of CKA")
+@job_options("cka", images=2560, batch=256, of="minibatch of CKA")
 def cka(
     job: Job,
     model_a: str | None,

@@ -32,6 +32,7 @@ from repsim.images.sources import (
     Tensors,
     TimmDataset,
     is_folder,
+    several_of,
     size_of,
     source_of,
 )
@@ -41,6 +42,10 @@ Data = (
     str | os.PathLike[str] | Tensor | np.ndarray | Sequence[str | os.PathLike[str] | Image.Image] | Dataset | DataLoader
 )
 """The data that an `ImageSet` takes; a `Dataset` of Hugging Face is taken as well."""
+Named = str | os.PathLike[str] | Image.Image | Sequence[str | os.PathLike[str] | Image.Image]
+"""One or several images: files, folders of them, or PIL images."""
+TEST_SHARE = 0.2
+"""The share of test images in each class, where training and test images are parted here."""
 TEST_FOLDERS = ("val", "validation", "test")
 
 
@@ -144,6 +149,9 @@ class ImageSet:
     100
     """
 
+    split_here: dict[str, Any] | None = None
+    """How training and test images were parted, of which these are either, where nobody else had; see `parted`."""
+
     def __init__(
         self,
         data: Data = "sample",
@@ -167,6 +175,17 @@ class ImageSet:
         self.groups = None if groups is None else Groups.of_labels(groups, self.source, self.data)
         self.among = None
         self._choose(images)
+
+    @classmethod
+    def of_named(cls, named: Named) -> ImageSet:
+        """Those very images that are named, or all of a folder, in this order and however few: to look at."""
+        several = [named] if isinstance(named, str | os.PathLike | Image.Image) else list(named)
+        source = several_of(several)
+        made = object.__new__(cls)
+        data = os.fspath(several[0]) if isinstance(named, str | os.PathLike) else _called(several, source)
+        made.__dict__ = {"data": data, "split": None, "seed": 0, "asked": None, "groups": None, "among": None}
+        made.source, made.chosen = source, np.arange(len(source))
+        return made
 
     @classmethod
     def of_rows(cls, rows: Rows, *, images: int | None = None, seed: int = 0) -> ImageSet:
@@ -330,6 +349,57 @@ class ImageSet:
         other._choose(len(self))
         return other
 
+    def parted(self, train_images: int | None = None) -> tuple[ImageSet, ImageSet]:
+        """(training images, test images) of data that come without such a split, by the seed and the images' names.
+
+        `TEST_SHARE` of each class are test images, at least one; a class of one image is not tested. Images that come
+        in groups stay together: groups are parted, as if they were images of the class that most of them have. What
+        was asked for is the number of test images.
+
+        Args:
+            train_images: how many are drawn of the training images; None: all.
+
+        Raises:
+            UsageError: there are no classes, or groups are whole classes.
+        """
+        labels = self.source.labels
+        if labels is None or (labels < 0).all():
+            raise UsageError(
+                f"to part training from test images takes classes, and the images of {self.data} have none"
+            )
+        if self.groups is not None and self.groups.of == "class":
+            raise UsageError(
+                "images of a class are not independent, by --groups class, and of each class some would be training "
+                "and others test images; name folders of other images for training with --train-data (train=)"
+            )
+        names = self.available_ids or list(map(str, range(len(labels))))
+        units = np.arange(len(labels)) if self.groups is None else self.groups.of_images
+        lots = [hashlib.sha256(f"{self.seed} {name}".encode(errors="surrogateescape")).digest() for name in names]
+        lot_of, held = {}, {}
+        for unit, lot, label in zip(units.tolist(), lots, labels.tolist()):
+            lot_of[unit] = min(lot_of.get(unit, lot), lot)
+            held.setdefault(unit, []).append(label)
+        of_class: dict[int, list[int]] = {}
+        for unit in sorted(lot_of, key=lot_of.__getitem__):
+            most = int(np.bincount(np.array(held[unit]) + 1).argmax()) - 1
+            of_class.setdefault(most, []).append(unit)
+        tested = [
+            unit for of in of_class.values() for unit in of[: min(max(round(TEST_SHARE * len(of)), 1), len(of) - 1)]
+        ]
+        test = np.isin(units, tested)
+        said = {"test_share": TEST_SHARE, "seed": self.seed, "training": int((~test).sum()), "test": int(test.sum())}
+        return self._part(~test, train_images, said), self._part(test, self.asked, said)
+
+    def _part(self, known: np.ndarray, images: int | None, said: dict[str, Any]) -> ImageSet:
+        """So many of some of the images of the data, chosen and ordered as others are."""
+        if known.sum() < FEWEST:
+            raise UsageError(f"at least {FEWEST} training and {FEWEST} test images are needed; {self.data} has too few")
+        other = object.__new__(ImageSet)
+        known = known if self.among is None else known & self.among
+        other.__dict__ = {**self.__dict__, "among": known, "asked": images, "split_here": said}
+        other._choose(images)
+        return other
+
     def _choose(self, images: int | None) -> None:
         order = torch.randperm(len(self.source), generator=torch.Generator().manual_seed(self.seed)).numpy()
         if self.among is not None:
@@ -346,7 +416,9 @@ class ImageSet:
         kept = {"data": self.data, "split": self.split, "seed": self.seed, "asked": self.asked}
         left_out = {"left_out": self.left_out} if self.left_out else {}
         groups = {} if self.groups is None else {"groups": self.groups.record()}
-        return {**kept, "available": len(self.source), **left_out, "chosen": len(self), **groups, **counts.record()}
+        parted = {} if self.split_here is None else {"split_here": self.split_here}
+        chosen = {"available": len(self.source), **left_out, "chosen": len(self), **groups, **parted}
+        return {**kept, **chosen, **counts.record()}
 
     def batches(
         self,
@@ -464,7 +536,7 @@ class ImageSet:
 def _called(data: Data, source: Any) -> str:
     """The name of the data in a record."""
     if isinstance(source, FileList):
-        return f"{len(source)} files"
+        return f"{len(source)} file{'s' * (len(source) != 1)}"
     if isinstance(source, Items):
         return source.called
     if isinstance(data, str | os.PathLike):
@@ -477,6 +549,13 @@ def as_image_set(images: ImageSet | Data | None, most: int | None = None) -> Ima
     if isinstance(images, ImageSet):
         return images
     return ImageSet("sample", images=most) if images is None else ImageSet(images)
+
+
+def has_split(data: str) -> bool:
+    """Whether training images may lie apart from test images; else a folder's own are to be parted."""
+    inside = Path(data).expanduser()
+    places = [inside.parent / "train", *(inside / name for name in ("train", *TEST_FOLDERS))]
+    return not is_folder(data) or any(place.is_dir() for place in places)
 
 
 def train_and_test(

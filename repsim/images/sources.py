@@ -364,6 +364,23 @@ def source_of(
     return Files(_folder(data, split))
 
 
+def several_of(named: Sequence[Any]) -> Source:
+    """Images that are named one by one; a folder stands for all that are in it.
+
+    Raises:
+        UsageError: there is no such file, or none are named.
+    """
+    if not named:
+        raise UsageError("name one image at least")
+    paths = []
+    for each in named:
+        if not isinstance(each, str | os.PathLike):
+            return _in_python(list(named))
+        path = Path(each).expanduser()
+        paths += Files(path).paths if path.is_dir() else [path]
+    return FileList(paths)
+
+
 def _in_python(data: Any) -> Source:
     """Images of a list, a data set or a loader."""
     kind = type(data).__name__

@@ -61,8 +61,8 @@ class Roles:
     """Number of a figure -> its cases, which are complete as they are, whatever the figure needs otherwise."""
     preset: str = OWN
     images: int = 2560
-    batch_size: int | None = None
-    """Images per minibatch; None: a tenth of them, see `minibatch`."""
+    batch_size: int = 256
+    """Images per minibatch; of few images fewer, see `passes.sweep.fitting`."""
     layers: str = "blocks"
     bundled: bool = False
     """Whether the networks are bundled, if they were trained."""
@@ -116,10 +116,6 @@ class Roles:
 
         figures = {number: [of(case) for case in cases] for number, cases in self.figures.items()}
         return replace(self, every=of(self.every), figures=figures)
-
-    def minibatch(self, images: int) -> int:
-        """Images per minibatch, given the number of images: the preset's, or a tenth, from 8 to 256."""
-        return self.batch_size or min(max(images // 10, 8), 256)
 
 
 def in_words(roles: Sequence[str]) -> str:

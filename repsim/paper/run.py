@@ -271,9 +271,8 @@ def plan(
     if images is None and train is None and cast.probes:
         train = ImageSet("sample", split="train")
     images = as_image_set(images, roles.images)
-    layers, batch_size = layers or roles.layers, batch_size or roles.minibatch(len(images))
-    players = cast.players
-    begun = begin(players, images, layers=layers, minibatch=batch_size)
+    layers, players = layers or roles.layers, cast.players
+    begun = begin(players, images, layers=layers, batch_size=batch_size, usual=roles.batch_size, over_batches=True)
     names = dict(zip(players, [network.name for network in begun.networks]))
     named = roles.played_by(names)
     by_name = {network.name: network for network in begun.networks}
@@ -282,7 +281,7 @@ def plan(
     if train is not None and train.left_out:
         say(train.left_out_in_words)
     m = Measurements(
-        by_name.__getitem__, begun.images, train, layers=layers, batch_size=batch_size, channels=channels, **how
+        by_name.__getitem__, begun.images, train, layers=layers, batch_size=begun.batch_size, channels=channels, **how
     )
     parts = [Part.of(exhibit, named) for exhibit in cast.exhibits]
     why = Reasons()
@@ -293,7 +292,7 @@ def plan(
     protocol: dict[str, Any] = {
         "preset": roles.preset,
         "layers": layers,
-        "batch_size": batch_size,
+        "batch_size": begun.batch_size,
         "channels": channels,
     }
     if not roles.figures:
@@ -329,7 +328,8 @@ def replicate(
         train: training images with labels, for probes; None: no probes, except with the bundled sample.
         figures: numbers such as 1 or C.5; None: all figures that the roles allow.
         layers: layers of similarity, see `find_layers`; None: `blocks`, or the preset's.
-        batch_size: images per minibatch; None: a tenth of them, from 8 to 256, or as many as the preset has.
+        batch_size: images per minibatch; None: 256, or as many as the preset has, and for few images fewer, see
+            `layer_cka`.
         channels: of each layer, of receptive fields; 0: all.
         tell: gets the plan before anything runs.
         how: see `repsim.passes.sweep.Passing`.

@@ -51,6 +51,29 @@ ROUNDING: dict[Precision, float] = {"fp32": 1e-4, "tf32": 2e-3, "bf16": 1e-2}
 """Precision -> the share by which two computations of one batch may differ through the order of additions alone."""
 
 
+BATCHES = 8
+"""Batches that images make where a study's usual size is made smaller for it."""
+SMALLEST = 8
+"""Images of a batch that is made smaller, at least, where there are enough for two such."""
+
+
+def fitting(usual: int, images: ImageSet) -> int:
+    """A study's usual batch size, smaller where images would make too few batches for standard errors over these.
+
+    They make `BATCHES` of them, or as many of `SMALLEST` images as there can be, or two of `FEWEST` at least; or some
+    more where that leaves fewer images over. Of images that come in groups errors are over these, whatever batches are.
+
+    >>> [fitting(256, ImageSet("sample", images=images)) for images in (2560, 1000, 100, 40, 12)]
+    [256, 125, 10, 8, 6]
+    """
+    count = len(images)
+    if images.groups is not None or count < 2 * FEWEST:
+        return usual
+    most = count // max(min(BATCHES, count // SMALLEST), 2)
+    least = max(3 * most // 4, min(SMALLEST, most))
+    return usual if usual <= most else min(range(most, least - 1, -1), key=lambda size: count % size)
+
+
 def check_batch_size(batch_size: int) -> None:
     """Raise `UsageError` for batches that are too small for the computation."""
     if batch_size < FEWEST:

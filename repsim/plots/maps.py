@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
@@ -18,32 +20,61 @@ from repsim.studies.token_tables import paper_tokens
 
 PANEL = 1.5
 """Inches of a panel's width and height, about."""
+SMALL = 1.1
+"""The same, of attention maps of more than `FEW` images."""
+FEW, ACROSS = 4, 7
+"""Images whose attention maps are drawn large, and maps in a line beside each, at most."""
 MAP_CMAP = "inferno"
+SEEN = 0.65
+"""How far a map covers the image that it lies over."""
 TOKEN_CMAP = "viridis"
 """Colours that are light at the low end, because most of a token's CKA with patches lie far below the highest."""
 
 
-def attention_maps(images: np.ndarray, cls: np.ndarray, rollout: np.ndarray, *, title: str = "") -> Figure:
+def attention_maps(
+    images: np.ndarray,
+    cls: np.ndarray,
+    rollout: np.ndarray,
+    *,
+    names: Sequence[str] | None = None,
+    block: str = "",
+    title: str = "",
+) -> Figure:
     """Each image, its attention rollout, and where each head of the last block looks from the CLS token.
 
     Args:
         images: (n, height, width, 1 or 3) in 0..1.
         cls: (n, h, g, g); h may be 0.
         rollout: (n, g, g).
+        names: of the images.
+        block: what the last block is called.
         title: above the figure.
+
+    Returns:
+        The figure: each image with its maps beside it, in lines; its last axes are the colour bar.
     """
-    rows, columns = len(images), 2 + cls.shape[1]
+    maps = np.concatenate([rollout[:, None], cls], 1)
+    said = ["rollout of all blocks", *(f"{block} head {head}".strip() for head in range(cls.shape[1]))]
+    lines = -(-len(said) // ACROSS)
+    across = -(-len(said) // lines)
+    side = PANEL if len(images) <= FEW else SMALL
     with look():
-        figure = Figure(figsize=(0.95 * columns, 1.0 * rows + 0.5))
-        axes = figure.subplots(rows, columns, squeeze=False)
-        for row in range(rows):
-            grey = images[row].mean(-1)
-            over(axes[row, 0], images[row], None)
-            over(axes[row, 1], grey, rollout[row])
-            for head in range(cls.shape[1]):
-                over(axes[row, 2 + head], grey, cls[row, head])
-        for ax, name in zip(axes[0], ["image", "rollout", *(f"head {h}" for h in range(cls.shape[1]))]):
-            label(ax, title=name, size=7, inches=PANEL)
+        figure = Figure(figsize=(side * (1 + across) + 0.7, (side + 0.25) * lines * len(images) + 0.4))
+        axes = figure.subplots(len(images) * lines, 1 + across, squeeze=False)
+        for ax in axes.flat:
+            ax.set_axis_off()
+        for image, of, panels in zip(images, maps, axes.reshape(len(images), lines, 1 + across)):
+            over(panels[0, 0], image, None)
+            for ax, weights, name in zip(panels[:, 1:].flat, of, said):
+                over(ax, image.mean(-1), weights)
+                label(ax, title=name, size=7, inches=side)
+        for name, ax in zip(["image"] * len(images) if names is None else names, axes[::lines, 0]):
+            label(ax, title=str(name), size=7, inches=side)
+        shades = ScalarMappable(Normalize(0, 1), MAP_CMAP)
+        bar = figure.colorbar(
+            shades, ax=axes, label="attention, of each map's most", fraction=0.02, pad=0.01, alpha=SEEN
+        )
+        bar.ax.set_facecolor("0.5")  # as the maps lie over an image
         entitle(figure, title)
     return figure
 
@@ -55,7 +86,7 @@ def over(ax: Axes, image: np.ndarray, weights: np.ndarray | None) -> None:
     ax.imshow(image if image.ndim == 2 or image.shape[2] == 3 else image[..., 0], cmap="gray", extent=extent)
     if weights is not None:
         ax.imshow(
-            weights, cmap=MAP_CMAP, alpha=0.65, vmin=0, vmax=weights.max(), extent=extent, interpolation="nearest"
+            weights, cmap=MAP_CMAP, alpha=SEEN, vmin=0, vmax=weights.max(), extent=extent, interpolation="nearest"
         )
     ax.set_axis_off()
 

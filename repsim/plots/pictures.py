@@ -65,8 +65,10 @@ def pictures(name: str, tables: Tables, arrays: Arrays, record: Mapping[str, Any
     elif drawn.intervals == "images":
         options["groups"] = groups_of_images(record)
     figures = drawn.draw(name, tables, arrays, **options) if there else {}
-    for figure in figures.values():
-        note(figure, record)
+    named = isinstance(record.get("protocol", {}).get("maps"), list)
+    for file, figure in figures.items():
+        if not (file == "attention_maps" and named):  # of other images, each with its name
+            note(figure, record)
     return figures
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -12,10 +13,12 @@ from typing import NamedTuple, Unpack
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from torch import Tensor
 
 from repsim.errors import UsageError
-from repsim.images.image_set import FEWEST, Batch, Counts, ImageSet
+from repsim.images.image_set import FEWEST, Batch, Counts, ImageSet, Named
+from repsim.images.sources import FileList
 from repsim.measures.attention import HeadStatistics, windowed_head_statistics
 from repsim.measures.running import GROUPS, ImageMeans, Moments, kept
 from repsim.networks.attention_weights import (
@@ -38,6 +41,8 @@ from repsim.tables import ATTENTION, ATTENTION_MAPS
 
 MOST = 5000
 """Images of the bundled sample, where none are given."""
+BATCH = 50
+"""Images in a batch of as many; of few images fewer, see `passes.sweep.fitting`."""
 COPIES = 6
 """Memory of a map in multiples of its weights: inputs, and products with distances and logarithms."""
 
@@ -146,8 +151,8 @@ def attention_distance(
     images: AnyImages = None,
     *,
     renormalize: bool = False,
-    maps: int = 0,
-    batch_size: int = 50,
+    maps: int | Named = 0,
+    batch_size: int | None = None,
     **how: Unpack[Passing],
 ) -> Result:
     """Mean attention distance of every head, with entropy and shares, averaged over images.
@@ -156,8 +161,9 @@ def attention_distance(
         network: a network, module or name.
         images: see `layer_cka`; None: 5,000 of the bundled sample, as many as the paper takes.
         renormalize: divide attention rows by their sum once CLS and the like are taken out.
-        maps: of how many images `attention_maps` are taken too.
-        batch_size: images per forward pass; a last short one is dropped.
+        maps: of how many images `attention_maps` are taken too; or of which: a file, a folder, or several.
+        batch_size: images per forward pass; a last short one is dropped. None: 50, or of few images fewer, see
+            `layer_cka`.
         how: see `repsim.passes.sweep.Passing`.
 
     Returns:
@@ -173,15 +179,18 @@ def attention_distance(
     >>> found.table.shape[0]  # 12 blocks of 8 heads
     96
     """
-    begun = begin(network, images, most=MOST, layers="all")
+    begun = begin(network, images, most=MOST, layers="all", batch_size=batch_size, usual=BATCH)
     (network,) = begun.networks
     arrays: dict[str, Mapping[str, np.ndarray]] = {}
-    if maps:
-        arrays["attention_maps"] = _maps(network, begun.images, maps, how.get("skip_broken", False))
+    shown: int | list[str] = maps if isinstance(maps, int) else []
+    if maps or not isinstance(maps, int):
+        looked_at, count = (begun.images, maps) if isinstance(maps, int) else _those(maps)
+        arrays["attention_maps"] = taken = _maps(network, looked_at, count, how.get("skip_broken", False))
+        shown = maps if isinstance(maps, int) else taken["names"].tolist()
     study = AttentionDistance(network, renormalize=renormalize)
     begun.notices.say(*study.notices)
-    result = begun.swept(study, batch_size=batch_size, **how)
-    result.protocol["maps"] = maps
+    result = begun.swept(study, **how)
+    result.protocol["maps"] = shown
     return replace(result, arrays=arrays)
 
 
@@ -203,20 +212,22 @@ def rollout(attentions: Sequence[Tensor]) -> Tensor:
 
 @study
 def attention_maps(
-    network: AnyNetwork, images: AnyImages = None, *, count: int = 8, skip_broken: bool = False
+    network: AnyNetwork, images: AnyImages | Named = None, *, count: int | None = None, skip_broken: bool = False
 ) -> Result:
-    """CLS attention of the last block and attention rollout of the first images.
+    """CLS attention of the last block and attention rollout of the first images, or of those that are named.
 
     Args:
         network: a network, module or name.
-        images: see `layer_cka`; None: the bundled sample.
-        count: how many images.
+        images: see `layer_cka`; None: the bundled sample. Or a file, or a list of files or of PIL images, however
+            few: all of them are taken, in this order.
+        count: how many images of a set; None: 8.
         skip_broken: go on without images that cannot be read.
 
     Returns:
         `arrays["attention_maps"]`: images (n, height, width, channels), each scaled to 0..1; cls (n, h, rows,
-        columns), attention of CLS on the grid in the last block, per head, empty without CLS; and rollout (n, rows,
-        columns), from CLS, or the mean over the grid's tokens without one. `table`: one row per image: model, image.
+        columns), attention of CLS on the grid in the last block, per head, empty without CLS; rollout (n, rows,
+        columns), from CLS, or the mean over the grid's tokens without one; names (n,) of the images; and block, the
+        name of the last. `table`: one row per image: model, image.
 
     Raises:
         UsageError: tokens are pooled or windowed on the way, so that blocks do not share them.
@@ -228,12 +239,30 @@ def attention_maps(
     >>> {name: array.shape for name, array in maps.items()}
     {'images': (2, 28, 28, 1), 'cls': (2, 8, 7, 7), 'rollout': (2, 7, 7)}
     """
+    named = isinstance(images, list | tuple | Image.Image) or (
+        isinstance(images, str | os.PathLike) and os.path.isfile(os.path.expanduser(images))
+    )
+    images, all_of_them = _those(images) if named else (images, 8)
+    count = all_of_them if count is None else count
     begun = begin(network, images, most=MOST)
     (network,) = begun.networks
     maps = _maps(network, begun.images, count, skip_broken)
     table = pd.DataFrame({"model": network.name, "image": range(count)})[ATTENTION_MAPS]
-    counts = Counts(used=count)
-    return begun.result("attention_maps", table, counts, {"count": count}, arrays={"attention_maps": maps})
+    protocol = {"count": count, **({"maps": maps["names"].tolist()} if named else {})}
+    return begun.result("attention_maps", table, Counts(used=count), protocol, arrays={"attention_maps": maps})
+
+
+def _those(named: Named) -> tuple[ImageSet, int]:
+    """The very images that are named, and how many they are."""
+    images = ImageSet.of_named(named)
+    return images, len(images)
+
+
+def _names(images: ImageSet, positions: Tensor) -> list[str]:
+    """What images are called on a picture: a file's name without its folders."""
+    ids = images.ids
+    shown = (f"image {p}" if ids is None else ids[p] for p in positions.tolist())
+    return [name.rpartition("/")[2] if isinstance(images.source, FileList) else name for name in shown]
 
 
 @torch.no_grad()
@@ -242,7 +271,7 @@ def _maps(network: Network, images: ImageSet, count: int, skip_broken: bool) -> 
     if count > len(images):
         raise UsageError(f"maps of {count} images were asked for, there are {len(images)}")
     attentions = find_attention(network)
-    batch = next(images.batches([network.transform], max(count, FEWEST), skip_broken=skip_broken))
+    batch = next(images.batches([network.transform], max(count, FEWEST), skip_broken=skip_broken, short=True))
     inputs = batch.inputs[network.transform][:count].to(network.device, network.dtype)
     maps = [attention_map for layer in attentions.layers for attention_map in layer.maps]
     for attention_map in maps:
@@ -287,4 +316,6 @@ def _maps(network: Network, images: ImageSet, count: int, skip_broken: bool) -> 
         "images": ((pixels - low) / (high - low).clamp(min=1e-12)).numpy(),  # an image of one colour stays black
         "cls": from_cls.unflatten(-1, (rows, columns)).numpy(),
         "rollout": rolled.unflatten(-1, (rows, columns)).numpy(),
+        "names": np.array(_names(images, batch.positions[:count])),
+        "block": np.array(attentions.layers[-1].name),
     }

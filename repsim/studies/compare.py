@@ -30,7 +30,7 @@ from repsim.passes.seen import Seen
 from repsim.passes.study import Study
 from repsim.passes.sweep import Passing, require_finite, sweep
 from repsim.studies.results import AnyImages, AnyNetwork, Result, begin, study
-from repsim.studies.similarity import BYTES_OF_ROW, MOST, pairs_of_layers, slices
+from repsim.studies.similarity import BATCH, BYTES_OF_ROW, MOST, pairs_of_layers, slices
 from repsim.tables import COMPARE, COMPARE_MAP, COMPARE_NETWORKS
 
 LAST = "last"
@@ -375,7 +375,7 @@ def compare(
     tokens: Tokens = "pooled",
     null: int = 0,
     untrained: bool = False,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     **how: Unpack[Passing],
 ) -> Result:
     """Similarity of any number of networks and features by several measures, from one pass over the images.
@@ -392,7 +392,8 @@ def compare(
         tokens: the part of each layer that stands for an image: `pooled`, `cls`, `spatial` or `all`, but for features.
         null: number of permutations of the images of one side, for values by chance.
         untrained: whether the same architectures are measured without training too, because these are also alike.
-        batch_size: images per minibatch, at least 4; the last short one is dropped.
+        batch_size: images per minibatch, at least 4; the last short one is dropped. None: 256, or for few images
+            fewer, see `layer_cka`.
         how: see `repsim.passes.sweep.Passing`.
 
     Returns:
@@ -414,10 +415,18 @@ def compare(
     >>> sorted(set(found.networks["measure"])), len(found.networks)  # both ways
     (['cka', 'procrustes'], 4)
     """
-    begun = begin(networks, images, most=MOST, layers=None if layers == LAST else layers, minibatch=batch_size)
     measured = measures_of(measures)
+    begun = begin(
+        networks,
+        images,
+        most=MOST,
+        layers=None if layers == LAST else layers,
+        batch_size=batch_size,
+        usual=BATCH,
+        over_batches=any(isinstance(m, Streamed) for m in measured),
+    )
     for measure in measured:
-        count = min(batch_size, len(begun.images)) if isinstance(measure, Streamed) else len(begun.images)
+        count = min(begun.batch_size, len(begun.images)) if isinstance(measure, Streamed) else len(begun.images)
         if count < measure.fewest:
             place = "in a batch" if isinstance(measure, Streamed) else ""
             raise UsageError(f"{measure.name} needs at least {measure.fewest} images {place}, got {count}")
@@ -431,7 +440,7 @@ def compare(
         computing = [number for number, network in enumerate(begun.networks) if not isinstance(network, FeatureNetwork)]
         twins = [without_training(begun.networks[number]) for number in computing]
         studies.append(Comparison(twins, chosen_layers(twins, layers, tokens), tokens=tokens, **options))
-    counts = sweep(begun.images, studies, batch_size=batch_size, **how)
+    counts = sweep(begun.images, studies, batch_size=begun.batch_size, **how)
     table, others = study.tables(*studies[1:], of=computing)
     undefined = table.loc[table["value"].isna(), "measure"].value_counts(sort=False)
     for measure, rows in undefined.items():

@@ -37,6 +37,8 @@ from repsim.tables import RECORD, place, prepare, save_record, save_text, why
 
 MOST = 2560
 """Images of the bundled sample, where none are given."""
+BATCH = 50
+"""Images in a batch of as many; of few images fewer, see `passes.sweep.fitting`."""
 Dtype = Literal["float32", "float16"]
 LAYERS = "layers"
 """The folder of the arrays, in that of the results."""
@@ -302,7 +304,7 @@ def extract_features(
     layers: str | Sequence[str] = "blocks",
     tokens: Tokens = "all",
     dtype: Dtype = "float32",
-    batch_size: int = 50,
+    batch_size: int | None = None,
     **how: Unpack[Passing],
 ) -> dict[str, Features]:
     """Write the features of layers into files, from one pass over the images, whatever number of networks there are.
@@ -318,7 +320,8 @@ def extract_features(
         layers: a choice of `find_layers`, for all networks.
         tokens: the part of each layer: `all`, `cls`, `spatial` or `pooled`.
         dtype: `float32`, or `float16`, which keeps about three digits, and nothing beyond 65,504.
-        batch_size: images per forward pass; a last short batch is kept.
+        batch_size: images per forward pass; a last short batch is kept. None: 50, or of few images fewer,
+            see `layer_cka`.
         how: see `repsim.passes.sweep.Passing`.
 
     Returns:
@@ -354,13 +357,13 @@ def extract(
     layers: str | Sequence[str],
     tokens: Tokens,
     dtype: Dtype,
-    batch_size: int,
+    batch_size: int | None,
     **how: Any,
 ) -> tuple[dict[str, Features], dict[str, Any]]:
     """`extract_features`, without `run.json`, whose record it returns; over what is there under these names."""
     if dtype not in get_args(Dtype):
         raise one_of("type of numbers", dtype, get_args(Dtype))
-    begun = begin(networks, images, most=MOST, layers=layers)
+    begun = begin(networks, images, most=MOST, layers=layers, batch_size=batch_size, usual=BATCH)
     chosen = [find_layers(network, layers, tokens=tokens) for network in begun.networks]
     files = list(_files(begun, chosen, tokens, dtype))
     resume = how.get("resume")
@@ -372,7 +375,7 @@ def extract(
     _by_the_first(lambda: writing.begin(resume is not None and resume.goes_on))
     extraction = Extraction(begun.networks, chosen, writing, tokens)
     try:
-        counts = sweep(begun.images, [extraction], batch_size=batch_size, short=True, **how)
+        counts = sweep(begun.images, [extraction], batch_size=begun.batch_size, short=True, **how)
     except BaseException:
         if resume is None and _first():  # nothing goes on from there
             writing.clear()
@@ -382,7 +385,7 @@ def extract(
     kept = extraction.sums.values.numpy()
     if dtype == "float16":
         begun.notices.say("features are rounded to float16: about three digits")
-    protocol = {"layers": layers, "tokens": tokens, "dtype": dtype, "batch_size": batch_size}
+    protocol = {"layers": layers, "tokens": tokens, "dtype": dtype, "batch_size": begun.batch_size}
     record = begun.record(counts, protocol)
     _by_the_first(lambda: _put_in_place(writing, kept, begun, protocol))
     if resume is None:

@@ -33,6 +33,8 @@ from repsim.tables import HEAD_CORRELATION, HEADS
 
 MOST = 2560
 """Images of the bundled sample, where none are given."""
+BATCH = 256
+"""Images in a batch of as many; of few images fewer, see `passes.sweep.fitting`."""
 LOWER_UNITS = 5  # block1 unit1-3 and block2 unit1-2 in the paper
 
 
@@ -118,7 +120,7 @@ def head_similarity(
     *,
     layers: str | Sequence[str] | None = None,
     window: int | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     seed: int = 0,
     **how: Unpack[Passing],
 ) -> Result:
@@ -151,7 +153,7 @@ def head_similarity(
     >>> found.table["heads"].nunique()  # windows of 2 of 8 heads
     7
     """
-    begun = begin(networks, images, most=MOST, layers="all", minibatch=batch_size)
+    begun = begin(networks, images, most=MOST, layers="all", batch_size=batch_size, usual=BATCH, over_batches=True)
     networks = begun.networks
     if len(networks) != 2:
         raise UsageError(f"heads are compared between two networks, got {len(networks)}")
@@ -163,7 +165,7 @@ def head_similarity(
     study = HeadSimilarity(networks, attention, heads, lower)
     distance = AttentionDistance(networks[0])
     begun.notices.say(*distance.notices)
-    counts = sweep(begun.images, [study, distance], batch_size=batch_size, **how)
+    counts = sweep(begun.images, [study, distance], batch_size=begun.batch_size, **how)
     table = windows(study, distance, window)
     lower = correlation(study, distance, window, seed=seed)
     names = [network.name for network in networks]

@@ -37,6 +37,8 @@ from repsim.tables import LESION
 
 MOST = 512
 """Images of the bundled sample, where none are given."""
+BATCH = 64
+"""Images in a batch of as many; of few images fewer, see `passes.sweep.fitting`."""
 QUANTITY = "removed at inference from the trained network (the paper trains networks without them)"
 REMOVE = ("skip", "branch", "skips", "block")
 NOTHING = "nothing"
@@ -117,7 +119,7 @@ def lesions(
     remove: Sequence[str] = REMOVE,
     blocks: Sequence[int] | None = None,
     layers: str | Sequence[str] = "blocks",
-    batch_size: int = 64,
+    batch_size: int | None = None,
     **how: Unpack[Passing],
 ) -> Result:
     """Remove skip connections, branches and blocks one at a time, and measure changes of outputs and layers.
@@ -132,7 +134,8 @@ def lesions(
             them), `block` (all branches of a block).
         blocks: numbers of the blocks to try; None: all.
         layers: a choice of `find_layers`: the layers where the network is compared with the untouched one.
-        batch_size: images per minibatch of CKA; a last short one is dropped.
+        batch_size: images per minibatch of CKA; a last short one is dropped. None: 64, or for few images fewer, see
+            `layer_cka`.
         how: see `repsim.passes.sweep.Passing`.
 
     Returns:
@@ -150,12 +153,12 @@ def lesions(
     >>> found.table[["removed", "block", "layer"]].values.tolist()[-2:]
     [['block', 10, 'blocks.10'], ['block', 10, 'blocks.11']]
     """
-    begun = begin(network, images, most=MOST, layers=layers, minibatch=batch_size)
+    begun = begin(network, images, most=MOST, layers=layers, batch_size=batch_size, usual=BATCH, over_batches=True)
     (network,), images = begun.networks, begun.images
     sums = find_sums(network)
     tried = find_lesions(sums, remove, blocks)
     compared = find_layers(network, layers)
-    check_batch_size(batch_size)
+    check_batch_size(begun.batch_size)
     surgery = _Surgery(network, compared, tried)
     trying = _Trying(len(tried), compared)
     with evaluating(network.module):
@@ -183,7 +186,7 @@ def lesions(
                 into.cka.update(matched_hsic(*compared, len(inputs)), batch.group, without)
             return gave
 
-        counts = over_batches(images, [network], each, [trying], batch_size=batch_size, **how)
+        counts = over_batches(images, [network], each, [trying], batch_size=begun.batch_size, **how)
     asked = {"remove": list(remove), "blocks": None if blocks is None else list(blocks), "layers": layers}
     protocol = {"quantity": QUANTITY, **asked, "batch_size": counts.batch_size}
     return begun.result("lesion", _table(network, tried, compared, surgery.after, trying.sums), counts, protocol)

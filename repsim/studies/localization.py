@@ -42,6 +42,8 @@ from repsim.tables import LOCALIZATION, LOCALIZATION_SUMMARY
 
 MOST = 2560
 """Images of the bundled sample, where none are given."""
+BATCH = 256
+"""Images in a batch of as many; of few images fewer, see `passes.sweep.fitting`."""
 FINEST = 32
 """Rows and columns of positions that are looked at, at most, unless more are asked for."""
 ROWS = 2**20
@@ -303,7 +305,7 @@ def token_localization(
     layers: str | Sequence[str] = "blocks",
     finest: int = FINEST,
     tokens: Sequence[Grid] | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     **how: Unpack[Passing],
 ) -> Result:
     """CKA of every single token, or position of a map, with every input patch, in one pass over the images.
@@ -327,8 +329,8 @@ def token_localization(
             pair of token and patch, and batch (up to 32 batches).
         tokens: (row, column) of tokens that the table lists where all would be over a million rows; None: the tokens
             of the paper.
-        batch_size: images per minibatch, at least 4; the last short one is dropped. Memory grows with its square:
-            4 bytes for each pair of images and each patch.
+        batch_size: images per minibatch, at least 4; the last short one is dropped. None: 256, or for few images
+            fewer, see `layer_cka`. Memory grows with its square: 4 bytes for each pair of images and each patch.
         how: see `repsim.passes.sweep.Passing`.
 
     Returns:
@@ -351,13 +353,13 @@ def token_localization(
     >>> len(found.table)  # 49 tokens with 49 patches
     2401
     """
-    begun = begin(networks, images, most=MOST, layers=layers, minibatch=batch_size)
-    networks, count = begun.networks, len(begun.images)
+    begun = begin(networks, images, most=MOST, layers=layers, batch_size=batch_size, usual=BATCH, over_batches=True)
+    networks, count, size = begun.networks, len(begun.images), begun.batch_size
     places_of_networks = [located(network, layers) for network in networks]
-    groups = min(GROUPS, max(count // min(batch_size, count), 1)) if batch_size >= FEWEST else GROUPS
+    groups = min(GROUPS, max(count // min(size, count), 1)) if size >= FEWEST else GROUPS
     groups = groups if begun.images.groups is None else begun.images.groups.jackknife
     study = Localization(networks, [kept for kept, _ in places_of_networks], finest=finest, groups=groups)
-    counts = sweep(begun.images, [study], batch_size=batch_size, **how)
+    counts = sweep(begun.images, [study], batch_size=size, **how)
     begun.notices.say(*study.undefined())
     result = study.result(counts, tokens)
     begun.notices.say(*too_skewed(result.table))

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from repsim.errors import UsageError
 from repsim.features.aligned import known_images
-from repsim.images.image_set import Counts, ImageSet
+from repsim.images.image_set import Counts, ImageSet, as_image_set, has_split, train_and_test
+from repsim.images.sources import Files
 from repsim.measures.intervals import crossed, jackknife
 from repsim.measures.neighbours import nearest_neighbours, soft_nearest_neighbour, squared_distances
 from repsim.measures.running import ImageMeans
@@ -33,11 +34,13 @@ from repsim.studies.probe_passes import (
     bytes_of_layer,
     class_sample,
 )
-from repsim.studies.results import AnyNetwork, Begun, Result, begin, study
+from repsim.studies.results import AnyImages, AnyNetwork, Begun, Result, begin, study
 from repsim.tables import NEIGHBOURS, PROBE, PROBE_SUMMARY
 
 MOST = 5000
 """Images of the bundled sample, where none are given."""
+BATCH = 32
+"""Images in a batch of as many; of few images fewer, see `passes.sweep.fitting`."""
 SUMS = 2**29
 """Bytes of the data of probes that one pass over the training images collects, where more passes cost little."""
 AGAIN = 2500
@@ -47,7 +50,7 @@ AGAIN = 2500
 @study
 def linear_probes(
     networks: AnyNetwork | Sequence[AnyNetwork],
-    images: ImageSet | None = None,
+    images: AnyImages = None,
     *,
     train: ImageSet | None = None,
     layers: str | Sequence[str] = "blocks",
@@ -56,7 +59,7 @@ def linear_probes(
     tokens: bool = True,
     neighbours: int = 1000,
     k: int = 10,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     **how: Unpack[Passing],
 ) -> Result:
     """Accuracy of linear probes on every layer, from one pass over training and one over test images.
@@ -74,7 +77,8 @@ def linear_probes(
     Args:
         networks: one, or several that see the same images; `Features` have rows of both sets, such as `join` makes.
         images: test images with labels; None: 5,000 of the bundled sample.
-        train: training images with labels; None: 3,000 of the bundled sample.
+        train: training images with labels; None: 3,000 of the bundled sample, with test images of it; for a folder with
+            splits `train`; for other images `ImageSet.parted` takes training and test images out of `images`.
         layers: a choice of `find_layers`; maps or grids of tokens, or vectors of features, which get one probe each.
         shots: training images per class to fit on; None: all; or several of these.
         seeds: number of draws of training images.
@@ -82,7 +86,7 @@ def linear_probes(
         neighbours: test images among which nearest neighbours and the soft nearest neighbour loss are computed, as
             many of each class; with too many classes for ten of each, of some classes. 0: do without.
         k: nearest neighbours that vote.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass. None: 32, or of few test images fewer, see `layer_cka`.
         how: see `repsim.passes.sweep.Passing`.
 
     Returns:
@@ -105,17 +109,22 @@ def linear_probes(
     >>> found.summary["aggregation"].tolist()
     ['cls', 'spatial_mean', 'mean']
     """
-    train = ImageSet("sample", split="train") if train is None else train
-    begun = begin(networks, images, most=MOST, layers=layers)
+    if train is None:
+        train, images = _with_training(None if images is None else as_image_set(images))
+    begun = begin(
+        networks, images, most=MOST, layers=layers, batch_size=batch_size, usual=BATCH, over_batches=True, short=True
+    )
+    if how_split := begun.images.split_here:
+        begun.notices.say(split_in_words(begun.images.data, how_split))
     if train.left_out:
         begun.notices.say(train.left_out_in_words)
     train = known_images(train, begun.networks, begun.notices.say)
     shots = [shots] if shots is None or isinstance(shots, int) else shots
     options = {"layers": layers, "shots": shots, "seeds": seeds, "tokens": tokens, "neighbours": neighbours, "k": k}
     probing = Probing.of(begun, train, **options)
-    probes, trained_on = probing.fit(batch_size=batch_size, **how)
+    probes, trained_on = probing.fit(batch_size=begun.batch_size, **how)
     testing = probing.testing(probes)
-    counts = sweep(begun.images, [testing], batch_size=batch_size, short=True, **how)
+    counts = sweep(begun.images, [testing], batch_size=begun.batch_size, short=True, **how)
     return probing.result(testing, trained_on, counts)
 
 
@@ -332,6 +341,25 @@ def columns_of(testing: Testing, place: Place) -> tuple[str, str, int, float, st
     """The columns that both tables begin with: model, layer, index, depth and aggregation."""
     layer = testing.of(place).layer
     return testing.networks[place.network].name, place.layer, layer.index, layer.depth, place.aggregation
+
+
+def _with_training(images: ImageSet | None) -> tuple[ImageSet, ImageSet | None]:
+    """Training images, where none are given, and the test images."""
+    if images is None or images.data in ("sample", "fashion-mnist"):
+        return ImageSet("sample", split="train"), images
+    if isinstance(images.source, Files) and (images.split or has_split(images.data)):
+        (data, split), _ = train_and_test(images.data, images.split)
+        return ImageSet(data, split=split, seed=images.seed), images
+    return images.parted()
+
+
+def split_in_words(data: str, how: Mapping[str, Any]) -> str:
+    """How training and test images were parted here; see `ImageSet.parted`."""
+    test, of = how["test"], how["test"] + how["training"]
+    return (
+        f"{data} has no training and test images apart: {how['test_share']:.0%} of each class are test images, {test} "
+        f"of {of}, by seed {how['seed']}"
+    )
 
 
 # Checks

@@ -30,6 +30,8 @@ from repsim.tables import RECEPTIVE
 
 MOST = 32
 """Images of the bundled sample, where none are given."""
+BATCH = 8
+"""Images in a batch of as many; of few images fewer, see `passes.sweep.fitting`."""
 BUDGET = 2**28
 """Bytes that gradients of channels batched together may take, roughly."""
 
@@ -44,7 +46,7 @@ def receptive_fields(
     proxy: bool = False,
     channels: int | None = 16,
     seed: int = 0,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     **how: Unpack[Passing],
 ) -> Result:
     """Mean |d centre / d pixel| of each layer, over images and channels.
@@ -57,7 +59,7 @@ def receptive_fields(
         proxy: the gradient of the *sum* over channels instead: cheap, and not the paper's quantity.
         channels: number of channels of each layer, chosen with `seed`; None or 0: all, which is exact.
         seed: of the choice.
-        batch_size: images per pass, lowered to a divisor of the number of images so that none is left over.
+        batch_size: images per pass, lowered to a divisor of the number of images so that none is left over; None: 8.
         how: see `repsim.passes.sweep.Passing`.
 
     Returns:
@@ -75,13 +77,15 @@ def receptive_fields(
     """
     if channels is not None and channels < 0:
         raise UsageError(f"channels must be 0 or more, where 0 takes all, got channels={channels}")
-    begun = begin(network, images, most=MOST, layers="blocks" if layers is None else layers)
+    begun = begin(
+        network, images, most=MOST, layers="blocks" if layers is None else layers, batch_size=batch_size, usual=BATCH
+    )
     if layers is not None and branch:
         raise UsageError("give either layers or branch: branch chooses its own layers")
     (network,) = begun.networks
     layers_found = places_of(network, layers, branch=branch, say=begun.notices.say)
     fields = ReceptiveFields(network, layers_found, proxy=proxy, channels=channels, seed=seed)
-    counts = fields.run(begun.images, batch_size=batch_size, **how)
+    counts = fields.run(begun.images, batch_size=begun.batch_size, **how)
     protocol = {
         "quantity": "gradient of the sum over channels (proxy)" if proxy else "mean over channels of |gradient|",
         "branch": branch,

@@ -27,6 +27,8 @@ from repsim.tables import OUTLIERS, RESIDUAL
 
 MOST = 1000
 """Images of the bundled sample, where none are given."""
+BATCH = 50
+"""Images in a batch of as many; of few images fewer, see `passes.sweep.fitting`."""
 OUTLIER = 5.0
 """Times the image's median norm from which a token counts as an outlier."""
 
@@ -152,7 +154,7 @@ def residual_norms(
     images: AnyImages = None,
     *,
     outlier: float = OUTLIER,
-    batch_size: int = 50,
+    batch_size: int | None = None,
     **how: Unpack[Passing],
 ) -> Result:
     """Norm ratio and cosines of skip connection z and branch f(z) for every residual sum and token.
@@ -164,7 +166,8 @@ def residual_norms(
         networks: one, or several that see the same images.
         images: see `layer_cka`; None: 1,000 of the bundled sample.
         outlier: how many times the median norm (over the tokens of an image, on the skip connection) makes an outlier.
-        batch_size: images per forward pass; a last short one is dropped.
+        batch_size: images per forward pass; a last short one is dropped. None: 50, or of few images fewer, see
+            `layer_cka`.
         how: see `repsim.passes.sweep.Passing`.
 
     Returns:
@@ -186,8 +189,8 @@ def residual_norms(
     """
     if not outlier > 1:
         raise UsageError(f"outlier must be more than 1, got {outlier}")
-    begun = begin(networks, images, most=MOST, layers="blocks")
+    begun = begin(networks, images, most=MOST, layers="blocks", batch_size=batch_size, usual=BATCH)
     study = ResidualNorms(begun.networks, outlier=outlier)
     for network, sums in zip(begun.networks, study.found):
         begun.notices.say(*blocks_without(network, sums))
-    return begun.swept(study, batch_size=batch_size, **how)
+    return begun.swept(study, **how)

@@ -22,11 +22,11 @@ from torch import nn
 from repsim.errors import Notice, UsageError
 from repsim.features.aligned import known_images, of_features_alone
 from repsim.features.arrays import FeatureNetwork, Features
-from repsim.images.image_set import Counts, Data, ImageSet, as_image_set
+from repsim.images.image_set import FEWEST, Counts, Data, ImageSet, as_image_set
 from repsim.networks.layers import notices_of
 from repsim.networks.models import Network, as_networks
 from repsim.passes.study import Study
-from repsim.passes.sweep import Passing, sweep
+from repsim.passes.sweep import Passing, fitting, sweep
 from repsim.tables import RECORD, prepare, save_arrays, save_record, save_table
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 AnyNetwork = Network | Features | nn.Module | str
 AnyImages = ImageSet | Data | None
+USUAL = 50
+"""Images in a batch of a study that does not say how many are usual."""
 INSIDE = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))
 """Where code lies that no warning is about: repsim, and decorators of PyTorch between its functions."""
 
@@ -51,6 +53,12 @@ def hearing(hear: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         _hears.reset(token)
+
+
+def remark(sentence: str) -> None:
+    """Say to a command's user what the record has too; in Python nobody need be told."""
+    if (hear := _hears.get()) is not None:
+        hear(sentence)
 
 
 class Notices(list[str]):
@@ -90,6 +98,8 @@ class Begun:
     """The networks, with the size of their images and with distinct names."""
     images: ImageSet
     notices: Notices
+    batch_size: int
+    """Images in a batch."""
 
     def result(
         self,
@@ -112,9 +122,10 @@ class Begun:
         """
         return Result(name, table, self.record(counts, protocol), dict(tables or {}), dict(arrays or {}))
 
-    def swept(self, study: Study, *, batch_size: int, **how: Unpack[Passing]) -> Result:
-        """Run a study in one pass over the images, and return its result."""
-        counts = sweep(self.images, [study], batch_size=batch_size, **how)
+    def swept(self, study: Study, *, batch_size: int | None = None, **how: Unpack[Passing]) -> Result:
+        """Run a study in one pass over the images, and return its result; batches are as `begin` has them, or given."""
+        size = self.batch_size if batch_size is None else batch_size
+        counts = sweep(self.images, [study], batch_size=size, **how)
         return self.finished(study.result(counts), counts)
 
     def finished(self, found: Result, counts: Counts) -> Result:
@@ -173,16 +184,22 @@ def begin(
     *,
     most: int | None = None,
     layers: str | Sequence[str] | None = None,
-    minibatch: int | None = None,
+    batch_size: int | None = None,
+    usual: int = USUAL,
+    over_batches: bool = False,
+    short: bool = False,
 ) -> Begun:
     """Load the networks and images of a study, and collect notices on them.
 
     Args:
         networks: one or several networks, modules, names or features.
         images: an image set, or data for one; None: `most` images of the bundled sample, or, for features alone, all
-        images that they have in common.
+            images that they have in common.
         layers: the choice for `find_layers`, for all networks; None: the study takes no layers by name.
-        minibatch: images per minibatch, for studies whose standard errors are over minibatches.
+        batch_size: the given batch size; None: `usual`, or smaller, see `fitting`.
+        usual: the study's own batch size.
+        over_batches: whether the study's standard errors are over minibatches.
+        short: whether a last short batch counts.
     """
     images = None if images is None else as_image_set(images)
     networks, notices = as_networks(networks), Notices()
@@ -197,23 +214,31 @@ def begin(
         say(f"{images.asked} images were asked for, there are {len(images)}; all are used")
     if images.left_out:
         say(images.left_out_in_words)
-    begun = Begun(networks, known_images(images, networks, say), notices)
-    images, count = begun.images, len(begun.images)
+    images = known_images(images, networks, say)
+    count, size = len(images), fitting(usual, images) if batch_size is None else batch_size
+    if batch_size is None and size < usual:
+        remark(f"batches are of {size} images, not {usual}, so that {count} make {count // size}; see --batch-size")
+    begun = Begun(networks, images, notices, size)
     if images.groups is not None:
         say(f"standard errors and intervals are {images.groups.record()['intervals']}")
-        if minibatch is not None and not images.groups.spacing:
+        if over_batches and not images.groups.spacing:
             say("batches hold several images of one group, which CKA takes for independent: it comes out too high")
-        elif minibatch is not None and minibatch > images.largest_batch:
+        elif over_batches and size > images.largest_batch:
             say(f"batches are of {images.largest_batch} images, so that no two of one group are compared")
-    elif minibatch is not None and count < minibatch:
-        say(f"fewer images than a batch of {minibatch}: one batch of {count}, so no standard errors")
-    elif minibatch is not None and count < 2 * minibatch:
-        say(f"{count} images make one batch of {minibatch}, so no standard errors")
+    elif over_batches and count < (size + 1 if short else 2 * size):
+        say(f"{count} images make one batch of {min(size, count)}, so there are no standard errors; {_way_out(count)}")
     if layers is not None:
         for network in begun.networks:
             with suppress(UsageError):  # the study says it where it looks for its layers
                 say(*notices_of(network, layers))
     return begun
+
+
+def _way_out(count: int) -> str:
+    """What gives so many images standard errors over batches."""
+    if count < 2 * FEWEST:
+        return f"they take {2 * FEWEST} images at least"
+    return f"a batch size of {count // 2} or less gives them"
 
 
 def _beside(networks: Sequence[Network]) -> list[Network]:

@@ -26,6 +26,8 @@ from repsim.tables import SENSITIVITY
 
 MOST = 500
 """Images of the bundled sample, where none are given."""
+BATCH = 50
+"""Images in a batch of as many; of few images fewer, see `passes.sweep.fitting`."""
 WORK = 2**20
 """Bytes that decompositions take for themselves."""
 
@@ -98,7 +100,7 @@ def sensitivity(
     measures: str | Sequence[str] | None = None,
     layers: str | Sequence[str] = "blocks",
     tokens: Tokens = "pooled",
-    batch_size: int = 50,
+    batch_size: int | None = None,
     **how: Unpack[Passing],
 ) -> Result:
     """How measures of similarity answer when the layers of a network are changed in known ways.
@@ -114,7 +116,7 @@ def sensitivity(
         measures: names of `repsim.measures.catalogue.MEASURES`; None: all.
         layers: what `find_layers` takes, or `last`.
         tokens: the part of each layer that stands for an image.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass. None: 50, or for few images fewer, see `layer_cka`.
         how: see `repsim.passes.sweep.Passing`.
 
     Returns:
@@ -133,7 +135,9 @@ def sensitivity(
     >>> sorted(set(found.table["change"]))
     ['components', 'outlier', 'translation']
     """
-    begun = begin(network, images, most=MOST, layers=None if layers == LAST else layers)
+    begun = begin(
+        network, images, most=MOST, layers=None if layers == LAST else layers, batch_size=batch_size, usual=BATCH
+    )
     if len(begun.networks) > 1:
         raise UsageError(f"sensitivity is of one network, got {len(begun.networks)}; call it for each")
     names = [measure.name for measure in measures_of(list(MEASURES) if measures is None else measures)]
@@ -141,7 +145,7 @@ def sensitivity(
         raise UsageError(f"{short.name} needs at least {short.fewest} images, got {len(begun.images)}")
     (chosen,) = chosen_layers(begun.networks, layers, tokens)
     taken = Sensitivity(begun.networks[0], chosen, names, tokens, seed=begun.images.seed)
-    counts = sweep(begun.images, [taken], batch_size=batch_size, short=True, **how)
+    counts = sweep(begun.images, [taken], batch_size=begun.batch_size, short=True, **how)
     chosen = taken.result(counts)
     if undefined := list(dict.fromkeys(chosen.table.loc[chosen.table["value"].isna(), "measure"])):
         begun.notices.say(f"undefined for some layers, such as of as many features as images: {', '.join(undefined)}")

@@ -40,6 +40,8 @@ from repsim.tables import MATCHED, SIMILARITY
 
 MOST = 2560
 """Images of the bundled sample, where none are given."""
+BATCH = 256
+"""Images in a batch of as many; of few images fewer, see `passes.sweep.fitting`."""
 BYTES_OF_ROW = 400
 """Bytes of a row of the table, while it is put together and written."""
 
@@ -205,7 +207,7 @@ def layer_cka(
     *,
     layers: str | Sequence[str] = "blocks",
     tokens: Tokens = "all",
-    batch_size: int = 256,
+    batch_size: int | None = None,
     repeats: int = 1,
     **how: Unpack[Passing],
 ) -> Result:
@@ -222,7 +224,8 @@ def layer_cka(
             of the bundled sample, or for features alone all images that they have in common.
         layers: a choice of `find_layers`, for all networks.
         tokens: `all`, `cls`, `spatial` or `pooled`.
-        batch_size: images per minibatch, at least 4; the last short one is dropped.
+        batch_size: images per minibatch, at least 4; the last short one is dropped. None: 256, or of few images fewer,
+            so that there are standard errors (`passes.sweep.fitting`).
         repeats: passes, each over newly chosen images; the mean of their CKA is given.
         how: see `repsim.passes.sweep.Passing`.
 
@@ -251,7 +254,7 @@ def matched_cka(
     *,
     layers: str | Sequence[str] = "blocks",
     tokens: Tokens = "all",
-    batch_size: int = 256,
+    batch_size: int | None = None,
     repeats: int = 1,
     **how: Unpack[Passing],
 ) -> Result:
@@ -290,19 +293,21 @@ def _compare(
     *,
     layers: str | Sequence[str],
     tokens: Tokens,
-    batch_size: int,
+    batch_size: int | None,
     repeats: int,
     **how: Unpack[Passing],
 ) -> Result:
     if repeats < 1:
         raise UsageError(f"repeats must be at least 1, got {repeats}")
-    begun = begin(networks, images, most=MOST, layers=layers, minibatch=batch_size)
+    begun = begin(
+        networks, images, most=MOST, layers=layers, batch_size=batch_size, usual=BATCH, over_batches=repeats == 1
+    )
     layers_of_networks = [find_layers(network, layers, tokens=tokens) for network in begun.networks]
     studies, counts = [], []
     for repeat in range(repeats):
         chosen = begun.images if repeat == 0 else begun.images.redrawn(begun.images.seed + repeat)
         studies.append(kind(begun.networks, layers_of_networks, tokens))
-        counts.append(sweep(chosen, studies[-1:], batch_size=batch_size, **how))
+        counts.append(sweep(chosen, studies[-1:], batch_size=begun.batch_size, **how))
     begun.notices.say(
         *(
             f"layer {layer!r} of {network} is constant over all images, or has no U-centred Gram (as where all of a "

@@ -102,10 +102,11 @@ def test_unknown_roles():
         rs.paper.replicate("min")
 
 
-@pytest.mark.parametrize("images, size", [(2560, 256), (752, 75), (64, 8), (10**5, 256), (4, 8)])
-def test_a_minibatch_is_a_tenth_of_the_images(images, size):
-    assert Roles.of({"vit": VIT}).minibatch(images) == size
-    assert PRESETS["mini"].minibatch(images) == 250
+@pytest.mark.parametrize("roles, images, size", [({"vit": VIT}, 800, 100), ({"vit": VIT}, 64, 8), ("mini", 200, 25)])
+def test_of_few_images_batches_are_smaller(roles, images, size):
+    planned = rs.paper.plan(roles, rs.ImageSet("sample", images=images), figures=["3"])
+    assert planned.protocol["batch_size"] == size
+    assert rs.paper.plan(roles, planned.begun.images, figures=["3"], batch_size=16).protocol["batch_size"] == 16
 
 
 # Numbers

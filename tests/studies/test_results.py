@@ -9,6 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from every_study import STUDIES
+from PIL import Image
 
 import repsim as rs
 from repsim.cli import main
@@ -26,7 +27,8 @@ def test_a_command_and_the_call_of_its_function_write_the_same(name, vit, resnet
     done = CliRunner().invoke(main, [*arguments, "--out", str(tmp_path / "command")])
     assert done.exit_code == 0, done.output
     found = STUDIES[name].result(vit, resnet, rs.ImageSet("sample", **FEW))
-    assert isinstance(found, rs.Result)
+    assert isinstance(found, rs.Result) and found.record["images"]["batches"] >= 8  # so that there are errors
+    assert not any("no standard errors" in notice for notice in found.notices)
     tables = {found.name: found.table, **found.tables}
     assert list(tables) == STUDIES[name].tables.split()
     assert {file: list(table) for file, table in tables.items()} == {file: TABLES[file] for file in tables}
@@ -103,8 +105,26 @@ def test_a_command_has_the_defaults_of_its_function(name):
             assert not default and expected == lesion.REMOVE
         else:
             assert default == expected or (not default and not expected), shared
-    most = inspect.getmodule(inspect.unwrap(function)).MOST
-    assert options["images"] == most
+    module = inspect.getmodule(inspect.unwrap(function))
+    assert options["images"] == module.MOST
+    help_of = next(each.help for each in main.commands[name].params if each.name == "batch_size")
+    assert f"[default: {module.BATCH}; of few images fewer" in help_of
+
+
+def test_a_batch_size_that_was_given_is_kept_and_what_it_costs_is_said(vit):
+    images = rs.ImageSet("sample", images=40)
+    of_few = rs.layer_cka(vit, images, layers=["blocks.0", "blocks.5"])
+    assert of_few.table.se.notna().all() and of_few.protocol["batch_size"] == 8
+    with pytest.warns(rs.Notice, match="40 images make one batch of 32, .* a batch size of 20 or less gives them"):
+        asked = rs.layer_cka(vit, images, layers=["blocks.0", "blocks.5"], batch_size=32)
+    assert asked.protocol["batch_size"] == 32 and asked.table.se.isna().all()
+    with pytest.warns(rs.Notice, match="7 images make one batch of 7, .* they take 8 images at least"):
+        rs.layer_cka(vit, rs.ImageSet("sample", images=7), layers=["blocks.0"])
+    grouped = rs.ImageSet("sample", images=40, groups="class")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rs.Notice)
+        assert rs.layer_cka(vit, grouped, layers=["blocks.0"]).table.se.notna().all()
+        assert rs.layer_cka(vit, images, layers=["blocks.0"], batch_size=40, repeats=2).table.se.notna().all()
 
 
 def test_any_number_of_networks_is_compared(vit, resnet):
@@ -127,7 +147,7 @@ def test_each_notice_is_a_warning_at_the_call_once_or_is_heard(vit):
         [str(each.message) for each in caught]
         == found.notices
         == [
-            "20 images make one batch of 16, so no standard errors",
+            "20 images make one batch of 16, so there are no standard errors; a batch size of 10 or less gives them",
             "16 images used; 4 left out, a short last batch",
         ]
     )
@@ -139,11 +159,26 @@ def test_each_notice_is_a_warning_at_the_call_once_or_is_heard(vit):
     assert heard == found.notices
 
 
+def test_attention_maps_of_one_photograph(vit, tmp_path):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    picture.save(tmp_path / "mine.png")
+    by_file, by_list = rs.attention_maps(vit, tmp_path / "mine.png"), rs.attention_maps(vit, [picture])
+    assert by_file.maps["names"].tolist() == ["mine.png"] and len(by_file.table) == len(by_list.table) == 1
+    np.testing.assert_array_equal(by_file.maps["rollout"], by_list.maps["rollout"])
+    beside = rs.attention_distance(vit, rs.ImageSet("sample", images=16), maps=tmp_path / "mine.png")
+    np.testing.assert_array_equal(by_file.maps["cls"], beside.maps["cls"])
+    *panels, bar = by_file.plot().axes
+    titles = [ax.get_title().replace("\n", " ") for ax in panels]
+    assert titles[0] == "mine.png" and "blocks.11.attn head 3" in titles and bar.get_ylabel().startswith("attention")
+    sample = rs.attention_maps(vit, rs.ImageSet("sample", images=8), count=2)
+    assert sample.maps["names"].tolist() == rs.ImageSet("sample", images=8).ids[:2]
+
+
 def test_a_result_shows_its_picture_and_names_its_tables(vit, resnet):
     found = rs.residual_norms([vit, resnet], rs.ImageSet("sample", images=64))
     assert found._repr_png_().startswith(b"\x89PNG") and found._repr_html_() is None
     assert found.outliers is found.tables["residual_outliers"]
-    assert "64 images" not in repr(found) and "50 images" in repr(found)
+    assert "64 images" in repr(found)
     with pytest.raises(AttributeError, match="its tables are table, outliers"):
         found.inliers  # noqa: B018
 
