@@ -182,7 +182,7 @@ class ImageSet:
         several = [named] if isinstance(named, str | os.PathLike | Image.Image) else list(named)
         source = several_of(several)
         made = object.__new__(cls)
-        data = os.fspath(several[0]) if isinstance(named, str | os.PathLike) else _called(several, source)
+        data = os.fspath(named) if isinstance(named, str | os.PathLike) else _called(several, source)
         made.__dict__ = {"data": data, "split": None, "seed": 0, "asked": None, "groups": None, "among": None}
         made.source, made.chosen = source, np.arange(len(source))
         return made

@@ -287,7 +287,7 @@ class Measurements:
                 return self._probing
             for tokens in sorted(set(self._probed.values())):
                 names = [name for name, single in self._probed.items() if single == tokens]
-                begun = Begun([self.network(name) for name in names], self.images, Notices())
+                begun = Begun([self.network(name) for name in names], self.images, Notices(), self.batch_size)
                 try:
                     probing = Probing.of(begun, self.train, tokens=tokens, neighbours=0)
                     self._probing.append((names, probing))

@@ -36,8 +36,8 @@ def attention_maps(
     cls: np.ndarray,
     rollout: np.ndarray,
     *,
-    names: Sequence[str] | None = None,
-    block: str = "",
+    names: Sequence[str] | np.ndarray | None = None,
+    block: str | np.ndarray = "",
     title: str = "",
 ) -> Figure:
     """Each image, its attention rollout, and where each head of the last block looks from the CLS token.

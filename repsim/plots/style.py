@@ -273,8 +273,8 @@ def legend(target: Axes | matplotlib.figure.FigureBase, entries: Iterable[tuple[
         return
     drawn_legend = target.legend([drawn for drawn, _ in entries], ["-"] * len(entries), frameon=False, **options)
     width = figure_of(target).get_size_inches()[0]
-    if isinstance(target, Axes) and target.get_subplotspec() is not None:
-        width /= target.get_subplotspec().get_gridspec().ncols
+    if isinstance(target, Axes) and (place := target.get_subplotspec()) is not None:
+        width /= place.get_gridspec().ncols
     width = (width - 0.4) / options.get("ncols", 1) - 0.6  # beside what was drawn
     for text, (_, name) in zip(drawn_legend.get_texts(), entries):
         text.set(text=fold(literal(name), width, LOOK["font.size"]), **LITERAL)
