@@ -21,6 +21,7 @@ from repsim.images.image_set import Batch, ImageSet
 from repsim.passes import resume as resuming
 from repsim.passes import sealed
 from repsim.passes.resume import FOLDER, Resume, Stopped
+from repsim.tables import writer
 
 CKA = ["cka", "--model-a", "vit_mini", "--images", "96", "--batch-size", "8", "--quiet", "--checkpoint-every", "0"]
 
@@ -274,19 +275,25 @@ def test_results_are_known_by_the_sums_where_the_record_of_the_run_is_damaged(tm
     (tmp_path / "run.json").unlink()
     (tmp_path / ".repsim-resume" / "about.json").write_text("null")
     (tmp_path / "mine.csv").write_text("1,2")
+    half, other = (tmp_path / f".repsim-{name}-cka.part.pdf" for name in (writer(), "0" * 12))
+    half.write_text("half of a picture, as a run that is killed leaves it")
+    other.write_text("of a run that nobody knows")
     refused = CliRunner().invoke(main, asked)
     assert refused.exit_code == 1 and "--fresh" in refused.stderr
     done = CliRunner().invoke(main, [*asked, "--fresh"])
     assert done.exit_code == 0, done.output
     assert (tmp_path / "mine.csv").read_text() == "1,2" and not (tmp_path / ".repsim-resume").exists()
+    assert other.exists() and not half.exists()
 
 
 def test_a_name_that_changed_in_a_file_of_sums_is_not_taken_for_repsims(tmp_path):
     file = tmp_path / "sums.pt"
-    sealed.save({"a": torch.ones(2)}, file, {"run": "1"}, ["cka.csv"])
-    assert sealed.beside(file) == ["cka.csv"] and torch.equal(sealed.load(file, {"run": "1"})["a"], torch.ones(2))
+    sealed.save({"a": torch.ones(2)}, file, {"run": "1"}, {"files": ["cka.csv"]})
+    assert sealed.beside(file, "files") == ["cka.csv"] and torch.equal(
+        sealed.load(file, {"run": "1"})["a"], torch.ones(2)
+    )
     file.write_bytes(file.read_bytes().replace(b"cka.csv", b"cka.cst"))
-    assert sealed.beside(file) == []
+    assert sealed.beside(file, "files") == []
     with pytest.raises(ValueError, match="checksum is another"):
         sealed.load(file, {"run": "1"})
 

@@ -102,7 +102,7 @@ def give_back_blocks() -> None:
     By itself glibc learns to keep blocks up to 32 MiB. What is kept of each layer, small as it is, then comes to lie
     between freed blocks, into which the next layer's do not fit any more: a pass of ViT-B/16 over 50 images took 2.8
     GB for 0.6. Once told so, glibc no longer learns how much of smaller blocks to keep either, and fetches and clears
-    the same memory again for each layer: hence `TOP`. What large blocks cost, the command line's huge pages make up for.
+    the same memory again for each layer: hence `TOP`. What large blocks cost, huge pages make up for (`cli/base.py`).
     """
     if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
         with suppress(OSError, AttributeError, TypeError):

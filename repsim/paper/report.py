@@ -363,7 +363,7 @@ def _how(exhibit: Exhibit, made: Made) -> Iterator[str]:
     """How the numbers of a figure were made."""
     record, tables = made.record, ", ".join(f"{name}.csv" for name in made.tables)
     yield f'<details class="how"><summary>How figure {exhibit.number} was made</summary><p>{escape(how(exhibit))}</p>'
-    yield f'<p class="note"><code>{escape(str(record.get("command")))}</code>, {escape(str(record.get("date")))}, '
+    yield f'<p class="note"><code>{escape(str(record.get("command")))}</code>, {escape(str(record.get("date"))[:10])}, '
     yield f"{escape(_images(record))}. What is drawn is in figure-{exhibit.number}/ ({escape(tables)}); "
     yield f"{COLUMNS} says what the columns mean, {INTERVALS} what intervals cover.</p></details>"
 

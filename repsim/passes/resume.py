@@ -35,6 +35,8 @@ FOLDER = ".repsim-resume"
 ABOUT = "about.json"
 MADE_BY = "repsim"
 SUMS = re.compile(r"pass-\d+-of-\d+-\d+\.pt")
+LEFT = ("files", "writers")
+"""Names that a killed run leaves to the next one: of its results, and of the processes that wrote them."""
 ROWS = re.compile(r"rows-(\d+\.(filling|whole|moving)|placed)")
 """Further files of a run here, which are removed with its sums: features under way."""
 PART = re.compile(r"\.repsim-[0-9a-f]{12}-.*\.part.*")
@@ -57,7 +59,7 @@ class Resume:
         settings: the digest that tells the run apart from runs whose results may lie beside its own.
         files: names of files and folders that the run will write beside the folder.
         allow: called before anything is written, with the files that an unfinished earlier run was to write; it raises
-        where files lie that neither run may replace.
+            where files lie that neither run may replace.
         say: gets a sentence, once, if the sums cannot be saved; None: a warning.
 
     Raises:
@@ -160,9 +162,10 @@ class Resume:
         try:
             before = read_about(self.folder)
         except RepsimError:
-            if fresh:  # the files that it was to write are known from its sums too
-                files = {name for each in names if SUMS.fullmatch(each) for name in sealed.beside(self.folder / each)}
-                return unknown | {"files": sorted(files)}
+            if fresh:  # its results and its writers are known from its sums too
+                saved = [self.folder / name for name in names if SUMS.fullmatch(name)]
+                known = {kind: [name for file in saved for name in sealed.beside(file, kind)] for kind in LEFT}
+                return unknown | known
             raise
         known = {name: before[name] for name in ("writers", "files")}
         if fresh or not sums:  # nothing was saved of an earlier run, if there was one
@@ -184,7 +187,7 @@ class Resume:
         Args:
             summing: the sums to fill, before the first batch.
             once_more: computes the first batch of the pass again and returns the value that `after` got; both are
-            compared with the saved ones; None if there is no batch.
+                compared with the saved ones; None if there is no batch.
             rounding: the share by which they may differ; see `sealed.alike`.
 
         Raises:
@@ -266,7 +269,8 @@ class Resume:
             if self._about is not None and not (self.folder / ABOUT).exists():
                 self._write_about(again=True)
             with replacing(self._file) as part:
-                sealed.save(saved, part, self._mark, (self._about or {}).get("files", ()))
+                left = {kind: self._about[kind] for kind in LEFT} if self._about else {}
+                sealed.save(saved, part, self._mark, left)
         except (OSError, RuntimeError) as error:
             self._complain(error, sealed.size(sums))
             return False

@@ -20,14 +20,14 @@ CHUNK = 2**20
 # line in eight bytes, and MAGIC. PyTorch's reader finds its archive's end before such a tail.
 
 
-def save(value: Any, file: Path, mark: dict[str, Any], beside: Sequence[str] = ()) -> None:
-    """Save a value, with its description (`mark`), the names of files that lie beside it, and a checksum of all."""
+def save(value: Any, file: Path, mark: dict[str, Any], beside: Mapping[str, Sequence[str]] | None = None) -> None:
+    """Save a value, with its description (`mark`), names of what its run leaves beside it, and a checksum."""
     try:
         with file.open("wb") as opened:
             torch.save(value, opened)
     except RuntimeError as error:  # of PyTorch's archive writer, which does not say what the system said
         raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
-    said = {**mark, "beside": list(beside)}
+    said = {**mark, "beside": {kind: list(names) for kind, names in (beside or {}).items()}}
     line = json.dumps({**said, "sha256": _checksum(file, file.stat().st_size, said)}, sort_keys=True).encode()
     with file.open("ab") as end:
         end.write(line + len(line).to_bytes(8, "big") + MAGIC)
@@ -45,10 +45,10 @@ def load(file: Path, mark: dict[str, Any]) -> Any:
     return torch.load(file, weights_only=True)
 
 
-def beside(file: Path) -> list[str]:
-    """The files that lie beside a value, as it says itself; none if it is damaged."""
+def beside(file: Path, kind: str) -> list[str]:
+    """Names of one kind that a file of sums says lie beside it; none if it is damaged."""
     try:
-        return [name for name in _said(file)["beside"] if isinstance(name, str)]
+        return [name for name in _said(file)["beside"].get(kind, ()) if isinstance(name, str)]
     except (OSError, ValueError):
         return []
 
@@ -69,7 +69,7 @@ def _said(file: Path) -> dict[str, Any]:
     try:
         said = json.loads(line)
         checksum = said.pop("sha256")
-        said["beside"] = list(said["beside"])
+        said["beside"] = dict(said["beside"])
     except (ValueError, KeyError, AttributeError, TypeError):
         raise ValueError("it is damaged: its last line is not as it was written") from None
     if checksum != _checksum(file, size - fixed - length, said):

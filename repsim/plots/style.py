@@ -289,12 +289,16 @@ def undrawn(figure: matplotlib.figure.Figure) -> str:
 
 
 def save(figure: matplotlib.figure.Figure, path: Path, *, untrained: bool = False) -> list[Path]:
-    """Write `path`.png and `path`.pdf, each whole or not at all; of untrained networks also `path`-random."""
-    written = []
+    """Write `path`.png and `path`.pdf, each whole or not at all; of untrained networks also `path`-random.
+
+    The figure is laid out once, as for the first of them.
+    """
+    written: list[Path] = []
     with look():
         for suffix in (".png", ".pdf", *(("-random.png", "-random.pdf") if untrained else ())):
             target = path.with_name(path.name + suffix)
             with whole(target) as part:
                 figure.savefig(part, metadata={"CreationDate": None} if target.suffix == ".pdf" else None)
+            figure.set_layout_engine("none")  # which would draw it once more before each further file
             written.append(target)
     return written
