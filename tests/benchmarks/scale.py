@@ -4,8 +4,9 @@
     python tests/benchmarks/scale.py layers features    # these alone
 
 Each line is a process of its own with one thread, which runs an untrained ViT of the bundled kind (7 x 7 tokens and
-CLS, 28 px) over noise: first a bare `inference_mode` pass, then `layer_cka` of its first layers with each other. CPU seconds are the process's; memory is the largest resident set while either ran. docs/scale.md compares them with
-its formulas.
+CLS, 28 px) over noise: first a bare `inference_mode` pass, then `layer_cka` of its first layers with each other. CPU
+seconds are the process's; memory is the largest resident set while either ran. docs/scale.md compares them with its
+formulas.
 """
 
 from __future__ import annotations
