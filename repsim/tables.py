@@ -279,7 +279,13 @@ def save_table(table: pd.DataFrame, path: Path) -> None:
     returns = any("\r" in str(name) for column in names for name in table[column].unique())
     quoting = csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
     with whole(path) as part:
-        table.to_csv(part, index=False, float_format="%.12g", quoting=quoting, errors=SURROGATES)
+        try:
+            table.to_csv(part, index=False, float_format="%.12g", quoting=quoting, errors=SURROGATES)
+        except csv.Error:
+            raise RepsimError(
+                f"cannot write {path}: a name in it holds a NUL, which Python before 3.11 writes into no CSV; give "
+                "another name"
+            ) from None
 
 
 SURROGATES = "surrogatepass"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from every_study import COARSE, STUDIES
+from test_precision import settings
 
 import repsim as rs
 from repsim.networks.layers import find_layers
@@ -39,12 +40,11 @@ def test_a_study_equals_the_cpu(name, precision, on_the_cpu):
 
 
 def test_the_usual_precision_is_tf32_and_the_settings_are_left_as_they_were():
-    places = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
-    before = [place.fp32_precision for place in places]
+    before = settings()
     vit, _ = on("cuda")
     assert vit.record()["precision"] == "tf32"
     rs.layer_cka(vit, images=IMAGES, batch_size=32)
-    assert [place.fp32_precision for place in places] == before
+    assert settings() == before
 
 
 def test_convolutional_networks_have_their_channels_last():

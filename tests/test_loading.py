@@ -1,5 +1,6 @@
 """Networks of transformers, torchvision and open_clip, by name or handed over, as these libraries have them."""
 
+import importlib.metadata
 import importlib.util
 import json
 import re
@@ -22,7 +23,6 @@ from repsim.cli import main
 from repsim.cli.base import each_model
 
 tf = pytest.importorskip("transformers")
-open_clip = pytest.importorskip("open_clip")
 
 SIDE = 32
 IMAGES = torch.rand(8, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
@@ -46,6 +46,8 @@ TEXT = {
 }
 SQUARE = {"height": SIDE, "width": SIDE}
 PROCESSOR = tf.ViTImageProcessor(size=SQUARE)
+BLOCKS = [f"{'layers' if hasattr(tf.ViTModel(tf.ViTConfig(**VIT)), 'layers') else 'encoder.layer'}.{i}" for i in (0, 1)]
+"""As transformers calls the blocks of its ViT and BEiT, from 5 on and before."""
 
 
 def clip() -> nn.Module:
@@ -88,7 +90,7 @@ def convnext() -> nn.Module:
 
 
 MADE = {
-    "vit": (lambda: tf.ViTModel(tf.ViTConfig(**VIT)), PROCESSOR, ["layers.0", "layers.1"]),
+    "vit": (lambda: tf.ViTModel(tf.ViTConfig(**VIT)), PROCESSOR, BLOCKS),
     "swin": (swin, PROCESSOR, ["encoder.layers.0.blocks.0", "encoder.layers.1.blocks.0"]),
     "convnext": (
         convnext,
@@ -106,7 +108,7 @@ MADE = {
         ["encoder.layers.0", "encoder.layers.1"],
     ),
     "siglip": (siglip, tf.SiglipImageProcessor(size=SQUARE), ["encoder.layers.0", "encoder.layers.1"]),
-    "beit": (lambda: tf.BeitModel(tf.BeitConfig(**VIT)), PROCESSOR, ["layers.0", "layers.1"]),
+    "beit": (lambda: tf.BeitModel(tf.BeitConfig(**VIT)), PROCESSOR, BLOCKS),
     "mobilevit": (
         mobilevit,
         tf.MobileViTImageProcessor(size={"shortest_edge": 72}, crop_size={"height": 64, "width": 64}),
@@ -226,7 +228,7 @@ def test_another_size_is_told_to_the_network_and_to_its_images(tmp_path):
     place = saved(tmp_path / "mine", tf.ViTModel(tf.ViTConfig(**VIT)))
     network = rs.load_model(f"hf:{place}", weights="random", image_size=48)
     assert network.input_size == (3, 48, 48)
-    (layer,) = rs.find_layers(network, ["layers.1"])
+    (layer,) = rs.find_layers(network, BLOCKS[1:])
     assert layer.grid == (6, 6)
 
 
@@ -258,6 +260,7 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_names_that_nothing_is_known_by(name):
+    pytest.importorskip(name.partition(":")[0].replace("hf", "transformers"))
     with pytest.raises(rs.UsageError, match=BAD[name]):
         rs.load_model(name)
 
@@ -278,6 +281,14 @@ def test_what_a_folder_lacks_is_asked_for(tmp_path):
 def test_a_library_that_is_not_installed_is_named_with_its_extra(scheme, package, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else 1)
     with pytest.raises(rs.UsageError, match=rf"needs the package {package}.*pip install 'repsim-vision\[{scheme}\]'"):
+        rs.load_model(f"{scheme}:a:b")
+
+
+@pytest.mark.parametrize("scheme, old", [("hf", "4.55.4"), ("open_clip", "2.32.0")])
+def test_a_library_that_is_too_old_is_said_with_what_to_install(scheme, old, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: 1)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: old)
+    with pytest.raises(rs.UsageError, match=rf"{old} is installed; .*pip install 'repsim-vision\[{scheme}\]'"):
         rs.load_model(f"{scheme}:a:b")
 
 
@@ -377,7 +388,12 @@ OPEN_CLIP = {
 }
 
 
+def of_open_clip() -> nn.Module:
+    return pytest.importorskip("open_clip").CLIP(**OPEN_CLIP)
+
+
 def test_open_clip_by_name(tmp_path):
+    open_clip = pytest.importorskip("open_clip")
     (tmp_path / "tiny-test.json").write_text(json.dumps(OPEN_CLIP))
     open_clip.add_model_config(tmp_path / "tiny-test.json")
     network = rs.load_model("open_clip:tiny-test", weights="random")
@@ -392,7 +408,7 @@ def test_open_clip_by_name(tmp_path):
 
 def test_a_folder_of_open_clip(tmp_path):
     torch.manual_seed(0)
-    module = open_clip.CLIP(**OPEN_CLIP)
+    module = of_open_clip()
     preprocessing = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bilinear"}
     config = {"model_cfg": OPEN_CLIP, "preprocess_cfg": preprocessing}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
@@ -407,7 +423,7 @@ def test_a_folder_of_open_clip(tmp_path):
 # As they are handed over in Python
 
 
-@pytest.mark.parametrize("build", [clip, siglip, lambda: open_clip.CLIP(**OPEN_CLIP)])
+@pytest.mark.parametrize("build", [clip, siglip, of_open_clip])
 def test_of_images_and_texts_the_part_that_sees_images_runs(build):
     torch.manual_seed(0)
     module = build().eval()
@@ -423,6 +439,13 @@ def test_a_network_of_texts_is_refused():
         rs.layer_cka(tf.CLIPTextModel(config), IMAGES, batch_size=8)
 
 
+def test_sizes_come_from_the_module_of_open_clip():
+    open_ = of_open_clip().visual
+    assert rs.Network(open_, "open").input_size == (3, SIDE, SIDE)
+    with pytest.raises(rs.UsageError, match="nothing says how images are prepared for VisionTransformer"):
+        rs.layer_cka(open_, rs.ImageSet("sample", images=8), batch_size=8)
+
+
 def test_sizes_come_from_the_config_and_what_prepares_images_is_asked_for():
     module = tf.ViTModel(tf.ViTConfig(**VIT, num_channels=3))
     assert rs.Network(module, "vit").input_size == (3, SIDE, SIDE)
@@ -430,10 +453,6 @@ def test_sizes_come_from_the_config_and_what_prepares_images_is_asked_for():
         rs.layer_cka(module, rs.ImageSet("sample", images=8), batch_size=8)
     given = rs.Network(module, "vit", transform=PROCESSOR)
     assert torch.equal(given.transform(photo()), PROCESSOR(images=photo(), return_tensors="pt")["pixel_values"][0])
-    open_ = open_clip.CLIP(**OPEN_CLIP).visual
-    assert rs.Network(open_, "open").input_size == (3, SIDE, SIDE)
-    with pytest.raises(rs.UsageError, match="nothing says how images are prepared for VisionTransformer"):
-        rs.layer_cka(open_, rs.ImageSet("sample", images=8), batch_size=8)
     of_timm = timm.create_model("vit_tiny_patch16_224.augreg_in21k", depth=1)
     assert rs.Network(of_timm, "timm").transform.mean == (0.5, 0.5, 0.5)
 
@@ -604,6 +623,8 @@ def test_of_several_networks_it_is_said_once_or_once_each():
 def test_a_mistyped_network_is_said_before_that_there_are_no_images(asked, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("REPSIM_IMAGENET", raising=False)
+    if asked[1].startswith("open_clip:"):
+        pytest.importorskip("open_clip")
     said = CliRunner().invoke(main, ["cka", *asked, "--weights-a", "random"])
     assert said.exit_code == 2 and re.search(message, said.stderr), said.stderr
 
@@ -654,7 +675,7 @@ def test_a_call_leaves_the_module_as_it_is():
     network = rs.Network(vit, "vit", call=lambda images: vit(pixel_values=images).last_hidden_state)
     assert vit.training and network.module.training
     rs.layer_cka(network, IMAGES, batch_size=8)
-    assert vit.training and vit.layers[0].training and not vit._forward_hooks
+    assert vit.training and vit.get_submodule(BLOCKS[0]).training and not vit._forward_hooks
     assert replace(network, name="other").module is network.module
     plain = rs.Network(vit, "vit")
     assert network.record() == plain.record() and network.weights_sha256 == plain.weights_sha256

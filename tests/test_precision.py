@@ -10,11 +10,14 @@ from repsim.networks.precision import computing
 
 IMAGES = rs.ImageSet("sample", images=32)
 CUDA = torch.device("cuda")
-PLACES = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+NEWER = hasattr(torch.backends.cuda.matmul, "fp32_precision")
+"""PyTorch has these switches since 2.9, beside those it had."""
+PLACES = (torch.backends.cuda.matmul, torch.backends.cudnn.conv if NEWER else torch.backends.cudnn)
 
 
 def settings() -> list[str]:
-    return [place.fp32_precision for place in PLACES]
+    older = {True: "tf32", False: "ieee"}
+    return [place.fp32_precision if NEWER else older[place.allow_tf32] for place in PLACES]
 
 
 def readable() -> None:

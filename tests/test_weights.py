@@ -1,6 +1,7 @@
 """Which weights of a file a network gets, and the hash of whatever weights it has."""
 
 import json
+import tarfile
 
 import pytest
 import torch
@@ -153,6 +154,17 @@ OPTIMIZER = {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": []}
 def test_a_single_set_is_taken_without_a_word(tmp_path, checkpoint):
     network = rs.load_model("test_weights:plain", weights=saved(tmp_path, checkpoint))
     assert shift(network) == 1 and network.notices == () and "weights_keys" not in network.record()
+
+
+def test_an_archive_of_long_ago_is_not_unpacked(tmp_path):
+    """PyTorch before 2.6 would extract it, to wherever its members say."""
+    with tarfile.open(tmp_path / "old.pt", "w") as archive:
+        archive.add(__file__, "storages")
+    with pytest.raises(rs.RepsimError, match="cannot read .*old.pt as weights: it is a tar archive"):
+        rs.load_model("test_weights:plain", weights=tmp_path / "old.pt")
+    (tmp_path / "zeros.pt").write_bytes(bytes(2048))
+    with pytest.raises(rs.RepsimError, match="cannot read .*zeros.pt as weights: (?!it is a tar)"):
+        rs.load_model("test_weights:plain", weights=tmp_path / "zeros.pt")
 
 
 def test_a_file_of_one_state_dict_has_no_keys(tmp_path):

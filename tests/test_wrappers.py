@@ -11,11 +11,16 @@ import torch.distributed
 from every_study import OF_A_VIT
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 import repsim as rs
 from repsim.networks.models import as_network
+
+try:
+    from torch.distributed.fsdp import fully_shard
+except ImportError:
+    fully_shard = None
 
 IMAGES = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 TRANSFORM = rs.EvalTransform(input_size=(3, 32, 32))
@@ -111,8 +116,12 @@ def same(found, expected) -> None:
 @pytest.mark.parametrize("study", OF_A_VIT)
 @pytest.mark.parametrize("how", WRAPPED)
 def test_a_wrapped_network_is_as_without(how, study, expected):
-    found = OF_A_VIT[study](rs.Network(WRAPPED[how](), "net", transform=TRANSFORM), IMAGES)
-    same(found, expected[study])
+    network = rs.Network(WRAPPED[how](), "net", transform=TRANSFORM)
+    if (how, study) == ("gradient checkpointing", "receptive") and not hasattr(timm.layers, "use_reentrant_ckpt"):
+        with pytest.raises(rs.UsageError, match="of the older, reentrant kind, switch that off"):  # timm 1.0.12 has it
+            OF_A_VIT[study](network, IMAGES)
+        return
+    same(OF_A_VIT[study](network, IMAGES), expected[study])
 
 
 def test_all_layers_of_compiled_parts_have_the_names_of_the_parts():
@@ -135,6 +144,8 @@ def sharded() -> nn.Module:
 
 
 def sharded_in_place() -> nn.Module:
+    if fully_shard is None:
+        pytest.skip("before PyTorch 2.6 fully_shard needs a GPU")
     module, mesh = small(), torch.distributed.init_device_mesh("cpu", (1,))
     for part in (*module.blocks, module):
         fully_shard(part, mesh=mesh)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -147,7 +147,8 @@ GROUPS = {
 
 def group_of(option: click.Option) -> str:
     """The title under which an option stands in the help; options of one side stand with those of both."""
-    name = option.opts[-1].removeprefix("--").removesuffix("-a").removesuffix("-b")
+    # click 8.2.0 has -h and --help in any order
+    name = max(option.opts, key=len).removeprefix("--").removesuffix("-a").removesuffix("-b")
     return next((title for title, names in GROUPS.items() if name in names), OWN)
 
 
@@ -501,7 +502,7 @@ class Run:
 
         record = {
             "command": command_line(),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             **found,
             SETTINGS: self.settings,
             "seconds": round(time.perf_counter() - self.started, 2),

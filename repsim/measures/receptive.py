@@ -36,7 +36,10 @@ def centre_gradients(z: Tensor, images: Tensor, channels: Tensor, *, at_once: in
         (n, k, h, w).
     """
     if not all(isinstance(each, Tensor) and each.requires_grad for each in (z, images)) or z.ndim != 2:
-        raise UsageError("centre_gradients needs tensors: z (n, d) computed from images, which require their gradient")
+        raise UsageError(
+            "centre_gradients needs tensors: z (n, d) computed from images, which require their gradient; if the "
+            "network has gradient checkpointing of the older, reentrant kind, switch that off"
+        )
     channels = classes_of(channels, len(channels), classes=z.shape[1], what="channels")
     at_once = whole(at_once, "at_once")
     total = torch.zeros_like(images)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import tarfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from repsim.errors import RepsimError, first_line
+from repsim.networks.older_torch import called, safe_globals
 from repsim.tables import kind
 
 INDEX = ".index.json"
@@ -27,8 +29,8 @@ SAFE: list[Any] = [
     argparse.Namespace,
     np.dtype,
     *{type(np.dtype(kind)) for kind in "?bhilqBHILQefd"},
-    (NUMBER, "numpy._core.multiarray.scalar"),
-    (NUMBER, "numpy.core.multiarray.scalar"),
+    called("numpy._core.multiarray.scalar", NUMBER),
+    called("numpy.core.multiarray.scalar", NUMBER),
 ]
 """Harmless classes that training scripts store beside weights: options, and numbers of numpy."""
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
@@ -51,10 +53,15 @@ def read(file: Path) -> Any:
         raise RepsimError(f"{file} is a Git LFS pointer and not the weights themselves; get them with `git lfs pull`")
     if file.name.endswith(INDEX):
         return _read_parts(file)
+    if head.strip(b"\0") and tarfile.is_tarfile(file):  # PyTorch before 2.6 unpacks it wherever it says, CVE-2025-32434
+        raise RepsimError(
+            f"cannot read {file} as weights: it is a tar archive; it must be a safetensors file or a state dict saved "
+            f"with {HOW_TO_SAVE}"
+        )
     try:
         if _is_safetensors(head, file.stat().st_size):
             return safetensors.torch.load_file(file)
-        with warnings.catch_warnings(), torch.serialization.safe_globals(SAFE):
+        with warnings.catch_warnings(), safe_globals(SAFE):
             warnings.simplefilter("ignore")  # of what follows as an error
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -5,12 +5,14 @@ Every library has one function that returns a `Found`; `SCHEMES` has them by the
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import inspect
 import json
 import logging
 import math
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,10 +49,24 @@ def check_library(name: str) -> None:
     scheme, _, rest = name.partition(":")
     if not rest.strip(":"):
         raise UsageError(f"{name!r} names no network: write {USAGE[scheme]}")
+    extra = f"; install it with pip install 'repsim-vision[{scheme}]'"
     if importlib.util.find_spec(PACKAGES[scheme]) is None:
-        extra = f"; install it with pip install 'repsim-vision[{scheme}]'"
         raise UsageError(f"{name} needs the package {PACKAGES[scheme]}, which is not installed{extra}")
+    if (old := _too_old(scheme)) is not None:
+        raise UsageError(f"{name} needs {PACKAGES[scheme]} {OLDEST[scheme]} or newer, and {old} is installed{extra}")
     NAMES[scheme](rest)
+
+
+def _too_old(scheme: str) -> str | None:
+    """The release of a library that is installed, if it is older than what is used of it."""
+    if scheme not in OLDEST:
+        return None
+    try:
+        found = importlib.metadata.version(DISTRIBUTIONS.get(PACKAGES[scheme], PACKAGES[scheme]))
+    except importlib.metadata.PackageNotFoundError:  # imported from a folder
+        return None
+    here, oldest = ([int(number) for number in re.findall(r"\d+", each)[:2]] for each in (found, OLDEST[scheme]))
+    return found if here < oldest else None
 
 
 def found_in_library(name: str, weights: str, model_args: dict[str, Any]) -> Found:
@@ -391,6 +407,10 @@ NAMES: dict[str, Callable[[str], tuple[str, str]]] = {
 """What looks at the name alone; it raises `UsageError` for one that the library does not know."""
 PACKAGES = {"hf": "transformers", "torchvision": "torchvision", "open_clip": "open_clip"}
 """What must be installed for each."""
+OLDEST = {"hf": "4.56", "open_clip": "3.0"}
+"""The oldest releases that take `dtype` and `load_weights`; pyproject.toml has them too."""
+DISTRIBUTIONS = {"open_clip": "open_clip_torch", "vit_pytorch": "vit-pytorch", "PIL": "pillow"}
+"""Libraries that are called otherwise where they are imported than where they are installed."""
 USAGE = {
     "hf": "hf:OWNER/NAME, hf:FOLDER or hf:OWNER/NAME:CLASS",
     "torchvision": "torchvision:NAME or torchvision:NAME:WEIGHTS",

@@ -572,7 +572,7 @@ def _check_timm_name(exact: str) -> None:
     if not timm.is_model(architecture):
         names = [*ALIASES, *minis.ARCHITECTURES, *timm.list_models()]
         raise one_of("model", exact, dict.fromkeys(names), ADVICE)
-    tags = list(timm.models.get_arch_pretrained_cfgs(architecture))
+    tags = timm.list_models(f"{architecture}.*", include_tags=True)
     if tag and exact not in tags:
         raise one_of("pretrained tag", exact, tags)
 

@@ -49,11 +49,11 @@ def computing(precision: str, device: torch.device) -> Iterator[None]:
 def _products(tf32: bool) -> Iterator[None]:
     """While active, float32 matrices and convolutions use tf32 or not; cuDNN takes it unless it is switched off.
 
-    PyTorch has two sets of switches for it, and refuses to read one that disagrees with the other.
+    PyTorch has two sets of switches for it since 2.9, and refuses to read one that disagrees with the other.
     """
     backends: Any = torch.backends  # the stubs know only some of the switches
     cuda, cudnn = backends.cuda.matmul, backends.cudnn
-    places = (cuda, cudnn.conv, cudnn.rnn)
+    places = [cuda, cudnn.conv, cudnn.rnn] if hasattr(cuda, "fp32_precision") else []
     before = [place.fp32_precision for place in places]
     switches = {place: _switch(place) for place in (cuda, cudnn)}
     try:

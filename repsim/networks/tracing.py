@@ -29,6 +29,7 @@ from repsim.features.arrays import FeatureNetwork, needs_network
 from repsim.networks.axes import Activation, activation_of, depends_on_several, measured_images_axis, reading_of
 from repsim.networks.draws import Draw, Repeating, draws, not_a_function
 from repsim.networks.models import Network, evaluating
+from repsim.networks.older_torch import uncompiled
 from repsim.networks.precision import as_given
 from repsim.networks.provenance import Label, Provenance
 from repsim.networks.tokens import Reading, first_tensor
@@ -537,7 +538,7 @@ def eagerly(network: Network) -> Iterator[None]:
     if network.compiled:
         yield
         return
-    with torch.compiler.set_stance("force_eager"), _without_fast_path():
+    with uncompiled(), _without_fast_path():
         yield
 
 

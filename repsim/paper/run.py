@@ -6,9 +6,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pandas as pd
+from typing_extensions import Self
 
 from repsim.errors import RepsimError, UsageError, one_of
 from repsim.images.image_set import ImageSet, as_image_set

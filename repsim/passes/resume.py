@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import torch
 from filelock import FileLock, Timeout
 
 from repsim.errors import RepsimError, Stopped, UsageError, first_line
 from repsim.images.image_set import Batch, Counts
 from repsim.measures.running import all_kept
+from repsim.networks.older_torch import safe_globals
 from repsim.passes import processes, sealed
 from repsim.tables import FULL, full, replacing, writer
 
@@ -216,7 +216,7 @@ class Resume:
 
     def _load(self, summing: Sequence[Any]) -> dict[str, Any]:
         try:
-            with torch.serialization.safe_globals([*all_kept(), Counts]):
+            with safe_globals([*all_kept(), Counts]):
                 saved = sealed.load(self._file, self._mark)
             if {"sums", "counts", "done", "first"} != set(saved) or len(saved["sums"]) != len(summing):
                 raise ValueError("it holds something else than the sums of this pass")

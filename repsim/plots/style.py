@@ -260,7 +260,8 @@ def room(names: Iterable[object]) -> float:
 
 def figure_of(drawn: Axes | matplotlib.figure.FigureBase) -> Figure:
     """The whole figure that something is drawn in, which is one of ours unless the caller gave other axes."""
-    return cast("Figure", drawn.get_figure(root=True))
+    inner: Any = drawn.figure  # perhaps a part of one; get_figure(root=True) is there from matplotlib 3.10 on
+    return cast("Figure", inner.figure)
 
 
 def legend(target: Axes | matplotlib.figure.FigureBase, entries: Iterable[tuple[Any, str]], **options: Any) -> None:

@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import reduce
-from typing import NamedTuple, Unpack
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
+from typing_extensions import Unpack
 
 from repsim.errors import UsageError
 from repsim.images.image_set import FEWEST, Batch, Counts, ImageSet, Named

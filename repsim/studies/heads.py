@@ -6,12 +6,13 @@ import dataclasses
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import NamedTuple, Unpack
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from repsim.errors import UsageError
 from repsim.images.image_set import Batch, Counts

@@ -12,18 +12,20 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
+from typing_extensions import Unpack
 
 from repsim.errors import Notice, UsageError
 from repsim.features.aligned import known_images, of_features_alone
 from repsim.features.arrays import FeatureNetwork, Features
 from repsim.images.image_set import FEWEST, Counts, Data, ImageSet, as_image_set
 from repsim.networks.layers import notices_of
+from repsim.networks.libraries import DISTRIBUTIONS
 from repsim.networks.models import Network, as_networks
 from repsim.passes.study import Study
 from repsim.passes.sweep import Passing, fitting, sweep
@@ -388,8 +390,6 @@ PACKAGES = (
     "pillow",
     "safetensors",
 )
-DISTRIBUTIONS = {"open_clip": "open_clip_torch", "vit_pytorch": "vit-pytorch", "PIL": "pillow"}
-"""Libraries of networks that are called otherwise where they are imported than where they are installed."""
 
 
 def versions(networks: Iterable[Network]) -> dict[str, str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Unpack
+from typing import Any
 
 import pandas as pd
+from typing_extensions import Unpack
 
 from repsim.errors import UsageError
 from repsim.images.image_set import Batch, Counts

@@ -7,12 +7,13 @@ import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from repsim.errors import UsageError
 from repsim.images.image_set import Batch, Counts

@@ -6,6 +6,7 @@ import torch
 from repsim.errors import RepsimError
 from repsim.measures.intervals import crossed, interval, jackknife
 from repsim.measures.running import GroupedSums, ImageMeans, Moments, Quantiles, Together
+from repsim.networks.older_torch import safe_globals
 
 
 def filled(values, groups=32):
@@ -72,7 +73,7 @@ def test_the_standard_error_of_values_far_from_zero():
         (first if number % 3 else second).update(batch)
     file = io.BytesIO()
     torch.save(first, file)
-    with torch.serialization.safe_globals([Moments]):
+    with safe_globals([Moments]):
         first = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
     found = Moments().merge(first).merge(second)
     torch.testing.assert_close(found.se(), values.std(0) / 10, rtol=1e-7, atol=0)
