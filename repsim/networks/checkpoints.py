@@ -23,7 +23,7 @@ from repsim.tables import kind
 INDEX = ".index.json"
 """Ending of the name of an index, which says in which of several files each tensor is."""
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", INDEX)
-NUMBER = np.float64(0).__reduce__()[0]
+NUMBER: Any = np.float64(0).__reduce__()[0]
 """numpy's function that makes a number; its module has had two names."""
 SAFE: list[Any] = [
     argparse.Namespace,
