@@ -237,8 +237,8 @@ def attention_maps(
 
     >>> import repsim as rs
     >>> maps = rs.attention_maps("vit_mini", rs.ImageSet("sample", images=16), count=2).maps
-    >>> {name: array.shape for name, array in maps.items()}
-    {'images': (2, 28, 28, 1), 'cls': (2, 8, 7, 7), 'rollout': (2, 7, 7)}
+    >>> maps["cls"].shape, maps["rollout"].shape  # of 8 heads, and of all blocks together
+    ((2, 8, 7, 7), (2, 7, 7))
     """
     named = isinstance(images, list | tuple | Image.Image) or (
         isinstance(images, str | os.PathLike) and os.path.isfile(os.path.expanduser(images))

@@ -98,7 +98,7 @@ def textured(n, side, seed=0):
 
 def test_tokens_that_are_patches_are_localized_perfectly():
     images = textured(32, 12)
-    result = rs.token_localization(Cells((4, 4)), images, layers=["tokens"])
+    result = rs.token_localization(Cells((4, 4)), images, layers=["tokens"], batch_size=32)
     found = maps(result.table)
     patches = cut(chosen(images), (4, 4)).unbind(1)
     expected = np.array([[rs.cka(a, b) for b in patches] for a in patches])
@@ -194,7 +194,7 @@ def test_constant_patches_and_tokens_are_nan_with_a_reason():
 def test_many_undefined_patches_are_counted():
     images = textured(16, 16)
     images[:, :, :4] = 0
-    reasons = rs.token_localization(Cells((8, 8)), images, layers=["tokens"]).notices
+    reasons = rs.token_localization(Cells((8, 8)), images, layers=["tokens"], batch_size=16).notices
     assert "(0, 5) and 10 more of Cells" in reasons[-1]
 
 
@@ -229,7 +229,7 @@ def test_networks_keep_their_mode_and_their_hooks():
 
 
 def test_one_batch_has_no_standard_error(vit):
-    result = rs.token_localization(vit, rs.ImageSet(images=16), layers=["blocks.11"])
+    result = rs.token_localization(vit, rs.ImageSet(images=16), layers=["blocks.11"], batch_size=16)
     assert result.table.se.isna().all() and result.summary.se.isna().all() and result.table.cka.notna().all()
 
 

@@ -77,8 +77,9 @@ def test_accuracies_are_those_of_scikit_learn_on_the_same_images(vit, train, tes
 
 
 def test_tables_have_a_row_per_probe_and_seed(vit, resnet, train, test_images):
+    layers = r"blocks\.[05]|layer[14]\.0"
     found = linear_probes(
-        [vit, resnet], test_images, train=train, layers=r"blocks\.[05]|layer[14]\.0", shots=[1, 5], neighbours=50
+        [vit, resnet], test_images, train=train, layers=layers, shots=[1, 5], neighbours=50, batch_size=32
     )
     assert list(found.table) == PROBE and list(found.summary) == PROBE_SUMMARY and list(found.neighbours) == NEIGHBOURS
     draws = 2 * 3
