@@ -201,8 +201,10 @@ def _page(directory: Path, found: list[tuple[Exhibit, Made]]) -> Iterator[str]:
     yield from _images_and_notices(record)
     for exhibit, figure in found:
         yield from _figure(directory, exhibit, figure)
+    # When and how long it ran is in the file alone, so that the same run makes the same page.
+    shown = {name: value for name, value in record.items() if name not in ("date", "seconds")}
     yield f'<section id="record"><h2>Run record</h2><details><summary>{RECORD}</summary>'
-    yield f'<pre tabindex="0">{escape(json.dumps(record, indent=2, ensure_ascii=False))}</pre></details></section>'
+    yield f'<pre tabindex="0">{escape(json.dumps(shown, indent=2, ensure_ascii=False))}</pre></details></section>'
     yield "</main></body></html>"
 
 
