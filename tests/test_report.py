@@ -70,6 +70,17 @@ def test_names_are_text(directory):
     assert len(page) < 15e6
 
 
+def test_the_same_run_at_another_hour_makes_the_same_page(directory):
+    pages = []
+    for time, seconds in (("2026-12-01T08:00:00+00:00", 10.5), ("2026-12-01T23:59:59+00:00", 99)):
+        for place in (directory / "figure-1", directory):
+            record = json.loads((place / "run.json").read_text())
+            (place / "run.json").write_text(json.dumps({**record, "date": time, "seconds": seconds}))
+        assert report(directory).exit_code == 0
+        pages.append((directory / "report.html").read_text())
+    assert pages[0] == pages[1] and "2026-12-01" in pages[0]
+
+
 ODD = [
     "0.10",
     "0.1",
