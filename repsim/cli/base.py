@@ -233,9 +233,6 @@ def main(ctx: click.Context) -> None:
         raise RepsimError(
             f"{error.strerror}: the disk is full, or none of these can be written to; name another in TMPDIR"
         ) from None
-    # PyTorch reads this when it is imported: blocks from 2 MiB on come in huge pages, where the system has them, and
-    # not in 4 KiB pages, each of which is fetched and cleared by itself.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if world_size() > 1:
         from repsim.passes import processes
 

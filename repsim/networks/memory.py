@@ -88,12 +88,10 @@ def _of_process() -> tuple[int, int]:
     return UNLIMITED, 0
 
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-"""Parameters of `mallopt`, as glibc numbers them."""
+MMAP_THRESHOLD = -3
+"""A parameter of `mallopt`, as glibc numbers it."""
 BLOCK = 2**23
 """Bytes from which on a block goes back to the system as soon as it is free."""
-TOP = 2**26
-"""Bytes of smaller blocks that stay with the process when they are free."""
 
 
 def give_back_blocks() -> None:
@@ -101,14 +99,11 @@ def give_back_blocks() -> None:
 
     By itself glibc learns to keep blocks up to 32 MiB. What is kept of each layer, small as it is, then comes to lie
     between freed blocks, into which the next layer's do not fit any more: a pass of ViT-B/16 over 50 images took 2.8
-    GB for 0.6. Once told so, glibc no longer learns how much of smaller blocks to keep either, and fetches and clears
-    the same memory again for each layer: hence `TOP`. What large blocks cost, huge pages make up for (`cli/base.py`).
+    GB for 0.6. It costs 2 to 3 % of a forward pass.
     """
     if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
         with suppress(OSError, AttributeError, TypeError):
-            libc = ctypes.CDLL(None)
-            libc.mallopt(MMAP_THRESHOLD, BLOCK)
-            libc.mallopt(TRIM_THRESHOLD, TOP)
+            ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, BLOCK)
 
 
 WORDS = (
