@@ -289,11 +289,11 @@ def test_results_are_known_by_the_sums_where_the_record_of_the_run_is_damaged(tm
 def test_a_name_that_changed_in_a_file_of_sums_is_not_taken_for_repsims(tmp_path):
     file = tmp_path / "sums.pt"
     sealed.save({"a": torch.ones(2)}, file, {"run": "1"}, {"files": ["cka.csv"]})
-    assert sealed.beside(file, "files") == ["cka.csv"] and torch.equal(
+    assert sealed.beside(file) == {"files": ["cka.csv"]} and torch.equal(
         sealed.load(file, {"run": "1"})["a"], torch.ones(2)
     )
     file.write_bytes(file.read_bytes().replace(b"cka.csv", b"cka.cst"))
-    assert sealed.beside(file, "files") == []
+    assert sealed.beside(file) == {}
     with pytest.raises(ValueError, match="checksum is another"):
         sealed.load(file, {"run": "1"})
 

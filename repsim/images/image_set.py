@@ -317,9 +317,7 @@ class ImageSet:
 
     def only(self, positions: np.ndarray) -> ImageSet:
         """Some of the chosen images, by their positions in `chosen`; nobody asked for more of them."""
-        other = object.__new__(ImageSet)
-        other.__dict__ = {**self.__dict__, "chosen": self.chosen[positions], "asked": None}
-        return other
+        return self._with(chosen=self.chosen[positions], asked=None)
 
     def known_to(self, known: np.ndarray) -> ImageSet:
         """The chosen images that are known, in a set from which further choices can be made.
@@ -337,15 +335,13 @@ class ImageSet:
             raise UsageError(f"labels must be one for each of the {len(self)} images, got shape {np.shape(labels)}")
         of_all = np.full(len(self.source), -1)
         of_all[self.chosen] = labels
-        other = object.__new__(ImageSet)
-        other.__dict__ = {**self.__dict__, "source": copy.copy(self.source)}
+        other = self._with(source=copy.copy(self.source))
         other.source.labels = of_all
         return other
 
     def redrawn(self, seed: int) -> ImageSet:
         """Another choice of as many images from the same source."""
-        other = object.__new__(ImageSet)
-        other.__dict__ = {**self.__dict__, "seed": seed}
+        other = self._with(seed=seed)
         other._choose(len(self))
         return other
 
@@ -394,10 +390,15 @@ class ImageSet:
         """So many of some of the images of the data, chosen and ordered as others are."""
         if known.sum() < FEWEST:
             raise UsageError(f"at least {FEWEST} training and {FEWEST} test images are needed; {self.data} has too few")
-        other = object.__new__(ImageSet)
-        known = known if self.among is None else known & self.among
-        other.__dict__ = {**self.__dict__, "among": known, "asked": images, "split_here": said}
+        among = known if self.among is None else known & self.among
+        other = self._with(among=among, asked=images, split_here=said)
         other._choose(images)
+        return other
+
+    def _with(self, **changes: Any) -> ImageSet:
+        """These images with other attributes, without choosing anew."""
+        other = object.__new__(ImageSet)
+        other.__dict__ = {**self.__dict__, **changes}
         return other
 
     def _choose(self, images: int | None) -> None:

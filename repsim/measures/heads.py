@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from repsim.measures.rsa import ranks
+
 EXACT = 40320
 """Permutations that are all taken, those of 8 heads; of more heads, `DRAWN` at random."""
 DRAWN = 9999
@@ -62,22 +64,6 @@ def window_cka(hsics: Tensor, chosen: Tensor) -> Tensor:
     return chosen @ hsics[:heads, heads:] / torch.where(root > 0, root, torch.nan)
 
 
-def ranks(x: Tensor) -> Tensor:
-    """Ranks of each column, from 1; equal values share the mean of theirs. NaN in columns that hold one.
-
-    By comparing all with all, since columns are short and many; `rankdata` of SciPy 1.11 took them one at a time.
-
-    Args:
-        x: (..., w, l).
-
-    >>> ranks(torch.tensor([[3.0], [1.0], [3.0]])).flatten().tolist()
-    [2.5, 1.0, 2.5]
-    """
-    own, other = x[..., :, None, :], x[..., None, :, :]
-    found = (own > other).sum(-2) + (own == other).sum(-2) / 2 + 0.5
-    return found.double().where(~x.isnan().any(-2, keepdim=True), torch.nan)
-
-
 def rank_correlation(x: Tensor, y: Tensor) -> Tensor:
     """Spearman's rank correlation of each column.
 
@@ -91,10 +77,11 @@ def rank_correlation(x: Tensor, y: Tensor) -> Tensor:
     >>> rank_correlation(torch.tensor([1.0, 2.0, 5.0]), torch.tensor([[3.0], [9.0], [1.0]])).tolist()
     [-0.5]
     """
-    a, b = (ranks(each.cpu()) for each in (x[:, None], y))
+    a, b = (ranks(each.cpu().mT).mT for each in (x[:, None], y))
     a, b = a - a.mean(-2, keepdim=True), b - b.mean(-2, keepdim=True)
     scale = (a.square().sum(-2) * b.square().sum(-2)).sqrt()
-    return (a * b).sum(-2) / torch.where((scale > 0) & (len(x) > 2), scale, torch.nan)
+    defined = (scale > 0) & (len(x) > 2) & ~y.cpu().isnan().any(-2) & ~x.cpu().isnan().any()
+    return (a * b).sum(-2) / torch.where(defined, scale, torch.nan)
 
 
 def distance_correlation(distances: Tensor, hsics: Tensor, window: int, order: Tensor | None = None) -> Tensor:

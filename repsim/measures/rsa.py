@@ -109,14 +109,22 @@ def _above(square: Tensor) -> Tensor:
 
 
 def ranks(values: Tensor) -> Tensor:
-    """(m,) float64 ranks from 1; those of equal values are their mean."""
+    """(..., m) float64 ranks along the last axis, from 1; those of equal values are their mean.
+
+    >>> ranks(torch.tensor([[3.0, 1.0, 3.0]])).tolist()
+    [[2.5, 1.0, 2.5]]
+    """
     ordered, order = values.sort()
-    _, counts = ordered.unique_consecutive(return_counts=True)
-    last = counts.cumsum(0).double()
-    mean = last - (counts - 1).double() / 2
-    found = torch.empty_like(values, dtype=torch.float64)
-    found[order] = mean.repeat_interleave(counts) if len(counts) < len(values) else mean
-    return found
+    places = torch.arange(1, values.shape[-1] + 1, device=values.device).expand_as(order)
+    differs = ordered[..., 1:] != ordered[..., :-1]
+    if differs.all():
+        mean = places.double()
+    else:  # runs of equal values: from the last place at which one begins to the first at which one ends
+        edge = differs.new_ones(*differs.shape[:-1], 1)
+        first = torch.where(torch.cat([edge, differs], -1), places, 0).cummax(-1).values
+        last = torch.where(torch.cat([differs, edge], -1), places, places.shape[-1]).flip(-1).cummin(-1).values.flip(-1)
+        mean = (first + last).double() / 2
+    return torch.empty_like(mean).scatter_(-1, order, mean)
 
 
 @kept

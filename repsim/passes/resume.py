@@ -163,11 +163,10 @@ class Resume:
             before = read_about(self.folder)
         except RepsimError:
             if fresh:  # its results and its writers are known from its sums too
-                saved = [self.folder / name for name in names if SUMS.fullmatch(name)]
-                known = {kind: [name for file in saved for name in sealed.beside(file, kind)] for kind in LEFT}
-                return unknown | known
+                beside = [sealed.beside(self.folder / name) for name in names if SUMS.fullmatch(name)]
+                return unknown | {kind: [name for left in beside for name in left.get(kind, ())] for kind in LEFT}
             raise
-        known = {name: before[name] for name in ("writers", "files")}
+        known = {kind: before[kind] for kind in LEFT}
         if fresh or not sums:  # nothing was saved of an earlier run, if there was one
             return unknown | known
         of_run = before["about"]

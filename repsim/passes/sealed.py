@@ -45,12 +45,12 @@ def load(file: Path, mark: dict[str, Any]) -> Any:
     return torch.load(file, weights_only=True)
 
 
-def beside(file: Path, kind: str) -> list[str]:
-    """Names of one kind that a file of sums says lie beside it; none if it is damaged."""
+def beside(file: Path) -> dict[str, list[str]]:
+    """Names, by kind, that a file of sums says lie beside it; none if it is damaged."""
     try:
-        return [name for name in _said(file)["beside"].get(kind, ()) if isinstance(name, str)]
+        return _said(file)["beside"]
     except (OSError, ValueError):
-        return []
+        return {}
 
 
 def _said(file: Path) -> dict[str, Any]:
