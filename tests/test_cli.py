@@ -237,6 +237,32 @@ def test_attention_with_maps_of_ones_own_photographs(somewhere):
         assert result.exit_code == 2 and message in result.output, result.output
 
 
+def test_photographs_for_maps_are_measured_too_where_no_other_images_are(somewhere):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save("photo.png")
+    small = [f"--arg={name}" for name in ("img_size=32", "depth=2", "embed_dim=32", "num_heads=2")]
+    network = ["attention", "--model", "vit_tiny_patch16_224", "--weights", "random", *small]
+    result = repsim(*network, "--maps", "photo.png", "--out", "o")
+    assert result.exit_code == 0, result.output
+    written = next(line for line in result.output.splitlines() if line.startswith("wrote"))
+    assert "o/attention_maps.npz" in written and "o/attention_maps.png" in written
+    assert load_arrays(Path("o/attention_maps.npz"))["names"].tolist() == ["photo.png"]
+    assert json.loads(Path("o/run.json").read_text())["images"]["used"] == 1
+    assert pd.read_csv("o/attention.csv").distance_px.notna().all()
+    result = repsim(*network, "--maps", 1)
+    assert result.exit_code == 2 and "no images: give a folder with --data DIR" in result.output
+
+
+def test_a_default_number_of_images_is_not_said_to_be_asked_for(somewhere):
+    Path("few").mkdir()
+    for i in range(8):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (28, 28), dtype=np.uint8)).save(f"few/{i}.png")
+    few = ["attention", "--model", "vit_micro", "--data", "few"]
+    assert "asked for" not in repsim(*few, "--out", "default").output
+    assert "20 images were asked for, there are 8" in repsim(*few, "--images", 20, "--out", "own").output
+    tables = [Path(out, "attention.csv").read_bytes() for out in ("default", "own")]
+    assert tables[0] == tables[1]
+
+
 def test_receptive(somewhere):
     result = repsim("receptive", "--images", 4, "--channels", 2, "--layers", r"blocks\.(0|11)")
     assert result.exit_code == 0, result.output

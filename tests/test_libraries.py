@@ -65,7 +65,7 @@ SAMPLE = {
     ("smp", "Unet resnet18"): (8, "conv norm conv norm block", "the encoder's units"),
     ("own", "nn.TransformerEncoder pre-norm, batch first"): (3, PRE_NORM, "its activation is no module"),
     ("own", "nn.TransformerEncoder post-norm, tokens first"): (3, POST_NORM, "the same"),
-    ("own", "residual sums in one forward"): (0, None, "no module holds a sum: its convolutions stand for it"),
+    ("own", "residual sums in one forward"): (4, None, "each sum of a convolution in the network's own code"),
 }
 IMPORTS = {"smp": "segmentation_models_pytorch", "own": "torch"}
 

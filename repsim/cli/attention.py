@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from repsim.cli.base import Asked, Job, Source, job_options, main, model_options
+from repsim.cli.base import Asked, Job, Source, data_at_hand, job_options, main, model_options
 from repsim.cli.pictures import draw, pictures
 from repsim.cli.words import check_range
 from repsim.errors import UsageError
@@ -52,7 +52,13 @@ def attention(
     if files and not maps:
         raise UsageError(f"unexpected {files[0]!r}; images to look at are given as --maps FILE, images as --data DIR")
     writes = ["attention.csv", "attention_maps.npz", *pictures("attention", "attention_maps")]
-    run = job.start([Asked(model, weights, arg, weights_key, transform)], writes)
+    # Where no other images are, those that maps are drawn of are measured too.
+    images = None
+    if isinstance(looked_at, list) and job.data is None and data_at_hand([model]) is None:
+        from repsim.images.image_set import ImageSet
+
+        images = ImageSet.of_named(looked_at)
+    run = job.start([Asked(model, weights, arg, weights_key, transform)], writes, images=images)
 
     from repsim.studies.attention import attention_distance
 

@@ -415,7 +415,8 @@ class Job:
         from repsim.images.image_set import ImageSet
 
         where = {"split": split, "root": self.data_dir}
-        return ImageSet(data, **where, images=self.images, seed=self.seed, groups=self.groups)
+        images = ImageSet(data, **where, images=self.images, seed=self.seed, groups=self.groups)
+        return images if given("images") else images.at_most_all()
 
     def known_to(self, features: Sequence[Any]) -> Any:
         """The images that all features have in common, where there are no networks and no data."""
@@ -874,7 +875,21 @@ IMAGENET = "data/imagenet/val"
 
 
 def default_data(networks: list[str]) -> str:
-    """The default data: the bundled sample for bundled networks, else ImageNet."""
+    """The default data: the bundled sample for bundled networks, else ImageNet.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if (data := data_at_hand(networks)) is not None:
+        return data
+    raise UsageError(
+        "no images: give a folder with --data DIR (data/README.md says how to get some), or put ImageNet's validation "
+        f"images into {IMAGENET} or name their folder in REPSIM_IMAGENET; `--data noise` gives a dry run"
+    )
+
+
+def data_at_hand(networks: list[str]) -> str | None:
+    """The default data of these networks; None: there is none."""
     from repsim.networks.minis import ARCHITECTURES, bundled
 
     if all(name in ARCHITECTURES or name in bundled() for name in networks):
@@ -885,10 +900,7 @@ def default_data(networks: list[str]) -> str:
     for place in (named, IMAGENET):
         if place and Path(place).is_dir():
             return place
-    raise UsageError(
-        "no images: give a folder with --data DIR (data/README.md says how to get some), or put ImageNet's validation "
-        f"images into {IMAGENET} or name their folder in REPSIM_IMAGENET; `--data noise` gives a dry run"
-    )
+    return None
 
 
 def label(model: str, weights: str = "pretrained", key: str | None = None) -> str:

@@ -137,32 +137,41 @@ def figures(
         of_all = of_preset(weights, [*weights_key, *arg, *transform])
         cast = cast.played_by({name: Asked(name, of_all) for name in cast.players})
 
-    from repsim.images.image_set import ImageSet, train_and_test
+    from repsim.images.image_set import ImageSet, has_split, train_and_test
 
     job = replace(job, images=cast.roles.images if job.images is None else job.images)
-    data, split, train, without = job.data, job.split, None, ""
+    data, split, train, chosen, without = job.data, job.split, None, None, ""
     data = data or default_data([item.model for item in cast.players])
     try:
-        (train_data, train_split), (data, split) = train_and_test(data, split, train_data, train_split)
-        if cast.probes:
-            few = NOISE_TO_TRAIN if data == "noise" else None
-            train = ImageSet(train_data, split=train_split, root=job.data_dir, images=few, seed=job.seed)
+        if any((split, train_data, train_split)) or has_split(data):
+            training, (data, split) = train_and_test(data, split, train_data, train_split)
+            if cast.probes:
+                few = NOISE_TO_TRAIN if data == "noise" else None
+                train = ImageSet(training[0], split=training[1], root=job.data_dir, images=few, seed=job.seed)
+        elif cast.probes:
+            chosen = job.chosen(data, None)
+            train, _ = chosen.parted()
     except UsageError as error:  # only figures of probes need training images
         without = f"no training images: {error}"
     job = replace(job, data=data, split=split)
     if only_plan:
-        loaded, images = job.ready(cast.players)
+        loaded, images = job.ready(cast.players, images=chosen)
     else:
         run = job.start(
             cast.players,
             [f"figure-{exhibit.number}" for exhibit in cast.exhibits],
             train=train,
+            images=chosen,
             called=called(cast.roles, cast.players),
             beside=["numbers", "only_plan"],
         )
         loaded, images = run.networks, run.images
         check_pages(run.out)
     said = [without] if without and cast.probes else []
+    if train is not None and train.split_here:
+        from repsim.studies.probe import split_in_words
+
+        said.append(split_in_words(data, train.split_here))
     if data == "noise" and train is not None:
         said.append("probes of noise: two classes are made up, to try them out")
         train, images = (item.labelled([i % 2 for i in range(len(item))]) for item in (train, images))

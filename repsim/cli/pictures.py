@@ -49,7 +49,7 @@ def redrawing(directory: Path) -> Iterator[None]:
 
 
 def draw(directory: Path, name: str, quiet: bool, **options: Any) -> None:
-    """Draw a run's pictures from its tables and print the paths.
+    """Draw a run's pictures from its tables, and print the paths of tables, arrays, record and pictures.
 
     Args:
         name: of the study, see `repsim.plots.pictures`.
@@ -68,8 +68,13 @@ def draw(directory: Path, name: str, quiet: bool, **options: Any) -> None:
     ]
     record = load_record(directory / RECORD) if (directory / RECORD).exists() else {}
     figures = pictures(name, tables, arrays, record, **options)
+    if not is_first():
+        return
+    kept = [*(f"{file}.csv" for file in drawn.tables), *(f"{file}.npz" for file in there), RECORD]
+    written = [directory / file for file in kept if (directory / file).exists()]
     for file, figure in figures.items():
-        finish(directory, file, figure, models, quiet or file != name)
+        written += finished(directory, file, figure, models, quiet)
+    say("wrote " + ", ".join(map(str, written)), quiet)
 
 
 def untrained(directory: Path, models: list[str]) -> bool:
@@ -80,15 +85,11 @@ def untrained(directory: Path, models: list[str]) -> bool:
     return load_record(record, "random")["random"] if record.exists() else any("-random" in name for name in models)
 
 
-def finish(directory: Path, name: str, figure: Any, models: list[str], quiet: bool) -> None:
-    """Save a figure under its name, with `random` in it for untrained networks, and print its path."""
-    if not is_first():
-        return
+def finished(directory: Path, name: str, figure: Any, models: list[str], quiet: bool) -> list[Path]:
+    """Save a figure under its name, and of untrained networks once more with `random` in it; the paths of both."""
     from repsim.plots.style import save, undrawn
-    from repsim.tables import RECORD
 
     written = save(figure, directory / name, untrained=untrained(directory, models))
     if boxes := undrawn(figure):
         say(f"the font of the pictures has no {boxes!r}: boxes stand for these (matplotlib's font.family)", quiet)
-    paths = [*sorted(directory.glob(f"{name}*.csv")), directory / RECORD, *written]
-    say("wrote " + ", ".join(str(path) for path in paths if path.exists()), quiet)
+    return written

@@ -329,6 +329,22 @@ class ImageSet:
         other.among = known if self.among is None else known & self.among
         return other
 
+    def at_most_all(self) -> ImageSet:
+        """The same images, of which nobody is told that more were wanted: so many were a default."""
+        return self if len(self) == self.asked else self._with(asked=None)
+
+    def shared_with(self, other: ImageSet) -> np.ndarray:
+        """(n,) whether each chosen image was chosen in another set too: the same file, or number of the same data."""
+        mine, others = self.chosen, other.chosen
+        if self.source is not other.source:
+            if isinstance(self.source, Files) and isinstance(other.source, Files):
+                paths, other_paths = self.source.paths, other.source.paths
+                mine = [os.path.abspath(paths[number]) for number in mine.tolist()]
+                others = [os.path.abspath(other_paths[number]) for number in others.tolist()]
+            elif self.numbered_in is None or self.numbered_in != other.numbered_in:
+                return np.zeros(len(self), bool)
+        return np.isin(mine, others)
+
     def labelled(self, labels: np.ndarray | Sequence[int]) -> ImageSet:
         """The same images with other classes: (n,) integers from 0 on, one for each chosen image."""
         if np.shape(labels) != (len(self),):

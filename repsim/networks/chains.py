@@ -1,13 +1,18 @@
-"""Networks that are one chain of convolutions (VGG, AlexNet): each with its norm and activation is a block."""
+"""Blocks of networks whose own code runs them, so that no module holds them.
+
+In a chain of convolutions (VGG, AlexNet) each with its norm and activation is a block. Where the code adds, what leads
+to a residual sum is a block; of a transformer, what leads to the sum of attention and the sum of the MLP after it.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 from torch import nn
 
-from repsim.networks.tracing import Call, Operation, Spot, Trace, adds_what_it_came_from, bends, is_learned
+from repsim.networks.tracing import Call, Operation, Spot, Trace, adds_what_it_came_from, bends, is_learned, is_sum
 
 
 def chain(trace: Trace, passed_over: Callable[[str], bool]) -> list[tuple[str, Spot]]:
@@ -58,7 +63,83 @@ def _unit(trace: Trace, first: Call, end: Operation) -> tuple[str, Spot]:
     if gives:
         return gives[0].path, Spot(gives[0], "block", since=first)
     name = f"{first.path}.activation"
-    given = [call for call in trace.calls if call.argument and call.argument.made is end]
-    if not given:
-        return first.path, Spot(first, "block", name, lost=end, since=first)
-    return first.path, Spot(min(given, key=lambda call: call.started), "block", name, "input", since=first)
+    if given := _given(trace, end):
+        return first.path, Spot(given[0], "block", name, "input", since=first)
+    return first.path, Spot(first, "block", name, lost=end, since=first)
+
+
+def summed(trace: Trace) -> list[tuple[str, Spot]]:
+    """What leads to each residual sum of the module whose code makes the last one: paths, and where the sums are.
+
+    One alone is no row of blocks. A block's path is that of the first module in it, its name that of the last, with
+    `sum` for what is added to its result.
+    """
+    last = next((op for op in reversed(trace.operations) if adds_what_it_came_from(op)), None)
+    sums = [] if last is None else _along(last)
+    if len(sums) < 2:
+        return []
+    halves = [_adds_attention(trace, here) and not _adds_attention(trace, after) for here, after in pairwise(sums)]
+    ends = [here for here, half in zip(sums, [*halves, False]) if not half]
+    bent = [_bent(trace, end) for end in ends]
+    if all(end is not None and _given(trace, end) for end in bent):
+        ends = [end for end in bent if end is not None]
+    entries = [_skip(sums[0]), *ends]
+    blocks = [_block(trace, entry, end) for entry, end in zip(entries, ends)]
+    return [block for block in blocks if block is not None] if None not in blocks else []
+
+
+def _along(last: Operation) -> list[Operation]:
+    """The sums on the way back along what they are added to, made by the same code as the last one; first to last."""
+    sums, here = [], last
+    while here is not None and here.at is not None:
+        if is_sum(here) and None not in here.operands and last.at is not None and here.at.path == last.at.path:
+            sums.insert(0, here)
+            here = _skip(here)
+        elif len(here.before) == 1:
+            (here,) = here.before
+        else:
+            break
+    return sums
+
+
+def _skip(addition: Operation) -> Operation:
+    """The operand of a sum that the other is computed from; or, with a projection on it, of which less is computed."""
+    a, b = addition.operands
+    if a is None or b is None:
+        raise ValueError("one operand of the sum is the same for all images")
+    learned = [{op for op in {one, *one.ancestors()} if is_learned(op)} for one in (a, b)]
+    return a if len(learned[0] - learned[1]) <= len(learned[1] - learned[0]) else b
+
+
+def _adds_attention(trace: Trace, addition: Operation) -> bool:
+    skip = _skip(addition)
+    return any(
+        op.when > skip.when and op.at in {weights.at for weights in trace.provenance.attentions}
+        for op in addition.ancestors()
+    )
+
+
+def _given(trace: Trace, op: Operation) -> list[Call]:
+    """The calls of modules that take what an operation makes, in the order in which they begin."""
+    return sorted(
+        (call for call in trace.calls if call.argument is not None and call.argument.made is op),
+        key=lambda call: call.started,
+    )
+
+
+def _bent(trace: Trace, end: Operation) -> Operation | None:
+    """The activation function that alone takes a sum."""
+    after = trace.following(end)
+    return after[0] if len(after) == 1 and bends(after[0]) else None
+
+
+def _block(trace: Trace, entry: Operation, end: Operation) -> tuple[str, Spot] | None:
+    """The path and output of what runs from one place of a network's code to another; None where no module does."""
+    inside = [call for call in trace.calls if call.path and entry.when < call.started and call.ended < end.when]
+    if not inside:
+        return None
+    first = min(inside, key=lambda call: call.started)
+    name = f"{max(inside, key=lambda call: call.ended).path}.sum"
+    if given := _given(trace, end):
+        return first.path, Spot(given[0], "block", name, "input", since=first)
+    return first.path, Spot(first, "block", name, lost=end, since=first)

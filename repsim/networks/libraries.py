@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 
 from repsim.errors import RepsimError, UsageError, first_line, one_of
@@ -62,11 +62,10 @@ def _too_old(scheme: str) -> str | None:
     if scheme not in OLDEST:
         return None
     try:
-        found = importlib.metadata.version(DISTRIBUTIONS.get(PACKAGES[scheme], PACKAGES[scheme]))
+        release = importlib.metadata.version(DISTRIBUTIONS.get(PACKAGES[scheme], PACKAGES[scheme]))
     except importlib.metadata.PackageNotFoundError:  # imported from a folder
         return None
-    here, oldest = ([int(number) for number in re.findall(r"\d+", each)[:2]] for each in (found, OLDEST[scheme]))
-    return found if here < oldest else None
+    return release if Version(release).release < Version(OLDEST[scheme]).release else None
 
 
 def found_in_library(name: str, weights: str, model_args: dict[str, Any]) -> Found:

@@ -83,7 +83,7 @@ def find_sums(network: Network | nn.Module | str) -> list[ResidualSum]:
             if addition.output is None:
                 raise UsageError(f"a residual sum in {path} of {network.name} has no axis of images that is known")
             reading = trace.reading(addition.output)
-            name = block.call.name if block.call.path == path else path
+            name = block.name or (block.call.name if block.call.path == path else path)
             residual_sums.append(ResidualSum(name, depth(block.when), number, sublayer, addition.at, skip, reading))  # pyrefly: ignore [bad-argument-type]  # of a sum
     if not residual_sums:
         raise UsageError(f"{network.name} has no blocks with residual sums that repsim can find")
@@ -130,8 +130,7 @@ def _stream(trace: Trace, path: str, block: Spot) -> list[tuple[Operation, int]]
         depends = _parted_from(here) or _added_to(here, first.started) or {op for op in here.operands if op is not None}
         if is_learned(here) or len(depends) != 1:
             # A projection of the skip, or a block without one: nothing that is added must lie behind it.
-            behind = [op for op in {here, *here.ancestors()} if op.when > first.started and adds_what_it_came_from(op)]
-            if behind or (additions and len(depends) > 1):
+            if _added_behind(here, first.started) or (additions and len(depends) > 1):
                 raise UsageError(
                     f"the residual sums of {path} in {trace.network.name} cannot be found: its stream can be followed "
                     f"back from the output to an operation {here.name!r} only"
@@ -153,7 +152,8 @@ def _parted_from(op: Operation) -> set[Operation]:
 def _added_to(op: Operation, started: int) -> set[Operation]:
     """The sum in the one part that a block adds to, of several that it puts together; empty if it adds to more.
 
-    The others are as they entered the block: patches beside a class token, or local tokens beside those of a region.
+    The others are as they entered the block (patches beside a class token, or local tokens beside those of a region),
+    or nothing is added in them, such as the channels by which a dual path grows.
     """
     if op.name != "cat" or None in op.operands:
         return set()
@@ -161,8 +161,13 @@ def _added_to(op: Operation, started: int) -> set[Operation]:
     sums = {
         next((operation for operation in way if is_sum(operation) and operation.when > started), None) for way in ends
     }
-    as_given = all(way[-1].when < started or any(map(is_sum, way)) for way in ends)
-    return {operation for operation in sums if operation} if as_given and len(sums) == 2 and None in sums else set()
+    alone = all(way[-1].when < started or any(map(is_sum, way)) or not _added_behind(way[-1], started) for way in ends)
+    return {operation for operation in sums if operation} if alone and len(sums) == 2 and None in sums else set()
+
+
+def _added_behind(op: Operation, started: int) -> list[Operation]:
+    """What is added up to an operation, from a moment on."""
+    return [before for before in {op, *op.ancestors()} if before.when > started and adds_what_it_came_from(before)]
 
 
 def _way_back(part: Operation | None) -> list[Operation]:

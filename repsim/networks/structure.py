@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from repsim.networks.bare_blocks import entered, first_call, handed_on
-from repsim.networks.chains import chain
+from repsim.networks.chains import chain, summed
 from repsim.networks.kinds import has_parts, is_a, is_attention_like, is_mlp, is_mlp_like, maps_in, named_norm
 from repsim.networks.tracing import (
     Call,
@@ -36,7 +36,7 @@ def find_blocks(trace: Trace) -> list[tuple[str, Spot]]:
     paths = _whole(trace, list(_block_paths(trace)), ends) or units(trace) or _outermost(ends)
     paths = _without_parts(trace, _paired(trace, _taken_apart(trace, paths), ends), ends)
     if not paths or _are_branches(trace, paths, ends):
-        return chain(trace, lambda path: _held_over(trace, path))
+        return chain(trace, lambda path: _held_over(trace, path)) or summed(trace)
     if rows := _in_halves(trace, paths, set(ends)):
         return rows
     paths = _handing_on(trace, paths)

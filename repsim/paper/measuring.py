@@ -46,8 +46,8 @@ from repsim.passes.sweep import networks_of, runs_of, sweep
 from repsim.studies.attention import AttentionDistance
 from repsim.studies.heads import HeadSimilarity, correlation, head_layer, lower_layers, windows
 from repsim.studies.localization import Localization, located
-from repsim.studies.probe import Probing, check_labels
-from repsim.studies.probe_passes import Features, Fitting, Place, Testing
+from repsim.studies.probe import Probing, check_labels, tested_among
+from repsim.studies.probe_passes import Features, Fitting, Place, Testing, probed
 from repsim.studies.receptive import ReceptiveFields, places_of
 from repsim.studies.residual import ResidualNorms
 from repsim.studies.results import Begun, Notices, Result
@@ -219,9 +219,10 @@ class Measurements:
         if self.train is None:
             raise UsageError("probes need training images with labels, and there are none")
         check_labels(self.train, self.images)
+        tested_among(self.images, self.train, self._said.append)
         network = self.network(name)
         with asking(name):
-            Features.of(network, find_layers(network, "blocks"), single=tokens)
+            Features.of(network, probed(network, "blocks", self._said.append), single=tokens)
         self._probed[name] = self._probed.get(name, False) or tokens
 
     def probes(self, name: str) -> Result:

@@ -117,7 +117,7 @@ def lesions(
     network: AnyNetwork,
     images: AnyImages = None,
     *,
-    remove: Sequence[str] = REMOVE,
+    remove: str | Sequence[str] = REMOVE,
     blocks: Sequence[int] | None = None,
     layers: str | Sequence[str] = "blocks",
     batch_size: int | None = None,
@@ -131,7 +131,7 @@ def lesions(
     Args:
         network: a network, module or name.
         images: see `layer_cka`; None: 512 of the bundled sample.
-        remove: of `skip`, `branch` (of each sum), `skips` (all of a block, as the paper's networks lack
+        remove: one or several of `skip`, `branch` (of each sum), `skips` (all of a block, as the paper's networks lack
             them), `block` (all branches of a block).
         blocks: numbers of the blocks to try; None: all.
         layers: a choice of `find_layers`: the layers where the network is compared with the untouched one.
@@ -156,6 +156,7 @@ def lesions(
     """
     begun = begin(network, images, most=MOST, layers=layers, batch_size=batch_size, usual=BATCH, over_batches=True)
     (network,), images = begun.networks, begun.images
+    remove = [remove] if isinstance(remove, str) else remove
     sums = find_sums(network)
     tried = find_lesions(sums, remove, blocks)
     compared = find_layers(network, layers)

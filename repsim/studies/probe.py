@@ -19,8 +19,7 @@ from repsim.images.image_set import Counts, ImageSet, as_image_set, has_split, t
 from repsim.images.sources import Files
 from repsim.measures.intervals import crossed, jackknife
 from repsim.measures.neighbours import nearest_neighbours, soft_nearest_neighbour, squared_distances
-from repsim.measures.running import ImageMeans
-from repsim.networks.layers import find_layers
+from repsim.measures.running import FEWEST, ImageMeans
 from repsim.networks.models import Network
 from repsim.passes.plan import Takes
 from repsim.passes.study import Study
@@ -34,6 +33,7 @@ from repsim.studies.probe_passes import (
     Testing,
     bytes_of_layer,
     class_sample,
+    probed,
 )
 from repsim.studies.results import AnyImages, AnyNetwork, Begun, Result, begin, study
 from repsim.tables import NEIGHBOURS, PROBE, PROBE_SUMMARY
@@ -145,6 +145,8 @@ class Probing:
     split: Split
     sample: np.ndarray
     """Positions of the test images that are neighbours."""
+    tested: np.ndarray
+    """(images,) whether each of the images that pass is a test image."""
     k: int
     asked: dict[str, Any]
 
@@ -168,12 +170,15 @@ class Probing:
         labels, test_labels = (np.searchsorted(present, classes) for classes in both)
         names = [train.classes[label] if train.classes else label for label in present.tolist()]
         split = Split.of(labels, list(dict.fromkeys(shots)), seeds, names)
+        tested = tested_among(begun.images, train, begun.notices.say)
         networks = [network.sized(train.tensor_size) for network in begun.networks]
-        features = [Features.of(network, find_layers(network, layers), single=tokens) for network in networks]
-        sample = class_sample(test_labels, neighbours)
+        say = begun.notices.say
+        features = [Features.of(network, probed(network, layers, say), single=tokens) for network in networks]
+        test = np.flatnonzero(tested)
+        sample = test[class_sample(test_labels[test], neighbours)]
         shown = [in_table(count) for count in shots]
         asked = {"layers": layers, "shots": shown, "seeds": seeds, "single_tokens": tokens}
-        return cls(begun, networks, features, train, labels, test_labels, split, sample, k, asked)
+        return cls(begun, networks, features, train, labels, test_labels, split, sample, tested, k, asked)
 
     def fit(
         self, *, batch_size: int, beside: Callable[[Sequence[Network]], Study] | None = None, **how: Any
@@ -226,7 +231,7 @@ class Probing:
 
     def testing(self, probes: Mapping[Place, Fitted]) -> Testing:
         """The study of the test images, which are to be passed next."""
-        return Testing(self.networks, self.features, self.test_labels, probes, self.sample)
+        return Testing(self.networks, self.features, self.test_labels, probes, self.sample, self.tested)
 
     def result(self, testing: Testing, trained_on: Counts, counts: Counts) -> Result:
         """After the test images: the tables, with their record.
@@ -245,6 +250,7 @@ class Probing:
                 "held_out": images[None],
                 "fitted_on": {str(in_table(draw.shots)): count for draw, count in images.items() if draw},
             },
+            "test_images": int(next(iter(testing.sums["right"].values())).counts.sum()) if testing.sums["right"] else 0,
             "neighbours": {"images": len(self.sample), "k": self.k, "distance": "Euclidean, features as they are"},
             "patched": {
                 network.name: {
@@ -402,6 +408,19 @@ def check_labels(train: ImageSet, test: ImageSet) -> tuple[np.ndarray, np.ndarra
         name = train.classes[missing[0]] if train.classes else missing[0]
         raise UsageError(f"every class needs training images; there are none of class {name!r}")
     return of_train, of_test
+
+
+def tested_among(images: ImageSet, train: ImageSet, say: Callable[[str], None]) -> np.ndarray:
+    """(images,) whether probes are tested on each: on those that are no training images, where there are enough."""
+    shared = images.shared_with(train)
+    if not shared.any():
+        return ~shared
+    count = f"{shared.sum()} of the {len(images)} test images are training images"
+    if (~shared).sum() < FEWEST:
+        say(f"{count}, so accuracies are too high; ImageSet.parted takes training and test images of one set apart")
+        return np.ones(len(images), bool)
+    say(f"{count}; probes are tested on the other {(~shared).sum()} alone")
+    return ~shared
 
 
 def check_memory(takes: Takes, device: torch.device) -> None:

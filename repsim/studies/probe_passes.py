@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,8 +18,9 @@ from repsim.features.arrays import FeatureNetwork
 from repsim.images.image_set import Batch
 from repsim.measures.probe import Probe, ProbeRows, ProbeSums, Ridge, refit, side_by_side, stacked, training_data
 from repsim.measures.running import GROUPS, ImageMeans, Joined, kept
-from repsim.networks.layers import Layer, grid_of
+from repsim.networks.layers import PRESETS, Layer, find_layers, grid_of
 from repsim.networks.models import Network
+from repsim.networks.structure import listed
 from repsim.passes.plan import Takes
 from repsim.passes.seen import Seen
 from repsim.passes.study import Study
@@ -158,6 +159,22 @@ class Features:
             "token": lambda: spatial.clone() if self.grid == self.last else spatial.contiguous(),
         }
         return {aggregation: aggregations[aggregation]() for aggregation in self.sizes}
+
+
+def probed(network: Network, layers: str | Sequence[str], say: Callable[[str], None]) -> list[Layer]:
+    """The layers of a choice; of a preset those that have positions in the image, where others have none.
+
+    Args:
+        network: that is probed.
+        layers: a choice of `find_layers`.
+        say: is called with a sentence on the layers that are left out.
+    """
+    chosen = find_layers(network, layers)
+    without = [layer.name for layer in chosen if layer.grid is None and not _vector(layer, network)]
+    if layers not in PRESETS or not 0 < len(without) < len(chosen):
+        return chosen
+    say(f"{network.name} has layers without positions in the image, which are not probed: {listed(without)}")
+    return [layer for layer in chosen if layer.name not in without]
 
 
 def _vector(layer: Layer, network: Network) -> bool:
@@ -316,7 +333,16 @@ def bytes_of_layer(features: Features, images: Iterable[int], classes: int) -> i
 
 
 class Testing(_Watching):
-    """The study of the test images: which each probe gets right, and the features of a sample of them."""
+    """The study of the test images: which each probe gets right, and the features of a sample of them.
+
+    Args:
+        networks: that are probed.
+        features: of each network's layers.
+        labels: (images,) classes of the images that pass.
+        probes: of each place.
+        sample: positions of the images whose features are kept.
+        tested: (images,) whether each is a test image, and no training image.
+    """
 
     def __init__(
         self,
@@ -325,9 +351,11 @@ class Testing(_Watching):
         labels: np.ndarray,
         probes: Mapping[Place, Fitted],
         sample: np.ndarray,
+        tested: np.ndarray,
     ) -> None:
         super().__init__(networks, features, labels)
         self.probes = probes
+        self.tested = torch.from_numpy(tested)
         self.sums: dict[str, Any] = {"right": {}, "kept": {}, "labels": Joined(), "groups": Joined()}
         """Share right at each place, (draws, probes); of the sample the features at each place, labels and groups."""
         self.sampled = torch.from_numpy(np.isin(np.arange(len(labels)), sample))
@@ -338,11 +366,15 @@ class Testing(_Watching):
         self.sums["labels"].update(chosen, labels[sampled])
         if batch.groups is not None:
             self.sums["groups"].update(chosen, batch.groups[sampled])
+        tested = self.tested[batch.positions]
+        group = batch.number if batch.groups is None else batch.groups[tested]
         for place, x in self.each(seen, batch):
-            fitted = self.probes[place]
-            predicted = fitted.probe.scores(x).unflatten(2, (len(fitted.l2), -1)).argmax(3)
-            right = (predicted == labels.to(x.device)[:, None, None]).mT.cpu()
-            self.sums["right"].setdefault(place, ImageMeans()).update(right, batch.group)
+            if tested.any():
+                fitted = self.probes[place]
+                scores = fitted.probe.scores(x if tested.all() else x[tested.to(x.device)])
+                predicted = scores.unflatten(2, (len(fitted.l2), -1)).argmax(3)
+                right = (predicted == labels[tested].to(x.device)[:, None, None]).mT.cpu()
+                self.sums["right"].setdefault(place, ImageMeans()).update(right, group)
             if place.aggregation != "token":
                 self.sums["kept"].setdefault(place, Joined()).update(chosen, x[sampled.to(x.device), 0])
 

@@ -107,17 +107,21 @@ def places_of(
 
     Args:
         network, layers, branch: see there.
-        say: is called with sentences on residual sums that are left out because they are no map or grid of tokens.
+        say: is called with sentences on residual sums that are left out, because they are no map or grid of tokens, or
+            out of reach of gradients.
 
     Raises:
-        UsageError: one of them is computed in the midst of a traced network, out of reach of gradients.
+        UsageError: all of them, or one that is named, are out of reach of gradients: no module gives them.
     """
     layers_found = residual_layers(network, branch=branch) if layers is None else find_layers(network, layers)
     if inner := [layer.name for layer in layers_found if layer.place is not None]:
-        raise UsageError(
-            f"layer {inner[0]!r} of {network.name} is the result of an addition that no module gives, so its gradients "
-            "cannot be taken; choose other layers, or pass the module as it was before it was traced"
-        )
+        if layers is not None or len(inner) == len(layers_found):
+            raise UsageError(
+                f"layer {inner[0]!r} of {network.name} is the result of an addition that no module gives, so its "
+                "gradients cannot be taken; choose other layers, or pass the module as it was before it was traced"
+            )
+        say(f"{network.name} has additions that no module gives, of which gradients cannot be taken: {listed(inner)}")
+        layers_found = [layer for layer in layers_found if layer.place is None]
     without = [layer.name for layer in layers_found if layer.grid is None]
     if layers is not None or not 0 < len(without) < len(layers_found):
         return layers_found

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 from conftest import planted
+from PIL import Image
 from scipy.stats import t
 from test_resume import interrupted
 
@@ -18,7 +19,7 @@ from repsim.paper.figures import FIGURES, PRESETS
 from repsim.paper.findings import findings
 from repsim.paper.roles import Roles, case
 from repsim.paper.run import Cast
-from repsim.tables import RECEPTIVE, load_table
+from repsim.tables import PROBE_SUMMARY, RECEPTIVE, load_table
 
 VIT, CNN = "vit_mini", "resnet_mini"
 IMAGES, BATCH = 24, 8
@@ -199,6 +200,25 @@ def test_a_cnn_as_vit_leaves_out_what_needs_attention():
 def test_probes_need_training_images():
     with pytest.warns(rs.Notice, match="figures 11, 13 are left out: probes need training images"):
         rs.paper.plan({"vit": VIT, "cnn": CNN}, images(), figures=["1", "11", "13"], batch_size=BATCH)
+
+
+def test_probes_part_a_folder_of_classes_that_all_other_figures_see_whole(tmp_path):
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(("cat", "dog")):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        for i in range(30):
+            pixels = (60 * number + rng.integers(0, 90, (28, 28))).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "mine" / name / f"{i}.png")
+    networks = ["--network", f"vit={VIT}", "--network", f"cnn={CNN}", "--data", tmp_path / "mine"]
+    said = repsim("figures", "1", "13", *networks, "--out", tmp_path / "o")
+    assert "20% of each class are test images, 12 of 60, by seed 0" in said.output
+    assert "48 of the 60 test images are training images; probes are tested on the other 12 alone" in said.output
+    record = json.loads((tmp_path / "o" / "run.json").read_text())
+    (probes,) = record["protocol"]["probes"]
+    assert record["images"]["used"] == 56 and probes["test_images"] == 11  # one is in the short batch
+    assert probes["training_images"]["split_here"]["training"] == 48
+    accuracy = load_table(tmp_path / "o" / "figure-13" / "probe_summary.csv", PROBE_SUMMARY)["accuracy"]
+    assert accuracy.between(0, 1).all()
 
 
 def test_networks_without_the_same_layers_are_not_matched():

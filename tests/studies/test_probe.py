@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -133,6 +134,24 @@ def test_errors_hold_draws_and_test_images_paired(vit, train, test_images):
     assert alone["se"] == pytest.approx((cells[:, 0].var(ddof=1) / g) ** 0.5) and alone["df"] == g - 1
     with pytest.warns(rs.Notice, match="one batch of .*, so there are no standard errors"):
         assert linear_probes(vit, batches[0], train=train, **options).summary["se"].isna().all()
+
+
+def test_training_images_are_not_tested_on(vit, train, tmp_path):
+    asked = {"layers": ["blocks.11"], "tokens": False, "shots": 5, "seeds": 2, "neighbours": 50}
+    many = rs.ImageSet("sample", split="train", images=600)  # the same order: the first 400 are those of `train`
+    apart = linear_probes(vit, many.only(np.arange(400, 600)), train=train, batch_size=50, **asked)
+    with pytest.warns(rs.Notice, match="400 of the 600 test images are training images; probes are tested on the oth"):
+        mixed = linear_probes(vit, many, train=train, batch_size=50, **asked)
+    assert mixed.record["protocol"]["test_images"] == 200 and mixed.record["images"]["used"] == 600
+    for name in ("table", "summary", "neighbours"):
+        exact = [getattr(result, name).drop(columns=["se", "loss_se"], errors="ignore") for result in (apart, mixed)]
+        pd.testing.assert_frame_equal(*exact, rtol=1e-5)
+    with pytest.warns(rs.Notice, match="400 of the 400 test images are training images, so accuracies are too high"):
+        assert linear_probes(vit, train, train=train, **asked).table["accuracy"].notna().all()
+    copies = folder(tmp_path, {"cat": 10, "dog": 10}, side=28)
+    files = [rs.ImageSet(data) for data in (copies, tmp_path / "cat" / "..")]
+    assert files[0].shared_with(files[1]).all()
+    assert not files[0].shared_with(train).any() and not rs.ImageSet("sample").shared_with(train).any()
 
 
 def test_shuffled_labels_are_at_chance(vit, train, test_images):

@@ -129,6 +129,76 @@ def test_tokens_of_windows_are_numbered_by_their_place_in_the_image(kind):
     assert norms == pytest.approx(seen[0].norm(dim=1).mean(0).flatten().numpy(), rel=1e-5)
 
 
+class InOneForward(torch.nn.Module):
+    """A transformer, or a CNN, whose own code runs lists of modules and adds what they give."""
+
+    def __init__(self, parts: str):
+        super().__init__()
+        self.stem, self.parts = torch.nn.Conv2d(3, 16, 8, 8), parts
+        rows = {
+            "attention": lambda: torch.nn.MultiheadAttention(16, 2, batch_first=True),
+            "norm": lambda: torch.nn.LayerNorm(16),
+            "mlp": lambda: torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.GELU(), torch.nn.Linear(32, 16)),
+            "conv": lambda: torch.nn.Conv2d(16, 16, 3, padding=1),
+        }
+        for name in rows:
+            setattr(self, name, torch.nn.ModuleList(rows[name]() for _ in range(3 if name in parts else 0)))
+        self.narrow, self.deep, self.head = (
+            torch.nn.Conv2d(16, 16, 1),
+            torch.nn.Conv2d(16, 16, 1),
+            torch.nn.Linear(16, 5),
+        )
+
+    def sums(self, x):
+        """(skip, branch) of every residual sum, in their order, and what the head is given."""
+        sums, x = [], self.stem(x)
+        if self.parts == "conv":
+            for number, conv in enumerate(self.conv):
+                projected = number == 1
+                sums.append((self.narrow(x), self.deep(conv(x).relu())) if projected else (x, conv(x)))
+                x = (sums[-1][0] + sums[-1][1]).relu()
+            return sums, x.mean((2, 3))
+        x = x.flatten(2).transpose(1, 2)
+        for attention, norm, mlp in zip(self.attention, self.norm, self.mlp):
+            y = norm(x)
+            sums.append((x, attention(y, y, y)[0]))
+            x = x + sums[-1][1]
+            sums.append((x, mlp(x)))
+            x = x + sums[-1][1]
+        return sums, x.mean(1)
+
+    def forward(self, x):
+        return self.head(self.sums(x)[1])
+
+
+@pytest.mark.parametrize(
+    "parts, blocks, sublayers",
+    [
+        ("attention norm mlp", [f"mlp.{number}.sum" for number in range(3)], ["attention", "mlp"]),
+        ("conv", ["conv.0.sum", "deep.sum", "conv.2.sum"], ["unit"]),
+    ],
+)
+def test_sums_in_a_networks_own_code_are_blocks(parts, blocks, sublayers):
+    torch.manual_seed(0)
+    module = InOneForward(parts).eval()
+    network = rs.Network(module, name="own", transform="size=32 mean=0,0,0 std=1,1,1")
+    assert [layer.name for layer in rs.find_layers(network, "blocks")] == ["stem", *blocks]
+    images = noise(network, 12)
+    table = rs.residual_norms(network, images, batch_size=6).table
+    assert list(dict.fromkeys(zip(table.layer, table.sublayer))) == [(b, name) for b in blocks for name in sublayers]
+    with torch.no_grad(), rs.capture(network, blocks) as seen:
+        sums, _ = module.sums(images)
+        module(images)
+    measured = table.groupby(["layer", "sublayer"], sort=False).ratio.mean()
+    axis = 1 if parts == "conv" else 2
+    expected = [(skip.norm(dim=axis) / branch.norm(dim=axis)).mean().item() for skip, branch in sums]
+    np.testing.assert_allclose(measured, expected, rtol=1e-5)
+    for block, (skip, branch) in zip(blocks, sums[len(sublayers) - 1 :: len(sublayers)]):
+        torch.testing.assert_close(seen[block], skip + branch)
+    lost = rs.lesions(network, images, blocks=[1], remove="block", batch_size=6).table
+    assert lost[lost.removed != "nothing"].agreement.notna().all()
+
+
 def test_blocks_without_skips_are_named():
     network = rs.load_model("vit_mini_noskip5", weights="random")
     found = rs.residual_norms(network, rs.ImageSet("sample", images=8), batch_size=4)
