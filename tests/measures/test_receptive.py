@@ -1,3 +1,5 @@
+"""Gradients of the centre of a map, and statistics of receptive fields that are known by hand."""
+
 import math
 
 import pytest
@@ -11,9 +13,9 @@ def test_gradients_of_a_linear_map_are_its_weights():
     weight = torch.randn(5, 2 * 3 * 3)
     images = torch.randn(4, 2, 3, 3, requires_grad=True)
     z = images.flatten(1) @ weight.T
-    found = centre_gradients(z, images, torch.tensor([0, 3, 4]), at_once=2)
+    gradients = centre_gradients(z, images, torch.tensor([0, 3, 4]), at_once=2)
     expected = weight[[0, 3, 4]].abs().mean(0).view(1, 2, 3, 3).expand(4, 2, 3, 3)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradients, expected)
 
 
 def test_statistics_of_known_fields():
@@ -31,6 +33,6 @@ def test_statistics_of_known_fields():
 
 
 def test_a_large_uniform_field_has_the_radii_of_a_square():
-    found = field_statistics(torch.ones(201, 201), (1, 1))
-    assert found.radius50_px == pytest.approx(201 * math.sqrt(0.5 / math.pi), rel=0.01)
-    assert found.centre_share == 1
+    statistics = field_statistics(torch.ones(201, 201), (1, 1))
+    assert statistics.radius50_px == pytest.approx(201 * math.sqrt(0.5 / math.pi), rel=0.01)
+    assert statistics.centre_share == 1
