@@ -224,8 +224,8 @@ def test_every_kind_is_said_on_one_line():
 def test_a_link_that_is_named_as_an_image_and_leads_nowhere_is_an_image_that_cannot_be_read(tmp_path):
     folder("0.png", "2.png", "3.png", "4.png")(tmp_path)
     (tmp_path / "1.png").symlink_to("gone/1.png")
-    image_set = ImageSet(tmp_path)
-    assert len(image_set) == 5 and list(image_set.unreadable(workers=0).values()) == [
+    found = ImageSet(tmp_path)
+    assert len(found) == 5 and list(found.unreadable(workers=0).values()) == [
         f"cannot read image {tmp_path}/1.png: [Errno 2] No such file or directory: '{tmp_path}/1.png'"
     ]
 
@@ -268,9 +268,9 @@ def closed(monkeypatch):
 def test_folders_that_may_not_be_read(tmp_path, closed):
     for name in ("cat", "dog", "closed", "cat/closed"):
         folder("1.png", "2.png")(tmp_path / name)
-    image_set = ImageSet(tmp_path)
-    assert len(image_set) == 4 and image_set.classes == ["cat", "dog"] and image_set.left_out == {"closed_folders": 2}
-    assert image_set.left_out_in_words.endswith("2 folders that may not be read")
+    found = ImageSet(tmp_path)
+    assert len(found) == 4 and found.classes == ["cat", "dog"] and found.left_out == {"closed_folders": 2}
+    assert found.left_out_in_words.endswith("2 folders that may not be read")
     with pytest.raises(rs.UsageError, match=f"cannot read the folder {tmp_path}/closed: .*Permission denied"):
         ImageSet(tmp_path / "closed")
 

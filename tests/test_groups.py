@@ -224,11 +224,11 @@ def test_batches_hold_different_groups():
 def test_batches_of_one_image_a_group_are_said_and_counted(vit):
     copies = rs.ImageSet(images=48).source.images[:48]
     options = {"layers": "blocks.[03]", "batch_size": 32}
-    result = rs.layer_cka(vit, rs.ImageSet(copies, groups=np.arange(48) % 16), **options)
-    assert result.protocol["batch_size"] == 16 and result.record["images"]["batches"] == 3
-    assert "batches are of 16 images, so that no two of one group are compared" in result.notices
-    result = rs.layer_cka(vit, rs.ImageSet(copies, groups=np.arange(48) % 3), **options)
-    assert any("which CKA takes for independent" in notice for notice in result.notices)
+    found = rs.layer_cka(vit, rs.ImageSet(copies, groups=np.arange(48) % 16), **options)
+    assert found.protocol["batch_size"] == 16 and found.record["images"]["batches"] == 3
+    assert "batches are of 16 images, so that no two of one group are compared" in found.notices
+    found = rs.layer_cka(vit, rs.ImageSet(copies, groups=np.arange(48) % 3), **options)
+    assert any("which CKA takes for independent" in notice for notice in found.notices)
 
 
 def test_groups_that_cannot_be():

@@ -193,10 +193,10 @@ def test_a_network_quantised_dynamically(expected):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's own, as this will move elsewhere
         module = torch.ao.quantization.quantize_dynamic(small(), {nn.Linear}, torch.qint8)
-    result = rs.layer_cka(rs.Network(module, "net", transform=TRANSFORM), IMAGES, batch_size=8)
-    assert result.table.layer_a.equals(expected["cka"].layer_a)
-    np.testing.assert_allclose(result.table.cka, expected["cka"].cka, atol=0.02)
-    assert any("quantised dynamically" in notice for notice in result.notices)
+    found = rs.layer_cka(rs.Network(module, "net", transform=TRANSFORM), IMAGES, batch_size=8)
+    assert found.table.layer_a.equals(expected["cka"].layer_a)
+    np.testing.assert_allclose(found.table.cka, expected["cka"].cka, atol=0.02)
+    assert any("quantised dynamically" in notice for notice in found.notices)
 
 
 SEALED = {
