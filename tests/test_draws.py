@@ -96,7 +96,7 @@ def test_where_it_draws_and_what_to_set_are_said():
     module = Drawing(Noise())
     with pytest.raises(rs.RepsimError, match=r"draws at random \(randn_like in between\).*setting noise_std to 0"):
         rs.find_layers(rs.Network(module, "net", transform=TRANSFORM))
-    module.between.noise_std = 0.0  # it still draws, and nobody sees it
+    module.between.noise_std = 0.0  # it still draws, without effect
     table = rs.layer_cka(rs.Network(module, "net", transform=TRANSFORM), IMAGES, batch_size=8).table
     plain = rs.layer_cka(rs.Network(Drawing(nn.Identity()), "net", transform=TRANSFORM), IMAGES, batch_size=8).table
     pd.testing.assert_frame_equal(table, plain)

@@ -136,7 +136,7 @@ def test_a_folder_without_images_is_no_class(tmp_path, vit):
         linear_probes(vit, val, train=ImageSet(tmp_path, split="train"), shots=1)
 
 
-# What is left out
+# Files that are left out
 
 
 def pipe(path):

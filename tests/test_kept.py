@@ -434,7 +434,7 @@ def test_a_full_disk_that_has_no_room_for_temporary_files(monkeypatch, tmp_path)
     assert not (tmp_path / "o").exists()
 
 
-# Silent ends
+# Runs that might end in silence
 
 
 @pytest.mark.parametrize(

@@ -260,9 +260,9 @@ def mlp() -> nn.Module:
 
 
 class Residual(nn.Module):
-    def __init__(self, of: nn.Module):
+    def __init__(self, branch: nn.Module):
         super().__init__()
-        self.of = of
+        self.of = branch
 
     def forward(self, x):
         return x + self.of(x)

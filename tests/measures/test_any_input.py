@@ -105,7 +105,7 @@ def test_skip_statistics(pair):
     statistics = skip_statistics(skip, branch)
     assert (statistics.ratio >= 0).all()
     exact = torch.linalg.vector_norm(skip.double(), dim=-1) / torch.linalg.vector_norm(branch.double(), dim=-1)
-    seen = (exact > 1e-37) & (exact < 1e37)  # what float32 can hold
+    seen = (exact > 1e-37) & (exact < 1e37)  # ratios that float32 can hold
     torch.testing.assert_close(statistics.ratio.double()[seen], exact[seen], rtol=1e-5, atol=0)
     for cosine in (statistics.cos_output, statistics.cos_branch):
         known = cosine[~cosine.isnan()]
@@ -159,7 +159,7 @@ def test_probes(data):
     probe = Ridge(fitted).fit(data.draw(st.sampled_from([2.0**-10, 1.0, 2.0**20])))
     scores = probe.scores(x)
     assert scores.shape == (n, 1, classes) and torch.isfinite(scores).all()
-    assert (scores.sum(-1) - (2 - classes)).abs().max() < 1e-6  # as the targets' do
+    assert (scores.sum(-1) - (2 - classes)).abs().max() < 1e-6  # as targets sum
 
 
 @pytest.mark.parametrize("name", [name for name in MEASURES if name != "cka"])

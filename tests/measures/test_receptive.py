@@ -26,7 +26,7 @@ def test_statistics_of_known_fields():
     assert field_statistics(point, (9, 9)) == (0, 0, 1)
     ring = torch.zeros(9, 9)
     ring[4, 0] = ring[4, 8] = 1
-    inner = 13**0.5  # the distance of the pixels next nearer, to which it is linear
+    inner = 13**0.5  # the distance of the next nearer pixels, from which it grows linearly
     expected = [inner + share * (4 - inner) for share in (0.5, 0.95)]
     assert field_statistics(ring, (3, 3)) == pytest.approx((*expected, 0))
     assert all(math.isnan(v) for v in field_statistics(torch.zeros(4, 4), (2, 2)))

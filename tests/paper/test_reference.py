@@ -32,8 +32,8 @@ def test_a_figure_made_anew_has_the_same_tables(anew, number):
     tables = sorted(path.name for path in (REFERENCE / folder).glob("*.csv"))
     assert tables == sorted(path.name for path in (anew / folder).glob("*.csv")) and len(tables) > 1
     for name in tables:
-        made, kept = (pd.read_csv(place / folder / name) for place in (anew, REFERENCE))
-        pd.testing.assert_frame_equal(made, kept, rtol=1e-4, atol=1e-5)
+        fresh, kept = (pd.read_csv(place / folder / name) for place in (anew, REFERENCE))
+        pd.testing.assert_frame_equal(fresh, kept, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("number", FIGURES)
