@@ -44,7 +44,7 @@ def test_the_table_against_the_definition(vit):
     }
     for column, values in expected.items():
         np.testing.assert_allclose(rows[column], values, rtol=1e-4, atol=1e-5, err_msg=column)
-    np.testing.assert_allclose(rows.ratio_median, ratio.quantile(0.5, dim=0), rtol=0.05)  # 60 values have gaps between them
+    np.testing.assert_allclose(rows.ratio_median, ratio.quantile(0.5, dim=0), rtol=0.05)  # 60 values have gaps
 
 
 def test_scaling_a_branch_divides_the_ratio():
