@@ -56,7 +56,7 @@ def test_probes():
 
 
 def test_receptive_fields():
-    """Fields are covered, the radius of half the mass less often, as it jumps over gaps around the own patch."""
+    """Intervals cover the fields, the radius of half the mass less often: it jumps over gaps around the own patch."""
     covered = coverage.receptive(rs.ImageSet(images=160), 100, 32, ["vit_micro"]).set_index("line")["coverage"]
     print(covered.to_string())
     half = covered.index.str.contains("radius50")
