@@ -1,4 +1,4 @@
-"""What more training images change: similarity, probes, attention distance (paper, Figures 3 against 4, 12, 13a).
+"""The effect of more training images on similarity, probes, attention distance (paper, Figures 3 and 4, 12, 13a).
 
     python analyses/data_scale.py         # 6 minutes on 2 cores; writes figures/data_scale/
 
@@ -6,9 +6,10 @@
 nested, the same number of steps), and on all of them with a second seed. On the 5,000 images of the bundled test
 sample:
 
-- CKA of each layer with the same layer of a network that saw all images (`matched.csv`, batches of 250): of the other
-  seed, which starts elsewhere, so that all sizes are on one footing and 100 % shows what chance alone leaves of
-  similarity; and of the same seed, which starts from the same weights. An untrained network is the other end.
+- CKA of each layer with the same layer of a network that saw all images (`matched.csv`, batches of 250): a network of
+  the other seed, which starts elsewhere, so that all sizes are on one footing and 100 % shows how much similarity
+  chance alone leaves; and one of the same seed, which starts from the same weights. An untrained network is the other
+  end.
 - Ten-shot probes of every layer (`probe_summary.csv`, three draws), on CLS and on the mean of the tokens.
 - Mean attention distance of every head (`attention.csv`).
 - `data_scale.csv`: all three in the lowest, middle and highest third of the layers, over the number of images.
@@ -45,7 +46,7 @@ FIGURES = Path(__file__).parent.parent / "figures"
 SIZES = (3, 10, 30, 100)
 THIRDS = ("lowest", "middle", "highest")
 SHOWN = {"vit_mini": "cls", "resnet_mini": "spatial_mean"}
-"""The aggregation whose probe is drawn: what the network's own classifier sees."""
+"""The aggregation whose probe is drawn: the one that the network's own classifier sees."""
 LABELS = {
     "other_seed": "CKA with another seed's 100 %",
     "same_seed": "CKA with the same seed's 100 %",
@@ -56,56 +57,56 @@ LABELS = {
 
 def thirds(values: np.ndarray | Tensor) -> list:
     """Means over the lowest, middle and highest third of the last axis."""
-    return [third(values, which) for which in range(3)]
+    return [third(values, number) for number in range(3)]
 
 
 def networks_of(architecture: str) -> dict[str, rs.Network]:
-    """Those that are there, by what they are: the size in per cent, `seed1`, `untrained`."""
+    """The trained networks of an architecture, and an untrained one: by size in per cent, `seed1`, `untrained`."""
     names = {str(size): f"{architecture}_{size}pct" for size in SIZES}
     names["seed1"] = f"{architecture}_100pct_seed1"
-    found = {key: rs.load_model(name) for key, name in names.items() if name in bundled()}
-    return found | {"untrained": rs.load_model(architecture, weights="random")}
+    trained = {key: rs.load_model(name) for key, name in names.items() if name in bundled()}
+    return trained | {"untrained": rs.load_model(architecture, weights="random")}
 
 
 def similarity(keys: list[str], study: MatchedSimilarity, quantity: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The matched table, and its thirds with their standard errors."""
     rows, df = [], study.sums.groups - 1
-    for k, where in enumerate(THIRDS):
+    for k, layers in enumerate(THIRDS):
         mean, se = study.sums.compute(lambda cka, k=k: thirds(cka)[k])
-        rows += [(key, quantity, where, *each, df) for key, each in zip(keys, zip(mean.tolist(), se.tolist()))]
+        rows += [(key, quantity, layers, *estimate, df) for key, estimate in zip(keys, zip(mean.tolist(), se.tolist()))]
     return MatchedSimilarity.table([study]).assign(df=df), summary(rows)
 
 
-def probes(found: dict[str, rs.Network], m: Measurements, shown: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+def probes(networks: dict[str, rs.Network], m: Measurements, shown: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The summary of all probes, and the thirds of the aggregation shown."""
     summaries, rows = [], []
-    for key, network in found.items():
-        of = m.probes(key)
-        summaries.append(of.summary[of.summary["model"] == network.name])
+    for key, network in networks.items():
+        result = m.probes(key)
+        summaries.append(result.summary[result.summary["model"] == network.name])
         sums = Together([right for place, right in m.right(key).items() if place.aggregation == shown])
         of_thirds = crossed(sums, lambda layers: torch.stack(thirds(torch.cat(layers, 1)), 1))
-        rows += [(key, "probe_accuracy", *each) for each in zip(THIRDS, *(part.tolist() for part in of_thirds))]
+        rows += [(key, "probe_accuracy", *estimate) for estimate in zip(THIRDS, *(part.tolist() for part in of_thirds))]
     return pd.concat(summaries, ignore_index=True), summary(rows)
 
 
-def attention(found: dict[str, rs.Network], m: Measurements) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+def attention(networks: dict[str, rs.Network], m: Measurements) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Every head of every network, the mean over heads of each block, and the thirds of the blocks."""
     tables, blocks, rows = [], [], []
-    for key in found:
+    for key in networks:
         study = m.attention(key)
         tables.append(study.table())
         sums = Together(study.distances())
-        mean, se = (each.numpy() for each in sums.compute(means))
+        mean, se = (part.numpy() for part in sums.compute(means))
         of_block = tables[-1].drop_duplicates("block")[["model", "block", "depth"]]
         df = sums.groups - 1
         blocks.append(of_block.assign(distance_px=mean, se=se, df=df))
         mean, se = sums.compute(lambda heads: torch.stack(thirds(means(heads))))
-        rows += [(key, "attention_distance", *each, df) for each in zip(THIRDS, mean.tolist(), se.tolist())]
+        rows += [(key, "attention_distance", *part, df) for part in zip(THIRDS, mean.tolist(), se.tolist())]
     return pd.concat(tables, ignore_index=True), pd.concat(blocks, ignore_index=True), summary(rows)
 
 
 def means(heads: list[Tensor]) -> Tensor:
-    """Of the heads of each block."""
+    """Means over the heads of each block."""
     return torch.stack([block.mean() for block in heads])
 
 
@@ -115,17 +116,17 @@ def summary(rows: list[tuple]) -> pd.DataFrame:
 
 def picture(
     architecture: str,
-    found: dict[str, rs.Network],
+    networks: dict[str, rs.Network],
     tables: dict[str, pd.DataFrame],
     parts: pd.DataFrame,
     cut: str,
 ) -> Figure:
-    """Above over depth, a line per network; below over the number of images, a line per third of the layers.
+    """Draw a line per network over depth, and below a line per third of the layers over the number of images.
 
     Bars and bands are 95 % intervals over images, of probes also over draws of training images.
     """
     quantities = [name for name in LABELS if name in tables]
-    names = {network.name: key for key, network in found.items()}
+    names = {network.name: key for key, network in networks.items()}
     colours = dict(zip(map(str, SIZES), sns.color_palette("viridis_r", len(SIZES))))
     colours |= {"seed1": (0.8, 0.2, 0.2), "untrained": (0.6, 0.6, 0.6)}
     with look():
@@ -137,13 +138,13 @@ def picture(
                 key = names[model]
                 over_depth(above, table[table["model"] == model], column, colours[key], label(key))
             above.set_ylabel(LABELS[quantity])
-            for where, colour in zip(THIRDS, sns.color_palette("colorblind", 3)):
-                line = parts[(parts["quantity"] == quantity) & (parts["layers"] == where)].set_index("network")
-                at = [key for key in map(str, SIZES) if key in line.index]
-                style = {"color": colour, "marker": "o", "markersize": 3, "linewidth": 1, "label": f"{where} third"}
-                values = line.loc[at]
+            for layers, colour in zip(THIRDS, sns.color_palette("colorblind", 3)):
+                line = parts[(parts["quantity"] == quantity) & (parts["layers"] == layers)].set_index("network")
+                sizes = [key for key in map(str, SIZES) if key in line.index]
+                style = {"color": colour, "marker": "o", "markersize": 3, "linewidth": 1, "label": f"{layers} third"}
+                values = line.loc[sizes]
                 half = half_widths(values["se"], values["df"])
-                below.errorbar([600 * int(k) for k in at], values["value"], yerr=half, **style)
+                below.errorbar([600 * int(k) for k in sizes], values["value"], yerr=half, **style)
                 if "seed1" in line.index:
                     again = {"color": colour, "marker": "x", "markersize": 4, "linestyle": ""}
                     below.plot([60_000], [line.loc["seed1", "value"]], **again)
@@ -161,38 +162,42 @@ def label(key: str) -> str:
     return {"seed1": "100 %, another seed", "untrained": "untrained"}.get(key, f"{key} %")
 
 
-def what_was_cut(architecture: str, found: dict[str, rs.Network]) -> str:
+def note_on_training(architecture: str, networks: dict[str, rs.Network]) -> str:
     trained = load_table(FIGURES / "training.csv").set_index("name")
     steps = trained.loc[f"{architecture}_100pct", "steps"]
-    missing = [label(key) for key in (*map(str, SIZES), "seed1") if key not in found]
+    missing = [label(key) for key in (*map(str, SIZES), "seed1") if key not in networks]
     without = f"; not trained: {', '.join(missing)}" if missing else ""
     return f"{steps:,} steps each, {steps / trained.loc[architecture, 'steps']:.0%} of the bundled network's{without}"
 
 
 def measured(
-    architecture: str, found: dict[str, rs.Network], images: rs.ImageSet, train: rs.ImageSet
+    architecture: str, networks: dict[str, rs.Network], images: rs.ImageSet, train: rs.ImageSet
 ) -> tuple[dict[str, tuple[pd.DataFrame, str]], dict[str, pd.DataFrame], pd.DataFrame]:
-    """What is drawn, what is kept, and the thirds, from one pass."""
-    m = Measurements(found.__getitem__, images, train, progress=tqdm if sys.stderr.isatty() else None)
-    for key in found:
+    """The tables to draw, the tables to keep, and the thirds, from one pass."""
+    m = Measurements(networks.__getitem__, images, train, progress=tqdm if sys.stderr.isatty() else None)
+    for key in networks:
         m.probing(key, tokens=False)
-    heads = [m.attention(key) for key in found] if architecture == "vit_mini" else []
-    references = {name: at for name, at in (("other_seed", "seed1"), ("same_seed", "100")) if at in found}
-    compared = {at: [key for key in found if key not in (at, "seed1")] for at in references.values()}
-    matched = {name: m.matched(at, *compared[at]) for name, at in references.items()}
+    heads = [m.attention(key) for key in networks] if architecture == "vit_mini" else []
+    references = {
+        name: reference for name, reference in (("other_seed", "seed1"), ("same_seed", "100")) if reference in networks
+    }
+    compared = {
+        reference: [key for key in networks if key not in (reference, "seed1")] for reference in references.values()
+    }
+    matched = {name: m.matched(reference, *compared[reference]) for name, reference in references.items()}
     m.run()
     drawn, kept, parts = {}, {}, []
-    for name, at in references.items():
-        table, of_thirds = similarity(compared[at], matched[name], name)
+    for name, reference in references.items():
+        table, of_thirds = similarity(compared[reference], matched[name], name)
         parts.append(of_thirds)
         drawn[name] = (table.rename(columns={"model_b": "model"}), "cka")
     kept["matched"] = pd.concat([table.rename(columns={"model": "model_b"})[MATCHED] for table, _ in drawn.values()])
-    summaries, of_thirds = probes(found, m, SHOWN[architecture])
+    summaries, of_thirds = probes(networks, m, SHOWN[architecture])
     kept["probe_summary"] = summaries
     parts.append(of_thirds)
     drawn["probe_accuracy"] = (summaries[summaries["aggregation"] == SHOWN[architecture]], "accuracy")
     if heads:
-        kept["attention"], of_block, of_thirds = attention(found, m)
+        kept["attention"], of_block, of_thirds = attention(networks, m)
         parts.append(of_thirds)
         drawn["attention_distance"] = (of_block, "distance_px")
     return drawn, kept, pd.concat(parts, ignore_index=True)
@@ -204,14 +209,14 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     tables: dict[str, list[pd.DataFrame]] = {}
     for architecture in SHOWN:
-        found = networks_of(architecture)
-        if "100" not in found:
+        networks = networks_of(architecture)
+        if "100" not in networks:
             print(f"{architecture}_100pct is not trained: python analyses/train_minis.py {architecture}_100pct")
             continue
-        drawn, kept, of_thirds = measured(architecture, found, images, train)
+        drawn, kept, of_thirds = measured(architecture, networks, images, train)
         for name, table in {**kept, "data_scale": of_thirds.assign(architecture=architecture)}.items():
             tables.setdefault(name, []).append(table)
-        figure = picture(architecture, found, drawn, of_thirds, what_was_cut(architecture, found))
+        figure = picture(architecture, networks, drawn, of_thirds, note_on_training(architecture, networks))
         save(figure, out / f"data_scale-{architecture}")
         for name, parts in tables.items():
             pd.concat(parts, ignore_index=True).to_csv(out / f"{name}.csv", index=False, float_format="%.6g")

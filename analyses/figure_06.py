@@ -5,7 +5,7 @@
 The paper shows |gradient| of the centre of a feature map by the pixels, after residual sums: large in low layers of a
 ViT and global by the middle, with a strong share of the own patch; growing step by step in a ResNet.
 Expect of the bundled networks: the same. Half of the mass lies within 5.7 px in the lowest third of vit_mini and
-within 1.4 px in that of resnet_mini; in the end within 10.1 and 7.2 px.
+within 1.4 px in the lowest third of resnet_mini; in the last layers it lies within 10.1 and 7.2 px.
 Options of `repsim figures` may follow, such as --preset paper, or --out DIR.
 """
 

@@ -2,7 +2,7 @@
 
     python analyses/figure_07.py  # about as figure 1, 47 s on 2 cores; the same as `repsim figures 7`
 
-The paper shows norm of the skip connection over that of the branch: CLS is carried in the first half of a ViT and
+The paper shows the norm of the skip connection over the branch's: CLS is carried in the first half of a ViT and
 rewritten in the second, other tokens the other way round; ratios of the ViT lie above the ResNet's.
 Expect of the bundled networks: the ViT above the ResNet (7.5 against 3.6), but no phase transition: CLS minus other
 tokens is -0.52 in the first half and -0.11 in the second.

@@ -2,7 +2,7 @@
 
     python analyses/figure_C1.py  # about as figure 6, 49 s on 2 cores; the same as `repsim figures C.1`
 
-The paper shows receptive fields after attention and MLP of each block of ViT-B/32.
+The paper shows receptive fields after the attention and the MLP of each block of ViT-B/32.
 Expect of the bundled networks: at most 5.7 px (half of the mass, mean of the lowest third) to 10.1 px in the end; 15%
 of the mass stays on the own patch.
 Options of `repsim figures` may follow, such as --preset paper, or --out DIR.

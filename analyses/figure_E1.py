@@ -2,10 +2,10 @@
 
     python analyses/figure_E1.py  # about as figure 1, 47 s on 2 cores; the same as `repsim figures E.1`
 
-The paper shows norm ratio of skip and branch of all tokens: CLS is hardly changed in the first layers and much later,
-mostly by the MLP; other tokens the other way round.
-Expect of the bundled networks: no such turn, in either of two networks: what differs is the first block, which writes
-CLS anew, and bright and dark columns of tokens.
+The paper shows the norm ratio of skip and branch of all tokens: CLS is hardly changed in the first layers and much
+later, mostly by the MLP; other tokens change the other way round.
+Expect of the bundled networks: no such turn, in either of two networks: only the first block differs, which writes
+CLS anew, and there are bright and dark columns of tokens.
 Options of `repsim figures` may follow, such as --preset paper, or --out DIR.
 """
 

@@ -4,8 +4,8 @@
 
 The paper shows CKA of each block before and after fine-tuning: little change for natural images, more for medical and
 satellite ones, the first four or five layers preserved.
-Expect of the bundled networks: low layers preserved: the lowest third is liker to what it was than the highest by
-0.20, after fine-tuning to tell rotations.
+Expect of the bundled networks: low layers preserved: after fine-tuning to tell rotations, the lowest third is liker to
+its former self than the highest third, by 0.20.
 Options of `repsim figures` may follow, such as --preset paper, or --out DIR.
 """
 

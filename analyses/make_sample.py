@@ -2,8 +2,8 @@
 
     python analyses/make_sample.py
 
-Takes 2 s. 5,000 of the 10,000 test images, and 300 training images of each of the ten classes, chosen
-with a fixed seed; images and labels are as published, uint8. Needs Fashion-MNIST (data/README.md).
+It takes 2 s and needs Fashion-MNIST (data/README.md). The sample has 5,000 of the 10,000 test images, and 300 training
+images of each of the ten classes, chosen with a fixed seed; images and labels are as published, uint8.
 """
 
 import numpy as np

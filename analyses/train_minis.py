@@ -4,12 +4,12 @@
     python analyses/train_minis.py --all                    # every network of the table below
     python analyses/train_minis.py --without-skips 3 7      # vit_mini without the skips of these blocks
 
-Needs Fashion-MNIST (see data/README.md). Uses CUDA when there is a device. A run saves itself to
+It needs Fashion-MNIST (see data/README.md), and uses CUDA when there is a device. A run saves itself to
 runs/training/ every `--save-every` steps and goes on from there when started again: batches and
 augmentation are functions of (seed, step), so a resumed run sees what an undisturbed one would.
 When done, the float16 weights are written to repsim/weights/ (`--weights-dir`), read back from
-that file, and the accuracy of what was read back on the 10,000 test images goes into
-figures/training.csv. data/README.md says how long it took and what came out.
+that file, and the accuracy of these weights on the 10,000 test images goes into
+figures/training.csv. data/README.md has the times and the accuracies.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LABEL_SMOOTHING = 0.1
 
 @dataclass(frozen=True)
 class Run:
-    """One line of the table: what to train, on what, for how long."""
+    """One line of the table: a network, its training images, and the length of its training."""
 
     name: str
     architecture: str
@@ -59,7 +59,7 @@ class Run:
 VIT = dict(lr=1e-3, epochs=18)
 RESNET = dict(lr=4e-3, epochs=10)
 # Half or a fifth of each recipe, for the networks that are compared over data sizes, seeds and widths: every
-# comparison needs one trained as long on everything, and the whole would take a CPU nine hours.
+# comparison needs a network trained as long on all images, and the whole recipe would take a CPU nine hours.
 SHORT = {"vit_mini": dict(lr=1e-3, epochs=9), "resnet_mini": dict(lr=4e-3, epochs=2)}
 
 
@@ -123,8 +123,8 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     rows = torch.arange(height, device=images.device).view(1, -1, 1) + shift_y
     columns = torch.arange(width, device=images.device).view(1, 1, -1)
     columns = torch.where(mirror, width - 1 - columns, columns) + shift_x
-    which = torch.arange(n, device=images.device).view(-1, 1, 1)
-    return F.pad(images, (2, 2, 2, 2))[which, rows, columns]
+    image = torch.arange(n, device=images.device).view(-1, 1, 1)
+    return F.pad(images, (2, 2, 2, 2))[image, rows, columns]
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -187,8 +187,8 @@ def train(run: Run, device: torch.device, *, scratch: Path, weights: Path, save_
     bar = tqdm(total=total, initial=step, desc=run.name, mininterval=10)
     while step < total:
         generator = seeded(run.seed, step, "augment")
-        which = batch_indices(step, len(images), run.seed).to(device)
-        x, y = augment(images[which], generator), labels[which]
+        positions = batch_indices(step, len(images), run.seed).to(device)
+        x, y = augment(images[positions], generator), labels[positions]
         if run.task == "rotation":
             x, y = turn(x, generator)
         with torch.autocast(device.type, torch.bfloat16):

@@ -30,9 +30,9 @@ FIGURES = Path(__file__).parent.parent / "figures"
 def compare(vit: rs.Network, resnet: rs.Network, images: rs.ImageSet) -> dict[str, float]:
     study = LayerSimilarity([vit, resnet], [rs.find_layers(network) for network in (vit, resnet)])
     sweep(images, [study], batch_size=250, progress=tqdm if sys.stderr.isatty() else None)
-    found = jackknifed(study.sums, uniformity([vit.name, resnet.name], rows_of(study)))
+    numbers = jackknifed(study.sums, uniformity([vit.name, resnet.name], rows_of(study)))
     row = {}
-    for name, number in zip(("vit", "resnet", "difference"), found):
+    for name, number in zip(("vit", "resnet", "difference"), numbers):
         row |= {name: number.value, f"{name}_se": number.se}
     return row
 

@@ -1,4 +1,4 @@
-"""Small untrained networks of every family repsim names, and small images."""
+"""Small untrained networks of every family that repsim names, small images, and runs that have finished."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ import torch
 import repsim as rs
 from repsim.tables import MATCHED, NUMBERS, save_record, save_table
 
-for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):  # a background job of a shell may ignore them, and hand
-    if signal.getsignal(number) == signal.SIG_IGN:  # that on to the commands that the tests start and send them to
+# A background job of a shell may ignore these signals, and the commands that the tests start would ignore them too.
+for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    if signal.getsignal(number) == signal.SIG_IGN:
         with contextlib.suppress(ValueError):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 if os.environ.get("PYTEST_XDIST_WORKER"):  # several processes share the cores
@@ -29,7 +30,7 @@ if os.environ.get("PYTEST_XDIST_WORKER"):  # several processes share the cores
 
 @dataclass(frozen=True)
 class Family:
-    """How to build a small one, and how many layers of each kind it has."""
+    """The settings of a small network of one family, and the number of its layers of each kind."""
 
     model: str
     blocks: int
@@ -38,9 +39,9 @@ class Family:
     args: dict[str, Any] = field(default_factory=dict)
 
     def load(self) -> rs.Network:
-        """Untrained, and told that images are 64 px wide where its own size would be 224."""
-        unsaid = {"transform": "imagenet size=64"} if ":" in self.model else {}
-        network = rs.load_model(self.model, weights="random", **unsaid, **self.args)
+        """Load the network untrained, for images of 64 px where its own size would be 224 px."""
+        options = {"transform": "imagenet size=64"} if ":" in self.model else {}
+        network = rs.load_model(self.model, weights="random", **options, **self.args)
         transform = replace(network.transform, input_size=(3, 64, 64))
         return replace(network, transform=transform)
 
@@ -97,7 +98,7 @@ def family(request: pytest.FixtureRequest) -> Family:
 
 @pytest.fixture(scope="session")
 def server():
-    """Starts processes that have torch, timm and what draws imported."""
+    """A context that starts processes which have torch, timm and the drawing code imported already."""
     context = multiprocessing.get_context("forkserver")
     needed = [
         "repsim.cli",
@@ -121,14 +122,14 @@ def resnet() -> rs.Network:
 
 
 def noise(network: rs.Network, n: int, seed: int = 0) -> torch.Tensor:
-    """n noise images of the size the network takes."""
+    """n noise images of the size that the network takes."""
     channels, height, width = network.input_size
     return torch.randn(n, channels, height, width, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture
 def finished(tmp_path):
-    """A run of `cka --matched`, and a figure with one number."""
+    """The directory of a finished run of `cka --matched`, and in it a figure with one number."""
     save_table(pd.DataFrame([["a", "b", "layer", 0, 0.0, 0.5, 0.1, 0]], columns=MATCHED), tmp_path / "matched.csv")
     (tmp_path / "figure-1").mkdir()
     number = ("low_with_high_difference", ("a", "b"), "low with high layers, a - b", 1.0, 0.5, 1.5)
@@ -139,6 +140,6 @@ def finished(tmp_path):
 
 
 def planted(*rows, df=19):
-    """A table of numbers: key, models, label, value, low, high of each, with these degrees of freedom."""
+    """A table of numbers from rows of key, models, label, value, low and high, with these degrees of freedom."""
     rows = [(key, json.dumps(models), *rest, df, 1, np.nan) for key, models, *rest in rows]
     return pd.DataFrame(rows, columns=NUMBERS)

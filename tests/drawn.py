@@ -1,9 +1,9 @@
-"""Small networks drawn at random, and what they compute by a plain path of its own, in float64.
+"""Small networks drawn at random, and their activations by a second, plain path in float64.
 
 A drawn network keeps its tokens in memory as networks of many libraries do: batch first, second or last, channels on
 any axis, tokens row by row, column by column, in mask units or shuffled, windows beside the batch, up to five tokens
-before or after the grid. What its blocks compute is known by construction: `Drawn.truth` works it out with tokens in
-reading order, masks instead of windows, and no tensor moved. Nothing of repsim is used.
+before or after the grid. The activations of its blocks are known by construction: `Drawn.truth` computes them with
+tokens in reading order, masks instead of windows, and no tensor moved. It uses nothing of repsim.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ PREFIX = ("cls_token", "dist_token", "reg_token", "storage_tokens", "class_embed
 
 @dataclass(frozen=True)
 class Layout:
-    """How prefix (n, p, d) and grid (n, h, w, d) lie in one tensor."""
+    """The layout of prefix (n, p, d) and grid (n, h, w, d) in one tensor."""
 
     axes: str
-    """Of n, t, d; of n, h, w, d for maps; `windows` and `windows first` for windows on the axis of the batch."""
+    """The order of n, t, d, or of n, h, w, d for maps; `windows` and `windows first` put windows beside the batch."""
     order: str = "rows"
-    """Of the tokens of a sequence: `rows`, `columns`, `units`, `dilated`, `shuffled`."""
+    """The order of the tokens of a sequence: `rows`, `columns`, `units`, `dilated`, `shuffled`."""
     last: bool = False
     """Whether the prefix follows the grid."""
 
@@ -100,7 +100,7 @@ def layout(draw: random.Random, p: int, *, maps: bool = True) -> Layout:
 
 
 class Block(nn.Module):
-    """What all blocks share: x as it came, with what `branch` makes of the normalised tokens added to it."""
+    """The common part of all blocks: the sum of the input and of `branch` of its normalised tokens."""
 
     def __init__(self, draw: random.Random, p: int, h: int, w: int, d: int, enter: Layout, leave: Layout) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
 
 
 class Mlp(Block):
-    """Maps of the channels; as linear maps where these are on the last axis, as convolutions where on the second."""
+    """Maps of the channels: convolutions where the channels are on the second axis, linear maps elsewhere."""
 
     def __init__(self, draw: random.Random, *args) -> None:
         super().__init__(draw, *args)
@@ -180,14 +180,14 @@ class Mix(Block):
         return None, self.inner.unpack(self.fc2(F.gelu(self.fc1(x))), 0, self.h, self.w)[1]
 
     def true_branch(self, prefix: Tensor, grid: Tensor) -> tuple[None, Tensor]:
-        where = self.inner._sequence(torch.arange(self.h * self.w).view(1, self.h, self.w, 1)).flatten()
-        x = grid.flatten(1, 2)[:, where]
+        order = self.inner._sequence(torch.arange(self.h * self.w).view(1, self.h, self.w, 1)).flatten()
+        x = grid.flatten(1, 2)[:, order]
         x = _linear(self.fc2, F.gelu(_linear(self.fc1, x.transpose(1, 2)))).transpose(1, 2)
-        return None, x[:, where.argsort()].unflatten(1, (self.h, self.w))
+        return None, x[:, order.argsort()].unflatten(1, (self.h, self.w))
 
 
 class Conv(Block):
-    """A convolution of every channel of the grid, or of all."""
+    """A convolution of the grid: of each channel alone, of two groups of channels, or of all channels."""
 
     def __init__(self, draw: random.Random, *args) -> None:
         super().__init__(draw, *args)
@@ -212,18 +212,18 @@ class Attend(Block):
             if self.kind == "whole" and self.h * self.w > 4
             else "own"
         )
-        self.how = draw.choice(["fused", "plain", "einsum", "turned", *["module"] * (self.keys == "own")])
+        self.algorithm = draw.choice(["fused", "plain", "einsum", "turned", *["module"] * (self.keys == "own")])
         self.sequence = layout(draw, self.p, maps=False)
         self.first = draw.random() < 0.5
         self.packed = draw.random() < 0.5
-        self.biased = self.kind in ("window", "grid") and self.how != "module" and draw.random() < 0.5
+        self.biased = self.kind in ("window", "grid") and self.algorithm != "module" and draw.random() < 0.5
         if self.biased:
             self.bias = nn.Parameter(torch.randn(self.heads, 4, 4))
         self.qkv, self.proj = nn.Linear(self.d, 3 * self.d), nn.Linear(self.d, self.d)
         nn.init.normal_(self.qkv.weight, std=1.5 / self.d**0.5)
         if self.keys == "conv":
             self.reduce = nn.Conv2d(self.d, self.d, 2, 2)
-        if self.how == "module":
+        if self.algorithm == "module":
             self.mha = nn.MultiheadAttention(self.d, self.heads, batch_first=self.first)
             with torch.no_grad():
                 self.mha.in_proj_weight.copy_(self.qkv.weight)
@@ -237,7 +237,7 @@ class Attend(Block):
 
     @property
     def padded(self) -> tuple[int, int]:
-        """Rows and columns of the grid with what makes whole windows of it."""
+        """Rows and columns of the grid, with the padding that fills its windows."""
         a, b = self.windows
         return (-(-self.h // a) * a, -(-self.w // b) * b) if self.kind == "padded" else (self.h, self.w)
 
@@ -272,7 +272,7 @@ class Attend(Block):
 
     def _attend(self, x: Tensor, to: Tensor) -> Tensor:
         """(n, q, d), (n, k, d) -> (n, q, d)."""
-        if self.how == "module":
+        if self.algorithm == "module":
             x = x if self.first else x.transpose(0, 1)
             x = self.mha(x, x, x, need_weights=False)[0]
             return x if self.first else x.transpose(0, 1)
@@ -280,14 +280,14 @@ class Attend(Block):
             q, k, v = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         else:
             weight, bias = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
-            q, k, v = (F.linear(a, *of) for a, of in zip((x, to, to), zip(weight, bias)))
+            q, k, v = (F.linear(a, *parameters) for a, parameters in zip((x, to, to), zip(weight, bias)))
             q, k, v = (a.unflatten(2, (self.heads, -1)).transpose(1, 2) for a in (q, k, v))
         scale, bias = q.shape[-1] ** -0.5, self.bias if self.biased else None
-        if self.how == "fused":
+        if self.algorithm == "fused":
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        elif self.how == "plain":
+        elif self.algorithm == "plain":
             out = (q * scale @ k.transpose(-2, -1) + (0 if bias is None else bias)).softmax(-1) @ v
-        elif self.how == "einsum":
+        elif self.algorithm == "einsum":
             logits = torch.einsum("nhqd,nhkd->nhqk", q, k) * scale + (0 if bias is None else bias)
             out = torch.einsum("nhqk,nhkd->nhqd", logits.softmax(-1), v)
         else:
@@ -304,7 +304,7 @@ class Attend(Block):
         return x[:, : self.p], x[:, self.p :].unflatten(1, (self.h, self.w))
 
     def true_weights(self, prefix: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, heads, queries, keys), and the keys before they are mapped, from normalised tokens.
+        """Weights (n, heads, queries, keys), and the keys before they are mapped, from normalised tokens.
 
         The prefix comes first; where the grid is padded, so are queries and keys.
         """
@@ -316,7 +316,7 @@ class Attend(Block):
         k = _linear(self.qkv, keys)[..., self.d : 2 * self.d].unflatten(2, (self.heads, -1))
         logits = torch.einsum("nqhd,nkhd->nhqk", q, k) / (self.d // self.heads) ** 0.5
         if self.kind != "whole":
-            r, c = (each.flatten() for each in torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"))
+            r, c = (index.flatten() for index in torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"))
             a, b = self.windows
             if self.kind == "grid":
                 group, of_window = (r % (h // a)) * w + c % (w // b), r // (h // a) * b + c // (w // b)
@@ -330,16 +330,16 @@ class Attend(Block):
         return logits.softmax(-1), keys
 
     def in_image(self) -> Tensor:
-        """(queries,) which are neither before the grid nor padding."""
+        """(queries,) whether a query is in the image, neither in the prefix nor in the padding."""
         h, w = self.padded
         grid = F.pad(torch.ones(self.h, self.w), (0, w - self.w, 0, h - self.h)).flatten() > 0
         return torch.cat([torch.zeros(self.p, dtype=torch.bool), grid])
 
     def true_distances(self, cell: tuple[float, float]) -> Tensor:
-        """(h w, keys of the grid) in pixels, from the sizes of a cell."""
-        of = {"own": (1, 1), "pooled": (2, 2), "conv": (2, 2), "tall": (2, 1)}[self.keys]
+        """Distances (h w, keys of the grid) in pixels, from the height and width of a cell."""
+        key_size = {"own": (1, 1), "pooled": (2, 2), "conv": (2, 2), "tall": (2, 1)}[self.keys]
         places = []
-        for tall, wide in ((1, 1), of):
+        for tall, wide in ((1, 1), key_size):
             r = (torch.arange(self.h // tall).double() + 0.5) * tall * cell[0]
             c = (torch.arange(self.w // wide).double() + 0.5) * wide * cell[1]
             places.append(torch.stack(torch.meshgrid(r, c, indexing="ij"), -1).flatten(0, 1))
@@ -384,7 +384,7 @@ class Net(nn.Module):
         for name, count in zip(self.names, counts):
             setattr(self, name, nn.Parameter(torch.randn(1, count, d)))
         self.p = p = sum(counts)
-        self.of = [name for name, count in zip(self.names, counts) for _ in range(count)]
+        self.token_names = [name for name, count in zip(self.names, counts) for _ in range(count)]
         self.positions = nn.Parameter(0.5 * torch.randn(1, self.h, self.w, d))
         self.pos_embed = nn.Parameter(0.5 * torch.randn(1, self.p, d)) if p and draw.random() < 0.5 else None
         self.early, self.shared = draw.random() < 0.5, draw.random() < 0.2
@@ -406,9 +406,9 @@ class Net(nn.Module):
         return self.colours, self.h * self.patch[0], self.w * self.patch[1]
 
     def runs(self) -> list[tuple[str, nn.Module]]:
-        """Blocks as they run, by the names that their layers have."""
-        found = [(f"blocks.{i}", block) for i, block in enumerate(self.blocks)]
-        return [found[0], ("blocks.0:1", self.blocks[0]), *found[1:]] if self.shared else found
+        """Blocks in the order in which they run, with the names of their layers."""
+        named = [(f"blocks.{i}", block) for i, block in enumerate(self.blocks)]
+        return [named[0], ("blocks.0:1", self.blocks[0]), *named[1:]] if self.shared else named
 
     def tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
         n = len(x)
@@ -446,19 +446,19 @@ class Wrapped(nn.Module):
 
 @dataclass(frozen=True)
 class Run:
-    """A block as it ran, by the plain path."""
+    """The activations of a block, by the plain path."""
 
     name: str
     prefix: Tensor
-    """(n, p, d), as they come."""
+    """(n, p, d), in the order of the network."""
     grid: Tensor
     """(n, h, w, d)."""
     weights: Tensor | None = None
-    """Of attention, (n, heads, h w, keys), queries before the grid left out."""
+    """Weights of attention (n, heads, h w, keys), without the queries of the prefix."""
     keys: Tensor | None = None
-    """(keys,) which of them are in the image."""
+    """(keys,) whether a key is in the image."""
     distances: Tensor | None = None
-    """(h w, keys of the grid)."""
+    """(h w, keys of the grid), in pixels."""
 
 
 @dataclass(frozen=True)
@@ -467,14 +467,14 @@ class Drawn:
     module: nn.Module
     net: Net
     under: str
-    """What is before the names of its blocks."""
+    """The beginning of the names of its blocks."""
 
     @property
     def size(self) -> tuple[int, int, int]:
         return self.net.size
 
     def truth(self, images: Tensor) -> list[Run]:
-        """Of every block that runs, from images as they go in, in float64."""
+        """The activations of every block that runs, in float64, from images as the network takes them."""
         net = copy.deepcopy(self.net).double()
         prefix, grid = net.tokens(2 * images.double() - 0.1 if self.under else images.double())
         runs = []

@@ -1,11 +1,11 @@
-"""Hostile calls of the command line, each in processes of its own: one line, the right exit code, no hang.
+"""Hostile calls of the command line, in processes of their own, end in time with one line and the right exit code.
 
-    python tests/hostile.py            all of them, two at a time
-    python tests/hostile.py device fd  those whose names hold one of these words
+    python tests/hostile.py            all cases, two at a time
+    python tests/hostile.py device fd  the cases whose names hold one of these words
 
-A case is a line of bash. It passes if it ends in time, with its exit code, without a traceback, and if all that it
-says on stderr is the one line it should say. The last line counts what passed, and the exit code is 0 if all did. No
-case needs a network or a GPU; all need Linux.
+A case is a line of bash. It passes if it ends in time, with its exit code, without a traceback, and if its text on
+stderr is the one line that it should say. The last line of output counts the cases that passed, and the exit code is
+0 if all cases passed. No case needs the Internet or a GPU; all cases need Linux.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 RUN = "--quiet --images 8 --batch-size 4 --out out"
-"""Of a run that would take a second if nothing were wrong with it."""
+"""Options of a run that would take a second if nothing were wrong with it."""
 A = "--model-a vit_mini"
 HUGE = 99999999999999999999
 
 
 class Case(NamedTuple):
-    """One call, and what must come of it."""
+    """One call, and the outcome that it must have."""
 
     name: str
     shell: str
-    """Run in a folder of its own, in which `given` is; `repsim` is the command."""
+    """The line of bash, which runs in a folder of its own that holds `given`; `repsim` is the command."""
     code: int
     says: str = ""
-    """A regular expression for the line on stderr; empty: it says nothing at all."""
-    others: bool = False
-    """Whether other lines may stand before it, which are not repsim's."""
+    """A regular expression for the line on stderr; empty if stderr must be empty."""
+    other_lines: bool = False
+    """Whether lines of other programs may stand before it."""
     seconds: float = 150
 
 
@@ -53,9 +53,9 @@ def cka(name: str, options: str, code: int, says: str, before: str = "") -> Case
 
 
 def damaged(text: str) -> list[Case]:
-    """What a `run.json` may not be, under every command that reads it."""
+    """Cases of a damaged `run.json`, one for every command that reads it."""
     damage = f"cp -r given/figures f; for r in f/run.json f/figure-*/run.json; do printf '{text}' > $r; done"
-    whole = text.startswith('{"random": true')  # all that claims need to know
+    whole = text.startswith('{"random": true')  # claims read no other entry
     claims = f"{damage}; repsim claims --quiet f"
     return [
         Case(f"run.json is {text or 'empty'}: claims", claims, 0 if whole else 1, "" if whole else "run.json"),
@@ -65,21 +65,21 @@ def damaged(text: str) -> list[Case]:
 
 
 def piped(file: str, command: str) -> Case:
-    """A pipe in place of a file of a finished run."""
+    """A case of a pipe in place of a file of a finished run."""
     name = Path(file).name
     shell = f"cp -r given/figures given/cka .; rm -f {file}; mkfifo {file}; repsim {command}"
     return Case(f"pipe as {file}: {command.split()[0]}", shell, 1, f"{name}.* regular file", seconds=60)
 
 
 def lone(variables: str, command: str = f"cka {A} {RUN}") -> Case:
-    """An environment that must not matter; matplotlib and libgomp may say that they do not like it."""
-    return Case(f"environment {variables}", f"env {variables} repsim {command}", 0, others=True)
+    """A case of an environment that must not matter, though matplotlib and libgomp may complain of it."""
+    return Case(f"environment {variables}", f"env {variables} repsim {command}", 0, other_lines=True)
 
 
 TORCHRUN = "torchrun --nproc-per-node 2 -m repsim"
 
 CASES = [
-    # what waits for ever when it is opened
+    # files that block the process that opens them
     Case("pipe among the images", f"cp -r given/images f; mkfifo f/p.png; repsim cka {A} --data f {RUN}", 0),
     cka("pipe as weights", "--weights-a p", 1, "'p' is a pipe", "mkfifo p;"),
     cka("device as weights", "--weights-a /dev/zero", 1, "'/dev/zero' is a device"),
@@ -102,7 +102,7 @@ CASES = [
     piped("figures/figure-1/cka.csv", "figures --quiet --redraw figures"),
     piped("figures/run.json", "report --quiet figures"),
     piped("figures/figure-1/cka.csv", "report --quiet figures"),
-    # numbers without bounds
+    # numbers beyond every bound
     *(bounded("cka", option) for option in ("--workers", "--images", "--batch-size", "--repeats")),
     *(bounded("probe", option) for option in ("--seeds", "--shots", "--neighbours", "--train-images")),
     bounded("probe", "-k", "k must be from 1 to"),
@@ -177,7 +177,7 @@ CASES = [
         cka(f"device {device}", f"--device {device}", 1, f"'{device}'")
         for device in ("mps", "xla", "xpu", "hpu", "mtia", "lazy", "privateuseone")
     ),
-    # weights without values, modules without parameters yet
+    # weights without values, and modules that have no parameters yet
     *(
         cka(f"weights {name}", f"--weights-a given/{name}.pt", 1, words)
         for name, words in {"sparse": "sparse", "meta": "without values|meta", "lazy": "lazy", "empty": "empty"}.items()
@@ -241,7 +241,7 @@ CASES = [
         1,
         "cannot get the weights",
     ),
-    # where output goes
+    # the places where output goes
     Case("models into a full disk", "repsim models > /dev/full", 1, "standard output: No space left"),
     Case("help into a full disk", "repsim --help > /dev/full", 1, "standard output: No space left"),
     Case("help of a command into a full disk", "repsim cka --help > /dev/full", 1, "standard output: No space left"),
@@ -265,8 +265,7 @@ CASES = [
     ),
     Case("wrong call, stderr closed", "repsim cka --model-a nope 2>&-", 2),
     Case("wrong call, stderr full", "repsim cka --model-a nope 2>/dev/full", 2),
-    # several processes
-    # what torchrun says of them: its exit code is 1 whatever theirs are, and a rule follows its last line
+    # several processes; the exit code of torchrun is 1 whatever the codes of its processes, and it ends with a rule
     *(
         Case(
             f"torchrun: {name}",
@@ -342,7 +341,7 @@ def uninitialised():
     return Never()
 """
 KILLED = '''
-"""Runs repsim and kills a process that decodes, so many times."""
+"""Runs repsim, and kills a process that decodes images as often as the first argument says."""
 import os, signal, sys
 
 if __name__ == "__main__":
@@ -367,7 +366,7 @@ if __name__ == "__main__":
 
 
 def prepare(given: Path) -> None:
-    """The images, weights and finished runs that cases take."""
+    """Write the images, weights and finished runs that the cases use."""
     given.mkdir()
     (given / "strange.py").write_text(STRANGE)
     (given / "killed.py").write_text(KILLED)
@@ -384,7 +383,7 @@ def environment(given: Path) -> dict[str, str]:
 
 
 def run(case: Case, given: Path, work: Path) -> str:
-    """What is wrong with what came of a call; empty: nothing."""
+    """Run a case, and return the ways in which its outcome is wrong, or an empty string."""
     work.mkdir()
     (work / "given").symlink_to(given)
     with (work / "stderr").open("wb") as stderr:
@@ -409,11 +408,11 @@ def run(case: Case, given: Path, work: Path) -> str:
 
 
 def end(session: int) -> int:
-    """End what is left of a case; how many processes that were."""
+    """End the processes that a case left, and return their number."""
     left = [int(p.name) for p in Path("/proc").glob("[0-9]*") if _session(p) == session]
-    for each in left:
+    for process_id in left:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(each, signal.SIGKILL)
+            os.kill(process_id, signal.SIGKILL)
     return len(left)
 
 
@@ -432,7 +431,7 @@ def wrongs(case: Case, code: int, said: list[str]) -> list[str]:
         wrong.append(f"a traceback: {shown}")
     elif case.says and not (said and said[-1].startswith("Error: ") and re.search(case.says, said[-1], re.I)):
         wrong.append(f"it does not say {case.says!r} last: {shown}")
-    elif len(said) > bool(case.says) and not case.others:
+    elif len(said) > bool(case.says) and not case.other_lines:
         wrong.append(f"it says {len(said)} lines: {shown}")
     return wrong
 

@@ -1,8 +1,8 @@
-"""What somebody has who installed the wheel and has no checkout: names, networks and commands, on few images.
+"""The names, networks and commands of an installed wheel work without the checkout, on few images.
 
     python tests/smoke.py        with the Python of the environment that holds the wheel, in an empty folder
 
-It takes about a minute on two cores, and ends with a line, or with the error of what is missing.
+It takes about a minute on two cores, and ends with a line of counts, or with an error that names the missing part.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ COMMANDS = [
     ["figures", "8", "G.1", "H.2", *FEW],
     ["models"],
 ]
-"""Without a network and without data, so that all of both is the wheel's own."""
+"""Commands that name no networks and no data, so that the wheel's own networks and images are used."""
 
 
 def smoke() -> None:
-    """Try all of it; an AssertionError or the command's own error says what is wrong."""
+    """Try every name, network and command; an AssertionError or the command's own error says what is wrong."""
     home = Path(rs.__file__).resolve().parent
     assert not home.is_relative_to(CHECKOUT), f"this is the checkout's repsim, not the wheel's: {home}"
     assert version("repsim-vision") == rs.__version__

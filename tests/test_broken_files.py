@@ -1,4 +1,4 @@
-"""Files of many kinds: each is read as it is meant to be seen, or named in the error."""
+"""Image files of many kinds are read as they are meant to be seen, or named in the error."""
 
 import os
 from types import SimpleNamespace
@@ -38,7 +38,7 @@ def animated(path):
 
 
 def rotated(path):
-    """Red above blue, stored on its side."""
+    """Write an image of red above blue, stored on its side."""
     image = Image.new("RGB", (10, 20), (0, 0, 255))
     image.paste(RED, (0, 0, 10, 10))
     exif = Image.Exif()
@@ -70,7 +70,7 @@ def to_tensor(image):
 
 @pytest.fixture
 def forbidden(monkeypatch):
-    """Even for those who may read everything."""
+    """`forbidden.jpg` cannot be opened, even by users who may read every file."""
     from repsim.images import sources
 
     def open_(file):

@@ -208,7 +208,7 @@ def test_attention_with_maps(somewhere):
 
 
 def test_attention_with_maps_of_ones_own_photographs(somewhere):
-    """One is enough, of any size and without a class; a folder and what a shell makes of *.png are taken too."""
+    """Maps are drawn of one or more photographs of any size, without classes, given as files or as a folder."""
     (somewhere / "photos").mkdir()
     for i in range(3):
         pixels = np.random.default_rng(i).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -418,8 +418,8 @@ def test_probe_on_a_folder_of_classes_without_a_split(somewhere):
     assert record["images"]["used"] == 8 and record["images"]["split_here"]["training"] == 32
     assert record["protocol"]["training_images"]["split_here"] == record["images"]["split_here"]
     with pytest.warns(rs.Notice, match="20% of each class are test images"):
-        found = rs.linear_probes("vit_mini", "mine", tokens=False, **few)
-    found.save("again")
+        probes = rs.linear_probes("vit_mini", "mine", tokens=False, **few)
+    probes.save("again")
     assert Path("again/probe.csv").read_bytes() == Path("o/probe.csv").read_bytes()
     (somewhere / "flat").mkdir()
     for i in range(8):
@@ -563,14 +563,14 @@ def test_doctor_says_what_is_there_and_what_is_missing(somewhere, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", "nowhere")
     before = json.loads(repsim("doctor", "--json").stdout)
     assert before["versions"]["torch"] and {"transformers", "plotly"} < set(before["versions"])
-    places = {each["what"]: each["found"] for each in before["places"]}
+    places = {place["what"]: place["found"] for place in before["places"]}
     assert places["bundled images"] and places["bundled weights"]
     name = "ImageNet, data/imagenet/val"
     assert not places[name] and "REPSIM_IMAGENET" in {m["what"]: m["get"] for m in before["missing"]}[name]
     (somewhere / "data" / "imagenet" / "val").mkdir(parents=True)
     after = json.loads(repsim("doctor", "--json").stdout)
-    assert {each["what"]: each["found"] for each in after["places"]}[name]
-    assert name not in [each["what"] for each in after["missing"]]
+    assert {place["what"]: place["found"] for place in after["places"]}[name]
+    assert name not in [place["what"] for place in after["missing"]]
     assert "Missing:" in repsim("doctor").stdout
 
 

@@ -1,4 +1,4 @@
-"""What commands say last, of tables made by hand."""
+"""The closing sentences of commands, on tables made by hand."""
 
 import math
 import subprocess
@@ -169,7 +169,7 @@ def test_sensitivity():
 
 
 def test_no_interval_goes_beyond_what_its_number_can_be():
-    """Of two groups of images half an interval is 12.7 standard errors wide."""
+    """Intervals end at the bounds of their number, even of two groups, where half of one is 12.7 standard errors."""
     of_two = {"images": {"used": 2, "batches": 2}}
     summary = pd.DataFrame(
         {"model": "A", "layer": ["x"], "index": 0, "shots": "10", "aggregation": "cls", "accuracy": 0.9, "se": 0.5,

@@ -1,6 +1,6 @@
-"""Intervals of each kind cover the truth, on small networks and images made up.
+"""Intervals of each kind cover the truth, on small networks and artificial images.
 
-`benchmarks/coverage.py` does it at length.
+`benchmarks/coverage.py` measures the coverage at length.
 """
 
 import importlib.util
@@ -31,7 +31,7 @@ ASKED = {
 
 
 def pictures(count):
-    """Images of 4 x 4 patches, each of a brightness that is partly its own, and a little noise."""
+    """Images of 4 x 4 patches with a little noise; the brightness of a patch is partly its own, partly the image's."""
     generator = torch.Generator().manual_seed(0)
     own, of_all, noise = (torch.randn(count, 3, side, side, generator=generator) for side in (4, 1, 64))
     return (own + of_all).repeat_interleave(16, 2).repeat_interleave(16, 3) + 0.1 * noise
@@ -41,23 +41,23 @@ def test_numbers_and_cells():
     kinds = {"vit": "vit", "other": "vit_gap"}
     networks = {name: replace(FAMILIES[kind].load(), name=name) for name, kind in kinds.items()}
     images = rs.ImageSet(pictures(BATCH * BATCHES))
-    found = coverage.figures(images, BATCH, DRAWN, REPLICATES, ASKED, networks.__getitem__)
-    print(found.to_string())
-    kinds = found["line"].str.extract(r"(figure \d|similarity|attention|residual|token|own)")[0].unique()
+    table = coverage.figures(images, BATCH, DRAWN, REPLICATES, ASKED, networks.__getitem__)
+    print(table.to_string())
+    kinds = table["line"].str.extract(r"(figure \d|similarity|attention|residual|token|own)")[0].unique()
     assert sorted(kinds) == LINES
-    assert found["coverage"].between(0.9, 0.99).all()
+    assert table["coverage"].between(0.9, 0.99).all()
 
 
 def test_probes():
     images, train = rs.ImageSet(images=360), rs.ImageSet("sample", split="train", images=600)
-    found = coverage.probes(images, train, 12, 12, REPLICATES, seeds=20)
-    print(found.to_string())
-    assert found["coverage"].between(0.9, 0.995).all()
+    table = coverage.probes(images, train, 12, 12, REPLICATES, seeds=20)
+    print(table.to_string())
+    assert table["coverage"].between(0.9, 0.995).all()
 
 
 def test_receptive_fields():
-    """The radius of half of the mass covers less: it jumps where a field has a gap around the own patch."""
-    found = coverage.receptive(rs.ImageSet(images=160), 100, 32, ["vit_micro"]).set_index("line")["coverage"]
-    print(found.to_string())
-    half = found.index.str.contains("radius50")
-    assert found[~half].between(0.9, 0.99).all() and found[half].between(0.85, 0.99).all()
+    """Intervals cover the fields, the radius of half the mass less often: it jumps over gaps around the own patch."""
+    covered = coverage.receptive(rs.ImageSet(images=160), 100, 32, ["vit_micro"]).set_index("line")["coverage"]
+    print(covered.to_string())
+    half = covered.index.str.contains("radius50")
+    assert covered[~half].between(0.9, 0.99).all() and covered[half].between(0.85, 0.99).all()

@@ -1,4 +1,4 @@
-"""On a CUDA device every study finds what it finds on the CPU; skipped where there is none."""
+"""On a CUDA device every study finds the same as on the CPU; without a device these tests are skipped."""
 
 import warnings
 
@@ -17,11 +17,11 @@ pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available()
 IMAGES = rs.ImageSet("sample", images=64)
 NAMES = ("vit_mini", "resnet_mini")
 TOLERANCE = {"fp32": 5e-4, "tf32": 2e-2, "bf16": 1e-1}
-"""Relative, and absolute for values below 1."""
+"""Tolerances, relative, and absolute for values below 1."""
 
 
-def on(device: str, **how) -> list[rs.Network]:
-    return [rs.load_model(name, device=device, **how) for name in NAMES]
+def on(device: str, **options) -> list[rs.Network]:
+    return [rs.load_model(name, device=device, **options) for name in NAMES]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_convolutional_networks_have_their_channels_last():
 
 def test_a_batch_waits_for_the_device_once():
     networks = on("cuda")
-    images = rs.ImageSet(torch.randn(64, 1, 28, 28, device="cuda"))  # copying others ahead waits in its own thread
+    images = rs.ImageSet(torch.randn(64, 1, 28, 28, device="cuda"))  # others are copied by a thread, which waits too
     networks = [network.sized(images.tensor_size) for network in networks]
     study = LayerSimilarity(networks, [find_layers(network) for network in networks])
     sweep(images, [study], batch_size=32)  # allocations of the first batch wait too
@@ -66,16 +66,16 @@ def test_a_batch_waits_for_the_device_once():
             sweep(images, [study], batch_size=32)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    waited = [each for each in caught if "called a synchronizing CUDA operation" in str(each.message)]
-    assert len(waited) <= len(images) // 32, [str(each.message) for each in waited]
+    waited = [warning for warning in caught if "called a synchronizing CUDA operation" in str(warning.message)]
+    assert len(waited) <= len(images) // 32, [str(warning.message) for warning in waited]
 
 
 def test_memory_that_is_too_small():
     device = torch.device("cuda")
     network = rs.load_model("resnet_mini", device=device)
     images = rs.ImageSet("sample", images=1024)
-    found = [find_layers(network, ["layer4.0", "layer4.2"])]  # small ones: only the network's own need much
-    whole, study = LayerSimilarity([network], found), LayerSimilarity([network], found)
+    layers = [find_layers(network, ["layer4.0", "layer4.2"])]  # small layers: only the network needs much
+    whole, study = LayerSimilarity([network], layers), LayerSimilarity([network], layers)
     sweep(images, [whole], batch_size=1024)
     needed = torch.cuda.max_memory_allocated()
     torch.cuda.empty_cache()

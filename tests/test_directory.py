@@ -1,4 +1,4 @@
-"""Without `--out`: whose result lies where, and that no run takes another's place in silence."""
+"""Without `--out` every run has a directory of its own, and no run silently takes the directory of another."""
 
 import itertools
 import json
@@ -26,10 +26,10 @@ A, B = digest({"seed": 0}), digest({"seed": 1})
 SETUPS = st.dictionaries(st.text(max_size=3), st.none() | st.integers() | st.text(max_size=3) | st.booleans())
 
 
-def finish(directory: Path, of: str) -> None:
-    """As a run leaves it."""
+def finish(directory: Path, setup: str) -> None:
+    """Write the record that a run of this set-up leaves."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / RECORD).write_text(json.dumps({SETTINGS: of}))
+    (directory / RECORD).write_text(json.dumps({SETTINGS: setup}))
 
 
 @given(SETUPS, SETUPS)
@@ -42,12 +42,12 @@ def test_digests_tell_set_ups_apart(one, other):
 @settings(max_examples=50, deadline=None)
 @given(runs=st.lists(st.tuples(st.sampled_from(["cka-a", "cka-b", "cka-a-b"]), st.integers(0, 5)), max_size=12))
 def test_whatever_runs_there_were_each_finds_its_own(runs, tmp_path_factory):
-    where, places = tmp_path_factory.mktemp("runs"), {}
+    root, places = tmp_path_factory.mktemp("runs"), {}
     for name, seed in runs:
-        place = own_directory(name, digest({"name": name, "seed": seed}), where)
+        place = own_directory(name, digest({"name": name, "seed": seed}), root)
         assert places.setdefault((name, seed), place) == place
-        if sum(each == name for each, _ in places) == 1:
-            assert place == where / name
+        if sum(taken == name for taken, _ in places) == 1:
+            assert place == root / name
         finish(place, digest({"name": name, "seed": seed}))
     assert len(set(places.values())) == len(places)
 
@@ -72,13 +72,13 @@ def test_nothing_is_free(tmp_path):
 
 
 def test_sums_belong_to_a_run_and_so_does_a_directory_in_which_one_is_at_work(tmp_path):
-    at = Resume(tmp_path / "x" / FOLDER, {"seed": 0}, settings=A)
+    run = Resume(tmp_path / "x" / FOLDER, {"seed": 0}, settings=A)
     assert holder(tmp_path / "x") == A and own_directory("x", B, tmp_path) == tmp_path / f"x-{B[:8]}"
-    at.release()
-    assert not (tmp_path / "x").exists()  # it left before it had made anything
-    at = Resume(tmp_path / "x" / FOLDER, {"seed": 0}, settings=A)
-    (at.folder / "pass-0-of-1-0.pt").write_bytes(b"sums")
-    at.release()
+    run.release()
+    assert not (tmp_path / "x").exists()  # the run left before it had written anything
+    run = Resume(tmp_path / "x" / FOLDER, {"seed": 0}, settings=A)
+    (run.folder / "pass-0-of-1-0.pt").write_bytes(b"sums")
+    run.release()
     assert holder(tmp_path / "x") == A and own_directory("x", A, tmp_path) == tmp_path / "x"
     Resume(tmp_path / "x" / FOLDER, {"seed": 0}, settings=A).finish()
     assert holder(tmp_path / "x") is None
@@ -99,20 +99,20 @@ def repsim(*arguments) -> None:
 
 @pytest.fixture
 def somewhere(tmp_path, monkeypatch) -> Path:
-    """Two of everything that may have the same name: weights, networks, images."""
+    """A folder with two of each thing whose names may coincide: weights, networks and images."""
     monkeypatch.chdir(tmp_path)
-    for number, where in enumerate(("one", "two")):
+    for number, folder in enumerate(("one", "two")):
         torch.manual_seed(number)
         network = timm.create_model("test_resnet", num_classes=5)
-        (tmp_path / where / "net").mkdir(parents=True)
-        torch.save(network.state_dict(), tmp_path / where / "best.pt")
-        torch.save(network.state_dict(), tmp_path / where / "net" / "pytorch_model.bin")
+        (tmp_path / folder / "net").mkdir(parents=True)
+        torch.save(network.state_dict(), tmp_path / folder / "best.pt")
+        torch.save(network.state_dict(), tmp_path / folder / "net" / "pytorch_model.bin")
         config = {"architecture": "test_resnet", "num_classes": 5, "pretrained_cfg": {"input_size": [3, 32, 32]}}
-        (tmp_path / where / "net" / "config.json").write_text(json.dumps(config))
-        (tmp_path / where / "images").mkdir()
+        (tmp_path / folder / "net" / "config.json").write_text(json.dumps(config))
+        (tmp_path / folder / "images").mkdir()
         for i in range(16):
             pixels = np.random.default_rng(16 * number + i).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / where / "images" / f"{i}.png")
+            Image.fromarray(pixels).save(tmp_path / folder / "images" / f"{i}.png")
     return tmp_path
 
 
@@ -134,21 +134,21 @@ def test_what_is_apart_lies_apart_and_is_found_again(kind, somewhere):
     few = ["cka", "--quiet", "--images", "8", "--batch-size", "8"]
     if kind not in ("images", "settings", "seeds"):
         few += ["--data", "noise"]
-    commands = [[*few, *each, *([] if "--model-a" in each else ["--model-a", "vit_mini"])] for each in APART[kind]]
+    commands = [[*few, *call, *([] if "--model-a" in call else ["--model-a", "vit_mini"])] for call in APART[kind]]
 
-    def made() -> dict[Path, bytes]:
+    def files() -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in Path("runs").glob("*/*") if path.suffix in (".csv", ".json")}
 
     for number, command in enumerate(commands, start=1):
-        before = made()
+        before = files()
         repsim(*command)
-        assert before.items() < made().items() and len(list(Path("runs").iterdir())) == number
+        assert before.items() < files().items() and len(list(Path("runs").iterdir())) == number
     assert sum("-" not in path.name.removeprefix("cka-").replace("-random", "").replace("local-dir-", "")
                for path in Path("runs").iterdir()) == 1  # fmt: skip
-    before, written = made(), {path: path.stat().st_mtime_ns for path in made()}
-    for command in (commands[-1], commands[0]):  # again, each in its own
+    before, written = files(), {path: path.stat().st_mtime_ns for path in files()}
+    for command in (commands[-1], commands[0]):  # each runs again in its own directory
         repsim(*command)
-    assert made().keys() == before.keys() and len(list(Path("runs").iterdir())) == len(commands)
+    assert files().keys() == before.keys() and len(list(Path("runs").iterdir())) == len(commands)
     changed = {path.parent for path in before if path.name == RECORD and written[path] != path.stat().st_mtime_ns}
     assert len(changed) == 2
 
@@ -165,7 +165,7 @@ def test_a_stopped_run_goes_on_in_its_own_directory(somewhere, monkeypatch):
     monkeypatch.undo()
     os.chdir(somewhere)
     first, second = sorted(Path("runs").iterdir())
-    assert first.name == "cka-vit_mini" and all(any(each.glob(".repsim-resume/pass-*.pt")) for each in (first, second))
+    assert first.name == "cka-vit_mini" and all(any(run.glob(".repsim-resume/pass-*.pt")) for run in (first, second))
     for seed, place in (("1", second), ("0", first)):
         repsim(*few, "--seed", seed)
         assert (place / "cka.csv").exists() and not (place / ".repsim-resume").exists()

@@ -1,4 +1,4 @@
-"""What the pages say holds: links lead somewhere, code runs as printed, and verdicts are those of the reference run."""
+"""The pages are true: links lead somewhere, code runs as printed, and verdicts are those of the reference run."""
 
 import re
 import subprocess
@@ -17,16 +17,16 @@ FENCE = re.compile(r"^( *)```.*?^\1```$", re.M | re.S)
 
 
 def pages() -> list[Path]:
-    """All pages that git knows, or in a copy without git those of the folders that hold pages."""
+    """All pages that git knows, or, in a copy without git, the pages of the folders that have some."""
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "*.md"], cwd=ROOT, capture_output=True)
     names = listed.stdout.decode().split("\n") if listed.returncode == 0 else []
-    found = [ROOT / name for name in names if name and (ROOT / name).exists()]
+    tracked = [ROOT / name for name in names if name and (ROOT / name).exists()]
     folders = ("", "docs", "data", "figures", "tests/benchmarks")
-    return found or sorted(path for folder in folders for path in (ROOT / folder).glob("*.md"))
+    return tracked or sorted(path for folder in folders for path in (ROOT / folder).glob("*.md"))
 
 
 def anchors(page: Path) -> set[str]:
-    """What `#...` may follow a link to the page: its headings in small letters, with hyphens for spaces."""
+    """The anchors of a page, for links with `#`: its headings in small letters, with hyphens for spaces."""
     headings = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text()), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
@@ -83,17 +83,17 @@ def test_the_page_of_the_pretrained_networks_tells_what_was_measured():
 
 
 def assert_told(text: str, run: Path, at_least: int):
-    """Every number with an interval is one of the run's claims, of either sign: "less, by 0.2" is -0.2."""
+    """Check that every number with an interval is a claim of the run, of either sign: "less, by 0.2" is -0.2."""
     claims = load_table(run / "claims.csv")[["measured", "low", "high"]]
     claims = pd.concat([claims, -claims[["measured", "high", "low"]].set_axis(claims.columns, axis=1)])
     number = r"-?\d+\.\d+"
     told = re.findall(rf"({number})[^()|]*?\(({number}) to ({number})\)", " ".join(text.split()))
     told += re.findall(rf"({number}), ({number}) to ({number})\b", " ".join(text.split()))
     assert len(told) >= at_least
-    for each in told:
-        measured = claims.round(len(each[0].partition(".")[2]))
-        near = (measured == [float(number) for number in each]).all(axis=1)
-        assert near.any(), f"no claim measures {each[0]} ({each[1]} to {each[2]})"
+    for interval in told:
+        measured = claims.round(len(interval[0].partition(".")[2]))
+        near = (measured == [float(number) for number in interval]).all(axis=1)
+        assert near.any(), f"no claim measures {interval[0]} ({interval[1]} to {interval[2]})"
 
 
 def test_the_readme_is_narrow():

@@ -1,4 +1,4 @@
-"""Networks that give other values for the same images from one pass to the next: no table of noise."""
+"""Networks that give other values for the same images in every pass are refused, unless they get a seed."""
 
 import random
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def unit() -> nn.Module:
 
 
 class Drawing(nn.Module):
-    """Does something between its two rows of units."""
+    """A network that applies a function between its two rows of units."""
 
     def __init__(self, between: Callable[[torch.Tensor], torch.Tensor], **settings: float) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Drawing(nn.Module):
 
 
 def shuffled(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    """Places in another order, the same for all images; sums over them stay."""
+    """Places in another order, which is the same for all images, so that sums over places stay."""
     return x.flatten(2)[:, :, order].view_as(x)
 
 
@@ -55,23 +55,23 @@ DRAWS = {
 }
 
 
-def drawing(how: str, **known) -> rs.Network:
-    return rs.Network(Drawing(DRAWS[how]), "net", transform=TRANSFORM, **known)
+def drawing(kind: str, **known) -> rs.Network:
+    return rs.Network(Drawing(DRAWS[kind]), "net", transform=TRANSFORM, **known)
 
 
-@pytest.mark.parametrize("how", DRAWS)
-def test_what_draws_is_refused(how):
+@pytest.mark.parametrize("kind", DRAWS)
+def test_what_draws_is_refused(kind):
     with pytest.raises(rs.RepsimError, match="net gives other values for the same images in every pass: it") as error:
-        rs.layer_cka(drawing(how), IMAGES, batch_size=8)
+        rs.layer_cka(drawing(kind), IMAGES, batch_size=8)
     assert "--seed-each-pass (seed_each_pass=True)" in str(error.value) and "\n" not in str(error.value)
 
 
-SEEDED = [how for how in DRAWS if how != "a generator of its own"]
+SEEDED = [kind for kind in DRAWS if kind != "a generator of its own"]
 
 
-@pytest.mark.parametrize("how", SEEDED)
-def test_with_one_seed_for_every_pass_two_runs_are_the_same(how):
-    networks = [drawing(how, seed_each_pass=True) for _ in range(2)]
+@pytest.mark.parametrize("kind", SEEDED)
+def test_with_one_seed_for_every_pass_two_runs_are_the_same(kind):
+    networks = [drawing(kind, seed_each_pass=True) for _ in range(2)]
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     tables = [rs.layer_cka(network, IMAGES, batch_size=4).table for network in networks]
     pd.testing.assert_frame_equal(*tables, check_exact=True)
@@ -96,7 +96,7 @@ def test_where_it_draws_and_what_to_set_are_said():
     module = Drawing(Noise())
     with pytest.raises(rs.RepsimError, match=r"draws at random \(randn_like in between\).*setting noise_std to 0"):
         rs.find_layers(rs.Network(module, "net", transform=TRANSFORM))
-    module.between.noise_std = 0.0  # it still draws, and nothing of it is seen
+    module.between.noise_std = 0.0  # it still draws, without effect
     table = rs.layer_cka(rs.Network(module, "net", transform=TRANSFORM), IMAGES, batch_size=8).table
     plain = rs.layer_cka(rs.Network(Drawing(nn.Identity()), "net", transform=TRANSFORM), IMAGES, batch_size=8).table
     pd.testing.assert_frame_equal(table, plain)

@@ -25,10 +25,10 @@ def test_every_public_name_has_a_sentence_and_an_example(name):
 
 
 def _named(name):
-    found = rs
+    value = rs
     for part in name.split("."):
-        found = getattr(found, part)
-    return found
+        value = getattr(value, part)
+    return value
 
 
 def decorated():

@@ -1,4 +1,4 @@
-"""A sample of timm's families against their rows of `benchmarks/families.csv`; the others take an hour."""
+"""A sample of timm's families has the numbers of its rows in `benchmarks/families.csv`; all take an hour."""
 
 import csv
 
@@ -15,14 +15,14 @@ maxxvit nfnet pit pvt_v2 regnet resnet rexnet shvit starnet vision_transformer v
 @pytest.mark.parametrize("family", SAMPLE)
 def test_a_family_is_measured_as_its_row_says(family):
     row = ROWS[family]
-    found = examine(row["model"])
-    assert "failed" not in found["refused"]
+    measured = examine(row["model"])
+    assert "failed" not in measured["refused"]
     for column in ("blocks_found", "blocks_run", "paper_layers", "applies"):
-        assert str(found[column]) == row[column]
+        assert str(measured[column]) == row[column]
 
 
 BETWEEN = {"efficientvit_msra": 8}
-"""Modules that are blocks by the name of their class, but parts of what downsamples between the stages."""
+"""Numbers of modules that are blocks by the name of their class, but belong to the downsampling between stages."""
 
 
 @pytest.mark.parametrize("family", ROWS)

@@ -1,4 +1,4 @@
-"""Features in the place of networks: whose row is whose, the same values as from the network, and every format."""
+"""Features in the place of networks: rows find their images, values are the network's, every format is read."""
 
 import json
 import os
@@ -24,13 +24,13 @@ RNG = np.random.default_rng(0)
 
 @pytest.fixture(scope="module")
 def taken(vit, resnet, tmp_path_factory):
-    """Features of two networks of the same images."""
+    """Features of the same images, from two networks."""
     return rs.extract_features([vit, resnet], IMAGES, tmp_path_factory.mktemp("taken"), batch_size=32)
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """A folder of twelve images of two classes, one of them in a folder of its own, with names in no ASCII."""
+    """A folder of twelve images of two classes, a third of them one folder deeper, with names that are not ASCII."""
     folder = tmp_path_factory.mktemp("pictures")
     for number in range(12):
         path = folder / ("Kühe", "dog")[number % 2] / ("" if number % 3 else "deep er") / f"bild {number}é.png"
@@ -50,16 +50,16 @@ def vectors(n, *widths, seed=0):
 def test_cka_from_features_is_that_of_the_network(vit, resnet, taken):
     expected = rs.layer_cka([vit, resnet], IMAGES, batch_size=16).table
     for networks in ([vit, taken["resnet_mini"]], [taken["vit_mini"], resnet], list(taken.values())):
-        found = rs.layer_cka(networks, IMAGES, batch_size=16).table
-        assert np.allclose(found[["cka", "se"]], expected[["cka", "se"]], rtol=0, atol=1e-6)
-        others = [column for column in expected if column not in ("cka", "se")]
-        assert found[others].equals(expected[others])  # kinds and depths too
+        table = rs.layer_cka(networks, IMAGES, batch_size=16).table
+        assert np.allclose(table[["cka", "se"]], expected[["cka", "se"]], rtol=0, atol=1e-6)
+        other_columns = [column for column in expected if column not in ("cka", "se")]
+        assert table[other_columns].equals(expected[other_columns])  # kinds and depths too
 
 
 def test_matched_cka_and_names_that_tell_both_apart(vit, taken):
-    found = rs.matched_cka([vit, taken["vit_mini"]], IMAGES, batch_size=16).table
-    assert len(found) == 13 and np.allclose(found["cka"], 1, rtol=0, atol=1e-6)
-    assert set(found.model_a) == {"vit_mini#1"} and set(found.model_b) == {"vit_mini#2"}
+    table = rs.matched_cka([vit, taken["vit_mini"]], IMAGES, batch_size=16).table
+    assert len(table) == 13 and np.allclose(table["cka"], 1, rtol=0, atol=1e-6)
+    assert set(table.model_a) == {"vit_mini#1"} and set(table.model_b) == {"vit_mini#2"}
 
 
 @pytest.mark.parametrize("tokens", ["cls", "spatial", "pooled"])
@@ -68,8 +68,8 @@ def test_tokens_of_all_and_tokens_that_were_chosen_before(tokens, vit, taken, tm
     chosen = rs.extract_features(vit, IMAGES, tmp_path / "chosen", layers="blocks.[05]", tokens=tokens)["vit_mini"]
     assert chosen.layers["blocks.0"].shape == {"cls": (64, 96), "spatial": (64, 49, 96), "pooled": (64, 96)}[tokens]
     for features in (taken["vit_mini"], chosen):
-        found = rs.layer_cka(features, IMAGES, layers="blocks.[05]", tokens=tokens, batch_size=16).table
-        assert np.allclose(found["cka"], expected["cka"], rtol=0, atol=1e-6)
+        table = rs.layer_cka(features, IMAGES, layers="blocks.[05]", tokens=tokens, batch_size=16).table
+        assert np.allclose(table["cka"], expected["cka"], rtol=0, atol=1e-6)
     if tokens != "spatial":
         other = {"cls": "pooled", "pooled": "cls"}[tokens]
         with pytest.raises(rs.UsageError, match=f"holds the {tokens} tokens of its network, and not its {other}"):
@@ -87,9 +87,9 @@ def test_probes_from_features_are_those_of_the_network(vit, resnet, tmp_path):
     )
     both = of_test.join(of_train)
     assert len(both) == 400 and both.ids[:100] == tuple(test.ids) and both.ids[100:] == tuple(train.ids)
-    found = rs.linear_probes(both, test, train=train, **few)
+    probes = rs.linear_probes(both, test, train=train, **few)
     for name in ("probe", "probe_summary", "neighbours"):
-        one, other = ({"probe": each.table, **each.tables}[name] for each in (expected, found))
+        one, other = ({"probe": result.table, **result.tables}[name] for result in (expected, probes))
         numbers = one.select_dtypes("number").columns
         assert np.allclose(one[numbers].astype(float), other[numbers].astype(float), rtol=0, atol=1e-6, equal_nan=True)
         assert one["layer"].equals(other["layer"]) and one["aggregation"].equals(other["aggregation"])
@@ -103,16 +103,16 @@ def test_probes_of_vectors_are_one_for_each_layer(vit, tmp_path):
     test, train = rs.ImageSet("sample", images=100), rs.ImageSet("sample", split="train", images=300)
     few = {"layers": "blocks.11", "shots": [5], "seeds": 1, "neighbours": 0}
     expected = rs.linear_probes(vit, test, train=train, tokens=False, **few).summary
-    of = [
+    parts = [
         rs.extract_features(vit, images, tmp_path / str(number), layers="blocks.11", tokens="cls")["vit_mini"]
         for number, images in enumerate((test, train))
     ]
-    found = rs.linear_probes(of[0].join(of[1]), test, train=train, **few).summary
-    assert list(found["aggregation"]) == ["cls"]
-    assert found["accuracy"][0] == pytest.approx(expected["accuracy"][expected["aggregation"] == "cls"].item())
+    summary = rs.linear_probes(parts[0].join(parts[1]), test, train=train, **few).summary
+    assert list(summary["aggregation"]) == ["cls"]
+    assert summary["accuracy"][0] == pytest.approx(expected["accuracy"][expected["aggregation"] == "cls"].item())
     stranger = rs.Features({"a": RNG.normal(size=(400, 7))}, [*test.ids, *train.ids])
-    found = rs.linear_probes(stranger, test, train=train, **{**few, "layers": "all"}).summary
-    assert list(found["aggregation"]) == ["spatial_mean"] and found["accuracy"][0] < 0.4
+    summary = rs.linear_probes(stranger, test, train=train, **{**few, "layers": "all"}).summary
+    assert list(summary["aggregation"]) == ["spatial_mean"] and summary["accuracy"][0] < 0.4
 
 
 def test_a_study_finds_the_same_in_all_ways(vit, taken):
@@ -133,7 +133,7 @@ def test_rows_are_the_networks_own_activations(vit, taken):
     assert torch.equal(kept["blocks.3"], rows)
 
 
-# What they are
+# Layers, shapes and types
 
 
 def test_shapes_types_and_layers():
@@ -159,7 +159,7 @@ def test_shapes_types_and_layers():
         rs.find_layers(features, "blocks.0")
     with pytest.raises(rs.UsageError, match="'four' of mine.* has no pooled tokens: nothing says which axes"):
         rs.find_layers(features, tokens="pooled")
-    assert len(rs.find_layers(features, ["one", "half"], tokens="cls")) == 2  # a vector is what it is
+    assert len(rs.find_layers(features, ["one", "half"], tokens="cls")) == 2  # a vector is its own CLS token
 
 
 @pytest.mark.parametrize(
@@ -219,13 +219,13 @@ def test_records_know_which_features_they_are_of(taken, tmp_path):
     assert rs.layer_cka(untrained, batch_size=16).record["random"]
 
 
-# Whose row is whose
+# Which row belongs to which image
 
 
 def test_rows_are_matched_by_ids_whatever_their_order(pictures):
     images = rs.ImageSet(pictures, images=10, seed=3)
     assert images.available_ids == sorted(
-        images.available_ids, key=lambda each: images.source.paths.index(str(pictures / each))
+        images.available_ids, key=lambda name: images.source.paths.index(str(pictures / name))
     )
     assert "Kühe/deep er/bild 0é.png" in images.available_ids and len(set(images.ids)) == 10
     order = RNG.permutation(12)
@@ -233,8 +233,8 @@ def test_rows_are_matched_by_ids_whatever_their_order(pictures):
     rows = rows_of(rs.Features(np.ones((13, 2)), ids), images)
     assert [ids[row] for row in rows] == images.available_ids
     below = rs.ImageSet(pictures.parent, split=pictures.name)
-    assert below.available_ids == [f"{pictures.name}/{each}" for each in images.available_ids]
-    whole_paths = rs.Features(np.ones((13, 2)), [os.path.relpath(pictures / each) for each in ids])
+    assert below.available_ids == [f"{pictures.name}/{name}" for name in images.available_ids]
+    whole_paths = rs.Features(np.ones((13, 2)), [os.path.relpath(pictures / name) for name in ids])
     assert rows_of(whole_paths, images).tolist() == rows.tolist()
 
 
@@ -242,8 +242,8 @@ def test_images_without_features_are_left_out(pictures, vit):
     images = rs.ImageSet(pictures)
     features = rs.Features(vectors(7, 5), images.available_ids[:7])
     with pytest.warns(rs.Notice, match=r"features has features of 7 of the 12 chosen images; .*\(it has 7 of all 12"):
-        found = rs.layer_cka([vit, features], images, batch_size=4, repeats=2)
-    assert found.record["images"]["chosen"] == 7
+        result = rs.layer_cka([vit, features], images, batch_size=4, repeats=2)
+    assert result.record["images"]["chosen"] == 7
     values = {
         number: features.layers["layer 5"][row] for number, row in enumerate(rows_of(features, images)) if row >= 0
     }
@@ -255,7 +255,7 @@ def test_images_without_features_are_left_out(pictures, vit):
     few = rs.Features(vectors(3, 5), images.available_ids[:3])
     with pytest.raises(rs.UsageError, match="has features of 3 of the 12 .*give ids as"):
         rs.layer_cka([vit, few], images, batch_size=4)
-    stems = rs.Features(vectors(12, 5), [os.path.basename(each) for each in images.available_ids])
+    stems = rs.Features(vectors(12, 5), [os.path.basename(name) for name in images.available_ids])
     with pytest.raises(rs.UsageError, match="has features of 0 of the 12 chosen images of .*such as 'bild"):  # no guess
         rs.layer_cka([vit, stems], images, batch_size=4)
 
@@ -282,10 +282,10 @@ def test_features_alone_need_no_images():
     assert len(of_features_alone([one, by_id])) == 30
     same = rs.Features({"flipped": one.layers["layer 5"][::-1].copy()}, one.ids[::-1], "same")
     table = rs.layer_cka([one, same], batch_size=10).table
-    assert np.allclose(table["cka"], 1, atol=1e-6)  # rows find their fellows, whatever their order
+    assert np.allclose(table["cka"], 1, atol=1e-6)  # rows are matched by ids, whatever their order
     blind = rs.Features({"flipped": one.layers["layer 5"][::-1].copy()}, name="blind")
     cross = rs.layer_cka([one, blind], batch_size=10).table.query("model_a != model_b")["cka"]
-    assert (cross < 0.5).all()  # by order
+    assert (cross < 0.5).all()  # rows are matched by their order
     with pytest.raises(rs.UsageError, match="'one' has 30 rows and 'short' has 29"):
         rs.layer_cka([one, rs.Features(vectors(29, 5), name="short")])
     with pytest.raises(rs.UsageError, match="'blind' have no ids, and the others have theirs in several orders"):
@@ -351,14 +351,14 @@ def test_what_is_written_is_read(suffix, dtype, tmp_path):
     layers = {name: values.astype(dtype) for name, values in layers.items() if suffix != ".npz" or "/" not in name}
     ids = [f"bild {n}é.png" for n in range(6)]
     write(tmp_path / f"mine{suffix}", layers, ids)
-    found = rs.load_features(tmp_path / f"mine{suffix}")
+    features = rs.load_features(tmp_path / f"mine{suffix}")
     assert (
-        found.ids == tuple(ids)
-        and set(found.layers) == set(layers)
-        and found.name == f"mine{suffix}".rpartition(".")[0]
+        features.ids == tuple(ids)
+        and set(features.layers) == set(layers)
+        and features.name == f"mine{suffix}".rpartition(".")[0]
     )
     for name, values in layers.items():
-        array = found.layers[name]
+        array = features.layers[name]
         assert np.array_equal(array.reshape(values.shape), values) and array.dtype == dtype
         assert isinstance(array, np.memmap) is mapped
 
@@ -366,9 +366,11 @@ def test_what_is_written_is_read(suffix, dtype, tmp_path):
 def test_npy_and_thingsvision(tmp_path):
     values = RNG.normal(size=(6, 2, 3)).astype(np.float32)
     np.save(tmp_path / "mine.npy", np.asfortranarray(values))
-    found = rs.load_features(tmp_path / "mine.npy")
-    assert list(found.layers) == ["mine"] and found.ids is None and np.array_equal(found.layers["mine"], values)
-    assert isinstance(found.layers["mine"], np.memmap)
+    features = rs.load_features(tmp_path / "mine.npy")
+    assert (
+        list(features.layers) == ["mine"] and features.ids is None and np.array_equal(features.layers["mine"], values)
+    )
+    assert isinstance(features.layers["mine"], np.memmap)
     np.save(tmp_path / "features.npy", values)
     names = [f"pictures/cat/Käse {n}.jpg" for n in range(6)]
     (tmp_path / "file_names.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
@@ -384,14 +386,14 @@ def test_parts_of_thingsvision_in_hdf5(tmp_path):
     with pytest.importorskip("h5py").File(tmp_path / "features.hdf5", "w") as file:
         for number, part in enumerate(np.split(values, [2, 5]), 1):
             file.create_dataset(f"features_{number:02d}", data=part)
-    found = rs.load_features(tmp_path)
-    assert np.array_equal(found.rows("features", np.arange(9)), values)
-    assert len(rs.layer_cka(found, batch_size=4).table) == 1
+    features = rs.load_features(tmp_path)
+    assert np.array_equal(features.rows("features", np.arange(9)), values)
+    assert len(rs.layer_cka(features, batch_size=4).table) == 1
 
 
 @pytest.mark.parametrize("texts, known", [(["a", "b", "c", "d", "é"], True), (["a", "b", "c", "d", "d"], False)])
 def test_a_dataset_of_rsatoolbox(texts, known, tmp_path):
-    """As its version 0.3.2 writes them: texts become bytes, with an attribute of the version."""
+    """A dataset is read as rsatoolbox 0.3.2 writes it, with texts as bytes; texts that occur twice are no ids."""
     values = RNG.normal(size=(5, 3))
     with pytest.importorskip("h5py").File(tmp_path / "data.h5", "w") as file:
         file.attrs["rsatoolbox_version"] = "0.3.2"
@@ -400,9 +402,9 @@ def test_a_dataset_of_rsatoolbox(texts, known, tmp_path):
         file["obs_descriptors/session"] = np.arange(5)
         file["descriptors/x"] = 1
         file.create_group("channel_descriptors")
-    found = rs.load_features(tmp_path / "data.h5")
-    assert list(found.layers) == ["measurements"] and np.array_equal(found.layers["measurements"], values)
-    assert found.ids == (tuple(texts) if known else None)
+    features = rs.load_features(tmp_path / "data.h5")
+    assert list(features.layers) == ["measurements"] and np.array_equal(features.layers["measurements"], values)
+    assert features.ids == (tuple(texts) if known else None)
 
 
 def test_bfloat16_of_safetensors(tmp_path):
@@ -453,7 +455,7 @@ def test_large_files_are_told_apart_by_their_times(tmp_path, monkeypatch):
 
 
 def test_what_does_not_fit_is_read_in_pieces(taken, tmp_path):
-    """The rows of a batch are planned for, as those of a network are, and the file itself is not."""
+    """Memory is planned for the rows of a batch, as for those of a network, and not for the file itself."""
     from repsim.passes.plan import limited
 
     said = []

@@ -10,9 +10,9 @@ PINS = ROOT / "tests" / "constraints" / "oldest.txt"
 
 
 def floors():
-    """Every requirement of the package and of its extras, by the library's name: the oldest release."""
-    found = re.findall(r'"([\w-]+)(?:\[\w+\])?>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
-    return {name.lower().replace("_", "-"): oldest for name, oldest in found}
+    """The oldest release that the package or one of its extras asks for, by the name of the library."""
+    requirements = re.findall(r'"([\w-]+)(?:\[\w+\])?>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
+    return {name.lower().replace("_", "-"): oldest for name, oldest in requirements}
 
 
 def as_numbers(release):

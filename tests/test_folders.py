@@ -1,4 +1,4 @@
-"""Which files of a folder are images, which classes they have, and what is said to be left out."""
+"""Which files of a folder are images, which classes they have, and which files are reported as left out."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def touch(root, *names):
 
 
 def images(root, *names):
-    """Write images; each folder directly inside has a brightness of its own."""
+    """Write images; each folder directly inside the root has a brightness of its own."""
     rng = np.random.default_rng(0)
     tops = sorted({Path(name).parts[0] for name in names})
     for name in names:
@@ -72,7 +72,7 @@ FILES = st.lists(
     st.tuples(st.sampled_from(FOLDERS), st.text(st.sampled_from("aBc019 _-é"), min_size=1, max_size=6)),
     min_size=1,
     max_size=12,
-    unique_by=lambda each: str(natural(each[1])[0]),  # timm leaves open in which order equals are
+    unique_by=lambda file: str(natural(file[1])[0]),  # timm leaves the order of equal names open
 )
 
 
@@ -81,10 +81,10 @@ FILES = st.lists(
 def test_ordinary_folders_are_in_the_order_of_timm(files, flat):
     with a_folder() as root:
         touch(root, *(f"{name}.png" if flat else f"{top}/{name}.PNG" for top, name in files))
-        found = listed(root)
+        listing = listed(root)
         expected, classes = find_images_and_targets(str(root), types=SUFFIXES)
-        assert list(zip(found.paths, found.labels)) == [(path, -1 if flat else label) for path, label in expected]
-        assert found.classes == ([] if flat else list(classes)) and found.left_out == {}
+        assert list(zip(listing.paths, listing.labels)) == [(path, -1 if flat else label) for path, label in expected]
+        assert listing.classes == ([] if flat else list(classes)) and listing.left_out == {}
 
 
 def test_names_that_count_alike_are_in_one_order_everywhere(tmp_path):
@@ -98,9 +98,9 @@ def test_names_that_count_alike_are_in_one_order_everywhere(tmp_path):
 def test_any_name_that_a_file_can_have(name, tmp_path):
     images(tmp_path, *(f"{i}.png" for i in range(4)))
     shutil.copy(tmp_path / "0.png", os.path.join(os.fsencode(tmp_path), os.fsencode(name)))
-    found = ImageSet(tmp_path)
-    assert os.fsdecode(name) in below(tmp_path, found.source) and not found.left_out
-    (batch,) = found.batches([GREY], 5, workers=0)
+    image_set = ImageSet(tmp_path)
+    assert os.fsdecode(name) in below(tmp_path, image_set.source) and not image_set.left_out
+    (batch,) = image_set.batches([GREY], 5, workers=0)
     assert len(batch.positions) == 5
 
 
@@ -109,21 +109,21 @@ def test_any_name_that_a_file_can_have(name, tmp_path):
 def test_classes_are_the_folders_directly_inside_whatever_is_below(places):
     with a_folder() as root:
         touch(root, *("/".join([*place, f"{i}.png"]) for i, place in enumerate(places)))
-        found = listed(root)
-        assert found.classes == sorted({place[0] for place in places})
-        assert [found.classes[label] for label in found.labels] == [name[0] for name in below(root, found)]
+        listing = listed(root)
+        assert listing.classes == sorted({place[0] for place in places})
+        assert [listing.classes[label] for label in listing.labels] == [name[0] for name in below(root, listing)]
 
 
 @pytest.mark.parametrize("folders, known", [([], False), (["cat"], False), (["cat", "dog"], True)])
 def test_images_beside_the_folders_of_classes_have_none(folders, known, tmp_path, vit):
     images(tmp_path, *(f"{i}.png" for i in range(4)), *(f"{name}/{i}.png" for name in folders for i in range(4)))
-    found = ImageSet(tmp_path)
-    assert len(found) == 4 + 4 * len(folders) and found.classes == (folders or None) and not found.left_out
-    assert (found.labels is not None) == known
+    image_set = ImageSet(tmp_path)
+    assert len(image_set) == 4 + 4 * len(folders) and image_set.classes == (folders or None) and not image_set.left_out
+    assert (image_set.labels is not None) == known
     if known:
-        assert sorted(found.labels) == [-1] * 4 + [0] * 4 + [1] * 4
+        assert sorted(image_set.labels) == [-1] * 4 + [0] * 4 + [1] * 4
         with pytest.raises(rs.UsageError, match="4 of the training images of .* have such; images that lie beside"):
-            linear_probes(vit, found, train=found, shots=1)
+            linear_probes(vit, image_set, train=image_set, shots=1)
 
 
 def test_a_folder_without_images_is_no_class(tmp_path, vit):
@@ -136,7 +136,7 @@ def test_a_folder_without_images_is_no_class(tmp_path, vit):
         linear_probes(vit, val, train=ImageSet(tmp_path, split="train"), shots=1)
 
 
-# What is left out
+# Files that are left out
 
 
 def pipe(path):
@@ -147,8 +147,8 @@ def a_socket(path):
     here = os.getcwd()
     os.chdir(path.parent)  # names of sockets are short
     try:
-        with socket.socket(socket.AF_UNIX) as of:
-            of.bind(path.name)
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(path.name)
     finally:
         os.chdir(here)
 
@@ -205,13 +205,13 @@ def test_what_is_left_out_is_counted(kind, tmp_path, monkeypatch):
     folder("0.png", "2.png", "3.png", "4.png")(tmp_path)
     (tmp_path / name).parent.mkdir(exist_ok=True)
     make(tmp_path / name)
-    found = ImageSet(tmp_path)
-    assert len(found) == 4 + (not left_out) and found.left_out == left_out
-    assert found.record(rs.images.image_set.Counts()).get("left_out", {}) == left_out
+    image_set = ImageSet(tmp_path)
+    assert len(image_set) == 4 + (not left_out) and image_set.left_out == left_out
+    assert image_set.record(rs.images.image_set.Counts()).get("left_out", {}) == left_out
     if left_out:
-        assert said(tmp_path, left_out) == found.left_out_in_words
-    for i in range(len(found)):
-        assert found.source.load(i).size == (28, 28)
+        assert said(tmp_path, left_out) == image_set.left_out_in_words
+    for i in range(len(image_set)):
+        assert image_set.source.load(i).size == (28, 28)
 
 
 def test_every_kind_is_said_on_one_line():
@@ -232,12 +232,12 @@ def test_a_link_that_is_named_as_an_image_and_leads_nowhere_is_an_image_that_can
 
 def test_what_has_become_a_pipe_is_not_opened(tmp_path, monkeypatch):
     folder("0.png", "1.png", "2.png", "3.png")(tmp_path)
-    found = ImageSet(tmp_path)
+    image_set = ImageSet(tmp_path)
     (tmp_path / "2.png").unlink()
     os.mkfifo(tmp_path / "2.png")
     monkeypatch.setattr(sources, "read", lambda path: None if not path.endswith("2.png") else pytest.fail("opened"))
     with pytest.raises(OSError, match="no longer a regular file"):
-        [found.source.load(i) for i in range(4)]
+        [image_set.source.load(i) for i in range(4)]
 
 
 @pytest.mark.parametrize("given", [".cache/imgs", ".cache/.imgs", "link"])
@@ -245,15 +245,15 @@ def test_the_roots_own_name_does_not_matter(given, tmp_path):
     folder("1.png", "2.png", "3.png", "4.png")(tmp_path / ".cache" / "imgs")
     (tmp_path / ".cache" / ".imgs").symlink_to("imgs")
     (tmp_path / "link").symlink_to(".cache/imgs")
-    found = ImageSet(tmp_path / given)
-    assert len(found) == 4 and not found.left_out
-    assert all(path.startswith(str(tmp_path / given)) for path in found.source.paths)
+    image_set = ImageSet(tmp_path / given)
+    assert len(image_set) == 4 and not image_set.left_out
+    assert all(path.startswith(str(tmp_path / given)) for path in image_set.source.paths)
     assert len(ImageSet(tmp_path, split=given)) == 4
 
 
 @pytest.fixture
 def closed(monkeypatch):
-    """Folders called `closed` may not be read, even by those who may read everything; `gone` are gone."""
+    """Folders called `closed` cannot be read, even by users who may read every file; folders called `gone` fail."""
     scandir = os.scandir
 
     def scan(path):
@@ -303,13 +303,13 @@ def test_an_image_is_where_it_really_lies_and_otherwise_where_links_find_it_firs
     for name, to in links.items():
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).symlink_to(to)
-    found = listed(root)
-    assert below(root, found) == [
+    listing = listed(root)
+    assert below(root, listing) == [
         *("ant/2.png", "cat/3.png", "dog/5.png", "dog/6.png", "dog/all/1.png", "dog/all/more/4.png")
     ]
-    assert found.classes == ["ant", "cat", "dog"]
-    # best/5.png, owl, and of the store cats/2.png and, once it is met again, cats
-    assert found.left_out == {"hidden": 1, "duplicates_by_link": 4, "folders_without_images": 1}
+    assert listing.classes == ["ant", "cat", "dog"]
+    # The duplicates are best/5.png, owl, cats/2.png of the store, and cats of the store when it is met again.
+    assert listing.left_out == {"hidden": 1, "duplicates_by_link": 4, "folders_without_images": 1}
 
 
 PLACES = ["in", "in/a", "in/a/c", "in/b", "out", "out/d", "in/.h", "out/x.png"]
@@ -339,7 +339,7 @@ def make_tree(root, files, links):
 
 def reachable(root):
     """Find the real paths of all images by following every link of every folder."""
-    folders, found, waiting = set(), set(), [os.path.realpath(root)]
+    folders, real_paths, waiting = set(), set(), [os.path.realpath(root)]
     while waiting:
         here = waiting.pop()
         if here in folders:
@@ -350,8 +350,8 @@ def reachable(root):
             if not name.startswith(".") and os.path.isdir(path):
                 waiting.append(os.path.realpath(path))
             elif not name.startswith(".") and name.lower().endswith(".png"):
-                found.add(os.path.realpath(path))
-    return found
+                real_paths.add(os.path.realpath(path))
+    return real_paths
 
 
 @settings(max_examples=80, deadline=None)
@@ -359,11 +359,11 @@ def reachable(root):
 def test_every_image_that_can_be_reached_counts_once(tree, rng):
     with a_folder() as root:
         make_tree(root, *tree)
-        found = listed(root / "in")
-        real = [os.path.realpath(path) for path in found.paths]
+        listing = listed(root / "in")
+        real = [os.path.realpath(path) for path in listing.paths]
         assert len(set(real)) == len(real) and set(real) == reachable(root / "in")
-        assert not any(part.startswith(".") for name in below(root / "in", found) for part in Path(name).parts)
-        assert listed_in_another_order(root / "in", rng) == (found.paths, found.classes, found.left_out)
+        assert not any(part.startswith(".") for name in below(root / "in", listing) for part in Path(name).parts)
+        assert listed_in_another_order(root / "in", rng) == (listing.paths, listing.classes, listing.left_out)
 
 
 def listed_in_another_order(root, rng: random.Random):
@@ -379,8 +379,8 @@ def listed_in_another_order(root, rng: random.Random):
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(os, "scandir", shuffled)
-        found = listed(root)
-    return found.paths, found.classes, found.left_out
+        listing = listed(root)
+    return listing.paths, listing.classes, listing.left_out
 
 
 # Commands

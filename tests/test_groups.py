@@ -1,4 +1,4 @@
-"""Groups of images (`groups`, `--groups`): standard errors are over groups, and batches of different ones."""
+"""Groups of images (`groups`, `--groups`): standard errors are over groups, and a batch holds different groups."""
 
 import copy
 import json
@@ -30,7 +30,7 @@ from repsim.networks.layers import find_layers
 from repsim.studies.localization import Localization
 
 GROUP = torch.tensor([5, 2, 2, 0, 5, 5, 0, 2, 5, 0, 2, 5])
-"""Of twelve images."""
+"""The groups of twelve images."""
 
 
 def drawn(*shape, seed=0):
@@ -41,11 +41,11 @@ def drawn(*shape, seed=0):
 def test_hsic_without_a_group_is_that_of_the_other_images(offset):
     layers = [drawn(12, 7, seed=seed) + offset for seed in range(3)]
     rows = [gram_row(layer) for layer in layers]
-    found, matched = stacked_without_groups(rows, GROUP), matched_without_groups(rows[:1], [rows[1:2]], GROUP)
+    left_out, matched = stacked_without_groups(rows, GROUP), matched_without_groups(rows[:1], [rows[1:2]], GROUP)
     for number, group in enumerate((0, 2, 5)):
         kept = [layer[group != GROUP] for layer in layers]
         expected = torch.tensor([[hsic(a @ a.T, b @ b.T) for b in kept] for a in kept], dtype=torch.float64)
-        torch.testing.assert_close(found[number], expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(left_out[number], expected, rtol=1e-5, atol=1e-5)
         again = [gram_row(layer) for layer in kept]
         torch.testing.assert_close(
             matched[number], matched_hsic(again[:1], [again[1:2]], len(kept[0])), rtol=1e-5, atol=1e-5
@@ -55,12 +55,12 @@ def test_hsic_without_a_group_is_that_of_the_other_images(offset):
 def test_localization_without_a_group_is_that_of_the_other_images():
     tokens, patches = drawn(12, 3, 5), drawn(12, 4, 6, seed=1)
     tokens[:, 0] = 1.0  # varies in no image
-    found = bordered_hsic(tokens, patch_grams(patches), GROUP)
-    torch.testing.assert_close(found[0], bordered_hsic(tokens, patch_grams(patches)))
+    left_out = bordered_hsic(tokens, patch_grams(patches), GROUP)
+    torch.testing.assert_close(left_out[0], bordered_hsic(tokens, patch_grams(patches)))
     for number, group in enumerate((0, 2, 5)):
         kept = group != GROUP
         expected = bordered_hsic(tokens[kept], patch_grams(patches[kept]))
-        torch.testing.assert_close(found[1 + number], expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(left_out[1 + number], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_what_varies_in_one_group_only_has_no_cka_without_it():
@@ -70,7 +70,7 @@ def test_what_varies_in_one_group_only_has_no_cka_without_it():
 
 
 def cka_of(batches, groups, without=None):
-    """Minibatch CKA of two layers, of the images that are in another group; see `minibatch_cka`."""
+    """Minibatch CKA of two layers without the images of a group; see `minibatch_cka`."""
     sums = minibatch_cka()
     for layers, group in zip(batches, groups):
         kept = group != without if without is not None else torch.ones(len(group), dtype=torch.bool)
@@ -80,7 +80,7 @@ def cka_of(batches, groups, without=None):
 
 
 def test_the_jackknife_leaves_a_groups_images_out_of_every_batch():
-    """Against the definition: everything computed anew of the other images; group 9 has nearly all of one batch."""
+    """CKA without a group is CKA computed anew of the other images, also for group 9, which nearly fills a batch."""
     groups = [GROUP, GROUP.roll(1), torch.where(torch.arange(12) < 9, 9, 5)]
     batches = [[drawn(12, 5, seed=3 * b + k) + drawn(12, 5, seed=50 + b) for k in range(2)] for b in range(3)]
     sums = minibatch_cka()
@@ -91,7 +91,7 @@ def test_the_jackknife_leaves_a_groups_images_out_of_every_batch():
     rest = {group: cka_of(batches, groups, group) for group in (0, 2, 5, 9)}
     for (mean, count), (group, expected) in zip(sums.leave_one_out(), rest.items(), strict=True):
         torch.testing.assert_close(sums.finish(mean), expected, rtol=1e-5, atol=1e-6)
-        assert count == sum(int((each == group).sum()) for each in groups)
+        assert count == sum(int((of_batch == group).sum()) for of_batch in groups)
 
 
 def test_means_over_images_leave_out_groups():
@@ -131,24 +131,24 @@ def test_a_study_that_does_not_know_batches_without_a_group_is_refused():
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_groups_change_standard_errors_only(name, vit, resnet):
-    """Beside the order of the images."""
+    """Groups change no number but standard errors and what follows from them, with images in the same order."""
     sample = rs.ImageSet().source
     grouped = rs.ImageSet(sample.images[:24], groups=np.arange(24) % 12)
     grouped = grouped.labelled(sample.labels[grouped.chosen])
     plain = copy.copy(grouped)
     plain.groups = None
-    found, again = (STUDIES[name].result(vit, resnet, images, batch_size=8) for images in (plain, grouped))
-    assert "groups" not in found.record["images"]
+    result, again = (STUDIES[name].result(vit, resnet, images, batch_size=8) for images in (plain, grouped))
+    assert "groups" not in result.record["images"]
     said = "over 12 groups of images (given): the jackknife leaves out one at a time, for images of one group are not "
     assert again.record["images"]["groups"]["intervals"] == f"{said}independent"
     assert any(f"{said}independent" in notice for notice in again.notices)
-    for file, table in {found.name: found.table, **found.tables}.items():
+    for file, table in {result.name: result.table, **result.tables}.items():
         other = {again.name: again.table, **again.tables}[file]
-        if not len(table):  # of two networks there is no map
+        if not len(table):  # two networks have no map
             continue
         ends = ("se", "low", "high", "df", "skewed")
         errors = [c for c in table if c in ends or c.endswith(("_se", "_low", "_high"))]
-        values = [each.drop(columns=errors) for each in (other, table)]
+        values = [numbers.drop(columns=errors) for numbers in (other, table)]
         pd.testing.assert_frame_equal(*values, rtol=1e-13)  # means over images are summed in another order
         for column in errors:
             if column not in ("df", "skewed"):
@@ -164,21 +164,21 @@ def test_studies_of_groups_hold_to_the_contract(name, vit, resnet):
 
 
 def test_near_copies_of_images_are_not_independent(vit):
-    """24 photographs, each 8 times with a little noise: the same images 8 times say no more of others than once."""
+    """Eight noisy copies of 24 photographs have the standard errors of the photographs once they are grouped."""
     photographs = rs.ImageSet("sample", images=24).source.images[:24].astype(float)
     noise = np.random.default_rng(0).normal(0, 1, (8, *photographs.shape))
     copies = (photographs + noise).clip(0, 255).astype(np.uint8).reshape(-1, 28, 28)
-    of = np.tile(np.arange(24), 8)
+    groups = np.tile(np.arange(24), 8)
     once = rs.attention_distance(vit, rs.ImageSet(copies[:24]), batch_size=24).table
     plain = rs.attention_distance(vit, rs.ImageSet(copies), batch_size=24).table
-    grouped = rs.attention_distance(vit, rs.ImageSet(copies, groups=of), batch_size=24).table
+    grouped = rs.attention_distance(vit, rs.ImageSet(copies, groups=groups), batch_size=24).table
     ratio = grouped["distance_px_se"] / once["distance_px_se"]
     assert ratio.between(0.95, 1.05).all()
     assert (plain["distance_px_se"] < 0.4 * once["distance_px_se"]).all()
 
 
 def test_intervals_over_groups_cover_where_plain_ones_do_not():
-    """CKA of 30 groups of 4 near copies, in batches that hold one of each: 40 draws, and what 400 groups give."""
+    """Intervals over 30 groups of 4 near copies cover CKA of 400 groups in 36 of 40 draws, plain ones in half."""
     generator = torch.Generator().manual_seed(0)
 
     def layers(groups, copies):
@@ -198,14 +198,14 @@ def test_intervals_over_groups_cover_where_plain_ones_do_not():
                 rows = [gram_row(layer) for layer in batch]
                 group = torch.arange(30) if grouped else number
                 sums.update(stacked_hsic(rows, 30), group, partial(stacked_without_groups, rows))
-            value, se = (each[0, 1] for each in sums.compute())
+            value, se = (statistic[0, 1] for statistic in sums.compute())
             low, high = interval(value, se, sums.groups)
             covered[grouped] += bool(low <= truth <= high)
     assert covered[True] >= 36 and covered[False] <= 20
 
 
 def test_batches_hold_different_groups():
-    """Of 47 photographs with 16 crops, no batch up to 47 holds two of one; and larger ones are not made."""
+    """With 16 crops of each of 47 photographs, a batch has up to 47 images, and no two crops of one photograph."""
     labels = np.repeat(np.arange(47), 16)
     images = rs.ImageSet(np.zeros((752, 4, 4), np.uint8), groups=labels)
     order = labels[images.chosen]
@@ -223,11 +223,11 @@ def test_batches_hold_different_groups():
 
 def test_batches_of_one_image_a_group_are_said_and_counted(vit):
     copies = rs.ImageSet(images=48).source.images[:48]
-    how = {"layers": "blocks.[03]", "batch_size": 32}
-    found = rs.layer_cka(vit, rs.ImageSet(copies, groups=np.arange(48) % 16), **how)
+    options = {"layers": "blocks.[03]", "batch_size": 32}
+    found = rs.layer_cka(vit, rs.ImageSet(copies, groups=np.arange(48) % 16), **options)
     assert found.protocol["batch_size"] == 16 and found.record["images"]["batches"] == 3
     assert "batches are of 16 images, so that no two of one group are compared" in found.notices
-    found = rs.layer_cka(vit, rs.ImageSet(copies, groups=np.arange(48) % 3), **how)
+    found = rs.layer_cka(vit, rs.ImageSet(copies, groups=np.arange(48) % 3), **options)
     assert any("which CKA takes for independent" in notice for notice in found.notices)
 
 
@@ -259,10 +259,10 @@ def test_groups_are_dealt_whole_and_evenly():
 def test_images_redrawn_and_images_left_keep_their_groups():
     images = rs.ImageSet(images=40, groups="class")
     again, some = images.redrawn(1), images.only(np.arange(0, 40, 2))
-    for each in (again, some):
-        (batch,) = each.batches([rs.load_model("vit_mini").transform], len(each))
-        of_class = dict(zip(each.labels[batch.positions], batch.group.tolist()))
-        assert [of_class[label] for label in each.labels[batch.positions]] == batch.group.tolist()
+    for image_set in (again, some):
+        (batch,) = image_set.batches([rs.load_model("vit_mini").transform], len(image_set))
+        of_class = dict(zip(image_set.labels[batch.positions], batch.group.tolist()))
+        assert [of_class[label] for label in image_set.labels[batch.positions]] == batch.group.tolist()
         assert len(set(of_class.values())) == len(of_class)
 
 

@@ -64,7 +64,7 @@ def test_the_stem_is_what_enters_the_first_block(vit):
 
 
 def test_blocks_of_a_bare_list_are_its_residual_stream():
-    """In vit-pytorch a block is a list of two modules that is never called itself."""
+    """A block of vit-pytorch is a list of two modules that is never called; its layer is the stream after it."""
     from conftest import FAMILIES
 
     network = FAMILIES["deepvit"].load()

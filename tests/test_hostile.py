@@ -1,4 +1,4 @@
-"""Nothing hangs, and what goes wrong is one line; `hostile.py` tries more of it, as a user would."""
+"""Nothing hangs, and every failure is one line; `hostile.py` tries more cases, as a user would."""
 
 import errno
 import json
@@ -47,7 +47,7 @@ def one_line(*arguments, code):
     return result.stderr
 
 
-# What is opened
+# Files that are opened
 
 
 @pytest.mark.parametrize("read", [load_table, load_arrays, load_record, regular])
@@ -97,18 +97,18 @@ def test_a_number_without_measure_is_refused_with_its_bound(arguments, tmp_path)
 
 @pytest.fixture
 def watchful(monkeypatch):
-    """torch looks every 5 seconds whether a process is still there."""
+    """The loader checks every 0.2 seconds whether its processes live, where torch checks every 5 seconds."""
     often = partialmethod(loading._Processes._try_get_data, 0.2)
     monkeypatch.setattr(loading._Processes, "_try_get_data", often)
 
 
-def batches(workers, **how):
-    found = rs.ImageSet("noise", images=100, seed=3).batches([SMALL], 40, workers=workers, short=True, **how)
-    return [(batch.positions, batch.inputs[SMALL]) for batch in found]
+def batches(workers, **options):
+    loaded = rs.ImageSet("noise", images=100, seed=3).batches([SMALL], 40, workers=workers, short=True, **options)
+    return [(batch.positions, batch.inputs[SMALL]) for batch in loaded]
 
 
 def dying(tmp_path, times, at=50):
-    """`load` of an image, which ends so many of the processes that come to it."""
+    """A `load` that kills the processes that reach image `at`, as many of them as `times`."""
     load, here = sources.Noise.load, os.getpid()
 
     def killed(self, index):
@@ -176,7 +176,7 @@ except rs.RepsimError as error:
 
 @pytest.mark.parametrize("more", [0, 8, 12, 20, 300])
 def test_too_few_open_files_are_said(more, server, tmp_path):
-    """And a piece that cannot be handed over is not waited for."""
+    """Too few open files are an error, and nobody waits for a piece of a batch that cannot be handed over."""
     code = FEW_FILES.format(out=str(tmp_path / "said"), more=more, transform=SMALL)
     process = server.Process(target=exec, args=(code,))
     process.start()
@@ -207,18 +207,18 @@ def test_too_few_open_files_are_said(more, server, tmp_path):
 )
 @pytest.mark.parametrize("name", ["vit_mini", "vit_tiny_patch16_224"])
 def test_arguments_that_no_network_is_built_with(name, args, words):
-    with pytest.raises(rs.UsageError) as found:
+    with pytest.raises(rs.UsageError) as error:
         rs.load_model(name, weights="random", **args)
-    assert words.replace("NAME", name) in str(found.value) and "\n" not in str(found.value)
+    assert words.replace("NAME", name) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_network_is_refused_while_it_grows(monkeypatch):
-    """`vit_micro` has 6 blocks with 12 parameters each, and 8 beside them."""
+    """Parameters are counted while a network is built; `vit_micro` has 12 in each of 6 blocks, and 8 further ones."""
     monkeypatch.setattr(models, "TENSORS", 80)
     assert len(list(rs.load_model("vit_micro", weights="random").module.parameters())) == 80
     with pytest.raises(rs.UsageError, match="^vit_mini with depth=99999 is too large: it has more than 80 parameters$"):
         rs.load_model("vit_mini", weights="random", depth=99999)
-    nn.Sequential(*(nn.Linear(1, 1) for _ in range(100)))  # nothing is counted any more
+    nn.Sequential(*(nn.Linear(1, 1) for _ in range(100)))  # parameters are not counted any more
 
 
 def test_a_network_larger_than_memory_is_refused(monkeypatch):
@@ -276,9 +276,9 @@ def test_parameters_that_no_pass_gives_a_shape_are_an_error():
 def test_a_damaged_record_is_named(text, words, tmp_path):
     file = tmp_path / "run.json"
     file.write_text(text)
-    with pytest.raises(rs.RepsimError) as found:
+    with pytest.raises(rs.RepsimError) as error:
         load_record(file, "random")
-    assert str(file) in str(found.value) and words in str(found.value) and "\n" not in str(found.value)
+    assert str(file) in str(error.value) and words in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["[]", "null", '{"random": 1}', '{"random": fal'])
@@ -298,7 +298,7 @@ def test_a_figure_of_no_known_preset(finished):
 
 
 def repsim(shell, **environment):
-    """A command in a process of its own; exit code and what it says on standard error."""
+    """Run a command in a process of its own; give its exit code and its text on standard error."""
     script = f'repsim() {{ "{sys.executable}" -m repsim "$@"; }}; {shell}'
     done = subprocess.run(["bash", "-c", script], env={**os.environ, **environment}, capture_output=True, text=True)
     return done.returncode, done.stderr
@@ -313,7 +313,7 @@ def test_standard_output_that_takes_nothing_is_one_line(buffered):
 
 
 @pytest.mark.parametrize("buffered", ["", "1"])
-def test_that_nobody_reads_is_no_error_to_tell(buffered):
+def test_output_that_nobody_reads_is_no_error_to_report(buffered):
     code, said = repsim("repsim cka --help | true; exit ${PIPESTATUS[0]}", PYTHONUNBUFFERED=buffered)
     assert code in (0, 1) and said == ""  # 0 if all was written before the reader was gone
 

@@ -1,4 +1,4 @@
-"""Where images come from, which are chosen, and that networks share them."""
+"""The sources of images, the choice among them, and the sharing of images by networks."""
 
 import numpy as np
 import pytest
@@ -27,9 +27,14 @@ def test_training_images_are_parted_from_test_images_by_class_seed_and_name(tmp_
     write_images(tmp_path / "a", [f"{name}/{i}.png" for name, count in sizes.items() for i in range(count)])
     train, test = ImageSet(tmp_path / "a").parted()
     assert not set(train.ids) & set(test.ids) and len(train) + len(test) == 28
-    assert np.bincount(test.labels, minlength=4).tolist() == [2, 3, 0, 1]  # a fifth, one at least, never all
-    again, others = ImageSet(tmp_path / "a").parted()[1], ImageSet(tmp_path / "a", seed=1).parted()[1]
-    assert again.ids == test.ids and set(others.ids) != set(test.ids)
+    assert np.bincount(test.labels, minlength=4).tolist() == [
+        2,
+        3,
+        0,
+        1,
+    ]  # a fifth of each class, at least one image, never all
+    again, reseeded = ImageSet(tmp_path / "a").parted()[1], ImageSet(tmp_path / "a", seed=1).parted()[1]
+    assert again.ids == test.ids and set(reseeded.ids) != set(test.ids)
     write_images(tmp_path / "b", [f"{name}/{i}.png" for name, count in sizes.items() for i in range(count)])
     write_images(tmp_path / "b", [f"ape/{i}.png" for i in range(7)])
     elsewhere = ImageSet(tmp_path / "b").parted()[1]  # the images of other classes change nothing
@@ -149,7 +154,7 @@ def test_classes_of_ones_own():
 
 
 def test_timm_data_sets(tmp_path):
-    """Through timm's own factory, on files as torchvision writes them."""
+    """Data sets of timm come through timm's own factory, here from files as torchvision writes them."""
     write_images(tmp_path, [f"validation/{c}/{i}.png" for c in "ab" for i in range(3)])
     images = ImageSet("torch/image_folder", root=tmp_path, split="validation")
     assert len(images) == 6 and sorted(images.labels) == [0, 0, 0, 1, 1, 1]

@@ -1,4 +1,4 @@
-"""What commands say of networks before they run."""
+"""The lines on networks that commands print before they run."""
 
 from torch import nn
 

@@ -1,4 +1,4 @@
-"""What is kept: other people's files, and the sums of a run, or else a line that says why not."""
+"""Other people's files are kept, and so are the sums of a run, or a line says why not."""
 
 import importlib
 import os
@@ -31,13 +31,13 @@ CKA = ["cka", "--model-a", "vit_micro", "--images", "16", "--batch-size", "4", "
 
 
 def repsim(*arguments, code=0, says=""):
-    """A call in this process; what it says on standard error, one line if it is refused."""
-    result = CliRunner().invoke(main, [str(each) for each in arguments])
+    """Call the command in this process; give its text on standard error, one line if the call is refused."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == code, (result.exception, result.output)
     assert says in result.stderr, result.stderr
     if code in (1, 2):
         errors = [line for line in result.stderr.splitlines() if not line.startswith(("Usage", "Try"))]
-        assert isinstance(result.exception, SystemExit) and len([each for each in errors if each]) == 1, result.stderr
+        assert isinstance(result.exception, SystemExit) and len([line for line in errors if line]) == 1, result.stderr
     return result.stderr
 
 
@@ -46,7 +46,7 @@ def repsim(*arguments, code=0, says=""):
 
 @pytest.fixture
 def finished(finished):
-    """The same, whose record lists its files."""
+    """The run of `conftest`, with a record that lists its files."""
     save_record({"random": False, "files": ["matched.csv", "run.json"]}, finished / "run.json")
     return finished
 
@@ -111,7 +111,7 @@ OTHERS = [
 
 
 def everything(folder) -> dict[str, tuple]:
-    """All that lies in a folder: what it holds and when it was changed."""
+    """The files below a folder, with the content and the time of change of each."""
     return {
         path.relative_to(folder).as_posix(): (path.is_file() and path.read_bytes(), path.lstat().st_mtime_ns)
         for path in Path(folder).rglob("*")
@@ -210,7 +210,7 @@ def test_results_of_another_run_are_refused_or_replaced(tmp_path):
 
 @pytest.fixture
 def images(tmp_path):
-    """A folder of 16 images, times of change long past."""
+    """A folder of 16 images whose times of change are long past."""
     folder = tmp_path / "images"
     folder.mkdir()
     for i in range(16):
@@ -390,7 +390,7 @@ def test_what_sums_belong_to_is_damaged(content, reason, tmp_path, monkeypatch):
 
 
 def test_a_flipped_bit_in_what_sums_belong_to(tmp_path, monkeypatch):
-    """It is refused, or it changes nothing that matters: a blank, or the name of a file."""
+    """A flipped bit in `about.json` is refused, unless it is in a place that does not matter, such as a blank."""
     run = [*CKA, "--out", tmp_path / "o"]
     repsim(*CKA, "--out", tmp_path / "whole")
     stopped(monkeypatch, *run)
@@ -400,7 +400,7 @@ def test_a_flipped_bit_in_what_sums_belong_to(tmp_path, monkeypatch):
         shutil.rmtree(tmp_path / "o", ignore_errors=True)
         shutil.copytree(tmp_path / "stopped", tmp_path / "o")
         flip(tmp_path / "o" / ABOUT, bit)
-        result = CliRunner().invoke(main, [str(each) for each in run])
+        result = CliRunner().invoke(main, [str(argument) for argument in run])
         refused += result.exit_code in (1, 2) and "--fresh" in result.stderr and result.stderr.count("\n") == 1
         if result.exit_code == 0:
             assert (tmp_path / "o" / "cka.csv").read_bytes() == (tmp_path / "whole" / "cka.csv").read_bytes()
@@ -424,7 +424,7 @@ def test_a_disk_that_is_full_at_the_end_is_named(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_that_has_no_room_for_temporary_files(monkeypatch, tmp_path):
-    """Without them torch cannot be imported."""
+    """A disk without room for temporary files, without which torch cannot be imported, is named."""
 
     def full():
         raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
@@ -434,7 +434,7 @@ def test_a_full_disk_that_has_no_room_for_temporary_files(monkeypatch, tmp_path)
     assert not (tmp_path / "o").exists()
 
 
-# Silent ends
+# Runs that might end in silence
 
 
 @pytest.mark.parametrize(
@@ -565,9 +565,9 @@ main({arguments})
 
 
 def begun(server, tmp_path, images, *more):
-    """A run in a session of its own, which has saved sums; without end for as long as anybody would wait."""
+    """Start a run in a session of its own, and wait until it has saved sums; it would go on longer than any test."""
     run = [*CKA[:3], "--data", images, "--images", "5000", "--batch-size", "4", "--quiet", "--checkpoint-every", "0"]
-    arguments = [str(each) for each in [*run, *more, "--out", tmp_path / "o"]]
+    arguments = [str(argument) for argument in [*run, *more, "--out", tmp_path / "o"]]
     process = server.Process(target=exec, args=(RUN.format(said=str(tmp_path / "said"), arguments=arguments),))
     process.start()
     until = time.monotonic() + 60
@@ -579,7 +579,7 @@ def begun(server, tmp_path, images, *more):
 
 @pytest.fixture
 def many(tmp_path):
-    """A folder of images, for a run of some seconds."""
+    """A folder of 5000 images, for a run of several seconds."""
     folder = tmp_path / "many"
     folder.mkdir()
     picture(folder / "0.png", 0)

@@ -1,4 +1,4 @@
-"""Names of networks that are refused before anything heavy is imported."""
+"""Wrong names of networks are refused before anything heavy is imported."""
 
 import subprocess
 import sys

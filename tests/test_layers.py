@@ -81,8 +81,8 @@ def test_images_are_the_first_axis(family: Family):
     "name, blocks", [("vit_large_patch16_224", 24), ("resnet152", 50), ("vit_base_patch32_224", 12)]
 )
 def test_counts_of_the_paper(name: str, blocks: int):
-    """6 layers per ViT block, 7 per ResNet unit and two per projection, and the stem (Figures 1 and B.1)."""
-    with torch.device("meta"):  # weights that need not be drawn
+    """The paper counts 6 layers per ViT block, 7 per ResNet unit, two per projection, and the stem (Figures 1, B.1)."""
+    with torch.device("meta"):  # so that no weights are drawn
         network = timm.create_model(name)
     expected = 6 * blocks + 1 if name.startswith("vit") else 7 * blocks + 2 * 4 + 1
     assert len(find_layers(network, "paper")) == expected
@@ -94,7 +94,7 @@ def test_order_within_a_vit_block(vit):
 
 
 class Unseen(nn.Module):
-    """Nothing repsim knows by name: a module that runs twice, a tuple, channels last, an in-place ReLU."""
+    """A network that repsim knows by no name: a module that runs twice, a tuple, channels last, an in-place ReLU."""
 
     class Two(nn.Module):
         def __init__(self):
@@ -146,7 +146,7 @@ def test_a_plain_sequence_that_is_the_whole_network_is_no_attention():
 
 
 class AddsToItsInput(nn.Module):
-    """A network within a network: what it adds to its input is a row of blocks, none of which adds anything."""
+    """A network within a network, which adds its input to the output of a row of blocks that add nothing."""
 
     class Body(nn.Module):
         def __init__(self):
@@ -228,7 +228,10 @@ class Functional(nn.Module):
 
 def test_an_activation_of_a_chain_that_is_no_module_is_what_the_next_is_given():
     module = Functional()
-    assert blocks_of(module) == [("conv1.activation", "block"), ("conv2.activation", "block")]  # the third has none
+    assert blocks_of(module) == [
+        ("conv1.activation", "block"),
+        ("conv2.activation", "block"),
+    ]  # the third convolution has none
     network = rs.Network(module, "net", transform=rs.EvalTransform(input_size=(3, 16, 16)))
     images = noise(network, 2)
     with torch.no_grad(), rs.capture(network) as seen:
@@ -257,16 +260,16 @@ def mlp() -> nn.Module:
 
 
 class Residual(nn.Module):
-    def __init__(self, of: nn.Module):
+    def __init__(self, branch: nn.Module):
         super().__init__()
-        self.of = of
+        self.of = branch
 
     def forward(self, x):
         return x + self.of(x)
 
 
 class Tokens(nn.Module):
-    """A transformer, of what a test makes its row, and how it runs."""
+    """A transformer whose row of modules, and the function that runs the row, come from a test."""
 
     def __init__(self, row, run):
         super().__init__()
@@ -315,7 +318,7 @@ class Unit(nn.Module):
 
 
 def test_attention_among_other_units_of_a_stage_stands_for_no_whole_stage():
-    """As in MobileNetV4's hybrids."""
+    """Attention among other units of a stage, as in MobileNetV4's hybrids, does not make a block of the stage."""
     stage = lambda: nn.Sequential(Unit(), Unit(), Residual(Attention()), Residual(Attention()))  # noqa: E731
     names = [name for name, kind in blocks_of(Tokens([stage(), stage()], one_after_another)) if kind == "block"]
     assert names == [f"row.{i}.{k}" for i in range(2) for k in range(4)]
@@ -342,7 +345,7 @@ def test_what_only_decides_where_attention_looks_is_no_block():
 
 
 def test_biases_of_positions_make_no_mlp_of_attention():
-    """As in torchvision's Swin V2, whose blocks come in pairs."""
+    """An MLP for biases of positions, as in torchvision's Swin V2, whose blocks come in pairs, is no MLP of a block."""
 
     class Biased(Attention):
         def __init__(self):

@@ -1,6 +1,6 @@
-"""Networks of the libraries that people use: a third of `benchmarks/libraries.csv`, and numbers of the libraries' own.
+"""Networks of common libraries: a third of the rows of `benchmarks/libraries.csv`, and the libraries' own numbers.
 
-The rows of the sample were looked at by eye, against what their authors repeat; the reason stands beside each.
+The rows of the sample were checked by eye against the units that their authors repeat; the reason stands beside each.
 """
 
 import re
@@ -79,10 +79,10 @@ def loaded(library: str, name: str) -> rs.Network:
 @pytest.mark.parametrize("library, name", SAMPLE)
 def test_blocks_and_paper_layers_are_as_its_row_says(library, name):
     blocks, order, _ = SAMPLE[library, name]
-    found = layers_of(loaded(library, name))
-    assert found["blocks"].startswith(f"{blocks}:") and (order is None or found["paper"].endswith(f"; {order}"))
+    measured = layers_of(loaded(library, name))
+    assert measured["blocks"].startswith(f"{blocks}:") and (order is None or measured["paper"].endswith(f"; {order}"))
     row = rows()[library, name]
-    assert found == {column: row[column] for column in found}
+    assert measured == {column: row[column] for column in measured}
 
 
 def test_no_study_crashes_on_any_of_them():
@@ -131,7 +131,7 @@ NUMBERS = [
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("library, name", NUMBERS)
 def test_cka_and_residual_sums_are_those_of_hooked_blocks(library, name):
-    """CKA of the first and last block is that of what hooks take; the last sum of a block is what it puts out."""
+    """CKA of the first and last block is that of hooked outputs, and the last sum of a block is its hooked output."""
     network = loaded(library, name)
     blocks = [layer.name for layer in rs.find_layers(network, "blocks") if layer.kind == "block"]
     taken, added = {}, {}
@@ -142,7 +142,7 @@ def test_cka_and_residual_sums_are_those_of_hooked_blocks(library, name):
         for path in blocks
     ]
     images = noise(network, 8)
-    take = lambda each, skip, branch: added.update({each.layer: skip + branch})  # noqa: E731
+    take = lambda residual, skip, branch: added.update({residual.layer: skip + branch})  # noqa: E731
     with torch.no_grad(), watch_sums(network, find_sums(network), take):
         network.module(images)
     for handle in handles:
@@ -159,7 +159,7 @@ def test_cka_and_residual_sums_are_those_of_hooked_blocks(library, name):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["ViT", "CLIPVision", "Dinov2", "Data2VecVision", "PvtV2"])
 def test_attention_is_what_transformers_returns(name):
-    """PvtV2 returns a tuple for each of its four stages, with one entry for each block: 1, 2, 1 and 1."""
+    """Attention is that which transformers returns, for PvtV2 in tuples of the 1, 2, 1 and 1 blocks of its stages."""
     network = loaded("transformers", name)
     module = type(network.module)._from_config(network.module.config, attn_implementation="eager").eval()
     network = rs.Network(module, name, transform=network.transform)
@@ -168,14 +168,14 @@ def test_attention_is_what_transformers_returns(name):
         module(images)
     with torch.no_grad():
         own = module(images, output_attentions=True).attentions
-    own = [each for stage in own for each in (stage if isinstance(stage, tuple) else [stage])]
+    own = [block for stage in own for block in (stage if isinstance(stage, tuple) else [stage])]
     assert len(own) == len(taken) == (5 if name == "PvtV2" else 3)
-    for expected, found in zip(own, taken):
-        torch.testing.assert_close(found[:, :, 0], expected)
+    for expected, weights in zip(own, taken):
+        torch.testing.assert_close(weights[:, :, 0], expected)
 
 
 def given(network: rs.Network, ending: str, images: torch.Tensor, *, result: bool = False) -> list[torch.Tensor]:
-    """What modules whose path ends so are given, or give, in the order in which they run."""
+    """Inputs, or outputs, of the modules whose path has this ending, in the order in which they run."""
     taken, handles = [], []
     for path, module in network.module.named_modules():
         if path.endswith(ending):
@@ -189,19 +189,19 @@ def given(network: rs.Network, ending: str, images: torch.Tensor, *, result: boo
 
 
 def of_cascades(network: rs.Network, images: torch.Tensor) -> list[torch.Tensor]:
-    """Softmax of each head's queries and keys, as timm's `CascadedGroupAttention` says."""
-    found = []
+    """Softmax of each head's queries and keys, as timm's `CascadedGroupAttention` computes it."""
+    weights = []
     cascades = [m for m in network.module.modules() if type(m).__name__ == "CascadedGroupAttention"]
     modules = {module: path for path, module in network.module.named_modules()}
-    for each in cascades:
-        for head in range(each.num_heads):
+    for cascade in cascades:
+        for head in range(cascade.num_heads):
             q, k = (
-                given(network, f"{modules[each]}.{part}.{head}", images, result=True)[0] for part in ("dws", "qkvs")
+                given(network, f"{modules[cascade]}.{part}.{head}", images, result=True)[0] for part in ("dws", "qkvs")
             )
-            q, k = q.flatten(2) * each.scale, k[:, each.key_dim : 2 * each.key_dim].flatten(2)
-            bias = each.attention_biases[head, each.attention_bias_idxs]
-            found.append((q.transpose(1, 2) @ k + bias).softmax(-1)[:, None])
-    return found
+            q, k = q.flatten(2) * cascade.scale, k[:, cascade.key_dim : 2 * cascade.key_dim].flatten(2)
+            bias = cascade.attention_biases[head, cascade.attention_bias_idxs]
+            weights.append((q.transpose(1, 2) @ k + bias).softmax(-1)[:, None])
+    return weights
 
 
 SOFTMAX = {
@@ -233,8 +233,8 @@ def test_attention_of_an_encoder_is_what_its_softmax_gives_and_the_rest_is_named
         network.module(images)
     own = SOFTMAX[library, name](network, images)
     assert len(own) == len(taken) > 2
-    for expected, found in zip(own, taken):
-        torch.testing.assert_close(found, expected.unflatten(0, (2, -1)).transpose(1, 2))
+    for expected, weights in zip(own, taken):
+        torch.testing.assert_close(weights, expected.unflatten(0, (2, -1)).transpose(1, 2))
     notices = " | ".join(find_attention(network).notices)
     assert re.search(LEFT_OUT.get((library, name), "^$"), notices)
     assert ("heads are mixed after the softmax" in notices) == (name.lower() == "cait")
@@ -264,10 +264,10 @@ def test_blocks_of_a_traced_graph_give_what_those_of_the_module_give(name):
     network = rs.Network(module.eval(), name, transform=rs.EvalTransform(input_size=(3, 64, 64)))
     images = noise(network, 2)
     activations = []
-    for each in (network, traced(network)):
-        layers = rs.find_layers(each, "blocks")
-        with torch.no_grad(), rs.capture(each, layers) as seen:
-            each.module(images)
+    for net in (network, traced(network)):
+        layers = rs.find_layers(net, "blocks")
+        with torch.no_grad(), rs.capture(net, layers) as seen:
+            net.module(images)
         activations.append({layer.name: seen[layer.name] for layer in layers if layer.kind == "block"})
     torch.testing.assert_close(*activations)
 
@@ -280,14 +280,14 @@ def test_blocks_of_a_traced_graph_that_no_module_gives_are_taken_where_they_are_
     names = [layer.name for layer in rs.find_layers(network)]
     assert names == [layer.name for layer in rs.find_layers(graph)] == ["stem", "blocks.0", "blocks.1", "blocks.2"]
     taken = []
-    for each in (network, graph):
-        with torch.no_grad(), rs.capture(each) as seen:
-            each.module(images)
+    for net in (network, graph):
+        with torch.no_grad(), rs.capture(net) as seen:
+            net.module(images)
         taken.append({name: seen[name] for name in names})
     torch.testing.assert_close(*taken)
     for study in (rs.layer_cka, rs.token_localization):
-        tables = [study(each, images, batch_size=4).table.select_dtypes("number") for each in (network, graph)]
-        torch.testing.assert_close(*(torch.tensor(each.to_numpy(float)) for each in tables), equal_nan=True)
+        tables = [study(net, images, batch_size=4).table.select_dtypes("number") for net in (network, graph)]
+        torch.testing.assert_close(*(torch.tensor(table.to_numpy(float)) for table in tables), equal_nan=True)
     with pytest.raises(rs.UsageError, match="'blocks.0' of traced is the result of an addition .* gradients"):
         rs.receptive_fields(graph, images, layers="blocks")
     with pytest.raises(rs.UsageError, match="is no module's, and is not there once it is compiled"):
@@ -295,9 +295,9 @@ def test_blocks_of_a_traced_graph_that_no_module_gives_are_taken_where_they_are_
     (last,) = rs.find_layers(graph, ["blocks.1.mlp.fc2"])
     assert last.shape == (17, 192)
     for study in (rs.residual_norms, rs.attention_distance):
-        tables = [study(each, images, batch_size=4).table for each in (network, graph)]
+        tables = [study(net, images, batch_size=4).table for net in (network, graph)]
         numbers = [table.select_dtypes("number").drop(columns="depth") for table in tables]
-        torch.testing.assert_close(*(torch.tensor(each.to_numpy(float)) for each in numbers), equal_nan=True)
+        torch.testing.assert_close(*(torch.tensor(columns.to_numpy(float)) for columns in numbers), equal_nan=True)
         assert [name.removesuffix(".attn") for name in tables[0].layer] == list(tables[1].layer)
 
 
@@ -318,11 +318,11 @@ def test_heads_of_an_attention_whose_projection_is_no_module_that_runs():
 def test_two_studies_see_the_attention_of_pytorchs_own_module():
     network = loaded("own", "nn.TransformerEncoder pre-norm, batch first")
     images = noise(network, 8)
-    found = rs.head_similarity([network, network], images, window=1, batch_size=8).table
+    heads = rs.head_similarity([network, network], images, window=1, batch_size=8).table
     alone = rs.attention_distance(network, images, batch_size=8).table
     first = alone[alone.block == 0].set_index("head").distance_px
-    assert len(found)
-    for row in found.itertuples():
+    assert len(heads)
+    for row in heads.itertuples():
         assert row.distance_px == pytest.approx(first[int(row.heads)])
 
 
@@ -330,7 +330,7 @@ def test_the_hidden_layer_of_an_mlp_whose_activation_is_no_module():
     network = loaded("own", "nn.TransformerEncoder pre-norm, batch first")
     layer, images = network.module.encoder.layers[1], noise(network, 2)
     names = [f"encoder.layers.1{end}" for end in (".norm2", ".mlp_hidden", ".linear2")]
-    assert [found.kind for found in rs.find_layers(network, names)] == ["norm", "mlp_hidden", "mlp"]
+    assert [chosen.kind for chosen in rs.find_layers(network, names)] == ["norm", "mlp_hidden", "mlp"]
     with torch.no_grad(), rs.capture(network, names) as seen:
         network.module(images)
         hidden = nn.functional.gelu(layer.linear1(seen[names[0]]))

@@ -1,4 +1,4 @@
-"""Networks of transformers, torchvision and open_clip, by name or handed over, as these libraries have them."""
+"""Networks of transformers, torchvision and open_clip, by name or as modules, run as these libraries run them."""
 
 import importlib.metadata
 import importlib.util
@@ -47,7 +47,7 @@ TEXT = {
 SQUARE = {"height": SIDE, "width": SIDE}
 PROCESSOR = tf.ViTImageProcessor(size=SQUARE)
 BLOCKS = [f"{'layers' if hasattr(tf.ViTModel(tf.ViTConfig(**VIT)), 'layers') else 'encoder.layer'}.{i}" for i in (0, 1)]
-"""As transformers calls the blocks of its ViT and BEiT, from 5 on and before."""
+"""The names of the blocks of ViT and BEiT in transformers, from version 5 on or before it."""
 
 
 def clip() -> nn.Module:
@@ -130,7 +130,7 @@ def saved(folder: Path, module: nn.Module, processor=PROCESSOR) -> Path:
 
 
 def photo(width: int = 90, height: int = 61, grey: bool = False) -> Image.Image:
-    """Colours that no symmetry hides: another crop, size or order of channels gives other pixels."""
+    """A picture without symmetries: another crop, size or order of channels gives other pixels."""
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (9, 13, 3), dtype=np.uint8)).resize((width, height))
     return image.convert("L") if grey else image
@@ -147,10 +147,10 @@ def test_a_saved_network_of_transformers(kind, tmp_path):
     network = rs.load_model(f"hf:{saved(tmp_path / kind, module, processor)}")
     assert network.name == kind and network.weights == "pretrained" and network.notices == ()
     for image in (photo(), photo(61, 90), photo(grey=True)):
-        made = processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
-        assert torch.equal(network.transform(image), made) and network.input_size == tuple(made.shape)
-    found = rs.layer_cka(network, rs.ImageSet("sample", images=8), batch_size=8)
-    names = list(found.table.layer_a.unique())
+        pixels = processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+        assert torch.equal(network.transform(image), pixels) and network.input_size == tuple(pixels.shape)
+    result = rs.layer_cka(network, rs.ImageSet("sample", images=8), batch_size=8)
+    names = list(result.table.layer_a.unique())
     assert names[0] == "stem" and set(layers) <= set(names)
     inputs = torch.stack([network.transform(photo(90, 61 + i)) for i in range(4)])
     with torch.no_grad(), rs.capture(network, layers[-1:]) as seen:
@@ -172,12 +172,12 @@ def test_registers_of_transformers_are_none_of_the_grid(tmp_path):
     assert layer.names == ("cls", "register", "register", "register") and layer.grid == (4, 4)
 
 
-@pytest.mark.parametrize("where", ["absolute", "relative", "home"])
-def test_where_a_folder_may_be(where, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["absolute", "relative", "home"])
+def test_where_a_folder_may_be(kind, tmp_path, monkeypatch):
     saved(tmp_path / "mine", tf.ViTModel(tf.ViTConfig(**VIT)))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    place = {"absolute": f"{tmp_path}/mine", "relative": "mine", "home": "~/mine"}[where]
+    place = {"absolute": f"{tmp_path}/mine", "relative": "mine", "home": "~/mine"}[kind]
     assert rs.load_model(f"hf:{place}").name == "mine"
 
 
@@ -297,7 +297,7 @@ def test_a_library_that_is_too_old_is_said_with_what_to_install(scheme, old, mon
 
 @pytest.fixture
 def adapted(tmp_path):
-    """A classifier and its adapters in folders of their own, the network with both, and the adapters' folder."""
+    """A classifier, the same network with adapters, and the folder of the adapters alone."""
     peft = pytest.importorskip("peft")
     torch.manual_seed(0)
     base = tf.ViTForImageClassification(tf.ViTConfig(**VIT)).eval()
@@ -305,10 +305,12 @@ def adapted(tmp_path):
     PROCESSOR.save_pretrained(tmp_path / "base")
     again = tf.ViTForImageClassification.from_pretrained(tmp_path / "base")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of names that PEFT asks transformers for
-        found = peft.get_peft_model(again, peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).eval()
-        found.save_pretrained(tmp_path / "adapters")
-    return base, found, tmp_path / "adapters"
+        warnings.simplefilter("ignore")  # warnings on names that PEFT asks of transformers
+        with_adapters = peft.get_peft_model(
+            again, peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+        ).eval()
+        with_adapters.save_pretrained(tmp_path / "adapters")
+    return base, with_adapters, tmp_path / "adapters"
 
 
 def changed(folder: Path, **said) -> Path:
@@ -318,17 +320,17 @@ def changed(folder: Path, **said) -> Path:
 
 
 def test_adapters_alone_are_loaded_into_their_base(adapted):
-    base, found, folder = adapted
+    base, with_adapters, folder = adapted
     network = rs.load_model(f"hf:{folder}")
     assert network.name == "adapters" and network.notices == ()
     with torch.no_grad():
         logits = network.module(IMAGES).logits
-        torch.testing.assert_close(logits, found(IMAGES).logits)
+        torch.testing.assert_close(logits, with_adapters(IMAGES).logits)
         assert not torch.allclose(logits, base(IMAGES).logits)
     assert network.record()["origin"]["base"] == str(folder.parent / "base")
     assert network.transform.by.startswith("transformers.")
     table = rs.layer_cka(network, IMAGES, batch_size=8).table
-    assert table.equals(rs.layer_cka(rs.Network(found, "adapters"), IMAGES, batch_size=8).table)
+    assert table.equals(rs.layer_cka(rs.Network(with_adapters, "adapters"), IMAGES, batch_size=8).table)
     untrained = rs.load_model(f"hf:{folder}", weights="random")
     assert untrained.module.state_dict().keys() == network.module.state_dict().keys()
     assert rs.load_model(f"hf:{changed(folder, base_model_name_or_path='../base')}").record() == network.record()
@@ -349,7 +351,7 @@ def test_adapters_that_cannot_be_put_into_a_base(said, name, message, adapted):
         rs.load_model(name.format(folder))
 
 
-# As they are handed over in Python
+# torchvision
 
 
 @pytest.mark.parametrize("name", ["resnet18", "swin_t", "efficientnet_b0"])
@@ -420,7 +422,7 @@ def test_a_folder_of_open_clip(tmp_path):
     torch.testing.assert_close(black, torch.tensor([-0.25, -0.4, -0.5]))
 
 
-# As they are handed over in Python
+# Modules that are handed over in Python
 
 
 @pytest.mark.parametrize("build", [clip, siglip, of_open_clip])
@@ -466,10 +468,10 @@ def test_whatever_prepares_images_can_be_handed_over():
     assert network.input_size == (3, 8, 8) and torch.equal(network.transform(photo()), mine(photo()))
     preset = torchvision.models.ResNet18_Weights.DEFAULT.transforms()
     same = torchvision.models.ResNet18_Weights.DEFAULT.transforms()
-    a, b = (rs.Network(module, "m", transform=each).transform for each in (preset, same))
+    a, b = (rs.Network(module, "m", transform=preparing).transform for preparing in (preset, same))
     assert a == b and a.input_size == (3, 224, 224)  # images are decoded and resized once for both
     other = [rs.Network(module, "m", transform=lambda image, by=by: mine(image) * by).transform for by in (1, 2)]
-    assert other[0] != other[1]  # of functions nothing tells whether they do the same
+    assert other[0] != other[1]  # nothing tells whether two functions do the same
     assert "0x" not in json.dumps(rs.Network(module, "m", transform=mine).transform.record())
 
 
@@ -487,11 +489,11 @@ def test_what_prepares_no_images_is_refused(transform, message):
         rs.Network(nn.Conv2d(3, 2, 3), "mine", transform=transform)
 
 
-# What is said of images, where the network does not
+# Networks that say nothing of their images
 
 
 def mean_of_colours(**config) -> nn.Module:
-    """A network of the user's own, with or without what timm's say of their images."""
+    """A network of the user's own, with or without the configuration of images that networks of timm have."""
     module = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.ReLU(), nn.Conv2d(4, 4, 1))
     vars(module).update(config)
     return module
@@ -506,7 +508,7 @@ def test_a_network_that_says_nothing_of_its_images_is_asked():
     with pytest.raises(rs.UsageError, match=r"prepared for Sequential; .*--transform.*'size=224 mean=0.5"):
         rs.layer_cka(module, rs.ImageSet("sample", **PHOTOS), layers="all", batch_size=8)
     with pytest.raises(rs.UsageError, match="nothing says how images are prepared for Sequential"):
-        rs.find_layers(module)  # of no size
+        rs.find_layers(module)  # no size is known
     assert len(rs.layer_cka(module, IMAGES, layers="all", batch_size=8).table) == 9  # tensors need no preparing
 
 
@@ -588,8 +590,10 @@ def test_the_command_says_it_for_each_network(tmp_path, monkeypatch):
     b = ["--transform-b", "size=16 mean=0,0,0 std=1,1,1"]
     done = CliRunner().invoke(main, [*run, "--transform-a", "imagenet size=8", *b])
     assert done.exit_code == 0, done.output
-    found = [network["transform"] for network in json.loads(Path("out/run.json").read_text())["networks"]]
-    assert [each["input_size"] for each in found] == [[3, 8, 8], [3, 16, 16]] and found[1]["std"] == [1, 1, 1]
+    transforms = [network["transform"] for network in json.loads(Path("out/run.json").read_text())["networks"]]
+    assert [transform["input_size"] for transform in transforms] == [[3, 8, 8], [3, 16, 16]] and transforms[1][
+        "std"
+    ] == [1, 1, 1]
     layers = CliRunner().invoke(main, ["layers", "own:net", "--layers", "all", "--transform", "imagenet size=8"])
     assert "4 x 2 x 2" in layers.output
 
@@ -597,8 +601,8 @@ def test_the_command_says_it_for_each_network(tmp_path, monkeypatch):
 def test_of_several_networks_it_is_said_once_or_once_each():
     models, weights = ("own:a", "own:b"), ("pretrained",)
     once = each_model(models, weights, (), (), ("imagenet",))
-    assert [each.transform for each in once] == ["imagenet"] * 2
-    assert [each.transform for each in each_model(models, weights, (), (), ("imagenet", "size=8"))] == [
+    assert [choice.transform for choice in once] == ["imagenet"] * 2
+    assert [choice.transform for choice in each_model(models, weights, (), (), ("imagenet", "size=8"))] == [
         "imagenet",
         "size=8",
     ]
@@ -629,11 +633,11 @@ def test_a_mistyped_network_is_said_before_that_there_are_no_images(asked, messa
     assert said.exit_code == 2 and re.search(message, said.stderr), said.stderr
 
 
-# How they are called
+# How networks are called
 
 
 class Batched(nn.Module):
-    """Takes a dictionary, and gives one."""
+    """A network that takes a dictionary, and gives one."""
 
     def __init__(self, vit: nn.Module) -> None:
         super().__init__()
@@ -652,13 +656,13 @@ def test_a_network_that_takes_a_dictionary(study):
     with pytest.raises(rs.RepsimError, match="cannot run on images of 3x32x32"):
         OF_A_VIT[study](rs.Network(module, "net", transform=transform), IMAGES)
     called = rs.Network(module, "net", transform=transform, call=lambda images: module({"image": images}))
-    found = OF_A_VIT[study](called, IMAGES)
+    table = OF_A_VIT[study](called, IMAGES)
     expected = OF_A_VIT[study](rs.Network(vit, "net", transform=transform), IMAGES)
-    bare = found.replace(r"^vit\.", "", regex=True)
-    layers = [name for name in found if "layer" in name]
-    assert len(found) == len(expected) and bare[layers].equals(expected[layers])
-    numbers = found.select_dtypes("number").columns
-    np.testing.assert_allclose(found[numbers], expected[numbers], rtol=1e-4, atol=1e-7)
+    bare = table.replace(r"^vit\.", "", regex=True)
+    layers = [name for name in table if "layer" in name]
+    assert len(table) == len(expected) and bare[layers].equals(expected[layers])
+    numbers = table.select_dtypes("number").columns
+    np.testing.assert_allclose(table[numbers], expected[numbers], rtol=1e-4, atol=1e-7)
 
 
 def test_what_is_set_in_a_config_afterwards_counts():

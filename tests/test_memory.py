@@ -1,4 +1,4 @@
-"""What memory there is, how a pass is planned to fit into it, and what is said where it does not."""
+"""The memory that is free, the plan of a pass that fits into it, and the message where a pass does not fit."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ from repsim.studies.similarity import LayerSimilarity
 MIB = 2**20
 
 
-# What there is
+# Free memory
 
 
 @pytest.mark.parametrize(
@@ -64,20 +64,20 @@ GROUPS = {
 
 
 @pytest.mark.parametrize("version", GROUPS)
-@pytest.mark.parametrize("where", ["job", "job/step"])
-def test_a_container_may_take_less_than_the_machine_has(version, where, tmp_path, monkeypatch):
+@pytest.mark.parametrize("group", ["job", "job/step"])
+def test_a_container_may_take_less_than_the_machine_has(version, group, tmp_path, monkeypatch):
     line, files = GROUPS[version]
     root = tmp_path / ("memory" if "memory" in line else "")
     (root / "job/step").mkdir(parents=True)
     for name, text in files.items():
-        (root / where / name).write_text(text)
+        (root / group / name).write_text(text)
     real = memory.Path
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
     monkeypatch.setattr(memory, "Path", lambda path: tmp_path / "own" if path == "/proc/self/cgroup" else real(path))
     (tmp_path / "own").write_text(f"1:cpu:/other\n{line}\n")
     assert memory.free() == 3000 - (1000 - 400)
     assert memory.physical() == 3000
-    (root / where / next(iter(files))).write_text("max" if version == "version 2" else str(2**63 - 4096))
+    (root / group / next(iter(files))).write_text("max" if version == "version 2" else str(2**63 - 4096))
     assert memory.free() > MIB
 
 
@@ -104,14 +104,14 @@ def total(sums=100, batch=200, waiting=0, images=8, at_once=8, peak=10):
 
 def test_a_batch_goes_through_whole_where_it_fits_and_in_pieces_where_not():
     with limited(total()):
-        made = plan(lambda size: SUMS, [VIT], 8)
-    assert made.total == total() and made.at_once == {}
+        planned = plan(lambda size: SUMS, [VIT], 8)
+    assert planned.total == total() and planned.at_once == {}
     with limited(total(waiting=20, at_once=4) - 1):
-        made = plan(lambda size: SUMS, [VIT], 8)
-    assert made.at_once == {"vit": 2}
+        planned = plan(lambda size: SUMS, [VIT], 8)
+    assert planned.at_once == {"vit": 2}
     with limited(5100):
-        made = plan(lambda size: Takes(sums=100, batch=200, tables=5000), [VIT], 8)
-    assert made.total == 5100
+        planned = plan(lambda size: Takes(sums=100, batch=200, tables=5000), [VIT], 8)
+    assert planned.total == 5100
 
 
 def test_what_does_not_fit_is_refused_with_what_would():
@@ -148,15 +148,15 @@ IMAGES = rs.ImageSet("sample", images=64)
 
 @pytest.fixture
 def plans(monkeypatch):
-    """Each pass that is planned: what was asked, and how it fits."""
-    made, fitting = [], planning._fitting
+    """The passes that were planned, each with the request and the plan."""
+    passes, fitting = [], planning._fitting
 
-    def planned(*asked):
-        made.append((asked, fitting(*asked)))
-        return made[-1][1]
+    def planned(*request):
+        passes.append((request, fitting(*request)))
+        return passes[-1][1]
 
     monkeypatch.setattr(planning, "_fitting", planned)
-    return made
+    return passes
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -177,8 +177,8 @@ def test_every_study_says_what_it_takes_and_takes_pieces_or_is_refused(name, vit
         STUDIES[name](vit, resnet, IMAGES)
 
 
-def assert_same(found, whole):
-    for column, values in found.items():
+def assert_same(again, whole):
+    for column, values in again.items():
         np.testing.assert_allclose(values, whole[column], rtol=1e-4, atol=COARSE.get(column, 1e-5), err_msg=column)
 
 
@@ -249,7 +249,7 @@ def test_memory_that_sums_lack_is_said_of_the_batch(vit, monkeypatch):
 
 
 def run(*arguments):
-    return CliRunner().invoke(main, [str(each) for each in arguments])
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def test_commands_say_what_they_take_and_refuse_in_one_line(tmp_path):

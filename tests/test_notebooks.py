@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom without a network, show what they say, and are kept without outputs."""
+"""The notebooks run from top to bottom offline, show the pictures that they announce, and are kept without outputs."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ ANALYSES = Path(__file__).parent.parent / "analyses"
 
 
 def run(name, monkeypatch):
-    """The notebook with what its cells show."""
+    """The notebook with the outputs of its cells."""
     nbformat = pytest.importorskip("nbformat")
     client = pytest.importorskip("nbclient")
     notebook = nbformat.read(ANALYSES / name, as_version=4)
@@ -20,7 +20,7 @@ def run(name, monkeypatch):
 
 
 def shown(cell, kind):
-    """What a cell shows of one kind, such as `image/png`."""
+    """The outputs of a cell that are of one kind, such as `image/png`."""
     return [output["data"][kind] for output in cell.get("outputs", []) if kind in output.get("data", {})]
 
 

@@ -1,4 +1,4 @@
-"""Whose pass it is, which layers run, where all attention is, which tokens are which: measured, or refused."""
+"""Passes, layers that run, attention, kinds of tokens and axes are measured, or refused, and never guessed."""
 
 import copy
 import re
@@ -30,7 +30,7 @@ def network(module: nn.Module, name: str = "net", **known) -> rs.Network:
     return rs.Network(module, name, transform=TRANSFORM, **known)
 
 
-# Whose pass it is
+# The network to which a pass belongs
 
 
 class Behind(nn.Module):
@@ -64,46 +64,46 @@ TOGETHER = {
 def test_two_networks_that_share_a_module_are_as_two_copies(study):
     module = small_vit()
     shared, apart = Behind(module), Behind(copy.deepcopy(module))
-    found = TOGETHER[study](network(module, "a"), network(shared, "b"))
+    table = TOGETHER[study](network(module, "a"), network(shared, "b"))
     expected = TOGETHER[study](network(module, "a"), network(apart, "b"))
-    pd.testing.assert_frame_equal(found, expected, rtol=1e-6, atol=1e-9)
-    numbers = found.select_dtypes("number")
-    of_a, of_b = (numbers[found.filter(like="model").iloc[:, 0] == name] for name in "ab")
+    pd.testing.assert_frame_equal(table, expected, rtol=1e-6, atol=1e-9)
+    numbers = table.select_dtypes("number")
+    of_a, of_b = (numbers[table.filter(like="model").iloc[:, 0] == name] for name in "ab")
     assert not np.allclose(*(x.to_numpy(float, na_value=np.nan) for x in (of_a, of_b)), equal_nan=True)
 
 
 ALONE = {
-    "cka": lambda net, **how: rs.layer_cka(net, images=IMAGES, **how).table,
-    "attention": lambda net, **how: rs.attention_distance(net, IMAGES, **how).table,
-    "heads": lambda net, **how: rs.head_similarity([net, net], IMAGES, **how).table,
-    "residual": lambda net, **how: rs.residual_norms(net, IMAGES, **how).table,
-    "localization": lambda net, **how: rs.token_localization(net, IMAGES, **how).table,
-    "lesions": lambda net, **how: rs.lesions(net, IMAGES, blocks=[1], **how).table,
-    "receptive": lambda net, **how: rs.receptive_fields(net, IMAGES, channels=2, **how).table,
+    "cka": lambda net, **options: rs.layer_cka(net, images=IMAGES, **options).table,
+    "attention": lambda net, **options: rs.attention_distance(net, IMAGES, **options).table,
+    "heads": lambda net, **options: rs.head_similarity([net, net], IMAGES, **options).table,
+    "residual": lambda net, **options: rs.residual_norms(net, IMAGES, **options).table,
+    "localization": lambda net, **options: rs.token_localization(net, IMAGES, **options).table,
+    "lesions": lambda net, **options: rs.lesions(net, IMAGES, blocks=[1], **options).table,
+    "receptive": lambda net, **options: rs.receptive_fields(net, IMAGES, channels=2, **options).table,
 }
 
 
 @pytest.mark.parametrize("study", ALONE)
-def test_what_others_run_in_between_is_not_taken(study):
+def test_passes_that_others_run_in_between_are_not_taken(study):
     net = network(small_vit())
     noise = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
-    def disturbed(batches, **how):
+    def disturbed(batches, **counts):
         for batch in batches:
             net.module(noise)
             yield batch
             net.module(noise)
 
     expected = ALONE[study](net, batch_size=4)
-    found = ALONE[study](net, batch_size=4, progress=disturbed)
-    pd.testing.assert_frame_equal(found, expected, rtol=1e-9)
+    table = ALONE[study](net, batch_size=4, progress=disturbed)
+    pd.testing.assert_frame_equal(table, expected, rtol=1e-9)
 
 
 # Which layers run
 
 
 class Repeated(nn.Module):
-    """A block that runs three times, with another between."""
+    """A network with a block that runs three times, and another block in between."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,8 +121,8 @@ class Repeated(nn.Module):
 def test_a_block_that_runs_several_times_is_as_many_layers():
     module = Repeated().eval()
     names = ["blocks.0", "blocks.0:1", "blocks.1", "blocks.0:2"]
-    found = [layer.name for layer in rs.find_layers(network(module), "blocks")]
-    assert found == ["stem", *names]
+    blocks = [layer.name for layer in rs.find_layers(network(module), "blocks")]
+    assert blocks == ["stem", *names]
     paper = [layer.name for layer in rs.find_layers(network(module), "paper") if layer.kind == "block"]
     assert paper == names
     table = rs.layer_cka(network(module), images=IMAGES, batch_size=8).table
@@ -166,9 +166,9 @@ def test_residual_sums_of_a_block_that_runs_several_times():
 
 
 def parametrised(module: nn.Module) -> nn.Module:
-    for each in module.modules():
-        if isinstance(each, nn.Conv2d):
-            nn.utils.parametrizations.weight_norm(each)
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.utils.parametrizations.weight_norm(part)
     return module
 
 
@@ -182,14 +182,14 @@ WRAPPED = {
 }
 
 
-@pytest.mark.parametrize("how", WRAPPED)
-def test_a_resnet_has_its_blocks_however_it_is_kept(how):
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_a_resnet_has_its_blocks_however_it_is_kept(kind):
     torch.manual_seed(0)
     module = torchvision.models.resnet18().eval()
     expected = rs.layer_cka(network(module), images=IMAGES, batch_size=8).table
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        net = network(WRAPPED[how](copy.deepcopy(module)))
+        net = network(WRAPPED[kind](copy.deepcopy(module)))
     table = rs.layer_cka(net, images=IMAGES, batch_size=8).table
     blocks = [f"layer{i}.{j}" for i in range(1, 5) for j in range(2)]
     assert [name.removeprefix("module.").removeprefix("0.") for name in table.layer_a.unique()] == ["stem", *blocks]
@@ -207,13 +207,13 @@ def test_a_resnet_has_its_blocks_however_it_is_kept(how):
 )
 def test_what_runs_and_is_in_no_preset_is_named(model, said):
     net = rs.load_model(model, weights="random")
-    found = notices_of(net)
-    assert len(found) == bool(said)
-    assert not said or re.search(said, found[0])
+    notices = notices_of(net)
+    assert len(notices) == bool(said)
+    assert not said or re.search(said, notices[0])
 
 
 class Mixing(nn.Module):
-    """Takes from every image the mean of its batch."""
+    """A layer that subtracts the mean of the batch from every image."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x - x.mean(0, keepdim=True)
@@ -227,7 +227,7 @@ def test_a_layer_that_depends_on_several_images_is_refused_by_name():
             rs.find_layers(network(module), [name])
 
 
-# Attention is all of it, or an error
+# Attention is read whole, or it is an error
 
 
 @torch.library.custom_op("repsim_tests::attend", mutates_args=())
@@ -240,7 +240,7 @@ class OwnKernel(nn.Module):
         super().__init__()
         self.qkv, self.proj, self.num_heads = attention.qkv, attention.proj, attention.num_heads
 
-    def forward(self, x: torch.Tensor, **how) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, **options) -> torch.Tensor:
         q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         return self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
 
@@ -261,7 +261,7 @@ def by_hand(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 
 def by_steps(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """As fused kernels do it: sums and the largest logit so far."""
+    """Attention in steps, as in fused kernels, which keep sums and the largest logit so far."""
     most, total, result = torch.full((*q.shape[:-1], 1), -1e30), torch.zeros(*q.shape[:-1], 1), torch.zeros_like(q)
     for keys, values in zip(k.split(5, 2), v.split(5, 2)):
         logits = q @ keys.transpose(-2, -1) / 8**0.5
@@ -281,8 +281,8 @@ def gated(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 
 def nearest(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    logits, which = (q @ k.transpose(-2, -1)).topk(3, -1)
-    return torch.zeros(*q.shape[:-1], k.shape[2]).scatter(-1, which, logits.softmax(-1)) @ v
+    logits, indices = (q @ k.transpose(-2, -1)).topk(3, -1)
+    return torch.zeros(*q.shape[:-1], k.shape[2]).scatter(-1, indices, logits.softmax(-1)) @ v
 
 
 UNREAD = {
@@ -304,27 +304,27 @@ UNREAD = {
 
 
 class Attends(nn.Module):
-    def __init__(self, attention: nn.Module, how) -> None:
+    def __init__(self, attention: nn.Module, compute) -> None:
         super().__init__()
-        self.qkv, self.proj, self.how = attention.qkv, attention.proj, how
+        self.qkv, self.proj, self.compute = attention.qkv, attention.proj, compute
 
     def forward(self, x: torch.Tensor, **mask) -> torch.Tensor:
         q, k, v = self.qkv(x).unflatten(2, (3, 3, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(self.how(q, k, v).transpose(1, 2).flatten(2))
+        return self.proj(self.compute(q, k, v).transpose(1, 2).flatten(2))
 
 
-def attending(how, which: int) -> rs.Network:
+def attending(compute, which: int) -> rs.Network:
     module = small_vit()
-    module.blocks[which].attn = Attends(module.blocks[which].attn, how)
+    module.blocks[which].attn = Attends(module.blocks[which].attn, compute)
     return network(module)
 
 
-@pytest.mark.parametrize("how", UNREAD)
-def test_tokens_summed_with_other_factors_than_weights_that_are_read_are_an_error(how):
+@pytest.mark.parametrize("kind", UNREAD)
+def test_tokens_summed_with_other_factors_than_weights_that_are_read_are_an_error(kind):
     for which in (0, 1):
         said = rf"cannot be read, or not all of it: in blocks\.{which}\.attn \(Attends\)"
         with pytest.raises(rs.UsageError, match=said):
-            rs.attention_distance(attending(UNREAD[how], which), IMAGES)
+            rs.attention_distance(attending(UNREAD[kind], which), IMAGES)
 
 
 LINEAR = {
@@ -337,15 +337,15 @@ LINEAR = {
 
 
 @pytest.mark.filterwarnings("ignore::repsim.errors.Notice")
-@pytest.mark.parametrize("how", LINEAR)
-def test_linear_attention_is_left_out_for_what_it_is(how):
-    result = rs.attention_distance(attending(LINEAR[how], 1), IMAGES)
+@pytest.mark.parametrize("kind", LINEAR)
+def test_linear_attention_is_left_out_for_what_it_is(kind):
+    result = rs.attention_distance(attending(LINEAR[kind], 1), IMAGES)
     assert result.table.layer.unique().tolist() == ["blocks.0.attn", "blocks.2.attn"]
     (said,) = [notice for notice in result.notices if "left out" in notice]
     assert "without weights between tokens, as linear attention is" in said and "blocks.1.attn left out" in said
     module = small_vit()
     for block in module.blocks:
-        block.attn = Attends(block.attn, LINEAR[how])
+        block.attn = Attends(block.attn, LINEAR[kind])
     with pytest.raises(rs.UsageError, match=r"blocks\.0\.attn, .* make no weights between tokens"):
         rs.attention_distance(network(module), IMAGES)
 
@@ -361,7 +361,7 @@ def test_a_traced_block_is_read_or_named():
     for block in (*plain.blocks, *traced.blocks):
         block.attn.fused_attn = False
     traced.blocks[1] = torch.jit.trace(traced.blocks[1], tokens)
-    tables = [rs.attention_distance(network(each), IMAGES).table for each in (plain, traced)]
+    tables = [rs.attention_distance(network(vit), IMAGES).table for vit in (plain, traced)]
     np.testing.assert_allclose(*(table.distance_px for table in tables), rtol=1e-6)
 
 
@@ -385,9 +385,9 @@ READ = {
 }
 
 
-@pytest.mark.parametrize("how", READ)
-def test_attention_computed_otherwise_is_the_same(how):
-    tables = [rs.attention_distance(net, IMAGES).table for net in (network(small_vit()), attending(READ[how], 1))]
+@pytest.mark.parametrize("kind", READ)
+def test_attention_computed_otherwise_is_the_same(kind):
+    tables = [rs.attention_distance(net, IMAGES).table for net in (network(small_vit()), attending(READ[kind], 1))]
     np.testing.assert_allclose(*(table.distance_px for table in tables), rtol=1e-5)
 
 
@@ -423,8 +423,8 @@ def encoder(batch_first: bool, norm_first: bool) -> nn.Module:
 def test_torchs_own_encoder_with_and_without_its_fast_path(batch_first, norm_first):
     module = encoder(batch_first, norm_first)
     table = rs.attention_distance(network(module), IMAGES, batch_size=8).table
-    at = torch.stack(torch.meshgrid(torch.arange(4.0), torch.arange(4.0), indexing="ij"), -1).flatten(0, 1) * 8
-    apart = torch.cdist(at, at)
+    places = torch.stack(torch.meshgrid(torch.arange(4.0), torch.arange(4.0), indexing="ij"), -1).flatten(0, 1) * 8
+    apart = torch.cdist(places, places)
     x = module.patches(IMAGES).flatten(2).transpose(1, 2)
     with torch.no_grad():
         for block, layer in enumerate(module.encoder.layers):
@@ -461,7 +461,7 @@ def test_registers_are_no_cls_tokens_and_in_no_grid(cls, registers, wrap):
 
 
 class Unnamed(nn.Module):
-    """A token of which nothing says what it is."""
+    """A network with two tokens whose kind nothing says."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -493,7 +493,7 @@ def test_what_nothing_names_can_be_declared():
 
 
 class Views(nn.Module):
-    """Two views of every image in one batch."""
+    """A network that puts two views of every image into one batch."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The study that docs/own-study.md shows is run, and the check of the contract finds studies that break it."""
+"""The study of docs/own-study.md runs, and the check of the contract finds studies that break it."""
 
 import re
 from pathlib import Path
@@ -22,29 +22,29 @@ def page():
 
 
 def test_it_counts_zeros_and_is_thirty_lines(page, resnet, tmp_path):
-    found = page["sparsity"](resnet, IMAGES, layers="layer1.0.act1", batch_size=20)
+    result = page["sparsity"](resnet, IMAGES, layers="layer1.0.act1", batch_size=20)
     with rs.capture(resnet, "layer1.0.act1") as seen, torch.no_grad():
         (batch,) = IMAGES.batches([resnet.transform], 40)
         resnet.module(batch.inputs[resnet.transform])
     share = (seen["layer1.0.act1"] == 0).flatten(1).double().mean(1)
-    row = found.table.iloc[0]
+    row = result.table.iloc[0]
     assert row["zeros"] == pytest.approx(share.mean().item(), rel=1e-5) and 0 < row["zeros"] < 1
     assert row["se"] == pytest.approx(share.std().item() / 40**0.5, rel=1e-5)
     code = re.search(r"class Sparsity.*?\n\n\nimages", PAGE.read_text(), re.S).group()
     assert len([line for line in code.splitlines()[:-1] if line]) <= 30
-    assert found._repr_png_().startswith(b"\x89PNG") and found._repr_html_() is None
-    (line,) = found.plot().axes[0].lines
-    assert line.get_ydata().tolist() == found.table["zeros"].tolist()
+    assert result._repr_png_().startswith(b"\x89PNG") and result._repr_html_() is None
+    (line,) = result.plot().axes[0].lines
+    assert line.get_ydata().tolist() == result.table["zeros"].tolist()
     names = ["run.json", "sparsity.csv", "sparsity.pdf", "sparsity.png"]
-    assert sorted(path.name for path in found.save(tmp_path)) == names
-    bare = rs.Result("sparsity", found.table.drop(columns="depth"))
+    assert sorted(path.name for path in result.save(tmp_path)) == names
+    bare = rs.Result("sparsity", result.table.drop(columns="depth"))
     assert bare._repr_png_() is None and "<table" in bare._repr_html_()
     with pytest.raises(rs.UsageError, match="no picture of sparsity"):
         bare.plot()
 
 
 class Means(rs.Study):
-    """Mean of a layer over images, right or wrong in one way."""
+    """A study of the mean of a layer over images, which is right, or wrong in one way."""
 
     def __init__(self, network, wrong=None):
         self.networks, self.wrong = [network], wrong

@@ -1,4 +1,4 @@
-"""Batches that do not fit into memory: they go through networks in pieces, and nothing else changes."""
+"""Batches that do not fit into memory go through networks in pieces, and nothing else changes."""
 
 import json
 
@@ -78,7 +78,7 @@ def test_layers_that_are_reduced_together_and_one_by_one(vit, little_memory):
 
 
 def test_memory_that_runs_out_within_attention():
-    """What attends after it must not be taken for the module that did not end: pooling by attention, here."""
+    """A module that ran out of memory is not confused with one that attends after it, here pooling by attention."""
     settings = {"global_pool": "map", "class_token": False, "img_size": 64, "depth": 2}
     network = rs.load_model("vit_tiny_patch16_224", weights="random", **settings)
     images = torch.randn(16, 3, 64, 64, generator=torch.Generator().manual_seed(0))

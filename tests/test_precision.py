@@ -1,4 +1,4 @@
-"""Precisions: what they change, where they are allowed, and that nothing of them is left behind."""
+"""Precisions change numbers little, are allowed where the device has them, and leave no setting behind."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from repsim.networks.precision import computing
 IMAGES = rs.ImageSet("sample", images=32)
 CUDA = torch.device("cuda")
 NEWER = hasattr(torch.backends.cuda.matmul, "fp32_precision")
-"""PyTorch has these switches since 2.9, beside those it had."""
+"""Whether PyTorch has the switches of 2.9 and later, beside its older ones."""
 PLACES = (torch.backends.cuda.matmul, torch.backends.cudnn.conv if NEWER else torch.backends.cudnn)
 
 
@@ -21,7 +21,7 @@ def settings() -> list[str]:
 
 
 def readable() -> None:
-    """PyTorch's older switches, which networks and its own compiler read."""
+    """Check that PyTorch's older switches can be read, as networks and its own compiler do."""
     assert isinstance(torch.backends.cuda.matmul.allow_tf32, bool)
     assert isinstance(torch.backends.cudnn.allow_tf32, bool)
     assert isinstance(torch.get_float32_matmul_precision(), str)
@@ -29,7 +29,7 @@ def readable() -> None:
 
 @pytest.mark.parametrize("precision, products", [("fp32", "ieee"), ("tf32", "tf32"), ("bf16", "tf32")])
 def test_products_on_cuda_are_told_how_exact_to_be(precision, products, monkeypatch):
-    monkeypatch.setattr(torch, "autocast", lambda *arguments, **more: torch.no_grad())  # needs no device then
+    monkeypatch.setattr(torch, "autocast", lambda *arguments, **more: torch.no_grad())  # so that no device is needed
     before = settings()
     with pytest.raises(ZeroDivisionError), computing(precision, CUDA):
         assert [value.replace("none", "ieee") for value in settings()] == [products, products]
@@ -59,8 +59,8 @@ def test_what_hooks_compute_is_not_in_bfloat16():
     assert types["blocks.3.mlp.fc1"] == (torch.bfloat16, torch.float32) and types["blocks.3"][1] == torch.float32
 
 
-# Twice to thrice what is seen; see tests/benchmarks/README.md for deviations on more images. Accuracy and agreement are
-# counts of the 32 images: which of them change sides depends on the processor's own products in bfloat16.
+# Two to three times the deviations on these images; tests/benchmarks/README.md has deviations on more. Accuracy and
+# agreement are counts of the 32 images; the processor's own products in bfloat16 decide which images change sides.
 OF_BF16 = {
     "accuracy": 0.1,
     "agreement": 0.1,
@@ -75,9 +75,9 @@ OF_BF16 = {
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_in_bfloat16_finds_nearly_the_same(name, vit, resnet):
     half = [rs.load_model(network, precision="bf16") for network in ("vit_mini", "resnet_mini")]
-    found = STUDIES[name](*half, IMAGES)
+    result = STUDIES[name](*half, IMAGES)
     for column, values in STUDIES[name](vit, resnet, IMAGES).items():
-        np.testing.assert_allclose(found[column], values, atol=OF_BF16.get(column, 0.03), rtol=0, err_msg=column)
+        np.testing.assert_allclose(result[column], values, atol=OF_BF16.get(column, 0.03), rtol=0, err_msg=column)
 
 
 @pytest.mark.parametrize("name", ["cka", "attention", "residual", "localize", "receptive"])
@@ -85,9 +85,9 @@ def test_networks_with_weights_in_float64(name, vit, resnet):
     double = [rs.load_model(network) for network in ("vit_mini", "resnet_mini")]
     for network in double:
         network.module.double()
-    found = STUDIES[name](*double, IMAGES)
+    result = STUDIES[name](*double, IMAGES)
     for column, values in STUDIES[name](vit, resnet, IMAGES).items():
-        np.testing.assert_allclose(found[column], values, atol=1e-5, rtol=1e-5, err_msg=column)
+        np.testing.assert_allclose(result[column], values, atol=1e-5, rtol=1e-5, err_msg=column)
 
 
 def test_a_network_with_weights_in_bfloat16(vit):

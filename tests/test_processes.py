@@ -1,4 +1,4 @@
-"""Several processes, as torchrun starts them, find what one finds."""
+"""Several processes, as torchrun starts them, find the same as one process."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ FEW = ["--images", "52", "--batch-size", "8"]
 
 
 def run(server, count: int, arguments: list[str], before: str = "") -> list[int]:
-    """A command in so many processes, each in the environment that torchrun would give it; their exit codes."""
+    """Run a command in `count` processes, each in the environment that torchrun gives it; return their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -30,7 +30,7 @@ def run(server, count: int, arguments: list[str], before: str = "") -> list[int]
         process.start()
     for process in started:
         process.join(120)
-        process.kill()  # one that waits for ever
+        process.kill()  # a process that waits for ever
         process.join()
     return [process.exitcode for process in started]
 
@@ -50,7 +50,7 @@ def test_two_processes_find_what_one_finds(server, tmp_path, name):
     same_tables(tmp_path / "1", tmp_path / "2")
 
 
-@pytest.mark.parametrize("images", ["52", "20"])  # seven batches but for a rest; two, and none for the third process
+@pytest.mark.parametrize("images", ["52", "20"])  # two batches or more for each process; none for the third
 def test_three_processes_find_what_one_finds(server, tmp_path, images):
     for count in (1, 3):
         out = ["--images", images, "--batch-size", "8", "--out", str(tmp_path / str(count)), "--quiet"]
@@ -60,7 +60,7 @@ def test_three_processes_find_what_one_finds(server, tmp_path, images):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_pass_that_only_one_process_has_saved_whole(rank, server, tmp_path):
-    """They were killed in between; the other takes its sums, or they would wait for each other for ever."""
+    """Processes that were killed while they saved a pass go on from the sums of the one that had saved it."""
     arguments = ["cka", "--model-a", "vit_micro", *FEW, "--repeats", "2", "--quiet"]
     keep = "from repsim.passes.resume import Resume; Resume._forget = lambda self: None"
     assert run(server, 2, [*arguments, "--out", str(tmp_path / "1")], keep) == [0, 0]
@@ -99,14 +99,14 @@ def test_a_process_that_fails_ends_the_job(tmp_path):
         "    threading.Thread(target=die, daemon=True).start()\n"
     )
     repsim = ["-m", "repsim", "cka", "--images", "5000", "--batch-size", "4", "--out", str(tmp_path / "out")]
-    found = subprocess.run(
+    job = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *repsim],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])},
         capture_output=True,
         text=True,
         timeout=120,
     )
-    assert found.returncode != 0 and "exitcode  : 7" in found.stderr, found.stderr[-2000:]
+    assert job.returncode != 0 and "exitcode  : 7" in job.stderr, job.stderr[-2000:]
 
 
 OWN = ["--network", "vit=vit_mini", "--network", "cnn=resnet_mini", "--data", "sample"]

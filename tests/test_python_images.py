@@ -1,4 +1,4 @@
-"""Images that Python has: lists, data sets and loaders give what a tensor or a folder of the same images gives."""
+"""Lists, data sets and loaders of images in Python give the same as a tensor or a folder of the same images."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ CLASSES = [0, 1, 2] * 4
 
 
 class Given(Dataset):
-    """What it gives is written down when it is asked for."""
+    """A data set that notes which items are asked for."""
 
     def __init__(self, items, targets=None):
         self.items, self.asked = items, []
@@ -44,7 +44,7 @@ class Given(Dataset):
 
 
 class HuggingFace:
-    """It looks like a `datasets.Dataset`: columns by name, rows by number."""
+    """A stand-in for `datasets.Dataset`: columns by name, rows by number."""
 
     def __init__(self, **columns):
         self.columns, self.column_names = columns, list(columns)
@@ -54,7 +54,9 @@ class HuggingFace:
         return len(next(iter(self.columns.values())))
 
     def __getitem__(self, key):
-        return self.columns[key] if isinstance(key, str) else {name: of[key] for name, of in self.columns.items()}
+        return (
+            self.columns[key] if isinstance(key, str) else {name: column[key] for name, column in self.columns.items()}
+        )
 
 
 class Stream(IterableDataset):
@@ -63,7 +65,7 @@ class Stream(IterableDataset):
 
 
 def inputs(images, transform=GREY):
-    """(12, c, h, w), by their numbers in the data."""
+    """Inputs (12, c, h, w), in the order of the data."""
     images = ImageSet(images)
     (batch,) = images.batches([transform], 12)
     return batch.inputs[transform][np.argsort(images.chosen)]
@@ -114,8 +116,8 @@ def test_a_list_of_files_is_read_as_its_folder(tmp_path):
 )
 def test_tensors_of_a_dataset_go_in_as_they_are(images):
     assert torch.equal(inputs(images), TENSORS) and ImageSet(images).tensor_size == (1, 28, 28)
-    found, same = (rs.layer_cka("vit_mini", each, batch_size=6).table for each in (images, TENSORS))
-    assert found.equals(same)
+    table, same = (rs.layer_cka("vit_mini", data, batch_size=6).table for data in (images, TENSORS))
+    assert table.equals(same)
 
 
 def test_items_are_read_when_they_are_needed_and_only_those_chosen():

@@ -1,4 +1,4 @@
-"""The page: what is in it, that it loads nothing, and, in a real browser, that it works."""
+"""The page of a report has all its parts, loads nothing from elsewhere, and works in a real browser."""
 
 import html
 import json
@@ -24,23 +24,23 @@ HOSTILE = "<img src=x onerror=alert(1)></script><script>alert(2)</script>"
 
 @pytest.fixture
 def directory(tmp_path):
-    """A run of Figure 1 with three layers, of a network whose name means harm."""
+    """A run of Figure 1 with three layers, of a network with a hostile name."""
     return write(tmp_path, HOSTILE, [f"layer.{i}" for i in range(3)])
 
 
 def write(tmp_path, model, layers):
-    """A run of Figure 1 of a network with these layers."""
-    where = tmp_path / "figure-1"
-    where.mkdir()
+    """Write a run of Figure 1 of a network with these layers."""
+    folder = tmp_path / "figure-1"
+    folder.mkdir()
     rows = [
         (model, a, "block", i, i / 2, model, b, "block", j, j / 2, (10 * i + j) / 100, 0.0123, 0)
         for i, a in enumerate(layers)
         for j, b in enumerate(layers)
     ]
-    save_table(pd.DataFrame(rows, columns=SIMILARITY), where / "cka.csv")
+    save_table(pd.DataFrame(rows, columns=SIMILARITY), folder / "cka.csv")
     both = ("low_with_high_difference", '["a", "b"]', "low with high layers, a - b", 0.2, 0.1, 0.3, 19, 1, None)
     numbers = pd.DataFrame([both, (HOSTILE, HOSTILE, HOSTILE, 0, None, None, 19, 1, None)], columns=NUMBERS)
-    numbers.to_csv(where / "numbers.csv", index=False)
+    numbers.to_csv(folder / "numbers.csv", index=False)
     record = {"command": f"repsim figures {HOSTILE}", "date": "today", "images": {"used": 9, "data": HOSTILE}}
     record |= {"preset": "mini", "random": False, "notices": [HOSTILE]}
     transform = {"input_size": [3, 64, 48], "crop_pct": 0.9, HOSTILE: HOSTILE}
@@ -51,7 +51,7 @@ def write(tmp_path, model, layers):
         "weights_sha256": "0123456789abcdef00",
     }
     record["networks"] = [{**network, "parameters": 1234567, "transform": transform, "accuracy": 0.5}, {}]
-    for place in (where, tmp_path):
+    for place in (folder, tmp_path):
         (place / "run.json").write_text(json.dumps(record))
     return tmp_path
 
@@ -101,7 +101,7 @@ ODD = [
 
 
 def test_layers_of_any_name(tmp_path):
-    """Plotly reads markup in categories, and entities in it; two layers must not become one."""
+    """Two layers never become one in a picture, though Plotly reads markup and entities in categories."""
     assert [html.unescape(category(name).replace("<br>", "\n")) for name in ODD] == ODD
     assert not {category(name) for name in INHERITED} & INHERITED
     write(tmp_path, "NA", ODD)
@@ -114,7 +114,7 @@ def test_layers_of_any_name(tmp_path):
 
 
 def test_what_the_page_says(directory):
-    """Every entry of the contents leads somewhere, networks are named, and what has no interval has none."""
+    """Every entry of the contents leads somewhere, networks are named, and a missing interval is said to be missing."""
     second = directory / "figure-7"
     second.mkdir()
     (second / "run.json").write_text((directory / "figure-1" / "run.json").read_text())
@@ -150,7 +150,7 @@ def luminance(colour):
 
 @pytest.mark.parametrize("scheme", [LIGHT, DARK])
 def test_text_stands_out(scheme):
-    """As WCAG AA asks of text of any size, on what it may lie on."""
+    """Text has the contrast that WCAG AA asks of text of any size, on every ground on which it may lie."""
     for name in set(scheme) - {"page", "card", "line"}:
         for ground in ("page", "card"):
             high, low = sorted((luminance(scheme[name]), luminance(scheme[ground])), reverse=True)
@@ -164,7 +164,7 @@ def test_nothing_to_report(tmp_path):
 
 
 def rgb(colour):
-    """As browsers write it."""
+    """A colour as browsers write it."""
     return f"rgba({', '.join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))}, 1)"
 
 
@@ -189,14 +189,16 @@ def test_in_a_browser(directory):
             browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
             browser.set_window_size(width, 900)
             browser.get(f"file://{directory}/report.html")
-            page, nav = (browser.find_element("css selector", each) for each in ("body", "nav"))
+            page, nav = (browser.find_element("css selector", name) for name in ("body", "nav"))
             assert page.value_of_css_property("background-color") == rgb((DARK if scheme == "dark" else LIGHT)["page"])
             browser.execute_script("window.scrollTo(0, document.body.scrollHeight)")
-            assert abs(browser.execute_script("return arguments[0].getBoundingClientRect().top", nav)) < 1  # it stays
+            assert (
+                abs(browser.execute_script("return arguments[0].getBoundingClientRect().top", nav)) < 1
+            )  # it stays in view
             if axe:
                 browser.execute_cdp_cmd("Runtime.evaluate", {"expression": Path(axe).read_text()})
-                found = browser.execute_async_script("axe.run(document).then(arguments[0])")
-                assert found["violations"] == [] and len(found["passes"]) > 20
+                audit = browser.execute_async_script("axe.run(document).then(arguments[0])")
+                assert audit["violations"] == [] and len(audit["passes"]) > 20
             assert browser.get_log("browser") == []  # a hostile name that ran would raise an alert before this
             assert browser.execute_script("return document.documentElement.scrollWidth") <= width
             heatmap = browser.find_element("id", "map-1-0")
@@ -211,7 +213,7 @@ def test_in_a_browser(directory):
             shown = WebDriverWait(browser, 10).until(
                 lambda b, heatmap=heatmap: heatmap.find_elements("css selector", ".hoverlayer text")
             )
-            text = " ".join(each.text for each in shown)
+            text = " ".join(label.text for label in shown)
             assert "layer.1" in text and "layer.2" in text and "0.1200 ± 0.0123" in text
     finally:
         browser.quit()

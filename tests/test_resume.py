@@ -1,4 +1,4 @@
-"""Runs that are stopped or killed, and go on: the result is that of an undisturbed one."""
+"""Runs that are stopped or killed go on, and their result is that of an undisturbed run."""
 
 import contextlib
 import multiprocessing
@@ -33,7 +33,7 @@ def start(server, arguments) -> multiprocessing.Process:
 
 
 def finished(server, arguments) -> float:
-    """Run to the end; seconds it took."""
+    """Run to the end, and give the seconds that it took."""
     began = time.monotonic()
     process = start(server, arguments)
     process.join()
@@ -48,7 +48,7 @@ def test_killed_twenty_times_a_run_ends_as_if_undisturbed(server, tmp_path):
     while killed < 20:
         process = start(server, [*CKA, "--out", tmp_path / "killed"])
         process.join(rng.uniform(0, seconds))
-        if process.exitcode is not None:  # it went through before it could be killed
+        if process.exitcode is not None:  # it ended before it could be killed
             assert process.exitcode == 0
             continue
         process.kill()
@@ -56,14 +56,14 @@ def test_killed_twenty_times_a_run_ends_as_if_undisturbed(server, tmp_path):
         killed += 1
         went_on += (tmp_path / "killed" / FOLDER / "pass-0-of-1-0.pt").exists()
     finished(server, [*CKA, "--out", tmp_path / "killed"])
-    assert went_on >= 5  # or nothing was shown
+    assert went_on >= 5  # fewer would show nothing
     whole, again = ((tmp_path / name / "cka.csv").read_bytes() for name in ("whole", "killed"))
     assert whole == again
     assert {path.name for path in (tmp_path / "killed").iterdir()} == {"cka.csv", "cka.png", "cka.pdf", "run.json"}
 
 
 def test_killed_while_the_sums_are_thrown_away(tmp_path, monkeypatch):
-    """At whatever file that happens, the same command starts once more."""
+    """A run that is killed while it removes its sums can be started again, whichever file was the last."""
     names = ["pass-0-of-1-0.pt", "pass-1-of-1-0.pt", "about.json"]
     for survivors in range(len(names) + 1):
         folder = tmp_path / str(survivors)
@@ -109,7 +109,7 @@ def test_two_runs_into_one_directory(tmp_path):
 
 
 class Interrupting(Resume):
-    """Is asked to stop after so many batches."""
+    """A run that is asked to stop after a number of batches."""
 
     def __init__(self, *args, batches, **more):
         super().__init__(*args, **more)
@@ -122,15 +122,15 @@ class Interrupting(Resume):
 
 
 def interrupted(tmp_path, function):
-    """What a function of `resume` gives when it is stopped after every second batch, and started again."""
+    """The result of a function of `resume` that is stopped after every second batch, and started again."""
     for _ in range(100):
-        at = Interrupting(tmp_path / FOLDER, {}, batches=2)
+        resume = Interrupting(tmp_path / FOLDER, {}, batches=2)
         try:
-            found = function(at)
-            at.finish()
-            return found
+            result = function(resume)
+            resume.finish()
+            return result
         except Stopped:
-            at._lock.release()
+            resume._lock.release()
     raise AssertionError("it never ended")
 
 
@@ -139,13 +139,13 @@ IMAGES = ImageSet("sample", images=52)
 
 @pytest.fixture
 def call(vit, resnet):
-    """A study's function by name, whose sums are saved."""
+    """A function that runs a study by its name, and saves its sums."""
 
-    def of(name, resume=None):
-        found = STUDIES[name].result(vit, resnet, IMAGES, batch_size=16 if name == "probe" else 8, resume=resume)
-        return {found.name: found.table, **found.tables}, found.record["images"]
+    def run(name, resume=None):
+        result = STUDIES[name].result(vit, resnet, IMAGES, batch_size=16 if name == "probe" else 8, resume=resume)
+        return {result.name: result.table, **result.tables}, result.record["images"]
 
-    return of
+    return run
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -170,7 +170,7 @@ def test_other_code_is_found_by_the_first_batch(study, call, tmp_path, monkeypat
     with pytest.raises(Stopped):
         call(study, at)
     at._lock.release()
-    for kind in (nn.GELU, nn.ReLU):  # with the same weights
+    for kind in (nn.GELU, nn.ReLU):  # the weights stay the same
         code = kind.forward
         monkeypatch.setattr(kind, "forward", lambda self, x, code=code: code(self, x) + 0.01)
     again = Resume(tmp_path / FOLDER, {})
@@ -180,7 +180,7 @@ def test_other_code_is_found_by_the_first_batch(study, call, tmp_path, monkeypat
 
 
 def test_a_small_layer_is_not_hidden_by_large_ones(tmp_path):
-    """In the table of HSIC its own is 1e-16 of the largest."""
+    """Other values of a small layer are noticed, though its HSIC is 1e-16 of the largest in the table."""
 
     def network(other):
         torch.manual_seed(0)
@@ -267,7 +267,7 @@ def test_sums_that_cannot_be_read(tmp_path):
 
 
 def test_results_are_known_by_the_sums_where_the_record_of_the_run_is_damaged(tmp_path):
-    """It was killed after its results were written, and before its sums were thrown away."""
+    """Results of a run that was killed before its sums were removed are known by the sums, and replaced."""
     asked = ["cka", "--model-a", "vit_micro", "--images", "32", "--batch-size", "16", "--quiet", "--out", str(tmp_path)]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Resume, "_forget", lambda self: None)
@@ -299,7 +299,7 @@ def test_a_name_that_changed_in_a_file_of_sums_is_not_taken_for_repsims(tmp_path
 
 
 def test_results_that_no_record_could_be_written_of_are_not_left_behind(tmp_path):
-    """On a disk with room for a small table and for nothing else; the next run would not know it for repsim's."""
+    """Results are removed where no record fits on the disk, as the next run would not know them for repsim's."""
 
     def full(*given):
         raise rs.RepsimError("the disk is full")

@@ -1,4 +1,4 @@
-"""Residual sums, found in what a network does."""
+"""Residual sums are found in the operations that a network runs."""
 
 from collections import Counter
 
@@ -32,27 +32,27 @@ def operands(network: Network, images: torch.Tensor) -> dict[str, tuple[torch.Te
 
 
 def inputs_and_outputs(network: Network, images: torch.Tensor) -> tuple[dict, dict]:
-    """What every module is given and puts out, from hooks of the test's own."""
-    given, made, handles = {}, {}, []
+    """The inputs and outputs of every module, from hooks of the test's own."""
+    given, outputs, handles = {}, {}, []
     for path, module in network.module.named_modules():
         handles += [
             module.register_forward_pre_hook(lambda m, args, path=path: keep(given, path, args[0])),
-            module.register_forward_hook(lambda m, args, result, path=path: keep(made, path, result)),
+            module.register_forward_hook(lambda m, args, result, path=path: keep(outputs, path, result)),
         ]
     with torch.no_grad():
         network.module.eval()(images)
     for handle in handles:
         handle.remove()
-    return given, made
+    return given, outputs
 
 
-def keep(where: dict, path: str, value: object) -> None:
+def keep(store: dict, path: str, value: object) -> None:
     if isinstance(value, torch.Tensor):
-        where[path] = value.clone()
+        store[path] = value.clone()
 
 
-def next_input(network: Network, name: str, given: dict, made: dict) -> torch.Tensor:
-    """What the network goes on with after a sum, told from the names of its family's modules."""
+def next_input(network: Network, name: str, given: dict, outputs: dict) -> torch.Tensor:
+    """The tensor with which the network goes on after a sum, by the names of the modules of its family."""
     layer, sublayer = name.split()
     if sublayer in ("attention", "token_mixing"):
         return given[f"{layer}.norm2" if f"{layer}.norm2" in given else f"{layer}.1"]  # vit-pytorch: the MLP itself
@@ -60,29 +60,29 @@ def next_input(network: Network, name: str, given: dict, made: dict) -> torch.Te
     activation = next((f"{layer}.{act}" for act in ("act3", "act2") if f"{layer}.{act}" in given), None)
     if activation is not None and type(last).__name__ in ("Bottleneck", "BasicBlock"):
         return given[activation]  # a ResNet unit, before its last activation
-    if layer in made:
-        return made[layer]
+    if layer in outputs:
+        return outputs[layer]
     row, _, number = layer.rpartition(".")
     transformer = row.rpartition(".")[0]
     after = [path for path in (f"{row}.{int(number) + 1}.0", f"{transformer}.norm") if path in given]
-    return given[after[0]] if after else made[transformer]
+    return given[after[0]] if after else outputs[transformer]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_skip_plus_branch_is_what_the_network_goes_on_with(name):
     network = FAMILIES[name].load()
     images = noise(network, 4)
-    found = operands(network, images)
-    given, made = inputs_and_outputs(network, images)
+    sums = operands(network, images)
+    given, outputs = inputs_and_outputs(network, images)
     blocks = FAMILIES[name].blocks
-    counts = Counter(key.split()[1] for key in found)
+    counts = Counter(key.split()[1] for key in sums)
     if name == "coatnet":  # 7 convolutional units, 9 transformer blocks
         assert counts == {"unit": 7, "attention": 9, "mlp": 9}
     else:
         assert counts == dict.fromkeys(SUBLAYERS[name], blocks)
-    assert len(found) >= blocks
-    for key, (skip, branch) in found.items():
-        expected = next_input(network, key, given, made)
+    assert len(sums) >= blocks
+    for key, (skip, branch) in sums.items():
+        expected = next_input(network, key, given, outputs)
         torch.testing.assert_close(
             (skip + branch).flatten(1), expected.flatten(1), rtol=1e-6, atol=1e-6 * expected.abs().max().item()
         )
@@ -90,21 +90,21 @@ def test_skip_plus_branch_is_what_the_network_goes_on_with(name):
 
 def test_the_skip_of_a_resnet_unit_has_its_projection(resnet):
     images = noise(resnet, 4)
-    found = operands(resnet, images)
-    given, made = inputs_and_outputs(resnet, images)
-    assert torch.equal(found["layer2.0 unit"][0], made["layer2.0.downsample"])
-    assert torch.equal(found["layer2.1 unit"][0], given["layer2.1"])
+    sums = operands(resnet, images)
+    given, outputs = inputs_and_outputs(resnet, images)
+    assert torch.equal(sums["layer2.0 unit"][0], outputs["layer2.0.downsample"])
+    assert torch.equal(sums["layer2.1 unit"][0], given["layer2.1"])
 
 
 @pytest.mark.parametrize("name", ["resnet18", "bit", "convnext", "mixer", "vit", "coatnet"])
 def test_the_first_skip_of_a_block_is_what_enters_it(name):
-    """Which of the two operands is the skip; where channels or size change it has a projection instead."""
+    """The operand that is the skip is the input of the block, unless channels or size change and it is projected."""
     network = FAMILIES[name].load()
     images = noise(network, 4)
-    found = operands(network, images)
-    given, made = inputs_and_outputs(network, images)
-    first = {key.split()[0]: skip for key, (skip, _) in reversed(found.items())}
-    same = [layer for layer in first if given[layer].shape == made[layer].shape]
+    sums = operands(network, images)
+    given, outputs = inputs_and_outputs(network, images)
+    first = {key.split()[0]: skip for key, (skip, _) in reversed(sums.items())}
+    same = [layer for layer in first if given[layer].shape == outputs[layer].shape]
     assert len(same) >= 2 and all(torch.equal(first[layer], given[layer]) for layer in same)
 
 
@@ -113,11 +113,11 @@ def test_the_branch_is_taken_after_layer_scale():
         "vit_tiny_patch16_224", weights="random", img_size=64, depth=2, init_values=0.1, drop_path_rate=0.5
     )
     images = noise(network, 4)
-    found = operands(network, images)
-    given, made = inputs_and_outputs(network, images)
+    sums = operands(network, images)
+    given, outputs = inputs_and_outputs(network, images)
     for block in (0, 1):
-        assert torch.equal(found[f"blocks.{block} attention"][1], made[f"blocks.{block}.ls1"])
-        assert torch.equal(found[f"blocks.{block} mlp"][1], made[f"blocks.{block}.ls2"])
+        assert torch.equal(sums[f"blocks.{block} attention"][1], outputs[f"blocks.{block}.ls1"])
+        assert torch.equal(sums[f"blocks.{block} mlp"][1], outputs[f"blocks.{block}.ls2"])
 
 
 @pytest.mark.parametrize("in_place", [False, True])
@@ -140,9 +140,9 @@ def test_the_skip_is_told_from_the_branch_in_any_order(skip_first, in_place):
     network = Network(nn.Sequential(nn.Flatten(), nn.Sequential(Unit(), Unit())), "units")
     network = network.sized((1, 2, 3))
     images = torch.randn(5, 1, 2, 3)
-    found = operands(network, images)
-    assert list(found) == ["1.0 unit", "1.1 unit"]
-    assert torch.equal(found["1.0 unit"][0], images.flatten(1))
+    sums = operands(network, images)
+    assert list(sums) == ["1.0 unit", "1.1 unit"]
+    assert torch.equal(sums["1.0 unit"][0], images.flatten(1))
 
 
 class Unit(nn.Module):
@@ -162,7 +162,7 @@ def network_of(join, count=2) -> Network:
 
 
 def twice(join):
-    """A sum of the kind in question, then a plain one."""
+    """A sum of the kind in question, then a plain sum."""
     return lambda x, a, b: (lambda y: y + b(y))(join(x, a(x)))
 
 
@@ -187,7 +187,7 @@ def test_a_gate_is_not_taken_for_a_skip():
 
 
 def test_sums_are_found_where_the_kernel_on_meta_tensors_adds_more():
-    """Masked attention in a block's own code: the fused kernel adds its mask inside, that for shapes does not."""
+    """The mask of attention in a block's own code is no sum, though the kernel on meta tensors adds it openly."""
     mask = torch.zeros(2, 2)
 
     def join(x, a, b):
@@ -197,8 +197,8 @@ def test_sums_are_found_where_the_kernel_on_meta_tensors_adds_more():
 
     network = network_of(join)
     images = torch.randn(4, 1, 2, 3)
-    found = operands(network, images)
-    assert len(found) == 4 and torch.equal(next(iter(found.values()))[0], images.flatten(1))
+    sums = operands(network, images)
+    assert len(sums) == 4 and torch.equal(next(iter(sums.values()))[0], images.flatten(1))
 
 
 def test_a_network_that_adds_other_things_than_before():
@@ -221,7 +221,7 @@ def test_a_network_that_adds_other_things_than_before():
 
 
 def test_a_skip_that_is_the_same_for_all_images_is_a_skip():
-    """As CaiT's CLS token in its first block of class attention."""
+    """A skip that is the same for all images is a skip, as CaiT's CLS token in its first class attention."""
 
     class Token(nn.Module):
         def __init__(self):
@@ -232,12 +232,12 @@ def test_a_skip_that_is_the_same_for_all_images_is_a_skip():
             return self.token.expand(len(x), -1) + self.fc(x)
 
     network = Network(nn.Sequential(nn.Flatten(), nn.Sequential(Token(), Token())), "token").sized((1, 2, 3))
-    found = operands(network, torch.randn(5, 1, 2, 3))
-    assert torch.equal(found["1.0 unit"][0], network.module[1][0].token.expand(5, -1))
+    sums = operands(network, torch.randn(5, 1, 2, 3))
+    assert torch.equal(sums["1.0 unit"][0], network.module[1][0].token.expand(5, -1))
 
 
 class Region(nn.Module):
-    """Adds to the first of two tokens, puts it before the other, and adds to both; as RegionViT does."""
+    """A block that adds to the first of two tokens, joins the two, and adds to both, as RegionViT does."""
 
     def __init__(self, both: bool = False):
         super().__init__()
@@ -256,10 +256,10 @@ def of_tokens(*blocks: nn.Module) -> Network:
 
 def test_a_sum_in_one_part_of_what_a_block_puts_together_is_found():
     images = torch.randn(5, 2, 1, 3)
-    found = operands(of_tokens(Region(), Region()), images)
-    assert list(found) == ["1.0 unit", "1.0 unit2", "1.1 unit", "1.1 unit2"]
-    assert torch.equal(found["1.0 unit"][0], images[:, :1, 0])
-    assert torch.equal(found["1.0 unit2"][0][:, 1:], images[:, 1:, 0])
+    sums = operands(of_tokens(Region(), Region()), images)
+    assert list(sums) == ["1.0 unit", "1.0 unit2", "1.1 unit", "1.1 unit2"]
+    assert torch.equal(sums["1.0 unit"][0], images[:, :1, 0])
+    assert torch.equal(sums["1.0 unit2"][0][:, 1:], images[:, 1:, 0])
 
 
 def test_sums_in_several_parts_of_what_a_block_puts_together_are_an_error():
@@ -279,14 +279,14 @@ def test_sums_that_do_not_enter_what_a_block_returns_first_are_named():
 
     network = Network(nn.Sequential(nn.Flatten(), nn.Sequential(Two(), Two())), "two").sized((1, 2, 3))
     sums = find_sums(network)
-    assert [each.name for each in sums] == ["1.0 unit", "1.1 unit"]
+    assert [entry.name for entry in sums] == ["1.0 unit", "1.1 unit"]
     (said,) = blocks_without(network, sums)
     assert said.startswith("residual sums of 1.0, 1.1 in two that do not enter what it returns first are left out")
 
 
 def test_blocks_without_skips_have_no_sums():
     sums = find_sums(rs.load_model("vit_mini_noskip5", weights="random"))
-    assert sorted({each.block for each in sums}) == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
+    assert sorted({entry.block for entry in sums}) == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
 
 
 @pytest.mark.parametrize(
@@ -322,8 +322,8 @@ def test_after_an_error_the_next_pass_is_counted_from_its_start(vit):
     images, names = noise(vit, 4), []
     sums = find_sums(vit)
 
-    def take(each, skip, branch):
-        names.append(each.name)
+    def take(entry, skip, branch):
+        names.append(entry.name)
         if len(names) == 3:
             raise ValueError
 
@@ -332,4 +332,4 @@ def test_after_an_error_the_next_pass_is_counted_from_its_start(vit):
             vit.module(images)
         names += ["again"]
         vit.module(images)
-    assert names[4:] == [each.name for each in sums]
+    assert names[4:] == [entry.name for entry in sums]

@@ -1,4 +1,4 @@
-"""Many studies on one pass: each finds what it finds alone, in whatever way the batches come to it."""
+"""Many studies on one pass find the same as alone, in whatever way the batches come to them."""
 
 import numpy as np
 import pytest
@@ -14,8 +14,8 @@ IMAGES = ImageSet("sample", images=56)
 
 @pytest.mark.parametrize("name", SWEPT)
 def test_every_study_holds_to_the_contract(name, vit, resnet):
-    found = check_study(SWEPT[name](vit, resnet), IMAGES)
-    assert len(found.table)
+    result = check_study(SWEPT[name](vit, resnet), IMAGES)
+    assert len(result.table)
 
 
 @pytest.mark.parametrize("usual", [8, 32, 50, 64, 250, 256, 1024])
@@ -26,7 +26,7 @@ def test_a_usual_batch_size_is_made_smaller_where_there_would_be_too_few_batches
         batches, over = divmod(count, size)
         assert size >= 4
         if count // usual >= 8 or count < 8:
-            assert size == usual  # of fewer than eight all are one batch
+            assert size == usual  # fewer than eight images are one batch
         else:
             assert size <= usual and over < 8 and over <= count % max(count // 8, min(8, count // 2))
             assert batches >= (8 if count >= 64 else 2) and (size >= 8 or count < 16)
@@ -35,7 +35,7 @@ def test_a_usual_batch_size_is_made_smaller_where_there_would_be_too_few_batches
 
 
 def test_two_studies_do_not_disturb_each_other(vit, resnet):
-    """All of them on one pass, in one order and in the other."""
+    """All studies on one pass find the same in either order."""
     tables = []
     for order in (list(SWEPT), list(reversed(SWEPT))):
         studies = {name: SWEPT[name](vit, resnet) for name in order}

@@ -1,3 +1,5 @@
+"""Tables and arrays come back from their files as they were, and docs/tables.md describes every column."""
+
 import json
 import os
 import re
@@ -91,9 +93,9 @@ def test_names_come_back_as_they_were(tmp_path_factory, rows):
     path = tmp_path_factory.getbasetemp() / "names.csv"
     table = pd.DataFrame([("a", *row) for row in rows], columns=["model", "layer", "label", "value"])
     save_table(table, path)
-    found = load_table(path, ["layer", "value"])
-    assert [found[column].tolist() for column in ("layer", "label")] == [[row[i] for row in rows] for i in (0, 1)]
-    np.testing.assert_allclose(found["value"], [np.nan if row[2] is None else row[2] for row in rows], rtol=1e-11)
+    loaded = load_table(path, ["layer", "value"])
+    assert [loaded[column].tolist() for column in ("layer", "label")] == [[row[i] for row in rows] for i in (0, 1)]
+    np.testing.assert_allclose(loaded["value"], [np.nan if row[2] is None else row[2] for row in rows], rtol=1e-11)
 
 
 @pytest.mark.skipif(FIRST == "\0", reason="this Python writes a NUL into CSV, and reads it")
@@ -111,11 +113,11 @@ PLACES = {
     *("df", "skewed", "sd_seeds"),
     *("low", "high", "null", "null_95", "untrained"),
 }
-"""Columns of numbers that say what a row is of, or what its value or standard error is worth."""
+"""Columns of numbers that place a row, or that qualify its value or its standard error."""
 
 
 def documented() -> tuple[dict[str, list[str]], list[str]]:
-    """Columns of each table, and all columns that have a line, by docs/tables.md."""
+    """The columns of each table, and all columns that have a line of their own, in docs/tables.md."""
     page = (ROOT / "docs" / "tables.md").read_text()
     lines = [re.split(r" \|", line)[:-1] for line in page.splitlines() if line.startswith("| `")]
     assert all(len(cells) == 4 and cells[1] and cells[3] for cells in lines)
@@ -127,7 +129,7 @@ def test_the_page_of_tables_has_every_table_and_column_and_no_other():
     files, columns = documented()
     assert files == WRITTEN
     assert len(columns) == len(set(columns))
-    assert set(columns) == {re.sub("_[ab]$", "", name) for of in files.values() for name in of}
+    assert set(columns) == {re.sub("_[ab]$", "", name) for listed in files.values() for name in listed}
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -145,7 +147,7 @@ def test_columns_mean_the_same_in_every_table(name):
 
 
 OLDER = {"data_scale/data_scale": {"df"}, "data_scale/probe_summary": {"df"}}
-"""What tables lack whose networks are to be trained before they can be made anew."""
+"""Columns that tables lack, because networks must be trained before these tables can be made anew."""
 
 
 @pytest.mark.parametrize("name", ["uniformity", "training", *OLDER])
@@ -156,9 +158,9 @@ def test_tables_of_the_analyses(name):
 
 
 def test_every_column_of_every_table_is_names_or_numbers():
-    """Whoever adds a column of names to a table states it in TEXT."""
-    others = {name for columns in TABLES.values() for name in columns} - TEXT
-    assert not any(word in name for name in others for word in ("model", "layer", "kind")), others
+    """A column that names models, layers or kinds is text: whoever adds a column of names states it in TEXT."""
+    numeric = {name for columns in TABLES.values() for name in columns} - TEXT
+    assert not any(word in name for name in numeric for word in ("model", "layer", "kind")), numeric
 
 
 @pytest.mark.parametrize("rows, error", [("0.1,vit", "in its column cka stand words"), ("a,0.1,b", "more fields")])
@@ -173,8 +175,8 @@ def test_tables_that_cannot_be_what_they_should(tmp_path, rows, error):
 def test_arrays_are_found_under_their_names(tmp_path_factory, names):
     path = tmp_path_factory.getbasetemp() / "maps.npz"
     save_arrays({name: np.full((2, i), i) for i, name in enumerate(names)}, path)
-    found = load_arrays(path)
-    assert list(found) == names and all((found[name] == i).all() for i, name in enumerate(names))
+    arrays = load_arrays(path)
+    assert list(arrays) == names and all((arrays[name] == i).all() for i, name in enumerate(names))
 
 
 def test_arrays_that_no_file_can_hold_or_holds(tmp_path):

@@ -1,3 +1,5 @@
+"""The reading of a layer's tensor puts images first, and chooses among its tokens."""
+
 import pytest
 import torch
 
@@ -17,7 +19,7 @@ def test_tokens_of_a_vit():
 
 
 def test_tokens_in_another_order():
-    """CLS last, the grid column by column."""
+    """Tokens are put into the order of the image, here from CLS last and a grid column by column."""
     turned = Reading(
         shape=(5, 3), batch_axis=0, channels=(1,), positions=(0,), prefix=1, names=("cls",), order=(4, 0, 2, 1, 3)
     )
@@ -40,7 +42,7 @@ def test_maps():
 
 
 def test_images_anywhere_on_an_axis():
-    """Two views, of each three images, of each four windows, one after another; or the batch on the second axis."""
+    """Images come first, from an axis of two views of three images of four windows, or from the second axis."""
     whole = torch.arange(2 * 3 * 4 * 5.0).view(2, 3, 4, 5)
     reading = Reading(shape=(2, 4, 5), batch_axis=0, before=2, fold=4)
     assert torch.equal(reading.read(whole.flatten(0, 2)), whole.movedim(1, 0))

@@ -1,4 +1,4 @@
-"""The parts of analyses/train_minis.py that a result hangs on: subsets, seeds, tasks."""
+"""The parts of analyses/train_minis.py on which results depend: subsets, seeds and tasks."""
 
 import numpy as np
 import torch
@@ -13,10 +13,10 @@ from repsim.networks.minis import bundled
 def test_subsets_nest_and_are_balanced():
     labels = torch.from_numpy(np.random.default_rng(0).permutation(np.repeat(np.arange(10), 600)))
     subsets = [set(nested_subset(labels, fraction).tolist()) for fraction in (0.03, 0.1, 0.3, 1.0)]
-    assert [len(each) for each in subsets] == [180, 600, 1800, 6000]
+    assert [len(subset) for subset in subsets] == [180, 600, 1800, 6000]
     assert subsets[0] < subsets[1] < subsets[2] < subsets[3]
-    for each in subsets:
-        assert len(set(torch.bincount(labels[list(each)]).tolist())) == 1
+    for subset in subsets:
+        assert len(set(torch.bincount(labels[list(subset)]).tolist())) == 1
 
 
 def test_every_network_of_the_table_can_be_built():

@@ -1,4 +1,4 @@
-"""Which weights of a file a network gets, and the hash of whatever weights it has."""
+"""Which weights of a file a network gets, and the hash of its weights."""
 
 import json
 import tarfile
@@ -123,14 +123,14 @@ def saved(tmp_path, checkpoint):
 
 
 def shift(network: rs.Network) -> float:
-    """What was added to the weights: tells which of a file's sets a network has."""
+    """The number that was added to the weights, which tells the sets of weights in a file apart."""
     return round((network.module[3].weight - layers()[3].weight).mean().item(), 3)
 
 
 def repsim(model: str, out, *options: object):
     given = ["cka", "--model-a", f"test_weights:{model}", "--layers", "all", "--data", "noise", "--images", 8]
     given += ["--batch-size", 8, "--out", out, *options]
-    return CliRunner().invoke(main, [str(each) for each in given])
+    return CliRunner().invoke(main, [str(argument) for argument in given])
 
 
 OPTIMIZER = {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": []}
@@ -157,7 +157,7 @@ def test_a_single_set_is_taken_without_a_word(tmp_path, checkpoint):
 
 
 def test_an_archive_of_long_ago_is_not_unpacked(tmp_path):
-    """PyTorch before 2.6 would extract it, to wherever its members say."""
+    """A tar archive is refused; PyTorch before 2.6 would extract it, to any place that its members name."""
     with tarfile.open(tmp_path / "old.pt", "w") as archive:
         archive.add(__file__, "storages")
     with pytest.raises(rs.RepsimError, match="cannot read .*old.pt as weights: it is a tar archive"):
@@ -174,7 +174,7 @@ def test_a_file_of_one_state_dict_has_no_keys(tmp_path):
         rs.load_model("test_weights:plain", weights="random", weights_key="model")
 
 
-# Several
+# Several sets of weights in a file
 
 
 EMA = {"state_dict": state(), "state_dict_ema": state(1), "optimizer": OPTIMIZER}
@@ -188,7 +188,7 @@ NESTED = {"model": {"raw": state(), "ema": state(1)}}
     [
         (EMA, "state_dict_ema", 1),
         ({"model": state(), "model_ema": state(1)}, "model_ema", 1),
-        ({**EMA, "teacher": state(2)}, "state_dict_ema", 1),  # what timm takes, as ever
+        ({**EMA, "teacher": state(2)}, "state_dict_ema", 1),  # the set that timm takes
         ({"model": state(), "ema": state(1)}, "model", 0),  # timm knows no `ema`
         (NESTED, "model.ema", 1),
         ({"state_dict": {**state(0, "model."), **state(1, "ema_model.")}}, "state_dict.ema_model", 1),
@@ -273,14 +273,14 @@ def test_a_key_that_is_given_once_is_that_of_every_file():
     from repsim.cli.base import each_model
 
     asked = each_model(("a", "b", "c"), ("x.pt", "random", "y.pt"), ("ema",), ())
-    assert [each.key for each in asked] == ["ema", None, "ema"]
+    assert [choice.key for choice in asked] == ["ema", None, "ema"]
     asked = each_model(("a", "b"), ("x.pt",), ("raw", "ema"), ())
-    assert [(each.weights, each.key) for each in asked] == [("x.pt", "raw"), ("x.pt", "ema")]
+    assert [(choice.weights, choice.key) for choice in asked] == [("x.pt", "raw"), ("x.pt", "ema")]
     with pytest.raises(rs.UsageError, match="3 models and 2 weights keys"):
         each_model(("a", "b", "c"), ("x.pt",), ("raw", "ema"), ())
 
 
-# What tensors a file or a network has
+# The tensors of a file or a network
 
 
 def test_tied_weights_of_which_the_file_has_one(tmp_path):
@@ -308,7 +308,7 @@ def test_lazy_networks_take_weights_from_files(tmp_path):
 RESULTS = {"lazy": "were drawn at random", "quantized": "", "extra": "", "unhashable": "", "tied": "", "compiled": ""}
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's own, of quantised tensors
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own, on quantised tensors
 @pytest.mark.parametrize("name", RESULTS)
 def test_results_by_command_as_in_python(tmp_path, name, monkeypatch):
     monkeypatch.setattr("repsim.cli.similarity.draw", lambda *given: None)
@@ -416,7 +416,7 @@ def test_packed_weights_count(make):
 
 @pytest.mark.parametrize("parts", ["weight_norm", "parameter_dict"])
 def test_parameters_in_other_places_count(parts):
-    def made(value: float) -> nn.Module:
+    def module_with(value: float) -> nn.Module:
         torch.manual_seed(0)
         module = weight_norm(nn.Linear(3, 3)) if parts == "weight_norm" else nn.ParameterDict({"a": torch.ones(2)})
         with torch.no_grad():
@@ -424,5 +424,7 @@ def test_parameters_in_other_places_count(parts):
         return module
 
     assert (
-        as_network(made(0)).weights_sha256 == as_network(made(0)).weights_sha256 != as_network(made(1)).weights_sha256
+        as_network(module_with(0)).weights_sha256
+        == as_network(module_with(0)).weights_sha256
+        != as_network(module_with(1)).weights_sha256
     )

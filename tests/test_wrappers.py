@@ -1,4 +1,4 @@
-"""What stands around a network: it is looked through, and the numbers are those of the network without it."""
+"""Wrappers around a network are looked through, and the numbers are those of the network without them."""
 
 import copy
 import warnings
@@ -40,7 +40,7 @@ def expected():
 
 @pytest.fixture
 def alone(tmp_path):
-    """One process that is a group of its own."""
+    """A process group of one process."""
     store = f"file://{tmp_path / 'store'}"
     torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
     yield
@@ -105,19 +105,19 @@ WRAPPED = {
 }
 
 
-def same(found, expected) -> None:
-    """The same table: layers are called as they are without what stands around them or around the network."""
+def same(table, expected) -> None:
+    """Check that two tables are the same, and that no wrapper has changed the names of layers."""
     texts = [name for name in expected if "layer" in name or name == "model"]
-    assert found[texts].equals(expected[texts])
+    assert table[texts].equals(expected[texts])
     numbers = expected.select_dtypes("number").columns
-    np.testing.assert_allclose(found[numbers], expected[numbers], rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(table[numbers], expected[numbers], rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("study", OF_A_VIT)
-@pytest.mark.parametrize("how", WRAPPED)
-def test_a_wrapped_network_is_as_without(how, study, expected):
-    network = rs.Network(WRAPPED[how](), "net", transform=TRANSFORM)
-    if (how, study) == ("gradient checkpointing", "receptive") and not hasattr(timm.layers, "use_reentrant_ckpt"):
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_a_wrapped_network_is_as_without(kind, study, expected):
+    network = rs.Network(WRAPPED[kind](), "net", transform=TRANSFORM)
+    if (kind, study) == ("gradient checkpointing", "receptive") and not hasattr(timm.layers, "use_reentrant_ckpt"):
         with pytest.raises(rs.UsageError, match="of the older, reentrant kind, switch that off"):  # timm 1.0.12 has it
             OF_A_VIT[study](network, IMAGES)
         return
@@ -174,8 +174,8 @@ def test_a_module_of_lightning(study, expected):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.net(x)
 
-    found = OF_A_VIT[study](rs.Network(Trained(), "net", transform=TRANSFORM), IMAGES)
-    same(found.replace(r"^net\.", "", regex=True), expected[study])
+    table = OF_A_VIT[study](rs.Network(Trained(), "net", transform=TRANSFORM), IMAGES)
+    same(table.replace(r"^net\.", "", regex=True), expected[study])
 
 
 def test_adapters_of_peft_are_part_of_the_network_and_its_names_stay():
@@ -191,7 +191,7 @@ def test_adapters_of_peft_are_part_of_the_network_and_its_names_stay():
 
 def test_a_network_quantised_dynamically(expected):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own, that it will move elsewhere
+        warnings.simplefilter("ignore")  # PyTorch's own, as this will move elsewhere
         module = torch.ao.quantization.quantize_dynamic(small(), {nn.Linear}, torch.qint8)
     found = rs.layer_cka(rs.Network(module, "net", transform=TRANSFORM), IMAGES, batch_size=8)
     assert found.table.layer_a.equals(expected["cka"].layer_a)
@@ -207,11 +207,11 @@ SEALED = {
 }
 
 
-@pytest.mark.parametrize("how", SEALED)
-def test_what_nobody_can_look_into_is_refused(how):
-    build, message = SEALED[how]
+@pytest.mark.parametrize("kind", SEALED)
+def test_what_nobody_can_look_into_is_refused(kind):
+    build, message = SEALED[kind]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of tracing
+        warnings.simplefilter("ignore")  # warnings of tracing
         module = build()
     for take in (as_network, lambda module: rs.Network(module, "net")):
         with pytest.raises(rs.UsageError, match=f"{message}.*; give the nn.Module"):

@@ -1,9 +1,9 @@
-"""repsim's numbers on thousands of networks drawn at random against their truth; see `tests/drawn.py`.
+"""Compare repsim's numbers on thousands of networks drawn at random with their true numbers; see `tests/drawn.py`.
 
     python tests/benchmarks/draws.py 10000         # draws 0 to 9999; half an hour on 1 core
     python tests/benchmarks/draws.py 10000 500     # from draw 500 on
 
-Prints what is wrong as it meets it, and a line at the end.
+It prints each wrong network when it meets it, and a line of counts at the end.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ import repsim as rs
 
 
 def main(last: int, first: int = 0) -> None:
-    warnings.simplefilter("ignore")  # of layers that are constant over all images
+    warnings.simplefilter("ignore")  # warnings of layers that are constant over all images
     torch.set_num_threads(1)
     wrong, drawn_kinds = 0, Counter()
     for seed in range(first, last):
-        of = drawn(seed)
-        for _, block in of.net.runs():
-            kind = f"{block.kind}, {block.keys} keys, {block.how}" if isinstance(block, Attend) else ""
+        case = drawn(seed)
+        for _, block in case.net.runs():
+            kind = f"{block.kind}, {block.keys} keys, {block.algorithm}" if isinstance(block, Attend) else ""
             drawn_kinds[f"{type(block).__name__} {kind}".strip()] += 1
         try:
-            check(of)
+            check(case)
         except (AssertionError, rs.RepsimError) as error:
             wrong += 1
             print(seed, str(error).strip().splitlines()[0], flush=True)

@@ -1,19 +1,19 @@
-"""One small network of every architecture family of timm: what repsim finds in it, and what it refuses.
+"""Find what repsim measures and what it refuses in one small network of every architecture family of timm.
 
     python tests/benchmarks/families.py            # all families, an hour on 2 cores; goes on where it stopped
-    python tests/benchmarks/families.py swin vit   # these, printed, with the sentences of what is refused
+    python tests/benchmarks/families.py swin vit   # these families, printed, with the sentences of refusal
 
 A family is a module of `timm.models`; of its variants the one with the fewest parameters is taken, up to 30 million,
 with random weights. On 8 noise images it goes through `find_layers` with both presets, `layer_cka`, `residual_norms`
-and `attention_distance`. Each is right or refused, by one sentence of repsim's own; whatever else is raised is a defect
+and `attention_distance`. Each call is right, or refused by one sentence of repsim's own; any other error is a defect
 and stands as `failed`. The table is `families.csv` beside this file, and a test takes 20 of its rows:
 
     family, model, parameters
-    blocks_found    of the preset `blocks`
+    blocks_found    blocks of the preset `blocks`
     blocks_run      modules of the network that run and are blocks by the name of their class, the outermost ones
-    paper_layers    of the preset `paper`
+    paper_layers    layers of the preset `paper`
     applies         the studies that gave a table
-    refused         the others, with what was said
+    refused         the other studies, each with its sentence
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TABLE = Path(__file__).with_suffix(".csv")
 MOST = 30e6
 IMAGES = 8
 BLOCK = re.compile(r"block|bottleneck|residual|unit$|cell|mixer.?layer|encoderlayer|convblocks?$|attnpath", re.I)
-"""Names of classes that timm's authors give to what is repeated."""
+"""Names that timm's authors give to the classes of repeated units."""
 LARGE = re.compile(r"large|huge|giant|gigantic|xl|so\d+m|_[lhg]_|_[lhg]\d|enormous|plusplus_")
 
 
@@ -49,14 +49,14 @@ def families() -> list[str]:
 
 
 def small(family: str) -> tuple[str, float] | None:
-    """The variant of a family with the fewest parameters, and how many it has; None if all have too many."""
+    """The variant of a family with the fewest parameters, and their number; None if all variants have too many."""
     sizes = {}
     for name in timm.list_models(module=family):
         if LARGE.search(name):
             continue
         with torch.device("meta"), contextlib.suppress(Exception):
             sizes[name] = sum(p.numel() for p in timm.create_model(name).parameters())
-    if not sizes:  # not all can be made without memory
+    if not sizes:  # some variants cannot be made on the meta device
         for name in timm.list_models(module=family)[:3]:
             with contextlib.suppress(Exception):
                 sizes[name] = sum(p.numel() for p in timm.create_model(name).parameters())
@@ -96,8 +96,8 @@ def studies(network: rs.Network, images: torch.Tensor) -> Iterator[tuple[str, Ca
 
 def row_of(family: str) -> dict[str, Any] | None:
     """A row of the table; None for a family without a small variant."""
-    found = small(family)
-    return found and {"family": family, "model": found[0], "parameters": int(found[1]), **examine(found[0])}
+    variant = small(family)
+    return variant and {"family": family, "model": variant[0], "parameters": int(variant[1]), **examine(variant[0])}
 
 
 def examine(name: str) -> dict[str, Any]:
@@ -109,11 +109,11 @@ def examine(name: str) -> dict[str, Any]:
 
     for preset, column in (("blocks", "blocks_found"), ("paper", "paper_layers")):
         layers = attempt(f"find_layers({preset})", lambda preset=preset: rs.find_layers(network, preset))
-        row[column] = 0 if layers is None else sum(preset == "paper" or each.kind == "block" for each in layers)
+        row[column] = 0 if layers is None else sum(preset == "paper" or layer.kind == "block" for layer in layers)
     row["blocks_run"] = len(blocks_that_run(network))
-    for what, run in studies(network, images):
-        attempt(what, run)
-    row["applies"] = " ".join(what for what in attempt.applies if not what.startswith("find_layers"))
+    for study, run in studies(network, images):
+        attempt(study, run)
+    row["applies"] = " ".join(study for study in attempt.applies if not study.startswith("find_layers"))
     row["refused"] = " | ".join(attempt.refused)
     return row
 

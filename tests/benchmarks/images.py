@@ -1,12 +1,12 @@
-"""What reading images costs: beside computing, before the first batch, and in memory.
+"""The cost of reading images: beside computing, before the first batch, and in memory.
 
     python tests/benchmarks/images.py decoding    # 2,000 JPEGs of 500 x 375 through vit_tiny and resnet18
     python tests/benchmarks/images.py start       # a folder of 50,000 files, until the first batch is there
     python tests/benchmarks/images.py memory      # peak memory of `repsim cka` on 1,000 and on 10,000 images
 
-Files are made in a temporary folder. `decoding` compares the whole job on two cores, as `layer_cka` does it of its own
-accord, with decoding alone (one worker process) and computing alone (one thread, images in memory); each in a process
-of its own, since threads cannot be taken back. README.md in this folder keeps the results.
+Files are made in a temporary folder. `decoding` compares the whole job on two cores, as `layer_cka` does it by
+default, with decoding alone (one worker process) and computing alone (one thread, images in memory); each job has a
+process of its own, since a process cannot give threads back. README.md in this folder keeps the results.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BATCH = 50
 
 
 def jpegs(folder: Path, count: int, size: tuple[int, int] = (500, 375)) -> None:
-    """Photographs' like: blurred noise over finer noise, some 50 kB each."""
+    """Write JPEGs that are like photographs: blurred noise over finer noise, some 50 kB each."""
     rng = np.random.default_rng(0)
     for number in range(count):
         coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize(

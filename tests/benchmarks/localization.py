@@ -1,13 +1,13 @@
-"""What `token_localization` costs over a bare forward pass and the arithmetic that Grams take in any case.
+"""The cost of `token_localization` over a bare forward pass and the arithmetic that Grams take in any case.
 
     python tests/benchmarks/localization.py           # about 2 minutes on 2 cores
 
 All 49 tokens x 49 patches of all 12 blocks of `vit_mini`, over 2,560 images of the sample that are in memory as
 tensors. In one process and with the same threads, in turns: (a) a bare `inference_mode` pass; (b) the products of Grams
 alone, on random numbers of the same shapes and in memory used again, per block and batch one `bmm` of 49 Grams and
-one product with those of 49 patches; (c) a whole call of `token_localization` (tracing, hooks, patches,
-Grams, sums, standard errors, tables). Medians, and c over a + b. The naive way, a CKA per pair (`rs.cka`), is
-timed on a few pairs of one batch and extrapolated. README.md in this folder keeps the results.
+one product with the Grams of 49 patches; (c) a whole call of `token_localization` (tracing, hooks, patches, Grams,
+sums, standard errors, tables). The script prints medians, and c over a + b. The naive way, a CKA per pair (`rs.cka`),
+is timed on a few pairs of one batch and extrapolated. README.md in this folder keeps the results.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""How long measures take: each pair beside other people's functions, and ten networks with all errors.
+"""The time that measures take: a pair beside other people's functions, and ten networks with all errors.
 
-    python tests/benchmarks/measures.py CLONES                # beside peers; `tests/measures/make_peers.py` says which
+    python tests/benchmarks/measures.py CLONES                # beside peers, which `tests/measures/make_peers.py` names
     python tests/benchmarks/measures.py --all                 # `compare` of ten networks' features, 5,000 images
 
 Features are drawn with a spectrum that decays, half of it shared, (n, 384) float32, as of a small ViT. In one process
-and with the same threads, `measure.value` and the peer's function alternate; what is printed is the ratio of the
-medians of their wall-clock seconds, below 1 where repsim is faster. Peers get what they take: float64 arrays. README.md
-in this folder keeps the results.
+and with the same threads, `measure.value` and the peer's function alternate; the script prints the ratio of the
+medians of their wall-clock seconds, below 1 where repsim is faster. Peers get float64 arrays, which they take.
+README.md in this folder keeps the results.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ Function = Callable[[Any, Any], Any]
 
 
 def features(count: int, images: int) -> list[np.ndarray]:
-    """Of so many networks, (n, 384) float32 each, half of whose variance is shared."""
+    """Features of `count` networks, (n, 384) float32 each, which share half of their variance."""
     rng = np.random.default_rng(0)
     spectrum = np.arange(1, WIDTH + 1) ** -0.5
     shared = rng.normal(size=(images, WIDTH)) * spectrum
-    found = []
+    drawn = []
     for _ in range(count):
         turned = np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))[0]
         own = rng.normal(size=(images, WIDTH)) * spectrum
-        found.append(((shared + own) @ turned).astype(np.float32))
-    return found
+        drawn.append(((shared + own) @ turned).astype(np.float32))
+    return drawn
 
 
 def peers(clones: Path) -> dict[str, dict[str, Function]]:
@@ -75,24 +75,24 @@ def peers(clones: Path) -> dict[str, dict[str, Function]]:
 
 
 def beside(clones: Path, images: int, rounds: int) -> None:
-    others = peers(clones)
+    by_measure = peers(clones)
     from repsim.measures.catalogue import MEASURES
 
     x, y = features(2, images)
     print(f"one pair, {images} images, {torch.get_num_threads()} threads\n")
     print("| measure | peer | repsim, s | peer, s | ratio |\n|---|---|---:|---:|---:|")
-    for name, functions in others.items():
+    for name, functions in by_measure.items():
         for peer, function in functions.items():
             taken: dict[str, list[float]] = {"repsim": [], peer: []}
             for _ in range(rounds):
-                for who, what, give in (
+                for who, call, give in (
                     ("repsim", MEASURES[name].value, (x, y)),
                     (peer, function, (x.astype(float), y.astype(float))),
                 ):
                     started = time.perf_counter()
-                    what(*give)
+                    call(*give)
                     taken[who].append(time.perf_counter() - started)
-            ours, theirs = (statistics.median(each) for each in taken.values())
+            ours, theirs = (statistics.median(seconds) for seconds in taken.values())
             print(f"| {name} | {peer} | {ours:.3f} | {theirs:.3f} | {ours / theirs:.2f} |", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""How often 95 % intervals of the measures between representations cover what they give on average.
+"""How often 95 % intervals of the measures between representations cover the average of the measure.
 
     python tests/benchmarks/measures_coverage.py                      # all of it: about an hour on two cores
     python tests/benchmarks/measures_coverage.py images --images 640 --replicates 200 --measures pwcca jaccard
@@ -33,7 +33,7 @@ Draw = Callable[[int, torch.Generator], list[Tensor]]
 
 
 def gaussian(features: int) -> Draw:
-    """Four representations that share 16 latent variables, the less the later, beside their own noise."""
+    """Four representations that share 16 latent variables, with noise of their own that grows from each to the next."""
     fixed = torch.Generator().manual_seed(1)
     decay = torch.arange(1, features + 1).double() ** -0.5
     mixing = [torch.randn(16, features, generator=fixed, dtype=torch.float64) / 4 for _ in range(4)]
@@ -52,7 +52,7 @@ def gaussian(features: int) -> Draw:
 def pooled() -> list[Tensor]:
     """Mean over tokens or places of two blocks of either network, (POPULATION, d) each."""
     images = rs.ImageSet("fashion-mnist", split="train", images=POPULATION)
-    found: dict[str, list[Tensor]] = {}
+    features: dict[str, list[Tensor]] = {}
     with torch.no_grad():
         for name in ("vit_mini", "resnet_mini"):
             network = rs.load_model(name)
@@ -64,15 +64,15 @@ def pooled() -> list[Tensor]:
                 for layer in chosen:
                     x = seen[layer.name]
                     x = x.mean(1) if x.ndim == 3 else x.flatten(2).mean(2)
-                    found.setdefault(f"{name} {layer.name}", []).append(x.float())
-    print(*(f"{name} {tuple(parts[0].shape[1:])}" for name, parts in found.items()), sep="; ")
-    return [torch.cat(parts) for parts in found.values()]
+                    features.setdefault(f"{name} {layer.name}", []).append(x.float())
+    print(*(f"{name} {tuple(parts[0].shape[1:])}" for name, parts in features.items()), sep="; ")
+    return [torch.cat(parts) for parts in features.values()]
 
 
 def of_images(features: list[Tensor]) -> Draw:
     def draw(n: int, generator: torch.Generator) -> list[Tensor]:
-        which = torch.randperm(len(features[0]), generator=generator)[:n]
-        return [x[which] for x in features]
+        chosen = torch.randperm(len(features[0]), generator=generator)[:n]
+        return [x[chosen] for x in features]
 
     return draw
 
@@ -95,12 +95,12 @@ def estimate(measure: Measure, features: list[Tensor], groups: Tensor) -> tuple[
 def coverage(measure: Measure, draw: Draw, n: int, replicates: int, seed: int = 0) -> dict[str, float]:
     generator = torch.Generator().manual_seed(seed)
     groups = torch.arange(n) % GROUPS
-    found = [estimate(measure, draw(n, generator), groups) for _ in range(replicates)]
-    values, errors = (torch.stack([each[k] for each in found]) for k in range(2))
+    estimates = [estimate(measure, draw(n, generator), groups) for _ in range(replicates)]
+    values, errors = (torch.stack([part[k] for part in estimates]) for k in range(2))
     known = ~errors.isnan().any(0)  # no halves with so few images, or undefined
     values, errors = values[:, known], errors[:, known]
     truth = values.mean(0)
-    low, high = interval(values, errors, found[0][2])
+    low, high = interval(values, errors, estimates[0][2])
     covered = ((low <= truth) & (truth <= high)).double()
     spread = values.std(0)
     return {

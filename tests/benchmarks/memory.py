@@ -1,15 +1,15 @@
-"""What each command takes of memory at its defaults, over a bare forward pass of the same batch.
+"""The memory that each command takes at its defaults, over a bare forward pass of the same batch.
 
     python tests/benchmarks/memory.py                          # an hour on 2 cores
-    python tests/benchmarks/memory.py resnet50 cka residual    # of some networks and commands
+    python tests/benchmarks/memory.py resnet50 cka residual    # some networks and commands
 
-Peaks are the largest resident set that the system has seen of the process, and what its decoding processes, if any,
-have beside what they share, looked at ten times a second. (a) is a process that imports PyTorch and repsim, builds the
-network and runs it under `inference_mode` on one batch of the command's default size, noise; (b) is the command at its
-defaults with the same network (untrained, at 224 px, the bundled images enlarged), but for one batch of images (two of
-attention and residual norms), and one block of lesions: a batch takes what the one before it took, and a lesion what
-the one before it took. What is summed apart for the jackknife, up to 32 batches, does grow: the command's own line says
-by how much. README.md in this folder keeps the results.
+A peak is the largest resident set of the process that the system has seen, and the unshared memory of its decoding
+processes, if any, sampled ten times a second. (a) is a process that imports PyTorch and repsim, builds the network and
+runs it under `inference_mode` on one batch of noise of the command's default size; (b) is the command at its defaults
+with the same network (untrained, at 224 px, the bundled images enlarged), but with one batch of images (two for
+attention and residual norms), and one block of lesions: a batch takes as much as the batch before it, and so does a
+lesion. Sums that are kept apart for the jackknife, up to 32 batches, do grow: the command's own line says by how much.
+README.md in this folder keeps the results.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ with torch.inference_mode():
 
 
 def peak(command: list[str]) -> tuple[float, str]:
-    """MiB at most of a process with all that it started, and what it said."""
+    """Peak MiB of a process and the processes that it started, and its text on standard error."""
     with open(os.devnull, "w") as nowhere:
         process = subprocess.Popen(command, stdout=nowhere, stderr=subprocess.PIPE, text=True)
     most, child = 0, psutil.Process(process.pid)
@@ -60,8 +60,8 @@ def peak(command: list[str]) -> tuple[float, str]:
         if pid:
             break
         with suppress(psutil.Error):
-            others = (each.memory_info() for each in child.children(recursive=True))
-            most = max(most, sum(each.rss - each.shared for each in others))
+            sizes = (worker.memory_info() for worker in child.children(recursive=True))
+            most = max(most, sum(worker.rss - worker.shared for worker in sizes))
         time.sleep(0.1)
     said = process.stderr.read()
     if status:
@@ -73,8 +73,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NETWORK_OR_COMMAND")
     asked = parser.parse_args().names
-    networks = [each for each in NETWORKS if each in asked] or NETWORKS
-    commands = [each for each in COMMANDS if each in asked] or COMMANDS
+    networks = [name for name in NETWORKS if name in asked] or NETWORKS
+    commands = [name for name in COMMANDS if name in asked] or COMMANDS
     print("| network | command | batch | bare MiB | command MiB | more | said |\n|---|---|---:|---:|---:|---:|---|")
     bare: dict[tuple[str, int], float] = {}
     for network in networks:

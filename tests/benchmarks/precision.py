@@ -1,11 +1,11 @@
-"""How far results of each precision are from those of float64: `layer_cka` of trained networks.
+"""How far results of `layer_cka` in each precision are from its results in float64, for trained networks.
 
     python tests/benchmarks/precision.py
     python tests/benchmarks/precision.py --device cuda
 
-Networks, images and Grams in float64 are the reference. Without a CUDA device, tf32 is imitated: what goes into matrix
-products and convolutions is rounded to 10 bits of mantissa first, which is what tensor cores do to it. bf16 is real on
-the CPU too (autocast). README.md in this folder keeps the results.
+Networks, images and Grams in float64 are the reference. Without a CUDA device, tf32 is imitated: inputs of matrix
+products and convolutions are rounded to 10 bits of mantissa first, as tensor cores round them. bf16 is real on the CPU
+too (autocast). README.md in this folder keeps the results.
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ def main() -> None:
     chosen = rs.ImageSet("sample", images=options.images)
     transform = rs.load_model("vit_mini").transform
     images = torch.cat([b.inputs[transform] for b in chosen.batches([transform], options.batch_size)])
-    how = {"batch_size": options.batch_size, "device": options.device, "layers": options.layers}
-    exact = table(images, precision="float64", **how).cka.to_numpy()
+    shared = {"batch_size": options.batch_size, "device": options.device, "layers": options.layers}
+    exact = table(images, precision="float64", **shared).cka.to_numpy()
     print(f"{len(images)} images, batch {options.batch_size}, `{options.layers}`, {len(exact)} pairs, {options.device}")
     print(f"{'':14}{'median':>10}{'99 %':>10}{'largest':>10}   |CKA - CKA in float64|")
     for precision in ("fp32", "tf32" if options.device.startswith("cuda") else "imitated tf32", "bf16"):
-        off = np.abs(table(images, precision=precision, **how).cka.to_numpy() - exact)
+        off = np.abs(table(images, precision=precision, **shared).cka.to_numpy() - exact)
         print(f"{precision:14}{np.median(off):10.1e}{np.quantile(off, 0.99):10.1e}{off.max():10.1e}")
 
 

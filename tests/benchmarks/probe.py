@@ -5,8 +5,8 @@
 1. 50,000 images of 1,000 classes in batches of 256, 768 features of each of 13 layers (one aggregation), summed and
    solved, the ridge chosen on a tenth of them: peak memory of the process.
 2. Solving alone for 10,000 images (10 per class), 1,000 held out: seconds for 13 layers, all 31 strengths.
-3. One layer of it, all 31 strengths with the choice, against scikit-learn's `Ridge` on the same images with one:
-   medians of 5 in turns, in one process.
+3. One of these layers, all 31 strengths with the choice, against scikit-learn's `Ridge` on the same images with one
+   strength: medians of 5 in turns, in one process.
 README.md in this folder keeps the results.
 """
 
@@ -56,7 +56,7 @@ def main() -> None:
     before, start = gib(), time.perf_counter()
     sums = [(collect(45_000, layer), collect(5_000, layer, seed=1)) for layer in range(LAYERS)]
     summed = time.perf_counter()
-    probes = [solved(*each) for each in sums]
+    probes = [solved(*part) for part in sums]
     took = f"{summed - start:.0f} s to make and sum, {time.perf_counter() - summed:.0f} s to solve"
     print(f"50,000 images, {LAYERS} layers: {gib():.2f} GiB at most ({before:.2f} before), {took}")
     x, labels = next(made_up(BATCH, 0, seed=2))
@@ -65,8 +65,8 @@ def main() -> None:
 
     sums = [(collect(10_000, layer), collect(1_000, layer, seed=1)) for layer in range(LAYERS)]
     start = time.perf_counter()
-    for each in sums:
-        solved(*each)
+    for part in sums:
+        solved(*part)
     print(f"solving {LAYERS} layers, 10,000 images: {time.perf_counter() - start:.1f} s")
 
     batches = list(made_up(10_000, 0))
@@ -81,7 +81,7 @@ def main() -> None:
         if turn:  # the first warms up
             seconds["repsim"].append(middle - start)
             seconds["scikit-learn"].append(time.perf_counter() - middle)
-    ours, theirs = (statistics.median(each) for each in seconds.values())
+    ours, theirs = (statistics.median(part) for part in seconds.values())
     print(f"{len(GRID)} strengths {ours:.2f} s, scikit-learn's one {theirs:.2f} s: {ours / theirs:.2f}")
 
 

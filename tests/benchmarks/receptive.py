@@ -4,7 +4,8 @@
 
 For the bundled networks, 8 images and 16 channels of every layer after a residual sum: a whole call of
 `receptive_fields`, and the same maps from one forward pass per image and one backward call per layer and
-channel. In one process, in turns; medians and their ratio. README.md in this folder keeps the results.
+channel. Both run in one process, in turns; the script prints medians and their ratio. README.md in this folder keeps
+the results.
 """
 
 from __future__ import annotations

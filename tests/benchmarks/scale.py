@@ -1,7 +1,7 @@
 """How time and memory of `layer_cka` grow with images, layers, features and the size of a batch.
 
     python tests/benchmarks/scale.py                    # ten minutes on 2 cores
-    python tests/benchmarks/scale.py layers features    # these alone
+    python tests/benchmarks/scale.py layers features    # these two alone
 
 Each line is a process of its own with one thread, which runs an untrained ViT of the bundled kind (7 x 7 tokens and
 CLS, 28 px) over noise: first a bare `inference_mode` pass, then `layer_cka` of its first layers with each other. CPU
@@ -18,7 +18,7 @@ import sys
 
 START = {"images": 1024, "layers": 12, "features": 96, "batch": 128}
 GROWTH = {"images": (1024, 2048, 4096), "layers": (3, 6, 12), "features": (96, 192, 384), "batch": (64, 128, 256, 512)}
-"""`features` are those of a token: a layer has 50 times as many."""
+"""`features` counts the features of a token: a layer has 50 times as many."""
 
 
 def measure(images: int, layers: int, features: int, batch: int) -> dict[str, float]:
@@ -46,14 +46,14 @@ def measure(images: int, layers: int, features: int, batch: int) -> dict[str, fl
     def cka() -> None:
         rs.layer_cka(network, pictures, layers=names, batch_size=batch)
 
-    found = {}
+    result = {}
     for name, run in (("bare", bare), ("cka", cka)):
         run()
         started = time.process_time()
         run()
-        found[f"{name}_seconds"] = time.process_time() - started
-        found[f"{name}_mib"] = _peak()
-    return found
+        result[f"{name}_seconds"] = time.process_time() - started
+        result[f"{name}_mib"] = _peak()
+    return result
 
 
 def _peak() -> float:
@@ -77,12 +77,12 @@ def main() -> None:
         for size in GROWTH[growing]:
             job = {**START, growing: size}
             command = [sys.executable, __file__, "--one", json.dumps(job)]
-            found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            result = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
             bare, over = (
                 1000 * seconds / job["images"]
-                for seconds in (found["bare_seconds"], found["cka_seconds"] - found["bare_seconds"])
+                for seconds in (result["bare_seconds"], result["cka_seconds"] - result["bare_seconds"])
             )
-            more = found["cka_mib"] - found["bare_mib"]
+            more = result["cka_mib"] - result["bare_mib"]
             sizes = " | ".join(f"{number:,}" for number in job.values())
             print(f"| {growing} | {sizes} | {bare:.2f} | {over:.2f} | {more:+,.0f} |", flush=True)
 

@@ -1,4 +1,4 @@
-"""What `layer_cka` costs over a bare forward pass: time as a ratio, and peak memory.
+"""The cost of `layer_cka` over a bare forward pass: time as a ratio, and peak memory.
 
     python tests/benchmarks/similarity.py                     # vit_tiny and resnet18, batch 32
     python tests/benchmarks/similarity.py --large             # vit_base and resnet50, batch 64
@@ -50,7 +50,7 @@ def bare(networks: list[Network], images: torch.Tensor, batch_size: int) -> None
 
 
 def operations(networks: list[Network], preset: str, images: int, batch_size: int) -> float:
-    """Of the Grams: 2 n^2 p for each layer and batch."""
+    """Operations of the Grams: 2 n^2 p for each layer and batch."""
     features = sum(math.prod(layer.shape) for network in networks for layer in rs.find_layers(network, preset))
     return 2 * batch_size**2 * features * (images // batch_size)
 

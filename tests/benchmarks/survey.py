@@ -1,4 +1,4 @@
-"""What surveys of networks have in common: attempts that may be refused or fail, and tables that grow row by row."""
+"""The common parts of surveys of networks: attempts that may be refused or fail, and tables that grow row by row."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ import repsim as rs
 
 
 class Attempts:
-    """What can be done with a network, and why the rest cannot."""
+    """The studies that apply to a network, and the reasons for which others do not apply."""
 
     def __init__(self) -> None:
         self.applies: list[str] = []
         self.refused: list[str] = []
 
-    def __call__(self, what: str, run: Callable[[], Any]) -> Any:
-        """What it gives; None if it is refused or fails."""
+    def __call__(self, study: str, run: Callable[[], Any]) -> Any:
+        """The result of a study; None if the study is refused or fails."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 result = run()
         except rs.RepsimError as error:
-            self.refused.append(f"{what}: {error}")
+            self.refused.append(f"{study}: {error}")
             return None
         except Exception:
-            self.refused.append(f"{what} failed: {traceback.format_exc().strip().splitlines()[-1]}")
+            self.refused.append(f"{study} failed: {traceback.format_exc().strip().splitlines()[-1]}")
             return None
-        self.applies.append(what)
+        self.applies.append(study)
         return result
 
 
 def rows_of(table: Path) -> list[dict[str, str]]:
-    """Those of a table, if it is there."""
+    """The rows of a table; none if there is no table."""
     if not table.exists():
         return []
     with table.open(newline="") as file:

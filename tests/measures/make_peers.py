@@ -2,8 +2,8 @@
 
     python tests/measures/make_peers.py CLONES
 
-with rsatoolbox, scikit-learn, torch, loguru and einops installed, repsim not, and in the directory CLONES the sources
-(at the commit that the file records) of
+It runs with rsatoolbox, scikit-learn, torch, loguru and einops installed and repsim not installed. The directory
+CLONES holds these sources, each at its commit:
 
     github.com/ahwillia/netrep             0186b8a  LinearMetric
     github.com/google/svcca                1f3fbf1  cca_core, on principal components for SVCCA; the equation of PWCCA
@@ -26,7 +26,7 @@ WIDE = {"wide": (40, 70, 55, 3)}
 
 
 def inputs(n, p, q, seed):
-    """(n, p) and (n, q), which share half of their latent variables; with a mean, and scales that differ."""
+    """Features (n, p) and (n, q) that share six latent variables, with a mean, and with scales that differ."""
     rng = np.random.default_rng(seed)
     shared = rng.normal(size=(n, 6))
     x = shared @ rng.normal(size=(6, p)) + 0.7 * rng.normal(size=(n, p))
@@ -58,32 +58,32 @@ def values(clones):
         return get_cca_similarity(x.T, y.T, epsilon=0.0, verbose=False)
 
     def pwcca(x, y):
-        """Google's canonical directions, applied to features as they are; weights by equation 3 of the paper."""
-        found = google(x, y)
+        """PWCCA of features as they are, with Google's canonical directions and weights by equation 3 of the paper."""
+        result = google(x, y)
         centred = x - x.mean(0)
         count = min(x.shape[1], y.shape[1])
-        variates = (found["coef_x"] @ found["invsqrt_xx"] @ centred.T)[:count]
+        variates = (result["coef_x"] @ result["invsqrt_xx"] @ centred.T)[:count]
         weights = np.abs(variates @ centred).sum(1)
-        return float(np.sum(weights * found["cca_coef1"][:count]) / weights.sum())
+        return float(np.sum(weights * result["cca_coef1"][:count]) / weights.sum())
 
     def rdm(x, method):
         return rsatoolbox.rdm.calc_rdm(rsatoolbox.data.Dataset(x), method=method)
 
-    def rsa(x, y, how, method="correlation"):
+    def rsa(x, y, comparison, method="correlation"):
         a, b = rdm(x, method), rdm(y, method)
-        if method == "euclidean":  # theirs are squared, over the number of features
-            a, b = (rsatoolbox.rdm.RDMs(np.sqrt(each.dissimilarities)) for each in (a, b))
-        return rsatoolbox.rdm.compare(a, b, method=how).item()
+        if method == "euclidean":  # rsatoolbox squares distances, and divides by the number of features
+            a, b = (rsatoolbox.rdm.RDMs(np.sqrt(squared.dissimilarities)) for squared in (a, b))
+        return rsatoolbox.rdm.compare(a, b, method=comparison).item()
 
     def unit(x):
-        """Of length 1000: their epsilon of 1e-6 in CKNNA's denominator is nothing then."""
+        """Rows of length 1000, beside which the epsilon of 1e-6 in the denominator of the peer's CKNNA is nothing."""
         return torch.from_numpy(1000 * x / np.linalg.norm(x, axis=1, keepdims=True))
 
-    found = {}
+    peers = {}
     for name, case in (CASES | WIDE).items():
         x, y = inputs(*case)
         a, b = unit(x), unit(y)
-        found[name] = {
+        peers[name] = {
             "procrustes": np.cos(LinearMetric(alpha=1.0).fit_score(x, y)),
             "rsa-pearson": rsa(x, y, "corr"),
             "rsa-spearman": rsa(x, y, "spearman"),
@@ -95,7 +95,7 @@ def values(clones):
         }
         if name in CASES:
             padded = max(x.shape[1], y.shape[1])
-            found[name] |= {
+            peers[name] |= {
                 "cca": np.mean(google(x, y)["cca_coef1"]),
                 "svcca": np.mean(google(principal(x), principal(y))["cca_coef1"]),
                 "pwcca": pwcca(x, y),
@@ -103,9 +103,9 @@ def values(clones):
             }
             if x.shape[1] == y.shape[1] == padded:  # netrep pads with zeros, which cannot be whitened
                 angle = LinearMetric(alpha=0.0).fit_score(x, y)
-                found[name]["cca netrep"] = np.cos(angle)
-        found[name] = {measure: float(value) for measure, value in found[name].items()}
-    return found
+                peers[name]["cca netrep"] = np.cos(angle)
+        peers[name] = {measure: float(value) for measure, value in peers[name].items()}
+    return peers
 
 
 if __name__ == "__main__":

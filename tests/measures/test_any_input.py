@@ -1,6 +1,6 @@
 """Measures of any input: sizes from 1 to 64, scales from 1e-20 to 1e20, repeated rows, constant columns, offsets.
 
-Each gives a value in its documented range, NaN where it is undefined, or its documented error.
+Each measure gives a value in its documented range, NaN where it is undefined, or its documented error.
 """
 
 import numpy as np
@@ -29,11 +29,11 @@ SCALES = st.integers(-20, 20).map(lambda exponent: 10.0**exponent)
 
 @st.composite
 def features(draw, n: int) -> torch.Tensor:
-    """(n, p) float64 that float32 holds exactly."""
+    """Features (n, p) in float64 that float32 holds exactly."""
     p, scale = draw(SIZES), draw(SCALES)
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     x = rng.normal(size=(n, p))
-    if draw(st.booleans()):  # some images several times over
+    if draw(st.booleans()):  # some images occur several times
         x = x[rng.integers(0, draw(st.integers(1, n)), n)]
     if draw(st.booleans()):
         constant = rng.random(p) < draw(st.floats(0, 1))
@@ -81,36 +81,36 @@ def test_cka_of_too_few_images_is_an_error(n, p):
 
 @given(pairs())
 def test_minibatch_cka_of_float32_is_that_of_float64(pair):
-    rows = [gram_row(each.float()) for each in pair]
-    found = normalise(stacked_hsic(rows, len(pair[0])))
+    rows = [gram_row(x.float()) for x in pair]
+    table = normalise(stacked_hsic(rows, len(pair[0])))
     assume(varies(pair[0]) and varies(pair[1]))
     expected = cka(*pair)
-    assert abs(found[0, 1].item() - expected) < 2e-5 and abs(found.diagonal() - 1).max() < 1e-6
+    assert abs(table[0, 1].item() - expected) < 2e-5 and abs(table.diagonal() - 1).max() < 1e-6
 
 
 @given(pairs())
 def test_tokens_against_patches_are_as_cka(pair):
-    tokens, patches = (each[:, None] for each in pair)
-    found = normalise_bordered(bordered_hsic(tokens.float(), patch_grams(patches.float()))).item()
-    if np.isnan(found):
+    tokens, patches = (x[:, None] for x in pair)
+    value = normalise_bordered(bordered_hsic(tokens.float(), patch_grams(patches.float()))).item()
+    if np.isnan(value):
         assert not (varies(pair[0]) and varies(pair[1]))
     else:
-        assert abs(found - cka(*pair)) < 2e-5
+        assert abs(value - cka(*pair)) < 2e-5
 
 
 @given(pairs())
 def test_skip_statistics(pair):
-    width = min(each.shape[1] for each in pair)
-    skip, branch = (each[:, None, :width].float() for each in pair)
-    found = skip_statistics(skip, branch)
-    assert (found.ratio >= 0).all()
+    width = min(x.shape[1] for x in pair)
+    skip, branch = (x[:, None, :width].float() for x in pair)
+    statistics = skip_statistics(skip, branch)
+    assert (statistics.ratio >= 0).all()
     exact = torch.linalg.vector_norm(skip.double(), dim=-1) / torch.linalg.vector_norm(branch.double(), dim=-1)
-    seen = (exact > 1e-37) & (exact < 1e37)  # what float32 can hold
-    torch.testing.assert_close(found.ratio.double()[seen], exact[seen], rtol=1e-5, atol=0)
-    for cosine in (found.cos_output, found.cos_branch):
+    seen = (exact > 1e-37) & (exact < 1e37)  # ratios that float32 can hold
+    torch.testing.assert_close(statistics.ratio.double()[seen], exact[seen], rtol=1e-5, atol=0)
+    for cosine in (statistics.cos_output, statistics.cos_branch):
         known = cosine[~cosine.isnan()]
         assert (known.abs() <= 1 + 1e-5).all()
-    assert not found.cos_branch[(found.skip_norm > 0) & (found.branch_norm > 0)].isnan().any()
+    assert not statistics.cos_branch[(statistics.skip_norm > 0) & (statistics.branch_norm > 0)].isnan().any()
 
 
 @given(st.integers(1, 8), st.integers(0, 2), SCALES, st.integers(0, 99))
@@ -118,11 +118,11 @@ def test_attention_distance_is_within_the_image(side, prefix, sharpness, seed):
     scores = torch.randn(2, 3, *2 * [prefix + side**2], generator=torch.Generator().manual_seed(seed))
     positions = grid_positions(side, side, 16)
     far = distances(positions, positions)
-    found = head_statistics((scores * sharpness).softmax(-1), far, prefix=prefix, cls=prefix > 0)
-    assert (found.distance_px >= 0).all() and (found.distance_px <= far.max() * (1 + 1e-5)).all()
-    assert (found.entropy >= 0).all() and (found.entropy <= np.log(prefix + side**2) + 1e-5).all()
-    assert (found.self_share >= 0).all() and (found.self_share <= 1 + 1e-5).all()
-    assert found.cls_share.isnan().all() if not prefix else (found.cls_share <= 1 + 1e-5).all()
+    statistics = head_statistics((scores * sharpness).softmax(-1), far, prefix=prefix, cls=prefix > 0)
+    assert (statistics.distance_px >= 0).all() and (statistics.distance_px <= far.max() * (1 + 1e-5)).all()
+    assert (statistics.entropy >= 0).all() and (statistics.entropy <= np.log(prefix + side**2) + 1e-5).all()
+    assert (statistics.self_share >= 0).all() and (statistics.self_share <= 1 + 1e-5).all()
+    assert statistics.cls_share.isnan().all() if not prefix else (statistics.cls_share <= 1 + 1e-5).all()
 
 
 @given(SIZES, SIZES, SCALES, st.integers(0, 99), st.booleans())
@@ -130,12 +130,12 @@ def test_receptive_fields_are_no_larger_than_the_image(height, width, scale, see
     rng = np.random.default_rng(seed)
     field = torch.from_numpy(rng.random((height, width)) * scale).float() * (not empty)
     grid = (int(rng.integers(1, height + 1)), int(rng.integers(1, width + 1)))
-    found = field_statistics(field, grid)
+    statistics = field_statistics(field, grid)
     if empty:
-        assert all(map(np.isnan, found))
+        assert all(map(np.isnan, statistics))
     else:
-        assert 0 <= found.radius50_px <= found.radius95_px <= np.hypot(height, width)
-        assert 0 <= found.centre_share <= 1 + 1e-9
+        assert 0 <= statistics.radius50_px <= statistics.radius95_px <= np.hypot(height, width)
+        assert 0 <= statistics.centre_share <= 1 + 1e-9
 
 
 @given(st.data())
@@ -159,7 +159,7 @@ def test_probes(data):
     probe = Ridge(fitted).fit(data.draw(st.sampled_from([2.0**-10, 1.0, 2.0**20])))
     scores = probe.scores(x)
     assert scores.shape == (n, 1, classes) and torch.isfinite(scores).all()
-    assert (scores.sum(-1) - (2 - classes)).abs().max() < 1e-6  # as the targets' do
+    assert (scores.sum(-1) - (2 - classes)).abs().max() < 1e-6  # as targets sum
 
 
 @pytest.mark.parametrize("name", [name for name in MEASURES if name != "cka"])

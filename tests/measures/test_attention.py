@@ -13,9 +13,9 @@ def uniform(side: int, spacing: int, prefix: int, renormalize: bool) -> float:
     positions = grid_positions(side, side, spacing)
     tokens = side**2 + prefix
     attention = torch.full((1, 2, tokens, tokens), 1 / tokens)
-    found = head_statistics(attention, distances(positions, positions), prefix=prefix, renormalize=renormalize)
-    assert found.entropy[0].tolist() == pytest.approx([math.log(tokens)] * 2, rel=1e-5)
-    return found.distance_px[0, 0].item()
+    statistics = head_statistics(attention, distances(positions, positions), prefix=prefix, renormalize=renormalize)
+    assert statistics.entropy[0].tolist() == pytest.approx([math.log(tokens)] * 2, rel=1e-5)
+    return statistics.distance_px[0, 0].item()
 
 
 @pytest.mark.parametrize(
@@ -28,16 +28,16 @@ def test_uniform_attention(side, spacing, raw, renormalized):
 
 def test_identity_attention_stays_where_it_is():
     positions = grid_positions(3, 3, 16)
-    found = head_statistics(torch.eye(9).expand(2, 4, 9, 9), distances(positions, positions))
-    assert found.distance_px.abs().max() == 0 and found.entropy.abs().max() == 0
-    assert (found.self_share == 1).all() and found.cls_share.isnan().all()
+    statistics = head_statistics(torch.eye(9).expand(2, 4, 9, 9), distances(positions, positions))
+    assert statistics.distance_px.abs().max() == 0 and statistics.entropy.abs().max() == 0
+    assert (statistics.self_share == 1).all() and statistics.cls_share.isnan().all()
 
 
 def test_against_loops():
     torch.manual_seed(0)
     attention = torch.randn(2, 3, 6, 6).softmax(-1)  # 2 prefix tokens, 2 x 2 grid
     positions = grid_positions(2, 2, 10)
-    found = head_statistics(attention, distances(positions, positions), prefix=2, cls=True)
+    statistics = head_statistics(attention, distances(positions, positions), prefix=2, cls=True)
     for n in range(2):
         for h in range(3):
             reach = entropy = cls = own = 0.0
@@ -50,7 +50,7 @@ def test_against_loops():
                 cls += attention[n, h, i + 2, 0].item() / 4
                 own += attention[n, h, i + 2, i + 2].item() / 4
             expected = (reach, entropy, cls, own)
-            assert [value[n, h].item() for value in found] == pytest.approx(expected, rel=1e-5)
+            assert [value[n, h].item() for value in statistics] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("dtype, to_cls", [(torch.bfloat16, 30), (torch.float32, 60), (torch.float64, 300)])
@@ -63,8 +63,8 @@ def test_renormalized_rows_are_summed_precisely_however_little_is_on_the_grid(dt
     far = distances(positions, positions)
     grid = attention[..., 1:, 1:].double()
     expected = ((grid * far).sum(-1) / grid.sum(-1)).mean(-1)
-    found = head_statistics(attention, far, prefix=1, renormalize=True).distance_px
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    distance_px = head_statistics(attention, far, prefix=1, renormalize=True).distance_px
+    torch.testing.assert_close(distance_px, expected, rtol=1e-6, atol=0)
 
 
 def test_what_are_no_weights_is_refused():

@@ -1,4 +1,4 @@
-"""What is zero in exact arithmetic is zero, everywhere by the same bounds, and nothing else is."""
+"""Numbers that are zero in exact arithmetic are zero, by the same bounds everywhere, and no other numbers are."""
 
 import math
 
@@ -16,7 +16,7 @@ from repsim.measures.probe import ProbeRows, ProbeSums, Standard
 
 
 def alone(n, p, seed, size=1.0, offset=0.0):
-    """All images but one alike."""
+    """Features (n, p) of images of which all but one are alike."""
     rng = np.random.default_rng(seed)
     x = np.tile(rng.normal(size=p) + offset, (n, 1))
     x[rng.integers(n)] = size * rng.normal(size=p)
@@ -24,8 +24,8 @@ def alone(n, p, seed, size=1.0, offset=0.0):
 
 
 def every_cka(x, y):
-    """Of the function, of minibatches and of tokens with patches."""
-    x32, y32 = (torch.from_numpy(each).float() for each in (x, y))
+    """CKA by the function, by minibatches, and by tokens with patches."""
+    x32, y32 = (torch.from_numpy(features).float() for features in (x, y))
     table = minibatch_cka().update(stacked_hsic([gram_row(x32), gram_row(y32)], len(x))).compute()[0]
     located = normalise(bordered_hsic(x32[:, None], patch_grams(y32[:, None])))
     return rs.cka(x, y), table[0, 1].item(), located.item()
@@ -62,7 +62,7 @@ def test_a_far_outlier_beside_images_that_vary_leaves_them_their_cka():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_what_rounding_leaves_of_a_u_centred_gram(dtype):
-    """The constant c of `measures/bounds.py`: below 2 eps trace, a fifth of what counts as zero."""
+    """Rounding leaves less than 2 eps trace, a fifth of the constant c of `measures/bounds.py` that counts as zero."""
     worst = 0.0
     for seed, (n, p) in enumerate([(4, 1), (4, 5000), (16, 2048), (64, 10), (128, 4095), (256, 20_000), (512, 768)]):
         x = torch.from_numpy(alone(n, p, seed, 10.0 ** (seed % 5 - 2))).to(dtype)
@@ -83,7 +83,7 @@ def test_a_layer_that_is_an_outlier_alone_is_undefined_in_the_table():
 
 
 def test_constant_is_one_bound_in_function_minibatch_tokens_and_probes():
-    """Float32 that differs in its last bit only does not vary; in float64, the same numbers do."""
+    """Numbers of float32 that differ in their last bit alone are constant; the same numbers in float64 are not."""
     torch.manual_seed(0)
     x = (1 + torch.rand(20)) * (1 + 1.2e-7 * torch.randint(2, (64, 20)))
     y = torch.randn(64, 5)

@@ -1,4 +1,4 @@
-"""Laws that every measure between representations keeps, and that it breaks where it claims no more."""
+"""Every measure between representations keeps the laws that it claims, and breaks the laws that it does not claim."""
 
 import re
 from pathlib import Path
@@ -30,11 +30,11 @@ def related(n=N, p=P, q=Q, seed=0):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     shared = normal(n, 5)
-    found = []
+    representations = []
     for width in (p, q):
         x = shared @ normal(5, width) + 0.8 * normal(n, width)
-        found.append(x / torch.arange(1, width + 1) ** 0.5 + normal(width))
-    return found
+        representations.append(x / torch.arange(1, width + 1) ** 0.5 + normal(width))
+    return representations
 
 
 def rotation(p, seed=0):
@@ -56,8 +56,8 @@ def measure(request):
 
 def test_a_representation_and_itself(measure):
     x, y = related()
-    for each in (x, y):
-        assert measure.value(each, each) == pytest.approx(1, abs=1e-6)
+    for features in (x, y):
+        assert measure.value(features, features) == pytest.approx(1, abs=1e-6)
     assert measure.range[0] <= measure.value(x, y) < 0.95
 
 
@@ -72,7 +72,7 @@ def test_what_is_claimed_to_make_no_difference_makes_none_and_the_rest_does(meas
     x, y = related()
     value = measure.value(x, y)
     changed = measure.value(CHANGES[change](x), y), measure.value(x, CHANGES[change](y))
-    apart = [abs(each - value) for each in changed]
+    apart = [abs(other - value) for other in changed]
     if change in measure.invariant:
         assert max(apart) < 1e-9
     else:
@@ -88,7 +88,7 @@ def test_scale_of_any_size(measure, scale):
 def test_the_order_of_images(measure):
     x, y = related()
     order = torch.randperm(N, generator=torch.Generator().manual_seed(1))
-    # The folds of the ridge are other images then.
+    # The folds of the ridge then hold other images.
     tolerance = 0.02 if measure.name == "linear-r2" else 1e-9
     assert measure.value(x[order], y[order]) == pytest.approx(measure.value(x, y), abs=tolerance)
 
@@ -103,7 +103,7 @@ def test_unrelated_representations_are_as_permuted_ones(measure):
 
 
 def test_all_kinds_of_input(measure):
-    x, y = (each.half() for each in related())
+    x, y = (features.half() for features in related())
     value = measure.value(x.double(), y.double())
     for kind in (lambda t: t, torch.Tensor.float, torch.Tensor.tolist, torch.Tensor.numpy):
         assert measure.value(kind(x), kind(y)) == pytest.approx(value, abs=1e-9)
@@ -115,7 +115,7 @@ def test_maps_are_flattened(measure):
 
 
 def test_far_more_features_than_images(measure):
-    """Turned into the 40 dimensions that hold them, 40 images of 3,000 features are the same images."""
+    """40 images of 3,000 features have the same value as in the 40 dimensions that hold them."""
     x, y = related(40, 3000, 2000)
     value = measure.value(x, y)
     if measure.name in ("cca", "pwcca"):
@@ -123,7 +123,7 @@ def test_far_more_features_than_images(measure):
         return
     assert measure.range[0] <= value <= 1
     if "rotation" in measure.invariant:
-        turned = [u * s for u, s, _ in (torch.linalg.svd(each, full_matrices=False) for each in (x, y))]
+        turned = [u * s for u, s, _ in (torch.linalg.svd(features, full_matrices=False) for features in (x, y))]
         assert measure.value(*turned) == pytest.approx(value, abs=1e-8)
 
 
@@ -181,7 +181,7 @@ def test_minibatches_of_rsa_are_averaged():
     measure = MEASURES["rsa-spearman"]
     sums = BatchMeans(measure.finish)
     for batch in zip(x.split(30), y.split(30)):
-        rows = torch.stack([measure.row(each) for each in batch])
+        rows = torch.stack([measure.row(features) for features in batch])
         sums.update(rows @ rows.T)
     expected = np.mean([measure.value(*batch) for batch in zip(x.split(30), y.split(30))])
     assert sums.compute()[0][0, 1].item() == pytest.approx(expected, abs=1e-12)
@@ -191,26 +191,26 @@ def test_minibatches_of_rsa_are_averaged():
 def test_many_pairs_are_the_values(name):
     measure, features = MEASURES[name], [*related(), related(seed=3)[0], torch.ones(N, 3)]
     pairs = [(0, 1), (1, 0), (2, 1), (0, 3), (3, 3)]
-    found = measure.values([measure.prepare(x) for x in features], pairs)
+    values = measure.values([measure.prepare(x) for x in features], pairs)
     expected = torch.tensor([measure.value(features[i], features[j]) for i, j in pairs], dtype=torch.float64)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12, equal_nan=True)
+    torch.testing.assert_close(values, expected, rtol=0, atol=1e-12, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", HELD)
 def test_without_groups_of_undefined_pairs(name):
     measure, features = MEASURES[name], [related()[0], torch.ones(N, 3)]
-    found = measure.without([measure.prepare(x) for x in features], [(0, 1), (0, 0)], torch.arange(N) % 3)
-    assert found.shape == (3, 2) and found[:, 0].isnan().all() and not found[:, 1].isnan().any()
+    values = measure.without([measure.prepare(x) for x in features], [(0, 1), (0, 0)], torch.arange(N) % 3)
+    assert values.shape == (3, 2) and values[:, 0].isnan().all() and not values[:, 1].isnan().any()
 
 
 def test_procrustes_without_an_image_to_first_order():
-    """Of groups of one image each, what is lost is nearly what the images left do lose."""
+    """Without one image, the change of the value is nearly that of the value computed anew."""
     measure, features = MEASURES["procrustes"], related(300)
     groups = torch.arange(300)
     prepared = [measure.prepare(x) for x in features]
-    value, found = measure.values(prepared, [(0, 1)]), measure.without(prepared, [(0, 1)], groups)[:25, 0]
+    value, left_out = measure.values(prepared, [(0, 1)]), measure.without(prepared, [(0, 1)], groups)[:25, 0]
     expected = torch.tensor([measure.value(*(x[groups != g] for x in features)) for g in range(25)]) - value
-    assert (found - value - expected).abs().max() < 0.1 * expected.abs().max()
+    assert (left_out - value - expected).abs().max() < 0.1 * expected.abs().max()
 
 
 def test_r2_without_groups_is_that_of_the_predictions_left():
@@ -218,22 +218,22 @@ def test_r2_without_groups_is_that_of_the_predictions_left():
     groups = torch.arange(N) % 7
     prepared = [measure.prepare(x) for x in features]
     errors, squares = squared_errors(*prepared)
-    found = measure.without(prepared, [(0, 1)], groups)[:, 0]
+    left_out = measure.without(prepared, [(0, 1)], groups)[:, 0]
     expected = [1 - errors[groups != g].sum() / squares[groups != g].sum() for g in range(7)]
-    torch.testing.assert_close(found, torch.stack(expected))
+    torch.testing.assert_close(left_out, torch.stack(expected))
 
 
 @pytest.mark.parametrize("name", HALVES)
 def test_halves_have_the_values_of_their_images(name):
-    """In it features are centred, whitened and cut to 99 % of the variance anew; squares are known to 1e-7 there."""
+    """Halves have the values of their images, with features centred, whitened and cut anew, and squares to 1e-7."""
     measure, features = MEASURES[name], [*related(), related(seed=3)[0]]
     groups = torch.arange(N) % 6
     signs, pairs = cuts(groups), [(0, 1), (1, 0), (2, 0)]
-    found = measure.without.in_halves([measure.prepare(x) for x in features], pairs, groups, signs)
+    halves = measure.without.in_halves([measure.prepare(x) for x in features], pairs, groups, signs)
     for cut, sign in enumerate(signs):
-        for side, there in enumerate((sign[groups], ~sign[groups])):
-            expected = [measure.value(features[i][there], features[j][there]) for i, j in pairs]
-            assert found[side, cut].tolist() == pytest.approx(expected, abs=1e-4, nan_ok=True)
+        for side, chosen in enumerate((sign[groups], ~sign[groups])):
+            expected = [measure.value(features[i][chosen], features[j][chosen]) for i, j in pairs]
+            assert halves[side, cut].tolist() == pytest.approx(expected, abs=1e-4, nan_ok=True)
 
 
 def test_halves_that_hold_everything_have_no_standard_error():
@@ -258,7 +258,7 @@ def test_the_jackknife_of_halves_is_the_spread_of_halves(count):
 
 
 def test_the_error_of_a_mean_by_halves():
-    """Over many draws, that of the mean of 64 numbers is an eighth."""
+    """The standard error of a mean of 64 numbers is an eighth, over many draws."""
     groups = torch.arange(64) % 32
     signs = cuts(groups)
     draws = torch.randn(64, 2000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -267,23 +267,25 @@ def test_the_error_of_a_mean_by_halves():
     _, error = LeftOut(draws.mean(0), without, groups).compute()
     assert error.square().mean().item() == pytest.approx(1 / 64, rel=0.05)
     gone = torch.stack([draws[groups != g].mean(0) for g in range(32)]) - draws.mean(0)
-    assert np.corrcoef(gone.flatten(), (without - draws.mean(0)).flatten())[0, 1] > 0.4  # and so of differences
+    assert (
+        np.corrcoef(gone.flatten(), (without - draws.mean(0)).flatten())[0, 1] > 0.4
+    )  # so that errors of differences hold too
 
 
 @pytest.mark.parametrize("name", OVERLAPS)
 @pytest.mark.parametrize("mixed", [True, False])
 def test_neighbours_left_are_those_of_the_images_left(name, mixed):
-    """Also of groups that hold most of the neighbours of an image, so that its list must be made longer."""
+    """Neighbours are right without groups that hold most neighbours of an image, whose list must then be longer."""
     measure, features = MEASURES[name], related()
     groups = torch.arange(N) % 3 if mixed else (features[0][:, 0] > features[0][:, 0].median()).long()
-    found = OVERLAPS[name].left([measure.prepare(x) for x in features], [(0, 1)], groups)[:, 0]
+    left_out = OVERLAPS[name].left([measure.prepare(x) for x in features], [(0, 1)], groups)[:, 0]
     expected = [measure.value(*(x[groups != g] for x in features)) for g in range(int(groups.max()) + 1)]
-    assert found.tolist() == pytest.approx(expected, abs=1e-12)
+    assert left_out.tolist() == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", MEASURES)
 def test_intervals_cover(name):
-    """16 groups of 20 images, 60 times: what covers 0.93 is seen to cover 0.84 or less once in 200 tests.
+    """Intervals over 16 groups of 20 images cover over 0.84 in 60 draws; one of 200 tests fails at a coverage of 0.93.
 
     The whole simulation is tests/benchmarks/measures_coverage.py.
     """
@@ -297,11 +299,11 @@ def test_intervals_cover(name):
         if isinstance(measure, Streamed):
             sums = BatchMeans(measure.finish, 16)
             for batch in zip(x.split(20), y.split(20)):
-                rows = torch.stack([measure.row(each) for each in batch])
+                rows = torch.stack([measure.row(features) for features in batch])
                 sums.update(rows @ rows.T)
-            value, error = (each[0, 1] for each in sums.compute())
+            value, error = (matrix[0, 1] for matrix in sums.compute())
         else:
-            prepared = [measure.prepare(each) for each in (x, y)]
+            prepared = [measure.prepare(features) for features in (x, y)]
             value = measure.values(prepared, [(0, 1)])
             value, error = LeftOut(value, measure.without(prepared, [(0, 1)], groups), groups).compute()
         values.append(value.item())

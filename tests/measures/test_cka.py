@@ -1,4 +1,4 @@
-"""CKA against its definition, in float64, and where float32 implementations fail."""
+"""CKA equals its definition in float64, also where float32 implementations fail."""
 
 import numpy as np
 import pytest
@@ -84,12 +84,14 @@ def test_engine_in_float32_equals_the_definition_in_float64(case):
 
 @pytest.fixture
 def centrings(monkeypatch):
-    """The shapes of what was centred before its product."""
-    found, centred = [], cka_of_layers.centred_gram
+    """The shapes of features that were centred before their product."""
+    shapes, centred = [], cka_of_layers.centred_gram
     monkeypatch.setattr(
-        cka_of_layers, "centred_gram", lambda x, *more, **how: found.append(tuple(x.shape)) or centred(x, *more, **how)
+        cka_of_layers,
+        "centred_gram",
+        lambda x, *more, **options: shapes.append(tuple(x.shape)) or centred(x, *more, **options),
     )
-    return found
+    return shapes
 
 
 def test_features_are_centred_first_only_where_it_matters(centrings):
@@ -114,7 +116,7 @@ def test_the_product_of_halves_is_the_product():
 
 
 def massive(n, p, size, seed=0):
-    """One feature far larger than all others, as transformers have."""
+    """Features one of which is far larger than the others, as transformers have."""
     x, y = correlated(n, p, seed=seed)
     x[:, 7] = size * (1 + 0.01 * torch.randn(n))
     return x, y
@@ -145,7 +147,7 @@ def test_bfloat16_features():
 
 
 def test_a_nearly_constant_logit_layer_is_near_zero():
-    """Where three-term float32 code prints 1.0 for -0.002."""
+    """CKA of a nearly constant layer is near zero, where three-term float32 code prints 1.0 for -0.002."""
     torch.manual_seed(0)
     x, y = torch.randn(64, 768), 5 + 1e-3 * torch.randn(64, 10)
     expected = cka_from_definition(x, y).item()
@@ -215,7 +217,7 @@ def test_merged_sums_equal_one_run():
 
 
 def test_standard_error_is_that_of_repeated_experiments():
-    """The jackknife over 20 batches against the spread of CKA over many runs of 20 batches."""
+    """The jackknife over 20 batches gives the spread of CKA over many runs of 20 batches."""
     torch.manual_seed(0)
     results = []
     for _ in range(60):

@@ -1,4 +1,4 @@
-"""Windows of heads by hand and by SciPy; the permutation test where there is nothing to find, and where there is."""
+"""Windows of heads agree with SciPy; the permutation test finds sorted heads, and nothing in exchangeable ones."""
 
 import itertools
 
@@ -12,7 +12,7 @@ LAYERS = 5
 
 
 def exchangeable(heads, generator):
-    """Distances of heads that have nothing to do with their HSICs with each other and with layers."""
+    """Distances of heads, and HSICs of heads and layers with each other, which are independent of the distances."""
     common = torch.randn(40, generator=generator, dtype=torch.float64)
     grams = torch.randn(heads + LAYERS, 40, generator=generator, dtype=torch.float64)
     grams = grams + torch.rand(heads + LAYERS, 1, generator=generator) * common + 0.5 * common
@@ -33,7 +33,7 @@ def test_no_more_is_found_by_chance_than_five_percent(heads):
 
 
 def test_heads_that_are_sorted_by_similarity_are_found():
-    """Independent heads of which each has more of the layer than the last: no other order has stronger ranks."""
+    """Independent heads whose share of a layer grows from head to head are found: no other order has stronger ranks."""
     share = torch.linspace(0.2, 0.9, 8, dtype=torch.float64)
     hsics = torch.block_diag(torch.eye(8, dtype=torch.float64), torch.ones(1, 1))
     hsics[:8, 8] = hsics[8, :8] = share
@@ -48,15 +48,15 @@ def test_few_heads_are_permuted_in_all_ways(heads, window):
     own = distance_correlation(distances, hsics, window)[0]
     nearest = distances.argsort()
     means = [distances[nearest[i : i + window]].mean() for i in range(heads - window + 1)]
-    found = []
+    correlations = []
     for order in itertools.permutations(range(heads)):
-        cka = [of(hsics, list(order[i : i + window])) for i in range(heads - window + 1)]
-        found.append(spearmanr(means, cka).statistic)
-    strong = sum(abs(rho) >= abs(own) - 1e-9 for rho in found)
-    assert permutation_test(distances, hsics, window)[0].item() == pytest.approx(strong / len(found))
+        cka = [cka_of(hsics, list(order[i : i + window])) for i in range(heads - window + 1)]
+        correlations.append(spearmanr(means, cka).statistic)
+    strong = sum(abs(rho) >= abs(own) - 1e-9 for rho in correlations)
+    assert permutation_test(distances, hsics, window)[0].item() == pytest.approx(strong / len(correlations))
 
 
-def of(hsics, subset):
+def cka_of(hsics, subset):
     return hsics[subset, -LAYERS].sum() / (hsics[subset][:, subset].sum() * hsics[-LAYERS, -LAYERS]).sqrt()
 
 
@@ -64,7 +64,7 @@ def test_windows_have_the_cka_of_the_sums_of_their_grams():
     _, hsics = exchangeable(6, torch.Generator().manual_seed(1))
     chosen = windows_of(torch.tensor([3, 1, 0, 5, 4, 2]), 3)
     assert chosen.shape == (4, 6)
-    expected = [of(hsics, subset) for subset in ([3, 1, 0], [1, 0, 5], [0, 5, 4], [5, 4, 2])]
+    expected = [cka_of(hsics, subset) for subset in ([3, 1, 0], [1, 0, 5], [0, 5, 4], [5, 4, 2])]
     torch.testing.assert_close(window_cka(hsics, chosen)[:, 0], torch.stack(expected))
 
 

@@ -1,4 +1,4 @@
-"""What callers hand to measures: taken without loss, or refused in a sentence."""
+"""Measures take input of any kind without loss, or refuse it in a sentence."""
 
 from decimal import Decimal
 
@@ -60,8 +60,8 @@ REFUSED = {
 
 @pytest.mark.parametrize("kind", TAKEN)
 def test_the_same_numbers_in_any_container_are_the_same(kind):
-    found = tensor(TAKEN[kind], "x")
-    assert found.dtype == torch.float64 and np.array_equal(found.numpy(), X) and not found.requires_grad
+    taken = tensor(TAKEN[kind], "x")
+    assert taken.dtype == torch.float64 and np.array_equal(taken.numpy(), X) and not taken.requires_grad
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int32, torch.bool, torch.uint16])
@@ -77,7 +77,7 @@ def test_tensors_are_taken_as_they_are(dtype):
 
 
 def takers(x):
-    """Every public measure that is given features, positions, weights or fields, with x for them."""
+    """Calls of every public measure of features, positions, weights or fields, with x in their place."""
     labels = np.arange(8) % 2
     return [
         lambda: rs.cka(x, X),

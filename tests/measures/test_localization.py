@@ -1,4 +1,4 @@
-"""All pairs of tokens and patches at once against one CKA per pair."""
+"""CKA of all pairs of tokens and patches at once equals CKA of one pair after another."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def one_by_one(tokens, patches, batch_size):
 
 
 def at_once(tokens, patches, batch_size=None):
-    """The same by the code under test."""
+    """Sums of the same CKA, by the code under test."""
     sums = token_patch_cka()
     size = batch_size or len(tokens)
     for x, y in zip(tokens.split(size), patches.split(size)):
@@ -46,7 +46,7 @@ def at_once(tokens, patches, batch_size=None):
 
 
 def related(n, t, d, *, mean=0.0, scale=1.0, seed=0):
-    """Patches (n, 4, 9), and tokens (n, t, d) each a random map of one of them, with noise."""
+    """Tokens (n, t, d), each a random map of a patch with noise, and the patches (n, 4, 9)."""
     torch.manual_seed(seed)
     patches = torch.randn(n, 4, 9)
     tokens = torch.stack([patches[:, i % 4] @ torch.randn(9, d) + torch.randn(n, d) for i in range(t)], 1)
@@ -56,7 +56,7 @@ def related(n, t, d, *, mean=0.0, scale=1.0, seed=0):
 def test_u_centred_grams_are_those_of_the_definition():
     x = torch.randn(3, 12, 5, dtype=torch.float64)
     grams = u_centred_grams(x, torch.float64)
-    expected = torch.stack([u_centre(each @ each.T) for each in x])
+    expected = torch.stack([u_centre(features @ features.T) for features in x])
     torch.testing.assert_close(grams.rows.view(3, 12, 12), expected, atol=1e-12, rtol=0)
     torch.testing.assert_close(grams.norms, torch.linalg.matrix_norm(expected))
 
@@ -76,14 +76,14 @@ NUMERICS = {
 def test_float32_equals_one_cka_per_pair_in_float64(case):
     n, t, d, mean, scale = NUMERICS[case]
     tokens, patches = related(n, t, d, mean=mean, scale=scale)
-    found = at_once(tokens, patches).compute()[0]
-    assert found.numpy() == pytest.approx(one_by_one(tokens, patches, n), abs=1e-5)
+    cka = at_once(tokens, patches).compute()[0]
+    assert cka.numpy() == pytest.approx(one_by_one(tokens, patches, n), abs=1e-5)
 
 
 def test_minibatches_average_hsic_before_dividing():
     tokens, patches = related(60, 3, 8)
-    found, se = at_once(tokens, patches, 20).compute()
-    assert found.numpy() == pytest.approx(one_by_one(tokens, patches, 20), abs=1e-6)
+    cka, se = at_once(tokens, patches, 20).compute()
+    assert cka.numpy() == pytest.approx(one_by_one(tokens, patches, 20), abs=1e-6)
     without = [np.setdiff1d(np.arange(60), np.arange(b, b + 20)) for b in (0, 20, 40)]
     left = np.array([one_by_one(tokens[keep], patches[keep], 20) for keep in without])
     assert se.numpy() == pytest.approx(np.sqrt(2 / 3 * ((left - left.mean(0)) ** 2).sum(0)), abs=1e-6)
@@ -107,8 +107,8 @@ def test_bfloat16_and_float64_tokens():
     tokens, patches = related(32, 3, 20, mean=1)
     for dtype, tolerance in ((torch.bfloat16, 1e-5), (torch.float64, 1e-7)):
         given = tokens.to(dtype)
-        found = at_once(given, patches).compute()[0]
-        assert found.numpy() == pytest.approx(one_by_one(given, patches, 32), abs=tolerance)
+        cka = at_once(given, patches).compute()[0]
+        assert cka.numpy() == pytest.approx(one_by_one(given, patches, 32), abs=tolerance)
 
 
 def test_few_at_a_time_or_all_at_once_is_one(monkeypatch):
@@ -119,21 +119,21 @@ def test_few_at_a_time_or_all_at_once_is_one(monkeypatch):
 
 
 def test_tokens_that_are_patches_have_the_cka_of_patches():
-    """Rotated, scaled and shifted, each in its own way."""
+    """Tokens that are rotated, scaled and shifted patches have the CKA of the patches."""
     torch.manual_seed(0)
     patches = torch.randn(48, 1, 9) + torch.randn(48, 4, 9)
     rotations = [torch.linalg.qr(torch.randn(9, 9))[0] for _ in range(4)]
     tokens = torch.stack([10**i * patches[:, i] @ r + i for i, r in enumerate(rotations)], 1)
-    found = at_once(tokens, patches).compute()[0].numpy()
+    cka = at_once(tokens, patches).compute()[0].numpy()
     expected = [[rs.cka(patches[:, i], patches[:, j]) for j in range(4)] for i in range(4)]
-    assert found == pytest.approx(np.array(expected), abs=1e-5)
-    assert found.diagonal() == pytest.approx(1, abs=1e-6) and found[0, 1] < 0.9
+    assert cka == pytest.approx(np.array(expected), abs=1e-5)
+    assert cka.diagonal() == pytest.approx(1, abs=1e-6) and cka[0, 1] < 0.9
 
 
 def test_unrelated_tokens_scatter_around_zero():
     torch.manual_seed(0)
-    found = at_once(torch.randn(128, 10, 20), torch.randn(128, 10, 20)).compute()[0]
-    assert abs(found.mean()) < 0.01 and -0.1 < found.min() < 0 < found.max() < 0.1
+    cka = at_once(torch.randn(128, 10, 20), torch.randn(128, 10, 20)).compute()[0]
+    assert abs(cka.mean()) < 0.01 and -0.1 < cka.min() < 0 < cka.max() < 0.1
 
 
 def test_merged_sums_equal_one_run():
@@ -149,7 +149,7 @@ def test_merged_sums_equal_one_run():
 @pytest.mark.parametrize("n", [4, 64, 512])
 def test_what_does_not_vary_is_undefined(n):
     tokens, patches = related(n, 3, 20)
-    tokens[:, 1] = torch.randn(20) * (1 + 1.2e-7 * torch.randint(2, (n, 20)))  # but for the last bit
+    tokens[:, 1] = torch.randn(20) * (1 + 1.2e-7 * torch.randint(2, (n, 20)))  # constant but for the last bit
     patches[:, 2] = 3.7
     sums = at_once(tokens, patches)
     assert sums.compute()[0].isnan().nonzero().tolist() == [[0, 2], [1, 0], [1, 1], [1, 2], [1, 3], [2, 2]]

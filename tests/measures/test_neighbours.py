@@ -1,4 +1,4 @@
-"""Neighbours against scikit-learn, and the soft nearest neighbour loss against its formula."""
+"""Neighbours are those of scikit-learn, and the soft nearest neighbour loss is that of its formula."""
 
 import numpy as np
 import pytest
@@ -29,32 +29,32 @@ def loss_by_the_formula(x, labels, temperature):
 def test_distances():
     x, _ = made_up()
     expected = torch.cdist(x, x).square()
-    found = squared_distances(x)
-    assert torch.isinf(found.diagonal()).all()
-    torch.testing.assert_close(found.fill_diagonal_(0), expected.fill_diagonal_(0), rtol=1e-9, atol=1e-9)
+    squared = squared_distances(x)
+    assert torch.isinf(squared.diagonal()).all()
+    torch.testing.assert_close(squared.fill_diagonal_(0), expected.fill_diagonal_(0), rtol=1e-9, atol=1e-9)
 
 
 def test_the_soft_loss_is_that_of_the_formula_and_no_temperature_has_a_smaller_one():
     x, labels = made_up(n=45)
-    found = soft_nearest_neighbour(squared_distances(x), labels)
-    assert found.loss == pytest.approx(loss_by_the_formula(x, labels, found.temperature), rel=1e-9)
+    result = soft_nearest_neighbour(squared_distances(x), labels)
+    assert result.loss == pytest.approx(loss_by_the_formula(x, labels, result.temperature), rel=1e-9)
     for times in (0.25, 0.5, 0.9, 1.1, 2, 4):
-        assert loss_by_the_formula(x, labels, times * found.temperature) > found.loss
+        assert loss_by_the_formula(x, labels, times * result.temperature) > result.loss
 
 
 def test_the_soft_loss_does_not_depend_on_scale():
     x, labels = made_up()
-    found, scaled = (soft_nearest_neighbour(squared_distances(each), labels) for each in (x, 1000 * x))
-    assert scaled.loss == pytest.approx(found.loss, rel=1e-6)
-    assert scaled.temperature == pytest.approx(1e6 * found.temperature, rel=1e-2)
+    result, scaled = (soft_nearest_neighbour(squared_distances(features), labels) for features in (x, 1000 * x))
+    assert scaled.loss == pytest.approx(result.loss, rel=1e-6)
+    assert scaled.temperature == pytest.approx(1e6 * result.temperature, rel=1e-2)
 
 
 def test_the_soft_loss_is_zero_of_classes_apart_and_their_entropy_of_noise():
     x, labels = made_up(apart=100)
     assert soft_nearest_neighbour(squared_distances(x), labels).loss < 1e-9
     x, labels = made_up(n=600, apart=0)
-    found = soft_nearest_neighbour(squared_distances(x), labels)
-    assert found.loss == pytest.approx(np.log(3), abs=0.02)
+    result = soft_nearest_neighbour(squared_distances(x), labels)
+    assert result.loss == pytest.approx(np.log(3), abs=0.02)
 
 
 def test_constant_representations_have_no_soft_loss():

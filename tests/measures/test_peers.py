@@ -1,4 +1,4 @@
-"""The measures against other people's code on the same features; `make_peers.py` says which."""
+"""The measures agree with other people's code on the same features; `make_peers.py` names that code."""
 
 import json
 from functools import partial
@@ -19,7 +19,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("case, measure", [(case, measure) for case, found in PEERS.items() for measure in found])
+@pytest.mark.parametrize("case, measure", [(case, measure) for case, measures in PEERS.items() for measure in measures])
 def test_other_peoples_code_gives_the_same(case, measure):
     value = OTHERS[measure] if measure in OTHERS else MEASURES[measure].value
     # platonic-rep's mutual_knn and ReSi's count neighbours in float32.

@@ -1,4 +1,4 @@
-"""Ridge probes against scikit-learn, by law, and by hand."""
+"""Ridge probes agree with scikit-learn, and keep their laws."""
 
 import numpy as np
 import pytest
@@ -22,12 +22,12 @@ def made_up(n=200, d=12, classes=5, seed=0, spread=1.0):
 
 @pytest.fixture(params=[ProbeSums, ProbeRows])
 def kind(request):
-    """Both ways of keeping images."""
+    """The two ways of keeping images."""
     return request.param
 
 
 def collected(kind, x, labels, classes=5):
-    """In batches, as a sweep does it."""
+    """Data of probes, collected in batches as in a sweep."""
     data = kind(classes)
     for start in range(0, len(x), 64):
         data.update(x[start : start + 64], labels[start : start + 64])
@@ -35,7 +35,7 @@ def collected(kind, x, labels, classes=5):
 
 
 def predicted(probe, x):
-    """(n, m)."""
+    """Predicted classes (n, m)."""
     return probe.scores(x).argmax(2)
 
 
@@ -49,13 +49,13 @@ def test_weights_and_predictions_are_those_of_scikit_learn(kind, l2, d):
     standard = scaler.transform(x.numpy())
     targets = 2 * np.eye(5)[labels] - 1
     oracle = SklearnRidge(alpha=l2, solver="svd" if d > 200 else "cholesky").fit(standard, targets)
-    others, _ = made_up(d=d, seed=1)
-    unseen = scaler.transform(others.numpy())
-    for found in (probe, refit(data, torch.tensor([l2]))):
-        np.testing.assert_allclose(found.weight[0].T.numpy() * scaler.scale_, oracle.coef_, rtol=1e-7, atol=1e-9)
-        np.testing.assert_allclose(found.scores(others)[:, 0], oracle.predict(unseen), rtol=1e-7, atol=1e-8)
+    new, _ = made_up(d=d, seed=1)
+    unseen = scaler.transform(new.numpy())
+    for fitted in (probe, refit(data, torch.tensor([l2]))):
+        np.testing.assert_allclose(fitted.weight[0].T.numpy() * scaler.scale_, oracle.coef_, rtol=1e-7, atol=1e-9)
+        np.testing.assert_allclose(fitted.scores(new)[:, 0], oracle.predict(unseen), rtol=1e-7, atol=1e-8)
     classifier = RidgeClassifier(alpha=l2).fit(standard, labels.numpy())
-    np.testing.assert_array_equal(probe.scores(others)[:, 0].argmax(1), classifier.predict(unseen))
+    np.testing.assert_array_equal(probe.scores(new)[:, 0].argmax(1), classifier.predict(unseen))
 
 
 @pytest.mark.parametrize("held_kind", [ProbeSums, ProbeRows])
@@ -65,8 +65,8 @@ def test_held_out_errors_of_all_strengths_are_those_of_the_fitted_probes(kind, h
     ridge, held_out = Ridge(collected(kind, x, labels)), collected(held_kind, other, other_labels)
     targets = 2 * torch.nn.functional.one_hot(other_labels, 5).double() - 1
     direct = [((targets - ridge.fit(l2).scores(other)[:, 0]) ** 2).sum(1).mean().item() for l2 in GRID]
-    found = ridge.errors(held_out)[:, 0].numpy()
-    np.testing.assert_allclose(found - found[0], np.array(direct) - direct[0], atol=1e-9)
+    errors = ridge.errors(held_out)[:, 0].numpy()
+    np.testing.assert_allclose(errors - errors[0], np.array(direct) - direct[0], atol=1e-9)
     assert ridge.best(held_out).item() == GRID[int(np.argmin(direct))]
 
 
@@ -80,9 +80,9 @@ def test_separable_classes_are_told_apart_and_shuffled_labels_are_not(kind):
     new, new_labels = made_up(n=500, spread=0.05, seed=1)
     assert (predicted(Ridge(collected(kind, x, labels)).fit(1.0), new)[:, 0] == new_labels).all()
     shuffled = labels[torch.randperm(500, generator=torch.Generator().manual_seed(0))]
-    others = new_labels[torch.randperm(500, generator=torch.Generator().manual_seed(1))]
-    found = predicted(Ridge(collected(kind, x, shuffled)).fit(1.0), new)[:, 0]
-    right = (found == others).double().mean().item()
+    other_labels = new_labels[torch.randperm(500, generator=torch.Generator().manual_seed(1))]
+    predictions = predicted(Ridge(collected(kind, x, shuffled)).fit(1.0), new)[:, 0]
+    right = (predictions == other_labels).double().mean().item()
     assert abs(right - 0.2) < 4 * (0.2 * 0.8 / 500) ** 0.5
 
 

@@ -1,3 +1,5 @@
+"""Gradients of the centre of a map, and statistics of receptive fields that are known by hand."""
+
 import math
 
 import pytest
@@ -11,9 +13,9 @@ def test_gradients_of_a_linear_map_are_its_weights():
     weight = torch.randn(5, 2 * 3 * 3)
     images = torch.randn(4, 2, 3, 3, requires_grad=True)
     z = images.flatten(1) @ weight.T
-    found = centre_gradients(z, images, torch.tensor([0, 3, 4]), at_once=2)
+    gradients = centre_gradients(z, images, torch.tensor([0, 3, 4]), at_once=2)
     expected = weight[[0, 3, 4]].abs().mean(0).view(1, 2, 3, 3).expand(4, 2, 3, 3)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradients, expected)
 
 
 def test_statistics_of_known_fields():
@@ -24,13 +26,13 @@ def test_statistics_of_known_fields():
     assert field_statistics(point, (9, 9)) == (0, 0, 1)
     ring = torch.zeros(9, 9)
     ring[4, 0] = ring[4, 8] = 1
-    inner = 13**0.5  # the distance of the pixels next nearer, to which it is linear
+    inner = 13**0.5  # the distance of the next nearer pixels, from which it grows linearly
     expected = [inner + share * (4 - inner) for share in (0.5, 0.95)]
     assert field_statistics(ring, (3, 3)) == pytest.approx((*expected, 0))
     assert all(math.isnan(v) for v in field_statistics(torch.zeros(4, 4), (2, 2)))
 
 
 def test_a_large_uniform_field_has_the_radii_of_a_square():
-    found = field_statistics(torch.ones(201, 201), (1, 1))
-    assert found.radius50_px == pytest.approx(201 * math.sqrt(0.5 / math.pi), rel=0.01)
-    assert found.centre_share == 1
+    statistics = field_statistics(torch.ones(201, 201), (1, 1))
+    assert statistics.radius50_px == pytest.approx(201 * math.sqrt(0.5 / math.pi), rel=0.01)
+    assert statistics.centre_share == 1

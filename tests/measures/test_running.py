@@ -1,3 +1,5 @@
+"""Sums over batches, and the means, quantiles, standard errors and intervals that they give."""
+
 import io
 
 import pytest
@@ -51,8 +53,8 @@ def test_nothing_summed():
 @pytest.mark.parametrize("q", [0.1, 0.5, 0.9])
 def test_quantiles_are_within_one_percent(q):
     values = torch.randn(5000, 3, dtype=torch.float64).exp() * torch.tensor([1e-3, 1.0, 1e3])
-    found = Quantiles().update(values).compute(q)
-    torch.testing.assert_close(found, values.quantile(q, dim=0), rtol=0.011, atol=0)
+    quantile = Quantiles().update(values).compute(q)
+    torch.testing.assert_close(quantile, values.quantile(q, dim=0), rtol=0.011, atol=0)
 
 
 def test_quantiles_merge_and_keep_what_lies_outside():
@@ -66,7 +68,7 @@ def test_quantiles_merge_and_keep_what_lies_outside():
 
 
 def test_the_standard_error_of_values_far_from_zero():
-    """Sums of squares give 0 here; in batches, merged, and saved in between as a run does."""
+    """Standard errors of values far from zero, where sums of squares give 0, are right, also merged and saved."""
     values = 1e8 + 2 * torch.randn(100, 3, dtype=torch.float64)
     first, second = Moments(), Moments()
     for number, batch in enumerate(values.split(7)):
@@ -75,9 +77,9 @@ def test_the_standard_error_of_values_far_from_zero():
     torch.save(first, file)
     with safe_globals([Moments]):
         first = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
-    found = Moments().merge(first).merge(second)
-    torch.testing.assert_close(found.se(), values.std(0) / 10, rtol=1e-7, atol=0)
-    torch.testing.assert_close(found.mean(), values.mean(0), rtol=1e-15, atol=0)
+    merged = Moments().merge(first).merge(second)
+    torch.testing.assert_close(merged.se(), values.std(0) / 10, rtol=1e-7, atol=0)
+    torch.testing.assert_close(merged.mean(), values.mean(0), rtol=1e-15, atol=0)
 
 
 def test_moments_of_one_image_and_of_none():
@@ -106,7 +108,7 @@ def test_means_over_images_are_grouped_by_batch():
 
 
 def test_a_statistic_of_several_sums_is_paired():
-    """What two networks share of the same images is no error of their difference, nor of their ratio."""
+    """The part that two networks share on the same images is no error of their difference, nor of their ratio."""
     generator = torch.Generator().manual_seed(0)
     shared = 10 + torch.randn(400, generator=generator, dtype=torch.float64)
     own = 0.1 * torch.randn(400, generator=generator, dtype=torch.float64)
@@ -139,7 +141,7 @@ def test_intervals_cover_and_say_nothing_of_rounding():
 
 @pytest.mark.parametrize("of_draws, of_images", [(0.0, 0.4), (0.05, 0.4), (0.2, 0.4), (0.05, 0.0)])
 def test_intervals_over_draws_and_images_cover(of_draws, of_images):
-    """Three draws and 20 batches of 25 images, 600 times; either source alone would miss the other."""
+    """Intervals over three draws and 20 batches of images cover the truth, where either source alone would not do."""
     generator = torch.Generator().manual_seed(0)
     covered, draws, count = 0, 3, 600
 
@@ -157,7 +159,7 @@ def test_intervals_over_draws_and_images_cover(of_draws, of_images):
 
 
 def test_the_smaller_of_two_sources_of_error_is_no_less_than_none():
-    """Draws that differ by no more than their images let them do not make the error smaller."""
+    """Draws that differ no more than their images do not make the error smaller than that of images alone."""
     generator = torch.Generator().manual_seed(1)
     values = torch.randn(400, 5, generator=generator, dtype=torch.float64)
     sums = ImageMeans()

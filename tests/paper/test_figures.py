@@ -29,13 +29,13 @@ from repsim.paper.run import Cast
 from repsim.tables import NUMBERS, TABLES, load_table
 
 SOME = ["1", "2", "3", "5", "7", "9", "12", "D.2", "E.2", "F.3"]
-"""One or more of each kind."""
+"""Figures of which there are one or more of each kind."""
 IMAGES = 16
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A small run of what the bundled networks allow."""
+    """A small run of the figures that the bundled networks allow."""
     out = tmp_path_factory.mktemp("figures")
     few = ["--images", str(IMAGES), "--batch-size", "8", "--out", str(out)]
     result = CliRunner().invoke(main, ["figures", *SOME, *few])
@@ -47,25 +47,25 @@ MINI = PRESETS["mini"]
 
 
 def players(number, roles=MINI):
-    """Who plays in a figure."""
+    """The networks that play the roles of a figure."""
     return FIGURES[number].players(roles.cases(FIGURES[number]))
 
 
 def test_every_figure_has_tables_numbers_a_record_and_pictures(run):
     out, _ = run
     for exhibit in map(FIGURES.__getitem__, SOME):
-        where = out / f"figure-{exhibit.number}"
-        names = {path.name for path in where.iterdir()}
+        folder = out / f"figure-{exhibit.number}"
+        names = {path.name for path in folder.iterdir()}
         assert {"run.json", f"figure-{exhibit.number}.png", f"figure-{exhibit.number}.pdf"} <= names
-        tables = [path for path in where.iterdir() if path.suffix == ".csv"]
+        tables = [path for path in folder.iterdir() if path.suffix == ".csv"]
         assert len(tables) >= 2 and all(list(load_table(path)) == TABLES[path.stem] for path in tables)
-        of = pd.read_csv(where / "numbers.csv")
-        assert list(of) == NUMBERS and of["value"].notna().all()
-        assert (of["low"].isna() | (of["low"] <= of["value"] + 1e-9)).all()
-        assert not of.duplicated(["key", "models"]).any()
-        for models, label in zip(of["models"].map(json.loads), of["label"]):
+        table = pd.read_csv(folder / "numbers.csv")
+        assert list(table) == NUMBERS and table["value"].notna().all()
+        assert (table["low"].isna() | (table["low"] <= table["value"] + 1e-9)).all()
+        assert not table.duplicated(["key", "models"]).any()
+        for models, label in zip(table["models"].map(json.loads), table["label"]):
             assert models and set(models) <= set(players(exhibit.number)), label
-        record = json.loads((where / "run.json").read_text())
+        record = json.loads((folder / "run.json").read_text())
         assert record["number"] == exhibit.number and record["preset"] == "mini"
 
 
@@ -75,9 +75,12 @@ def test_every_network_sees_every_image_once(run):
     # Receptive fields are gradients, and have passes of their own.
     swept = {name for number in SOME if not isinstance(FIGURES[number], Receptive) for name in players(number)}
     assert set(passes) == swept
-    for name, of in passes.items():
-        assert of["test"] == record["images"]["used"] == IMAGES, name
-        assert of.get("train", 0) in {0, *(each["training_images"]["used"] for each in record["protocol"]["probes"])}
+    for name, counts in passes.items():
+        assert counts["test"] == record["images"]["used"] == IMAGES, name
+        assert counts.get("train", 0) in {
+            0,
+            *(probe["training_images"]["used"] for probe in record["protocol"]["probes"]),
+        }
 
 
 def test_what_is_left_out_is_said():
@@ -101,8 +104,8 @@ def test_every_claim_has_its_number(run):
     for claim in CLAIMS:
         assert claim.figure in FIGURES
         if claim.figure in SOME:
-            of = pd.read_csv(run[0] / f"figure-{claim.figure}" / "numbers.csv")
-            assert claim.key in set(of["key"]), claim
+            table = pd.read_csv(run[0] / f"figure-{claim.figure}" / "numbers.csv")
+            assert claim.key in set(table["key"]), claim
 
 
 def test_claims_of_blocks_without_skips():
@@ -155,21 +158,21 @@ def test_bad_input():
 
 
 def test_numbers_of_receptive_fields_are_of_mean_maps(vit, resnet):
-    """Against the tables and maps of `receptive_fields`, and standard errors against leaving images out."""
+    """Numbers are those of the maps of `receptive_fields`, and standard errors those of leaving images out."""
     images = rs.ImageSet("sample", images=8)
     m = Measurements({"vit": vit, "resnet": resnet}.__getitem__, images, None, channels=2)
-    made = measure(FIGURES["6"], m, ("vit", "resnet"), [Compared("", "", 0, 1)])()
-    of = made.tables["numbers"].set_index(["key", "models"])
+    figure = measure(FIGURES["6"], m, ("vit", "resnet"), [Compared("", "", 0, 1)])()
+    rows = figure.tables["numbers"].set_index(["key", "models"])
     whole = [rs.receptive_fields(net, images, channels=2, batch_size=4) for net in (vit, resnet)]
     pd.testing.assert_frame_equal(
-        made.tables["receptive"], pd.concat([each.table for each in whole], ignore_index=True)
+        figure.tables["receptive"], pd.concat([fields.table for fields in whole], ignore_index=True)
     )
-    np.testing.assert_array_equal(made.arrays["vit_mini/stem"], whole[0].maps["stem"])
+    np.testing.assert_array_equal(figure.arrays["vit_mini/stem"], whole[0].maps["stem"])
 
     def lowest(table):
         return table["radius50_px"].iloc[: round(len(table) / 3)].mean()
 
-    row = of.loc["radius_lowest_third_difference", '["vit_mini", "resnet_mini"]']
+    row = rows.loc["radius_lowest_third_difference", '["vit_mini", "resnet_mini"]']
     assert row["value"] == pytest.approx(lowest(whole[0].table) - lowest(whole[1].table)) and row["df"] == 7
     rest = []
     for left in range(8):
@@ -184,12 +187,12 @@ def test_numbers_of_receptive_fields_are_of_mean_maps(vit, resnet):
         for branch in (False, True)
     ]
     assert branches.loc["own_patch_sum_minus_branch", "value"] == pytest.approx(share[0] - share[1])
-    assert len(FIGURES["6"].draw(made, "title").axes) >= 4
+    assert len(FIGURES["6"].draw(figure, "title").axes) >= 4
 
 
 def test_intervals():
     cases = {"batches": (0.5, 19), "draws": (0.5, 2), "no spread": (0.0, 19), "rounding": (1e-8, 19), "one": (0.5, 0)}
-    table = numbers([Number(what, ("a",), what, 1.0, *of) for what, of in cases.items()])
+    table = numbers([Number(name, ("a",), name, 1.0, *error) for name, error in cases.items()])
     half = (table["high"] - table["low"]) / 2
     assert half[0] == pytest.approx(0.5 * 2.0930, abs=1e-4) and half[1] == pytest.approx(0.5 * 4.3027, abs=1e-4)
     assert half[2:].isna().all() and table["df"].tolist() == [19, 2, 19, 19, 0]
@@ -212,7 +215,7 @@ def test_a_folder_without_training_images_leaves_probes_out(tmp_path, monkeypatc
     assert any(notice.startswith("figures 13, 11 are left out: probes need") for notice in said["notices"])
     assert "runs/figures-mini-random/figure-1/figure-1-random.png" in said["files"]
     record = json.loads((tmp_path / "runs/figures-mini-random/figure-1/run.json").read_text())
-    assert record["random"] and record["images"]["used"] == 16  # of val alone
+    assert record["random"] and record["images"]["used"] == 16  # the images of val alone
     claims = CliRunner().invoke(main, ["claims", "runs/figures-mini-random"])
     assert "(random weights)" in claims.output
 
@@ -242,7 +245,7 @@ NAMES = {
     "vit_mini_100pct_seed1": "with high layers, untouched",
     "vit_mini_3pct": 'a "quoted", b',
 }
-"""What users may call their networks; one begins as another, and one is a difference of others."""
+"""Names that users may give their networks; one begins as another does, and one is a difference of two others."""
 
 
 def test_names_of_networks_change_nothing_else(run, tmp_path):
@@ -250,15 +253,15 @@ def test_names_of_networks_change_nothing_else(run, tmp_path):
     networks = {old: dataclasses.replace(rs.load_model(old), name=new) for old, new in NAMES.items()}
     images, train = rs.ImageSet("sample", images=IMAGES), rs.ImageSet("sample", split="train")
     roles = dataclasses.replace(MINI.played_by(networks), bundled=False)
-    made = rs.paper.replicate(roles, images, train, chosen, batch_size=8)
-    made.save(tmp_path)
+    replication = rs.paper.replicate(roles, images, train, chosen, batch_size=8)
+    replication.save(tmp_path)
     for number in chosen:
-        found, expected = (load_figure(FIGURES[number], place).tables["numbers"] for place in (tmp_path, run[0]))
+        table, expected = (load_figure(FIGURES[number], place).tables["numbers"] for place in (tmp_path, run[0]))
         numbers = [column for column in NUMBERS if column not in ("models", "label")]
-        pd.testing.assert_frame_equal(found[numbers], expected[numbers], rtol=1e-9)
-        models = [[NAMES[name] for name in json.loads(each)] for each in expected["models"]]
-        assert found["models"].map(json.loads).tolist() == models
-        assert all(name in label for label, names in zip(found["label"], models) for name in names[:1])
+        pd.testing.assert_frame_equal(table[numbers], expected[numbers], rtol=1e-9)
+        models = [[NAMES[name] for name in json.loads(listed)] for listed in expected["models"]]
+        assert table["models"].map(json.loads).tolist() == models
+        assert all(name in label for label, names in zip(table["label"], models) for name in names[:1])
     assert all((tmp_path / f"figure-{number}" / f"figure-{number}.png").exists() for number in chosen)
     claims, expected = check(tmp_path), check(run[0])
     expected = expected[expected["claim"].isin(claims["claim"])].reset_index(drop=True)
@@ -280,7 +283,9 @@ def test_what_draws_reads_tables_alone():
     subprocess.run([sys.executable, "-c", code], check=True)
     for module in ("exhibits", "figures", "roles", "claims", "findings", "files"):
         tree = ast.parse((Path(rs.__file__).parent / "paper" / f"{module}.py").read_text())
-        inner = [node for of in ast.walk(tree) if isinstance(of, ast.FunctionDef) for node in ast.walk(of)]
+        inner = [
+            node for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)
+        ]
         assert not any(isinstance(node, ast.Import | ast.ImportFrom) for node in inner), module
 
 

@@ -1,4 +1,4 @@
-"""Numbers of figures against the jackknife from its definition: the same studies, without one batch after the other."""
+"""Numbers of figures have the jackknife of its definition: the same studies without one batch after another."""
 
 import numpy as np
 import pytest
@@ -26,14 +26,14 @@ def measured():
 
 
 def without(find):
-    """What is found of all images, and without each batch."""
+    """The numbers of all images, and the numbers without each batch."""
     batches = np.arange(len(IMAGES)).reshape(BATCHES, BATCH)
     rest = [IMAGES.only(np.delete(batches, k, 0).flatten()) for k in range(BATCHES)]
     return find(IMAGES), np.array([find(images) for images in rest])
 
 
 def same(row, whole, rest):
-    """The interval is that of the textbook: (g - 1)/g sum (theta_(-j) - mean)^2, and t with g - 1 degrees."""
+    """Check for the interval of the textbook: (g - 1)/g sum (theta_(-j) - mean)^2, and t with g - 1 degrees."""
     se = ((BATCHES - 1) / BATCHES * ((rest - rest.mean()) ** 2).sum()) ** 0.5
     assert row["value"] == pytest.approx(whole, rel=1e-5)
     assert row["high"] - row["value"] == pytest.approx(t.ppf(0.975, BATCHES - 1) * se, rel=1e-3)
@@ -62,7 +62,7 @@ def test_ratios_of_tokens(measured):
 def test_nearest_heads(measured):
     def find(images):
         tables = [rs.attention_distance(name, images, batch_size=BATCH).table for name in (VIT, "vit_mini_gap")]
-        low, high = ([of[of["block"] == block]["distance_px"].min() for of in tables] for block in (0, 11))
+        low, high = ([table[table["block"] == block]["distance_px"].min() for table in tables] for block in (0, 11))
         return np.array([low[0], low[0] / high[0], low[0] - low[1]])
 
     whole, rest = without(find)
@@ -93,7 +93,7 @@ def test_ranks_of_heads(measured):
         return mean.corr("spearman").iloc[0, 1]
 
     whole, rest = without(find)
-    of = measured["5"]
-    same(of.loc["rank_correlation", f'["{VIT}", "{RESNET}"]'], whole, rest)
-    p = of.loc["rank_correlation_p", f'["{VIT}", "{RESNET}"]']
+    rows = measured["5"]
+    same(rows.loc["rank_correlation", f'["{VIT}", "{RESNET}"]'], whole, rest)
+    p = rows.loc["rank_correlation_p", f'["{VIT}", "{RESNET}"]']
     assert 0 < p["value"] <= 1 and np.isnan(p["low"])

@@ -1,4 +1,4 @@
-"""The reference run in figures/: two of its figures made anew, and the scripts that make each."""
+"""The reference run in figures/ has every figure, each with its script, and two figures made anew are the same."""
 
 import ast
 import json
@@ -32,8 +32,8 @@ def test_a_figure_made_anew_has_the_same_tables(anew, number):
     tables = sorted(path.name for path in (REFERENCE / folder).glob("*.csv"))
     assert tables == sorted(path.name for path in (anew / folder).glob("*.csv")) and len(tables) > 1
     for name in tables:
-        found, kept = (pd.read_csv(place / folder / name) for place in (anew, REFERENCE))
-        pd.testing.assert_frame_equal(found, kept, rtol=1e-4, atol=1e-5)
+        fresh, kept = (pd.read_csv(place / folder / name) for place in (anew, REFERENCE))
+        pd.testing.assert_frame_equal(fresh, kept, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("number", FIGURES)

@@ -1,4 +1,4 @@
-"""A user's own networks in the roles of the paper: which figures they allow, and that numbers stay what they are."""
+"""A user's own networks in the roles of the paper allow their figures, and numbers stay what they are."""
 
 import json
 
@@ -45,10 +45,10 @@ def own():
 @pytest.fixture(scope="module")
 def tables(own):
     """Figure -> its tables."""
-    return {exhibit.number: made.tables for exhibit, made in own.made}
+    return {exhibit.number: figure.tables for exhibit, figure in own.made}
 
 
-# Who plays
+# The networks that play roles
 
 
 def test_mini_is_one_assignment_but_for_figures_of_half_the_steps():
@@ -67,8 +67,15 @@ def test_a_role_that_nobody_plays_is_named():
     said = cast.left_out.sentences()
     assert "figures 4, 12, F.1 are left out: no network has the role little" in said
     assert "figure 10 is left out: no network has the role gap" in said
-    made = {exhibit.number for exhibit in cast.exhibits}
-    assert {"1", "2", "3", "5", "6", "7", "9", "11", "13"} < made and not made & {"4", "8", "10", "12", "G.1", "H.1"}
+    possible = {exhibit.number for exhibit in cast.exhibits}
+    assert {"1", "2", "3", "5", "6", "7", "9", "11", "13"} < possible and not possible & {
+        "4",
+        "8",
+        "10",
+        "12",
+        "G.1",
+        "H.1",
+    }
     for number, role in (("4", "little"), ("G.1", "vit or tuned"), ("2", "cnn")):
         with pytest.raises(rs.UsageError, match=f"figure {number} cannot be made: no network has the role {role}"):
             Cast.of([FIGURES[number]], Roles.of({"mixer": "m"} if "or" in role else {"vit": VIT}))
@@ -89,7 +96,7 @@ def test_several_of_a_role():
     assert networks("3") == ("a", "b") and networks("9") == ("a", "b", "c", "d")
     assert networks("12") == (("a", "l"), ("a", "s"), ("b", "l"), ("b", "s"))
     compared = FIGURES["9"].compared(roles.cases(FIGURES["9"]))
-    assert [each[2:] for each in compared] == [(0, 2), (0, 3), (1, 2), (1, 3)]
+    assert [comparison[2:] for comparison in compared] == [(0, 2), (0, 3), (1, 2), (1, 3)]
     (first, *_) = FIGURES["13"].compared(roles.cases(FIGURES["13"]))
     assert first == Compared("accuracy_more_data", "accuracy, aggregated, middle third, more data, a - l", 0, 2)
 
@@ -117,27 +124,27 @@ def test_roles_find_the_numbers_of_the_preset(own, tmp_path):
     some = ["1", "2", "3", "5", "7", "9"]
     few = ["--images", IMAGES, "--batch-size", BATCH, "--quiet", "--out", tmp_path]
     repsim("figures", *some, *few)
-    for exhibit, made in own.made:
+    for exhibit, figure in own.made:
         if exhibit.number in some:
             place = tmp_path / f"figure-{exhibit.number}"
-            for name, table in made.tables.items():
+            for name, table in figure.tables.items():
                 pd.testing.assert_frame_equal(load_table(place / f"{name}.csv"), table, rtol=1e-9, check_dtype=False)
 
 
 def test_figures_are_what_the_separate_functions_give(own, tables):
-    how = {"batch_size": BATCH}
-    cka = rs.layer_cka([VIT, CNN], images(), **how).table
+    options = {"batch_size": BATCH}
+    cka = rs.layer_cka([VIT, CNN], images(), **options).table
     across = cka[(cka["model_a"] == VIT) & (cka["model_b"] == CNN)]
     within = cka[cka["model_a"] == cka["model_b"]]
-    localized = rs.token_localization([VIT, CNN], images(), **how).table
+    localized = rs.token_localization([VIT, CNN], images(), **options).table
     last = [part[part["index"] == part["index"].max()] for _, part in localized.groupby("model", sort=False)]
-    ratios = rs.residual_norms([VIT, CNN], images(), **how).table
+    ratios = rs.residual_norms([VIT, CNN], images(), **options).table
     expected = {
         ("1", "cka", "cka"): within["cka"],
         ("1", "cka", "se"): within["se"],
         ("2", "cka", "cka"): across["cka"],
-        ("3", "attention", "distance_px"): rs.attention_distance(VIT, images(), **how).table["distance_px"],
-        ("5", "heads", "cka"): rs.head_similarity([VIT, CNN], images(), **how).table["cka"],
+        ("3", "attention", "distance_px"): rs.attention_distance(VIT, images(), **options).table["distance_px"],
+        ("5", "heads", "cka"): rs.head_similarity([VIT, CNN], images(), **options).table["cka"],
         ("7", "residual", "ratio"): ratios["ratio"],
         ("E.2", "residual", "cos_output"): ratios["cos_output"],
         ("9", "localization", "cka"): pd.concat(last)["cka"],
@@ -151,32 +158,34 @@ def test_figures_are_what_the_separate_functions_give(own, tables):
 
 def test_checkpoints_are_compared_with_the_vit(tmp_path):
     roles = {"vit": VIT, "little": "vit_mini_3pct", "seed": "vit_mini_100pct_seed1", "tuned": "vit_mini_rotation"}
-    found = rs.paper.replicate(roles, images(), figures=["12", "G.1"], batch_size=BATCH)
-    made = {exhibit.number: of.tables["matched"] for exhibit, of in found.made}
-    others = ["vit_mini_3pct", "vit_mini_100pct_seed1"]
-    expected = rs.matched_cka([VIT, *others], images(), batch_size=BATCH).table
-    np.testing.assert_allclose(made["12"]["cka"], expected["cka"], atol=1e-9)
-    assert list(dict.fromkeys(made["12"]["model_b"])) == others and set(made["G.1"]["model_b"]) == {"vit_mini_rotation"}
-    assert found.claims["claim"].str.contains("Fine-tuning").sum() == 1 and len(found.claims) == 3
+    replication = rs.paper.replicate(roles, images(), figures=["12", "G.1"], batch_size=BATCH)
+    tables_made = {exhibit.number: figure.tables["matched"] for exhibit, figure in replication.made}
+    checkpoints = ["vit_mini_3pct", "vit_mini_100pct_seed1"]
+    expected = rs.matched_cka([VIT, *checkpoints], images(), batch_size=BATCH).table
+    np.testing.assert_allclose(tables_made["12"]["cka"], expected["cka"], atol=1e-9)
+    assert list(dict.fromkeys(tables_made["12"]["model_b"])) == checkpoints and set(tables_made["G.1"]["model_b"]) == {
+        "vit_mini_rotation"
+    }
+    assert replication.claims["claim"].str.contains("Fine-tuning").sum() == 1 and len(replication.claims) == 3
 
 
 def test_every_claim_is_checked_for_each_network():
-    found = rs.paper.replicate(
+    replication = rs.paper.replicate(
         {"vit": [VIT, "vit_mini_gap"], "cnn": CNN}, images(), figures=["1", "3", "9"], batch_size=BATCH
     )
-    sources = found.claims["source"]
+    sources = replication.claims["source"]
     for claimed in ("vit_mini - resnet_mini", "vit_mini_gap - resnet_mini"):
         assert sources.str.endswith(f"low with high layers, {claimed}").sum() == 1
         assert sources.str.endswith(f"own patch - rest, interior, {claimed}").sum() == 1
     assert sources.str.contains("Figure 3: nearest head, first / last block").sum() == 2
-    for exhibit, made in found.made:
-        assert not made.tables["numbers"].duplicated(["key", "models"]).any()
-        assert exhibit.draw(made, "title").axes
-    (within, *_) = (made.tables["cka"] for exhibit, made in found.made if exhibit.number == "1")
+    for exhibit, figure in replication.made:
+        assert not figure.tables["numbers"].duplicated(["key", "models"]).any()
+        assert exhibit.draw(figure, "title").axes
+    (within, *_) = (figure.tables["cka"] for exhibit, figure in replication.made if exhibit.number == "1")
     assert list(dict.fromkeys(within["model_a"])) == [VIT, CNN, "vit_mini_gap"]
 
 
-# What a network cannot give
+# Figures that a network cannot give
 
 
 def test_what_a_network_has_not_is_left_out_of_its_figure_only():
@@ -241,11 +250,11 @@ def test_the_plan_says_what_would_run_and_nothing_runs(tmp_path, monkeypatch):
     assert f"one pass of {IMAGES} images in batches of 4 with gradients" in said.stdout
     assert "to fit probes" in said.stdout and "MiB" in said.stdout
     planned = json.loads(repsim(*asked, *few, "--json", "--quiet").stdout)
-    assert [each["number"] for each in planned["figures"]] == ["1", "3", "6", "13"]
+    assert [entry["number"] for entry in planned["figures"]] == ["1", "3", "6", "13"]
     assert planned["roles"] == {"vit": [VIT], "cnn": [CNN]}
-    assert all(each["memory_bytes"] > 0 for each in planned["passes"])
+    assert all(entry["memory_bytes"] > 0 for entry in planned["passes"])
     assert not list(tmp_path.iterdir())
-    sizes = [each["images"] for each in planned["passes"] if each["networks"] == [VIT, CNN]]
+    sizes = [entry["images"] for entry in planned["passes"] if entry["networks"] == [VIT, CNN]]
     assert IMAGES in sizes
 
 
@@ -300,16 +309,16 @@ def test_bad_input(options, says):
 
 def test_it_goes_on_where_it_was(own, tables, tmp_path):
     some = ["1", "6"]
-    how = {"figures": some, "batch_size": BATCH, "channels": 2}
+    options = {"figures": some, "batch_size": BATCH, "channels": 2}
     again = interrupted(
-        tmp_path, lambda resume: rs.paper.replicate({"vit": VIT, "cnn": CNN}, images(), resume=resume, **how)
+        tmp_path, lambda resume: rs.paper.replicate({"vit": VIT, "cnn": CNN}, images(), resume=resume, **options)
     )
-    for exhibit, made in again.made:
-        for name, table in made.tables.items():
+    for exhibit, figure in again.made:
+        for name, table in figure.tables.items():
             assert table.to_csv() == tables[exhibit.number][name].to_csv(), (exhibit.number, name)
 
 
-# What was found
+# Findings
 
 
 def numbers(*rows):
@@ -317,7 +326,7 @@ def numbers(*rows):
 
 
 def test_findings_are_sentences_of_the_numbers():
-    found = {
+    measured = {
         "1": numbers(("low_with_high_difference", ("a", "b"), "", 0.034, 0.028, 0.04)),
         "3": numbers(("nearest_head_ratio", ("a",), "", 0.98, 0.97, 0.99)),
         "9": numbers(
@@ -325,7 +334,7 @@ def test_findings_are_sentences_of_the_numbers():
             ("own_minus_rest_difference", ("c", "b"), "", 0.1, -0.1, 0.3),
         ),
     }
-    table = findings(found)
+    table = findings(measured)
     assert len(table) == 6
     assert table["verdict"].tolist() == ["seen", "not measured", "not seen", "not measured", "not seen", "not measured"]
     uniform, global_, local, _, places, _ = table["found"]
@@ -341,18 +350,18 @@ def test_findings_are_sentences_of_the_numbers():
 
 
 def test_what_is_not_finite_is_told_as_no_number():
-    found = {
+    measured = {
         "7": numbers(("skip_over_branch_difference", ("a", "b"), "skip over branch, a - b", -np.inf, np.nan, np.nan))
     }
-    (told,) = findings(found).query("verdict != 'not measured'")["found"]
+    (told,) = findings(measured).query("verdict != 'not measured'")["found"]
     assert told == "No number is defined of Figure 7: skip over branch, a - b. 1 check: 1 undecided."
-    random = {figure: of._replace(random=True) for figure, of in found.items()}
+    random = {figure: rows._replace(random=True) for figure, rows in measured.items()}
     assert findings(random)["found"].str.endswith("1 undecided. Weights are random.").sum() == 1
 
 
 def test_claims_without_a_number_are_named():
-    found = {"7": numbers(("skip_over_branch_difference", ("a", "b"), "", 1.0, 0.9, 1.1))}
-    (said,) = unchecked(found)
+    measured = {"7": numbers(("skip_over_branch_difference", ("a", "b"), "", 1.0, 0.9, 1.1))}
+    (said,) = unchecked(measured)
     assert "CLS is carried more than other tokens in the first half (Figure 7)" in said and "Skips carry" not in said
     assert unchecked({"3": numbers(("nearest_head_ratio", ("a",), "", 0.4, 0.3, 0.5))}) == []
 
@@ -366,7 +375,9 @@ def test_a_case_holds_one_player_or_several():
 
 def draw(number, **tables):
     record = {"random": False, "preset": "own", "images": {"batches": 3}}
-    return FIGURES[number].draw(Made({name: pd.DataFrame(of) for name, of in tables.items()}, record=record), "title")
+    return FIGURES[number].draw(
+        Made({name: pd.DataFrame(rows) for name, rows in tables.items()}, record=record), "title"
+    )
 
 
 def test_each_reference_has_a_panel_of_its_own():
@@ -386,8 +397,8 @@ def test_receptive_fields_have_a_row_for_each_network():
     names = [(model, f"l{i}") for model in "abc" for i in range(9)]
     table = [(model, layer, i % 9, 0.5, 1.0, 0.1, 2.0, 0.1, 0.5, 0.1) for i, (model, layer) in enumerate(names)]
     maps = {f"{model}/{layer}": np.eye(4) for model, layer in names}
-    made = Made({"receptive": pd.DataFrame(table, columns=RECEPTIVE)}, maps)
-    figure = FIGURES["6"].draw(made, "title")
+    fields = Made({"receptive": pd.DataFrame(table, columns=RECEPTIVE)}, maps)
+    figure = FIGURES["6"].draw(fields, "title")
     assert figure.axes[0].get_gridspec().get_geometry() == (3, 6)
     assert [ax.get_title()[0] for ax in figure.axes] == [*"aaaaaabbbbbbcccccc"]
 
@@ -400,23 +411,25 @@ def test_ratios_of_networks_whose_blocks_share_no_tokens_are_curves():
         for token in range(4 - block)
     ]
     left, right = draw("E.1", residual=rows).axes
-    assert len(left.lines) == 2 and len(right.lines) == 1  # one is at ratio 1
+    assert len(left.lines) == 2 and len(right.lines) == 1  # one line is at ratio 1
 
 
 # Another training run
 
 
 def test_training_runs_are_a_component_of_their_own():
-    """The spread over runs is that of the same numbers made of each run; other networks' numbers have none."""
+    """The spread over training runs is that of numbers made of each run; numbers of other networks have no spread."""
     chosen, again = ["1", "3"], "vit_mini_100pct_seed1"
-    found = rs.paper.replicate({"vit": VIT, "cnn": CNN, "seed": again}, images(), figures=chosen, batch_size=BATCH)
+    replication = rs.paper.replicate(
+        {"vit": VIT, "cnn": CNN, "seed": again}, images(), figures=chosen, batch_size=BATCH
+    )
     other = rs.paper.replicate({"vit": again, "cnn": CNN}, images(), figures=chosen, batch_size=BATCH)
-    for row, of_run in zip(found.claims.itertuples(), other.claims.itertuples(), strict=True):
+    for row, of_run in zip(replication.claims.itertuples(), other.claims.itertuples(), strict=True):
         values = np.array([row.measured, of_run.measured])
         assert (row.seeds, of_run.seeds) == (2, 1) and np.isnan(of_run.sd_seeds)
         assert row.sd_seeds == pytest.approx(values.std(ddof=1))
         assert row.se == pytest.approx((row.high - row.low) / 2 / t.ppf(0.975, IMAGES // BATCH - 1))
-    tables = {exhibit.number: made.tables for exhibit, made in found.made}
+    tables = {exhibit.number: figure.tables for exhibit, figure in replication.made}
     of_cnn = tables["1"]["numbers"].set_index("models").loc[json.dumps([CNN])]
     assert of_cnn["seeds"] == 1 and np.isnan(of_cnn["sd_seeds"])
     assert set(tables["3"]["attention"]["model"]) == {VIT}  # pictures are of one run

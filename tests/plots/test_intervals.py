@@ -1,4 +1,4 @@
-"""Bars and bands on pictures: how wide they are, and that there is none where nothing is known."""
+"""Bars and bands on pictures have the right width, and there is none where no error is known."""
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ def bars(ax):
 
 
 def band(ax):
-    """Half of the widths of a band, by depth, and at which depths it has some."""
+    """Half of the width of a band, for each depth at which there is a band."""
     return {
         depth: np.ptp(part[part[:, 0] == depth, 1]) / 2
         for path in ax.collections[0].get_paths()
@@ -50,7 +50,7 @@ def test_similarities_have_students_intervals_over_batches(groups, quantile):
 def test_no_bar_and_no_band_where_nothing_is_known(nothing):
     rows = [("vit", "0 1", 5.0 + i, "resnet", "stem", 0, 0, 0.5, se) for i, se in enumerate([nothing, 0.02])]
     drawn = bars(rs.plots.head_similarity(pd.DataFrame(rows, columns=HEADS), groups=20))
-    assert [each for each in drawn if np.isfinite(each)] == pytest.approx([0.02 * 2.093024], rel=1e-5)
+    assert [half for half in drawn if np.isfinite(half)] == pytest.approx([0.02 * 2.093024], rel=1e-5)
     table = pd.DataFrame({"model": "vit", "depth": [0.0, 0.5, 1.0], "found": 1.0, "se": [nothing, 0.1, 0.1]})
     assert band(each_layer(table, groups=3)) == pytest.approx({0.5: 0.43027, 1.0: 0.43027}, rel=1e-4)
     assert band(each_layer(table, groups=1)) == {}
@@ -60,13 +60,13 @@ def test_probes_have_students_intervals_with_their_own_degrees_of_freedom():
     rows = [
         ("vit", f"blocks.{i}", i, i / 2, "cls", None, None, 10, 3, 0.5, 0.01, df) for i, df in enumerate([2, 2, 19])
     ]
-    found = band(rs.plots.probes(pd.DataFrame(rows, columns=PROBE_SUMMARY)).axes[0])
-    assert list(found.values()) == pytest.approx([0.043027, 0.043027, 0.0209302], rel=1e-4)
+    halves = band(rs.plots.probes(pd.DataFrame(rows, columns=PROBE_SUMMARY)).axes[0])
+    assert list(halves.values()) == pytest.approx([0.043027, 0.043027, 0.0209302], rel=1e-4)
 
 
 def test_a_result_knows_its_batches(vit, resnet, tmp_path):
-    found = rs.head_similarity([vit, resnet], rs.ImageSet(images=32), batch_size=8, layers="layer1.0")
-    assert found.record["images"]["batches"] == 4
-    ax = found.plot().axes[0]
-    half = 3.182446 * found.table.sort_values("distance_px")["cka_se"]
+    result = rs.head_similarity([vit, resnet], rs.ImageSet(images=32), batch_size=8, layers="layer1.0")
+    assert result.record["images"]["batches"] == 4
+    ax = result.plot().axes[0]
+    half = 3.182446 * result.table.sort_values("distance_px")["cka_se"]
     assert bars(ax) == pytest.approx(half.tolist(), rel=1e-5)

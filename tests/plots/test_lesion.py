@@ -1,3 +1,5 @@
+"""Pictures of lesions, read back from their axes."""
+
 import numpy as np
 import pandas as pd
 

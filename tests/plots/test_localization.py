@@ -10,7 +10,7 @@ from repsim.tables import LOCALIZATION, LOCALIZATION_SUMMARY
 
 
 def made_up(models: dict[str, int], side: int) -> pd.DataFrame:
-    """CKA is 0.01 * token + 0.001 * patch, tokens standing at twice the patch's row and column plus one."""
+    """A table of CKA 0.01 * token + 0.001 * patch, with tokens at twice the patch's row and column plus one."""
     rows = [
         (model, f"blocks.{i}", i, i / (layers - 1), 2 * r + 1, 2 * c + 1, *divmod(patch, side), value, 0.01, 0)
         for model, layers in models.items()
@@ -76,10 +76,10 @@ def test_bad_choices():
 
 def test_summary_has_a_panel_per_place_and_a_line_per_model():
     rows = [
-        (model, f"blocks.{i}", i, i / 3, where, 0.1 * i - shift, 0.02)
+        (model, f"blocks.{i}", i, i / 3, place, 0.1 * i - shift, 0.02)
         for model, shift in (("vit", 0), ("resnet", 0.2))
         for i in range(4)
-        for where in ("interior", "edge", "corner")
+        for place in ("interior", "edge", "corner")
     ]
     axes = rs.plots.localization_summary(pd.DataFrame(rows, columns=LOCALIZATION_SUMMARY)).axes
     assert [ax.get_title() for ax in axes] == ["interior tokens", "edge tokens", "corner tokens"]

@@ -96,7 +96,7 @@ def test_the_picture_says_its_images():
 
 
 def made_up_result():
-    """It has no record."""
+    """A result without a record."""
     return rs.Result("cka", made_up({"vit": 4}))
 
 

@@ -1,4 +1,4 @@
-"""Names are text: whatever a network or a layer is called, its table is read and its picture says just that."""
+"""Names are text: a network or a layer of any name is read from its table, and its picture shows just that name."""
 
 from itertools import product
 
@@ -16,32 +16,32 @@ from repsim.plots.sensitivity import sensitivity
 from repsim.plots.style import Figure, legend, note, shortened, tick_names, undrawn
 
 NAMES = [
-    *("0.10", "0.1", "NA", "null", "nan", "1e5", "True", "007"),  # what pandas takes for numbers, or for nothing
-    *("_x", "__", "$a", "$x_1$", "$\\frac$", "\\alpha", "100 %", "%s", "{x}", "^"),  # what matplotlib reads as markup
-    *("<b>", "&amp;", "a,b", 'a "q"', "it's", " a ", "two\nlines", "a\r", "=1+1", "#"),  # what CSV and HTML do
+    *("0.10", "0.1", "NA", "null", "nan", "1e5", "True", "007"),  # pandas takes these for numbers, or for missing
+    *("_x", "__", "$a", "$x_1$", "$\\frac$", "\\alpha", "100 %", "%s", "{x}", "^"),  # matplotlib reads these as markup
+    *("<b>", "&amp;", "a,b", 'a "q"', "it's", " a ", "two\nlines", "a\r", "=1+1", "#"),  # CSV and HTML do
     *("Ünïcode", "a\tb", "-", "."),
 ]
 LONG = "".join(map(str, range(1000)))
 
 
 def rows(columns: list[str], names: list[dict]) -> pd.DataFrame:
-    """A table of these names and places; all other columns hold some number."""
+    """A table of these names and places; all other columns hold the number 0.5."""
     table = pd.DataFrame(names)
     return table.assign(**{column: 0.5 for column in columns if column not in table})[columns]
 
 
 def similarity(models, layers):
     places = list(enumerate(layers))
-    of = [
+    pairs = [
         {"model_a": a, "layer_a": p, "index_a": i, "model_b": b, "layer_b": q, "index_b": j}
         for a, b, (i, p), (j, q) in product(models, models, places, places)
     ]
-    return rows(tables.SIMILARITY, of).assign(kind_a="block", kind_b="block")
+    return rows(tables.SIMILARITY, pairs).assign(kind_a="block", kind_b="block")
 
 
 def over_layers(columns, models, layers, **more):
-    of = [{"model": m, "layer": x, "index": i, "depth": i / 3} for m, (i, x) in product(models, enumerate(layers))]
-    return rows(columns, [{**each, **more} for each in of])
+    entries = [{"model": m, "layer": x, "index": i, "depth": i / 3} for m, (i, x) in product(models, enumerate(layers))]
+    return rows(columns, [{**entry, **more} for entry in entries])
 
 
 def attention(models, layers):
@@ -59,37 +59,37 @@ def heads(models, layers):
 
 
 def matched(models, layers):
-    of = [{"model_a": "ref", "model_b": m, "layer": x, "index": i} for m in models for i, x in enumerate(layers)]
-    return rows(tables.MATCHED, of)
+    entries = [{"model_a": "ref", "model_b": m, "layer": x, "index": i} for m in models for i, x in enumerate(layers)]
+    return rows(tables.MATCHED, entries)
 
 
 def residual(models, layers):
-    of = [
+    entries = [
         {"model": m, "layer": f"b.{b}", "depth": b, "block": b, "sublayer": s, "token": t}
         for m, s, b, t in product(models, layers, range(2), ["cls", "0", "1"])
     ]
-    return rows(tables.RESIDUAL, of)
+    return rows(tables.RESIDUAL, entries)
 
 
 def lesion(models, layers):
     kinds = [("nothing", -1), *((kind, b) for kind in layers for b in range(2))]
-    of = [{"model": models[0], "removed": kind, "block": b, "layer": x} for kind, b in kinds for x in layers]
-    return rows(tables.LESION, of)
+    entries = [{"model": models[0], "removed": kind, "block": b, "layer": x} for kind, b in kinds for x in layers]
+    return rows(tables.LESION, entries)
 
 
 def single_tokens(models, layers):
-    made = [
+    parts = [
         over_layers(tables.PROBE, models, layers, token_row=r, token_col=c, seed=0) for r in range(2) for c in range(2)
     ]
-    return pd.concat(made).assign(aggregation="token", shots="10")
+    return pd.concat(parts).assign(aggregation="token", shots="10")
 
 
 def localization(models, layers):
-    of = [
+    entries = [
         {"model": m, "layer": x, "token_row": r, "token_col": c, "patch_row": p, "patch_col": q}
         for m, x, r, c, p, q in product(models, layers, *[range(2)] * 4)
     ]
-    return rows(tables.LOCALIZATION, of)
+    return rows(tables.LOCALIZATION, entries)
 
 
 def receptive_fields(table):
@@ -125,17 +125,17 @@ PICTURES = {
     "cosines": (residual, plots.cosines, both),
     "lesion": (lesion, plots.lesion, lambda models, layers: [models[0], *layers]),
     "probes": (
-        lambda *of: over_layers(tables.PROBE_SUMMARY, *of, aggregation="cls", shots="10"),
+        lambda *names: over_layers(tables.PROBE_SUMMARY, *names, aggregation="cls", shots="10"),
         plots.probes,
         alone,
     ),
     "compared": (
-        lambda *of: over_layers(tables.PROBE_SUMMARY, *of, aggregation="cls", shots="10"),
+        lambda *names: over_layers(tables.PROBE_SUMMARY, *names, aggregation="cls", shots="10"),
         plots.compared,
         alone,
     ),
     "probe_tokens": (single_tokens, plots.probe_tokens, both),
-    "neighbours": (lambda *of: over_layers(tables.NEIGHBOURS, *of, aggregation="cls"), plots.neighbours, alone),
+    "neighbours": (lambda *names: over_layers(tables.NEIGHBOURS, *names, aggregation="cls"), plots.neighbours, alone),
     "receptive_fields": (
         lambda models, layers: over_layers(tables.RECEPTIVE, models[:1], layers),
         receptive_fields,
@@ -143,7 +143,7 @@ PICTURES = {
     ),
     "localization": (localization, plots.localization, last),
     "localization_summary": (
-        lambda *of: over_layers(tables.LOCALIZATION_SUMMARY, *of, where="edge"),
+        lambda *names: over_layers(tables.LOCALIZATION_SUMMARY, *names, where="edge"),
         plots.localization_summary,
         alone,
     ),
@@ -161,7 +161,7 @@ def test_every_picture_of_a_table_is_tried():
 
 @pytest.mark.parametrize("picture", PICTURES)
 def test_names_are_written_as_they_are(picture, tmp_path):
-    """Through the file of the table, as a redrawn picture has them."""
+    """A picture of a table that was read from its file, as for redrawing, shows each name as it is."""
     make, draw, shown = PICTURES[picture]
     for i in range(0, len(NAMES), 4):
         models, layers = [NAMES[i], NAMES[(i + 5) % len(NAMES)]], [NAMES[(i + j) % len(NAMES)] for j in (0, 1, 2, 3)]
@@ -169,9 +169,9 @@ def test_names_are_written_as_they_are(picture, tmp_path):
         drawn = draw(tables.load_table(tmp_path / "t.csv"))
         texts = written(getattr(drawn, "figure", drawn))
         for name in shown(models, layers):
-            of = [text for text in texts if name in text.get_text()]
-            assert of, (name, [text.get_text() for text in texts])
-            assert not any(text.get_parse_math() or text.get_usetex() for text in of if "$" in name or "_" in name)
+            holding = [text for text in texts if name in text.get_text()]
+            assert holding, (name, [text.get_text() for text in texts])
+            assert not any(text.get_parse_math() or text.get_usetex() for text in holding if "$" in name or "_" in name)
 
 
 def test_ticks_and_legends_hold_each_name_once_and_whole():
@@ -183,7 +183,7 @@ def test_ticks_and_legends_hold_each_name_once_and_whole():
 
 
 def test_names_that_are_no_text_are_refused():
-    """pandas, left to guess, has read 0.10 as 0.1: the picture would be called after another layer."""
+    """A number is refused as a name: if pandas has read 0.10 as 0.1, the picture would name another layer."""
     for name in (0.1, np.nan, 100000, True, None):
         for picture, (make, draw, _) in PICTURES.items():
             if picture != "residual":
@@ -221,7 +221,7 @@ def test_characters_that_the_font_lacks_are_told():
     figure.draw_without_rendering()
 
 
-# Where titles come to stand
+# The places of titles
 
 NETWORKS = [
     "hf:facebook/dinov2-with-registers-small:Dinov2Model@my_checkpoint_final_v2",
@@ -229,7 +229,7 @@ NETWORKS = [
 ]
 RECORD = {"images": {"used": 5000, "data": "/data/of/mine/" + "a_rather_long_folder/" * 4, "split": "val"}}
 SLACK = 2
-"""Pixels of 100 per inch by which boxes may overlap, which hold room above and below their letters."""
+"""Pixels, 100 per inch, by which boxes may overlap, as boxes hold room above and below their letters."""
 
 
 def compared(models):
@@ -281,16 +281,16 @@ ALL = {**{name: of_table(name) for name in PICTURES}, **MORE}
 
 
 def boxes(figure):
-    """(text, box) of each title, label and entry of a legend on a figure as it is drawn, and (panel or bar, box)."""
+    """(text, box) of each title, label and legend entry of a drawn figure, and (axes, box) of each panel and bar."""
     canvas = FigureCanvasAgg(figure)
-    for _ in range(2):  # as matplotlib does before it saves: a layout takes two rounds
+    for _ in range(2):  # a layout takes two rounds, as matplotlib runs before it saves
         figure.draw_without_rendering()
     renderer = canvas.get_renderer()
     parts, axes = [figure, *figure.subfigs], [ax for ax in figure.axes if ax.get_visible()]
     texts = [text for part in parts for text in (part._suptitle, part._supxlabel) if text is not None]
     texts += [text for ax in axes for text in (ax.title, *ax.texts)]
     texts += [axis.label for ax in axes if ax.axison for axis in (ax.xaxis, ax.yaxis)]
-    texts += [text for part in parts for each in part.legends for text in each.get_texts()]
+    texts += [text for part in parts for entries in part.legends for text in entries.get_texts()]
     written = [(text, text.get_window_extent(renderer)) for text in texts if text.get_text()]
     return written, [(ax, ax.get_window_extent(renderer)) for ax in axes]
 

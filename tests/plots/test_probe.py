@@ -1,4 +1,4 @@
-"""Pictures of probes: what stands on their axes."""
+"""Pictures of probes, read back from their axes."""
 
 import numpy as np
 import pandas as pd
@@ -19,8 +19,8 @@ def summary(*aggregations, model="vit", shots=10):
 
 def tokens(shots=(10,)):
     rows = [
-        ("vit", f"blocks.{i}", i, i / 2, "token", row, column, each, seed, 1.0, (row + i) / 10 + seed / 100)
-        for each in shots
+        ("vit", f"blocks.{i}", i, i / 2, "token", row, column, count, seed, 1.0, (row + i) / 10 + seed / 100)
+        for count in shots
         for seed in (0, 1)
         for i in range(3)
         for row in range(2)

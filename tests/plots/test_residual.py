@@ -1,3 +1,5 @@
+"""Pictures of norm ratios and cosines, read back from their axes."""
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +9,7 @@ from repsim.tables import RESIDUAL
 
 
 def made_up(model: str, sublayers: list[str], tokens: list[list[str]]) -> pd.DataFrame:
-    """One row per block, sublayer and token; the ratio is 1 + block + token's place / 100."""
+    """A table with a row per block, sublayer and token; the ratio is 1 + block + the token's place / 100."""
     rows = [
         (model, f"b.{b}", b / (len(tokens) - 1), b, sublayer, token, 1 + b + place / 100, 0.1, 1.0, 0.9, 0.1, 1.0, 1.0)
         for b, names in enumerate(tokens)

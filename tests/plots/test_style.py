@@ -1,4 +1,4 @@
-"""What all pictures share."""
+"""The style that all pictures share."""
 
 from repsim.plots.style import Figure, entitle, look
 

@@ -92,7 +92,7 @@ def test_windows_reach_no_further_than_a_window():
 
 
 def test_twins_at_its_own_size():
-    """Windows of 7 x 7 cells of 4 px, then all queries against keys pooled to 7 x 7."""
+    """Heads reach as far as windows of 7 x 7 cells of 4 px allow, and then as far as keys pooled to 7 x 7."""
     network = rs.load_model("twins_svt_small", weights="random", depths=(1, 2, 1, 1))
     reach = table_of(network, 4).groupby("block").distance_px.mean()
     assert reach[0] == pytest.approx(14.4, abs=1) and reach[2] == pytest.approx(115.5, abs=5)
@@ -113,10 +113,10 @@ def test_standard_errors_over_images(vit):
     from repsim.measures.attention import distances, grid_positions, head_statistics
 
     positions = grid_positions(7, 7, 4)
-    each = head_statistics(seen[0][:, :, 0, 1:, 1:], distances(positions, positions)).distance_px
+    per_image = head_statistics(seen[0][:, :, 0, 1:, 1:], distances(positions, positions)).distance_px
     block = table[table.block == 3]
-    assert block.distance_px.to_numpy() == pytest.approx(each.mean(0).numpy(), abs=1e-4)
-    assert block.distance_px_se.to_numpy() == pytest.approx((each.std(0) / 8).numpy(), rel=1e-3)
+    assert block.distance_px.to_numpy() == pytest.approx(per_image.mean(0).numpy(), abs=1e-4)
+    assert block.distance_px_se.to_numpy() == pytest.approx((per_image.std(0) / 8).numpy(), rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mixer", "convnext"])

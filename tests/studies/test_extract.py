@@ -1,4 +1,4 @@
-"""Features as files: what is in them, after a kill, of several processes, without broken images, on a full disk."""
+"""Features in files are the activations of the images, also after a kill, or from several processes."""
 
 import filecmp
 import json
@@ -39,10 +39,10 @@ FEW = [
 
 
 def repsim(*arguments):
-    found = CliRunner().invoke(main, [str(each) for each in arguments])
-    if found.exception is not None and not isinstance(found.exception, SystemExit):
-        raise found.exception
-    return found
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
 
 
 def files_of(folder: Path) -> list[str]:
@@ -50,7 +50,7 @@ def files_of(folder: Path) -> list[str]:
 
 
 def same_files(one: Path, other: Path) -> None:
-    """Features and their index are the same to the byte."""
+    """Check that features and their index are the same to the byte."""
     assert files_of(one) == files_of(other)
     arrays = [name for name in files_of(one) if name != "run.json"]
     assert len(arrays) > 1
@@ -66,7 +66,7 @@ def activations(network, images, layer):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Twenty images in three folders, two of them in folders inside; three are broken."""
+    """Twenty images of three classes, two of which have their images one folder deeper; three images are broken."""
     rng, root = np.random.default_rng(0), tmp_path_factory.mktemp("images")
     for number in range(20):
         path = root / ("cat", "dog/big", "Kuh/böse")[number % 3] / f"{number:02d}.jpg"
@@ -77,7 +77,7 @@ def folder(tmp_path_factory):
     return root
 
 
-# What is in the files
+# The content of the files
 
 
 def test_rows_are_activations_in_the_order_of_the_choice(vit, tmp_path):
@@ -88,14 +88,14 @@ def test_rows_are_activations_in_the_order_of_the_choice(vit, tmp_path):
         "layers/vit_mini--norm.npy",
         "run.json",
     ]
-    array = np.load(tmp_path / "layers/vit_mini--blocks.3.npy")  # as anybody reads it
+    array = np.load(tmp_path / "layers/vit_mini--blocks.3.npy")  # as any other program reads it
     assert array.dtype == np.float32 and np.allclose(array, activations(vit, IMAGES, "blocks.3"), atol=1e-5)
     assert features.ids == tuple(IMAGES.ids) and isinstance(features.layers["norm"], np.memmap)
     index = json.loads((tmp_path / "features.json").read_text())
     assert index["images"]["labels"] == IMAGES.labels.tolist() and index["images"]["data"] == "sample"
     (network,) = index["networks"]
     assert network["weights_sha256"] == vit.weights_sha256
-    assert [(each["layer"], each["shape"], each["tokens"]) for each in network["layers"]] == [
+    assert [(layer["layer"], layer["shape"], layer["tokens"]) for layer in network["layers"]] == [
         ("blocks.3", [54, 50, 96], "all"), ("norm", [54, 50, 96], "all")
     ]  # fmt: skip
     record = json.loads((tmp_path / "run.json").read_text())
@@ -140,7 +140,7 @@ def test_float16_is_rounded_and_says_so(vit, tmp_path):
 
 
 class Large(nn.Module):
-    """Its second part makes numbers that float16 does not hold."""
+    """A network whose second part makes numbers that float16 does not hold."""
 
     def __init__(self, factor):
         super().__init__()
@@ -172,14 +172,14 @@ def test_what_float16_does_not_hold_is_refused(tmp_path):
 
 def test_names_that_no_disk_takes():
     taken = set()
-    names = [named(*each, taken) for each in (("a/b:c", "x y"), ("a-b-c", "x-y"), ("A-b-c", "X-y"), ("é", "ü" * 300))]
+    names = [named(*pair, taken) for pair in (("a/b:c", "x y"), ("a-b-c", "x-y"), ("A-b-c", "X-y"), ("é", "ü" * 300))]
     assert names[:3] == ["layers/a-b-c--x-y.npy", "layers/a-b-c--x-y~2.npy", "layers/A-b-c--X-y~3.npy"]
     assert names[3].isascii() and len(names[3]) < 230
 
 
 def test_two_networks_of_one_name(vit, tmp_path):
-    found = rs.extract_features([vit, vit], IMAGES, tmp_path, layers=["blocks.0"])
-    assert list(found) == ["vit_mini#1", "vit_mini#2"] and len(files_of(tmp_path / "layers")) == 2
+    features = rs.extract_features([vit, vit], IMAGES, tmp_path, layers=["blocks.0"])
+    assert list(features) == ["vit_mini#1", "vit_mini#2"] and len(files_of(tmp_path / "layers")) == 2
     assert rs.load_features(tmp_path, model="vit_mini#2", name="mine").name == "mine"
     with pytest.raises(rs.UsageError, match="holds features of vit_mini#1, vit_mini#2; choose one"):
         rs.load_features(tmp_path)
@@ -191,7 +191,7 @@ def test_two_networks_of_one_name(vit, tmp_path):
 
 
 class Shown(Extraction):
-    """The study, whose result is what stands in its files."""
+    """The study, with the content of its files as its result."""
 
     def result(self, counts):
         self.writing.close()
@@ -209,12 +209,12 @@ def test_it_writes_the_same_in_all_ways(vit, tmp_path):
     images = IMAGES.only(np.arange(48))  # whole batches
     writing = Writing(tmp_path, tmp_path / "rows", [File(vit, layer, layer.shape, np.dtype("<f4"), "layers/x.npy")], 48)
     writing.begin(again=False)
-    found = check_study(Shown([vit], [[layer]], writing), images)
-    assert found.table["position"].tolist() == list(range(48))
-    assert np.allclose(found.arrays["rows"]["rows"], activations(vit, images, "blocks.2"), atol=1e-5)
+    result = check_study(Shown([vit], [[layer]], writing), images)
+    assert result.table["position"].tolist() == list(range(48))
+    assert np.allclose(result.arrays["rows"]["rows"], activations(vit, images, "blocks.2"), atol=1e-5)
 
 
-# Stopped, shared, broken
+# Runs that are stopped, shared, or given broken images
 
 
 KILL = """
@@ -261,7 +261,14 @@ def test_killed_and_resumed_it_writes_the_same_bytes(server, tmp_path):
     under_way = tmp_path / "killed" / ".repsim-resume"
     assert {"rows-0.filling", "about.json", "pass-0-of-1-0.pt"} <= set(os.listdir(under_way))
     assert run(server, 1, arguments, COUNT.format(file=str(tmp_path / "batches"))) == [0]
-    assert (tmp_path / "batches").read_text().split() == ["0", "2", "3", "4", "5", "6"]  # the first to know it again
+    assert (tmp_path / "batches").read_text().split() == [
+        "0",
+        "2",
+        "3",
+        "4",
+        "5",
+        "6",
+    ]  # batch 0 runs again for its check
     same_files(tmp_path / "whole", tmp_path / "killed")
 
 
@@ -311,7 +318,7 @@ def test_broken_images_have_no_rows(count, server, folder, tmp_path):
     assert len(features) == 17 and not set(features.ids) & {"cat/03.jpg", "Kuh/böse/08.jpg", "dog/big/19.jpg"}
     assert (tmp_path / "out/layers/vit_mini--blocks.2.npy").stat().st_size == 128 + 17 * 50 * 96 * 4
     images = rs.ImageSet(folder)
-    good = images.only(np.flatnonzero([each in features.ids for each in images.ids]))
+    good = images.only(np.flatnonzero([name in features.ids for name in images.ids]))
     assert list(features.ids) == good.ids
     expected = activations(rs.load_model("vit_mini"), good, "blocks.2")
     assert np.allclose(features.layers["blocks.2"], expected, atol=1e-5)
@@ -327,8 +334,8 @@ def test_a_disk_without_room_is_refused_in_one_line(vit, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 10, 2**20))
     with pytest.raises(rs.UsageError, match=r"take 3 MiB, and 1 MiB are free on the disk of .*; take fewer layers"):
         rs.extract_features(vit, IMAGES, tmp_path / "a", layers=["blocks.0", "blocks.1", "blocks.2"])
-    found = repsim("extract", *FEW, "--out", tmp_path / "b")
-    assert found.exit_code == 2 and len([line for line in found.output.splitlines() if "Error" in line]) == 1
+    result = repsim("extract", *FEW, "--out", tmp_path / "b")
+    assert result.exit_code == 2 and len([line for line in result.output.splitlines() if "Error" in line]) == 1
     assert files_of(tmp_path) == []
 
 
@@ -419,8 +426,8 @@ def test_probes_of_features_of_two_runs(tmp_path, monkeypatch):
         ]
         assert repsim("extract", *given, "--out", split).exit_code == 0
     few = ["--images", "100", "--train-images", "300", "--shots", "3", "--seeds", "1", "--neighbours", "40"]
-    found = repsim("probe", "--features", "mine=test", "--features", "mine=train", *few)
-    assert found.exit_code == 0, found.output
+    result = repsim("probe", "--features", "mine=test", "--features", "mine=train", *few)
+    assert result.exit_code == 0, result.output
     table = pd.read_csv("runs/probe-mine/probe_summary.csv")
     assert list(table.model) == ["mine"] and list(table.aggregation) == ["cls"]
     assert repsim("probe", "--model", "vit_mini", "--layers", "blocks.11", "--no-tokens", *few).exit_code == 0

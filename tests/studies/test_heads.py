@@ -1,4 +1,4 @@
-"""Subsets of heads, from single heads' HSICs, against CKA of what they concatenate to."""
+"""Subsets of heads, computed from HSICs of single heads, have the CKA of their concatenated outputs."""
 
 import numpy as np
 import pytest
@@ -15,8 +15,8 @@ from repsim.tables import HEAD_CORRELATION, HEADS
 def test_windows_equal_cka_of_concatenated_outputs(name, window):
     a, b = FAMILIES[name].load(), FAMILIES["resnet18"].load()
     images = noise(a, 16)
-    found = rs.head_similarity([a, b], images, window=window, batch_size=16)
-    assert list(found.table.columns) == HEADS and list(found.correlation.columns) == HEAD_CORRELATION
+    result = rs.head_similarity([a, b], images, window=window, batch_size=16)
+    assert list(result.table.columns) == HEADS and list(result.correlation.columns) == HEAD_CORRELATION
     attention, _ = head_layer(a)
     path, count = attention.path, len(attention.order)
     order = torch.from_numpy(rs.ImageSet(images).chosen)
@@ -26,39 +26,39 @@ def test_windows_equal_cka_of_concatenated_outputs(name, window):
         a.module(images[order])
         b.module(images[order])
     handle.remove()
-    each = outputs[0].unflatten(-1, (count, -1))
-    rows = found.table[found.table.layer_b == "layer1.0"]
+    by_head = outputs[0].unflatten(-1, (count, -1))
+    rows = result.table[result.table.layer_b == "layer1.0"]
     assert len(rows) == count - window + 1
     for row in rows.itertuples():
         heads = [int(head) for head in row.heads.split()]
-        assert row.cka == pytest.approx(rs.cka(each[..., heads, :], seen["layer1.0"]), abs=1e-5)
+        assert row.cka == pytest.approx(rs.cka(by_head[..., heads, :], seen["layer1.0"]), abs=1e-5)
     assert rows.distance_px.is_monotonic_increasing
 
 
 def test_the_bundled_networks(vit, resnet):
-    found = rs.head_similarity([vit, resnet], rs.ImageSet(images=256), batch_size=64)
-    assert set(found.table.layer_b) == {"layer1.0", "layer1.1", "layer1.2", "layer2.0", "layer2.1"}
+    result = rs.head_similarity([vit, resnet], rs.ImageSet(images=256), batch_size=64)
+    assert set(result.table.layer_b) == {"layer1.0", "layer1.1", "layer1.2", "layer2.0", "layer2.1"}
     distances = rs.attention_distance(vit, rs.ImageSet(images=256), batch_size=64).table
     first = distances[distances.block == 0].set_index("head").distance_px
-    for row in found.table.itertuples():
+    for row in result.table.itertuples():
         assert row.distance_px == pytest.approx(first[[int(h) for h in row.heads.split()]].mean())
 
 
 def test_the_correlation_is_that_of_the_windows(vit, resnet):
-    found = rs.head_similarity([vit, resnet], rs.ImageSet(images=512), batch_size=32)
-    for row in found.correlation.itertuples():
-        part = found.table[found.table.layer_b == row.layer_b]
+    result = rs.head_similarity([vit, resnet], rs.ImageSet(images=512), batch_size=32)
+    for row in result.correlation.itertuples():
+        part = result.table[result.table.layer_b == row.layer_b]
         assert row.spearman == pytest.approx(spearmanr(part.distance_px, part.cka).statistic)
         assert np.isnan(row.low) or row.low < row.spearman < row.high
         assert 0 < row.p_permuted <= 1
-    assert found.record["protocol"]["permutation_seed"] == 0
+    assert result.record["protocol"]["permutation_seed"] == 0
 
 
 def test_one_batch_has_no_interval_and_one_window_no_correlation(vit, resnet):
-    found = rs.head_similarity([vit, resnet], rs.ImageSet(images=16), batch_size=16).correlation
-    assert found[["low", "high"]].isna().all(axis=None) and found[["spearman", "p_permuted"]].notna().all(axis=None)
-    found = rs.head_similarity([vit, resnet], rs.ImageSet(images=16), window=8, batch_size=8).correlation
-    assert found[["spearman", "low", "high", "p_permuted"]].isna().all(axis=None)
+    table = rs.head_similarity([vit, resnet], rs.ImageSet(images=16), batch_size=16).correlation
+    assert table[["low", "high"]].isna().all(axis=None) and table[["spearman", "p_permuted"]].notna().all(axis=None)
+    table = rs.head_similarity([vit, resnet], rs.ImageSet(images=16), window=8, batch_size=8).correlation
+    assert table[["spearman", "low", "high", "p_permuted"]].isna().all(axis=None)
 
 
 def test_bad_calls(vit, resnet):

@@ -1,4 +1,4 @@
-"""Lesions against networks that are built without what was removed."""
+"""Lesions have the numbers of networks that are built without the part that was removed."""
 
 import numpy as np
 import pytest
@@ -71,7 +71,7 @@ def drop(part):
     ],
 )
 def test_a_lesion_is_the_network_without_it(vit, removed, kind, change):
-    """Outputs, and CKA at each later layer, against a network that is really built so."""
+    """A lesion has the outputs, and the CKA at each later layer, of a network that is built without the part."""
     images = rs.ImageSet("sample", **SAMPLE)
     table = rs.lesions(vit, images, remove=[kind], blocks=[5], batch_size=32).table
     rows = table[table.removed == removed].set_index("layer")

@@ -1,4 +1,4 @@
-"""Localization of tokens against one CKA per pair of saved activations, and of networks that must or cannot have it."""
+"""Localization of tokens equals one CKA per pair of activations, and holds for networks that must or cannot have it."""
 
 import numpy as np
 import pandas as pd
@@ -49,16 +49,18 @@ def test_every_pair_equals_a_cka_of_its_own(family, layers, grid):
     result = rs.token_localization(network, images, layers=layers, batch_size=8)
     table = result.table
     assert list(table.columns) == LOCALIZATION and result.protocol["patch_grids"] == {network.name: grid}
-    found = {layer.name: layer for layer in rs.find_layers(network, layers)}
+    by_name = {layer.name: layer for layer in rs.find_layers(network, layers)}
     with torch.no_grad(), rs.capture(network, layers) as seen:
         network.module(chosen(images))
-    assert set(table.layer) == set(found)
-    for name, layer in found.items():
+    assert set(table.layer) == set(by_name)
+    for name, layer in by_name.items():
         part = table[table.layer == name]
         assert len(part) == (grid[0] * grid[1]) ** 2 and (part.depth == layer.depth).all()
         columns = grid_of(layer, network)[1]
-        at = part[["token_row", "token_col"]].drop_duplicates()
-        tokens = layer.tokens(seen[name])[:, layer.prefix :][:, (at.token_row * columns + at.token_col).tolist()]
+        places = part[["token_row", "token_col"]].drop_duplicates()
+        tokens = layer.tokens(seen[name])[:, layer.prefix :][
+            :, (places.token_row * columns + places.token_col).tolist()
+        ]
         expected = one_by_one(tokens, cut(chosen(images), grid), 8)
         assert maps(part) == pytest.approx(expected, abs=1e-5), name
 
@@ -66,15 +68,15 @@ def test_every_pair_equals_a_cka_of_its_own(family, layers, grid):
 def test_positions_of_a_finer_map_are_those_nearest_to_the_centres_of_patches():
     network = FAMILIES["resnet18"].load()
     table = rs.token_localization(network, noise(network, 8), layers=["layer2.0", "layer4.1"]).table
-    at = table[["layer", "token_row", "token_col", "patch_row", "patch_col"]]
+    places = table[["layer", "token_row", "token_col", "patch_row", "patch_col"]]
     for name, rows in {"layer2.0": [2, 6], "layer4.1": [0, 1]}.items():
-        part = at[at.layer == name]
+        part = places[places.layer == name]
         assert sorted(part.token_row.unique()) == sorted(part.token_col.unique()) == rows
         assert sorted(part.patch_row.unique()) == [0, 1]
 
 
 class Cells(nn.Module):
-    """A network whose tokens are its patches, each scaled and shifted in its own way; or all tokens their mean."""
+    """A network whose tokens are its patches, each scaled and shifted in its own way, or are all the patches' mean."""
 
     def __init__(self, grid, *, average=False):
         super().__init__()
@@ -99,10 +101,10 @@ def textured(n, side, seed=0):
 def test_tokens_that_are_patches_are_localized_perfectly():
     images = textured(32, 12)
     result = rs.token_localization(Cells((4, 4)), images, layers=["tokens"], batch_size=32)
-    found = maps(result.table)
+    cka = maps(result.table)
     patches = cut(chosen(images), (4, 4)).unbind(1)
     expected = np.array([[rs.cka(a, b) for b in patches] for a in patches])
-    assert found == pytest.approx(expected, abs=1e-5) and found.diagonal() == pytest.approx(1, abs=1e-6)
+    assert cka == pytest.approx(expected, abs=1e-5) and cka.diagonal() == pytest.approx(1, abs=1e-6)
     rest = [(row.sum() - 1) / 15 for row in expected]
     assert result.summary.own_minus_rest.mean() > 0.8
     corners = result.summary.set_index("where").own_minus_rest["corner"]
@@ -111,18 +113,18 @@ def test_tokens_that_are_patches_are_localized_perfectly():
 
 def test_tokens_that_are_all_one_mean_are_not_localized():
     result = rs.token_localization(Cells((4, 4), average=True), textured(32, 12), layers=["tokens"])
-    found = maps(result.table)
-    assert found == pytest.approx(np.tile(found[0], (16, 1)), abs=1e-5) and found.max() > 0.05
+    cka = maps(result.table)
+    assert cka == pytest.approx(np.tile(cka[0], (16, 1)), abs=1e-5) and cka.max() > 0.05
     values = result.summary.set_index("where").own_minus_rest
-    # Over all tokens, each patch is the own one once and among the others as often as any.
+    # Over all tokens, each patch is the own patch once, and one of the other patches as often as any patch.
     assert 4 * values["interior"] + 8 * values["edge"] + 4 * values["corner"] == pytest.approx(0, abs=1e-4)
 
 
 def test_noise_images_share_nothing_between_patches():
     images = torch.randn(256, 1, 12, 12, generator=torch.Generator().manual_seed(0))
-    found = maps(rs.token_localization(Cells((4, 4)), images, layers=["tokens"]).table)
-    others = found[~np.eye(16, dtype=bool)]
-    assert abs(others.mean()) < 0.01 and others.min() < 0 and np.abs(others).max() < 0.1
+    cka = maps(rs.token_localization(Cells((4, 4)), images, layers=["tokens"]).table)
+    elsewhere = cka[~np.eye(16, dtype=bool)]
+    assert abs(elsewhere.mean()) < 0.01 and elsewhere.min() < 0 and np.abs(elsewhere).max() < 0.1
 
 
 def test_the_summary_is_that_of_the_table(vit):
@@ -130,9 +132,9 @@ def test_the_summary_is_that_of_the_table(vit):
     assert list(result.summary.columns) == LOCALIZATION_SUMMARY and len(result.summary) == 2 * 3
     for layer, values in result.summary.groupby("layer"):
         cka = maps(result.table, layer)
-        each = cka.diagonal() - (cka.sum(1) - cka.diagonal()) / 48
+        own_minus_rest = cka.diagonal() - (cka.sum(1) - cka.diagonal()) / 48
         outer = np.array([[(r in (0, 6)) + (c in (0, 6)) for c in range(7)] for r in range(7)]).flatten()
-        expected = [each[outer == borders].mean() for borders in range(3)]
+        expected = [own_minus_rest[outer == borders].mean() for borders in range(3)]
         assert values["where"].tolist() == ["interior", "edge", "corner"]
         assert values.own_minus_rest.tolist() == pytest.approx(expected, abs=1e-12)
         assert values.se.between(1e-6, 0.2).all()
@@ -143,7 +145,7 @@ def test_the_bundled_networks(vit, resnet):
     images = rs.ImageSet("sample", images=128)
     layers = r"stem|blocks\.11|layer4\.2"
     result = rs.token_localization([vit, "vit_mini_gap", resnet], images, layers=layers, batch_size=64)
-    assert [notice.partition(" of ")[0] for notice in result.notices] == ["intervals"]  # of cells near zero
+    assert [notice.partition(" of ")[0] for notice in result.notices] == ["intervals"]  # for cells near zero
     assert result.record["images"]["used"] == 128 and result.table.cka.max() < 1
     last = result.summary[(result.summary.depth == 1) & (result.summary["where"] == "interior")].set_index("model")
     values = last.own_minus_rest
@@ -241,7 +243,7 @@ def test_two_networks_of_one_name_are_told_apart(vit):
 
 
 def test_tokens_that_are_not_in_the_order_of_the_image():
-    """Hiera keeps them in that of its mask units, and has a function of its own that puts them back."""
+    """Tokens of Hiera, in the order of its mask units, are put into that of the image, as by Hiera's own function."""
     network = rs.load_model("hiera_tiny_224", weights="random")
     layers = rs.find_layers(network)[1:]
     with torch.no_grad(), rs.capture(network, layers) as seen:
@@ -281,9 +283,9 @@ def test_the_grid_of_a_fine_map_is_a_coarser_one(side, pixels, finest, expected)
 
 def test_tokens_of_a_coarser_grid_are_those_of_a_finer_map_at_the_patches_centres():
     network, images = fine(32), torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    found = rs.token_localization(network, images, layers=["0"], batch_size=32, finest=8)
-    assert found.protocol["patch_grids"] == {"fine": (8, 8)} and not found.arrays
-    row = found.table.query("token_row == 6 and token_col == 10 and patch_row == 0 and patch_col == 5")
+    result = rs.token_localization(network, images, layers=["0"], batch_size=32, finest=8)
+    assert result.protocol["patch_grids"] == {"fine": (8, 8)} and not result.arrays
+    row = result.table.query("token_row == 6 and token_col == 10 and patch_row == 0 and patch_col == 5")
     with torch.no_grad():
         tokens = network.module[0](chosen(images))[:, :, 6, 10]
     patches = chosen(images)[:, :, 0:4, 20:24].flatten(1)
@@ -293,12 +295,12 @@ def test_tokens_of_a_coarser_grid_are_those_of_a_finer_map_at_the_patches_centre
 def test_of_more_tokens_than_a_table_holds_those_shown_are_listed_and_all_are_kept(monkeypatch):
     network = FAMILIES["vit"].load()
     images = noise(network, 16)
-    how = {"layers": "blocks", "batch_size": 8}
-    whole = rs.token_localization(network, images, **how)
+    options = {"layers": "blocks", "batch_size": 8}
+    whole = rs.token_localization(network, images, **options)
     monkeypatch.setattr(study, "ROWS", 100)
-    some = rs.token_localization(network, images, **how, tokens=[(1, 2), (3, 3)])
-    at = whole.table[["token_row", "token_col"]].apply(tuple, axis=1)
-    assert_frame_equal(some.table, whole.table[at.isin([(1, 2), (3, 3)])].reset_index(drop=True))
+    some = rs.token_localization(network, images, **options, tokens=[(1, 2), (3, 3)])
+    places = whole.table[["token_row", "token_col"]].apply(tuple, axis=1)
+    assert_frame_equal(some.table, whole.table[places.isin([(1, 2), (3, 3)])].reset_index(drop=True))
     assert_frame_equal(some.summary, whole.summary)
     layers = list(whole.table.layer.unique())
     for layer in (None, layers[0]):

@@ -1,4 +1,4 @@
-"""Linear probes of layers: what is fitted on what, against scikit-learn, and what is refused."""
+"""Linear probes of layers agree with scikit-learn on the same images, and impossible probes are refused."""
 
 from pathlib import Path
 
@@ -43,18 +43,18 @@ def folder(root, images_of, side=64, seed=0):
 
 
 def activations(network, images, layer):
-    """Those of all images in their order, through `capture`."""
-    found = []
+    """The activations of all images in their order, through `capture`."""
+    parts = []
     with rs.capture(network, [layer]) as seen, torch.no_grad():
         for batch in images.batches([network.transform], 64, short=True):
             network.module(batch.inputs[network.transform])
-            found.append(seen[layer])
-    return torch.cat(found)
+            parts.append(seen[layer])
+    return torch.cat(parts)
 
 
 @pytest.mark.parametrize("shots", [5, None])
 def test_accuracies_are_those_of_scikit_learn_on_the_same_images(vit, train, test_images, shots):
-    found = linear_probes(vit, test_images, train=train, layers=["blocks.3"], shots=shots, seeds=2, neighbours=0)
+    result = linear_probes(vit, test_images, train=train, layers=["blocks.3"], shots=shots, seeds=2, neighbours=0)
     split = Split.of(train.labels, [shots], 2)
     reduced = {
         "cls": lambda x: x[:, 0],
@@ -65,7 +65,7 @@ def test_accuracies_are_those_of_scikit_learn_on_the_same_images(vit, train, tes
     seen, new = (activations(vit, images, "blocks.3") for images in (train, test_images))
     for aggregation, reduce in reduced.items():
         x, unseen = reduce(seen), reduce(new)
-        rows = found.table[found.table["aggregation"] == aggregation]
+        rows = result.table[result.table["aggregation"] == aggregation]
         if aggregation == "token":
             rows = rows[(rows["token_row"] == 3) & (rows["token_col"] == 5)]
         assert len(rows) == len(split.draws)
@@ -79,31 +79,35 @@ def test_accuracies_are_those_of_scikit_learn_on_the_same_images(vit, train, tes
 
 def test_tables_have_a_row_per_probe_and_seed(vit, resnet, train, test_images):
     layers = r"blocks\.[05]|layer[14]\.0"
-    found = linear_probes(
+    result = linear_probes(
         [vit, resnet], test_images, train=train, layers=layers, shots=[1, 5], neighbours=50, batch_size=32
     )
-    assert list(found.table) == PROBE and list(found.summary) == PROBE_SUMMARY and list(found.neighbours) == NEIGHBOURS
+    assert (
+        list(result.table) == PROBE and list(result.summary) == PROBE_SUMMARY and list(result.neighbours) == NEIGHBOURS
+    )
     draws = 2 * 3
     per_layer = {"vit_mini": 3 + 49, "resnet_mini": 2 + 49}
-    assert len(found.table) == sum(2 * draws * n for n in per_layer.values())
-    assert len(found.summary) == sum(2 * 2 * (n + 1) for n in per_layer.values())
-    assert found.table["accuracy"].between(0, 1).all() and set(found.table["seed"]) == {0, 1, 2}
-    cls = found.table[(found.table["aggregation"] == "cls") & (found.table["shots"] == 5)].groupby("layer")["accuracy"]
-    summary = found.summary[(found.summary["aggregation"] == "cls") & (found.summary["shots"] == 5)]
+    assert len(result.table) == sum(2 * draws * n for n in per_layer.values())
+    assert len(result.summary) == sum(2 * 2 * (n + 1) for n in per_layer.values())
+    assert result.table["accuracy"].between(0, 1).all() and set(result.table["seed"]) == {0, 1, 2}
+    cls = result.table[(result.table["aggregation"] == "cls") & (result.table["shots"] == 5)].groupby("layer")[
+        "accuracy"
+    ]
+    summary = result.summary[(result.summary["aggregation"] == "cls") & (result.summary["shots"] == 5)]
     np.testing.assert_allclose(summary["accuracy"], cls.mean())
     assert (summary["se"] >= 0.999 * cls.std().to_numpy() / 3**0.5).all() and summary["df"].between(2, 2 + 6).all()
-    assert set(found.summary["aggregation"]) == {"cls", "first", "spatial_mean", "mean", "token", "token_mean"}
-    assert (found.record["images"]["used"], found.protocol["training_images"]["used"]) == (
+    assert set(result.summary["aggregation"]) == {"cls", "first", "spatial_mean", "mean", "token", "token_mean"}
+    assert (result.record["images"]["used"], result.protocol["training_images"]["used"]) == (
         210,
         len(Split.of(train.labels, [1, 5], 3).used),
     )
 
 
 def test_neighbours_are_of_the_sampled_test_images(vit, train, test_images):
-    found = linear_probes(
+    result = linear_probes(
         vit, test_images, train=train, layers=["blocks.11"], shots=1, tokens=False, neighbours=100, k=3
     )
-    row = found.neighbours.set_index("aggregation").loc["cls"]
+    row = result.neighbours.set_index("aggregation").loc["cls"]
     sample = np.sort(class_sample(test_images.labels, 100))
     x = activations(vit, test_images, "blocks.11")[sample, 0]
     expected = soft_nearest_neighbour(squared_distances(x), torch.from_numpy(test_images.labels[sample]))
@@ -113,13 +117,13 @@ def test_neighbours_are_of_the_sampled_test_images(vit, train, test_images):
 
 
 def test_errors_hold_draws_and_test_images_paired(vit, train, test_images):
-    """The variance of the mean by its definition: a table with a row for each draw and a column for each batch."""
+    """The standard error is that of the definition, from the accuracies of each batch of images with each draw."""
     options = {"layers": ["blocks.3"], "shots": 3, "seeds": 3, "neighbours": 0, "tokens": False, "batch_size": 30}
-    found = linear_probes(vit, test_images, train=train, **options)
-    row = found.summary.set_index("aggregation").loc["cls"]
+    result = linear_probes(vit, test_images, train=train, **options)
+    row = result.summary.set_index("aggregation").loc["cls"]
     batches = [test_images.only(np.arange(k, k + 30)) for k in range(0, 210, 30)]
-    each = [linear_probes(vit, batch, train=train, **options).table for batch in batches]
-    cells = np.array([part[part["aggregation"] == "cls"]["accuracy"].to_numpy() for part in each])  # batches x draws
+    tables = [linear_probes(vit, batch, train=train, **options).table for batch in batches]
+    cells = np.array([part[part["aggregation"] == "cls"]["accuracy"].to_numpy() for part in tables])  # batches x draws
     g, r = cells.shape
     rows, columns = cells.mean(1), cells.mean(0)
     left = cells - rows[:, None] - columns + cells.mean()
@@ -158,9 +162,9 @@ def test_shuffled_labels_are_at_chance(vit, train, test_images):
     rng = np.random.default_rng(0)
     shuffled = rs.ImageSet("sample", split="train", images=400)
     shuffled.source.labels = rng.permutation(shuffled.source.labels)
-    found = linear_probes(vit, test_images, train=shuffled, layers=["blocks.11"], shots=10, tokens=False, neighbours=0)
+    result = linear_probes(vit, test_images, train=shuffled, layers=["blocks.11"], shots=10, tokens=False, neighbours=0)
     n = len(test_images)
-    assert (found.summary["accuracy"] - 0.1).abs().max() < 4 * (0.1 * 0.9 / n) ** 0.5
+    assert (result.summary["accuracy"] - 0.1).abs().max() < 4 * (0.1 * 0.9 / n) ** 0.5
 
 
 def test_draws_nest_and_keep_clear_of_the_held_out():
@@ -181,26 +185,26 @@ def test_draws_nest_and_keep_clear_of_the_held_out():
 
 def test_finer_maps_are_patched_then_pooled_to_the_last(resnet):
     layers = rs.find_layers(resnet, "blocks")
-    of = {each.layer.name: each for each in Features.of(resnet, layers, single=True)}
-    assert [of[name].patch for name in ("layer1.0", "layer2.0", "layer3.0", "layer4.2")] == [2, 2, 1, 1]
-    first = of["layer1.0"]
+    reducers = {reducer.layer.name: reducer for reducer in Features.of(resnet, layers, single=True)}
+    assert [reducers[name].patch for name in ("layer1.0", "layer2.0", "layer3.0", "layer4.2")] == [2, 2, 1, 1]
+    first = reducers["layer1.0"]
     x = torch.randn(3, *first.layer.shape)
-    found = first(x)
-    assert {name: tuple(value.shape[1:]) for name, value in found.items()} == first.sizes
+    reduced = first(x)
+    assert {name: tuple(value.shape[1:]) for name, value in reduced.items()} == first.sizes
     assert first.sizes == {"first": (1, 256), "spatial_mean": (1, 256), "token": (49, 256)}
     # The first of 7 x 7 positions: 4 x 4 pixels, of which each of the four phases of a 2 x 2 patch has four.
     corner = x[:, :, :4, :4]
     by_phase = [corner[:, :, row::2, column::2].mean((2, 3)) for row in (0, 1) for column in (0, 1)]
-    torch.testing.assert_close(found["first"][:, 0], torch.stack(by_phase, 2).flatten(1))
+    torch.testing.assert_close(reduced["first"][:, 0], torch.stack(by_phase, 2).flatten(1))
 
 
 def test_every_family(family, tmp_path):
     network = family.load()
     train = rs.ImageSet(folder(tmp_path / "train", {"dark": 6, "light": 6}))
     test = rs.ImageSet(folder(tmp_path / "test", {"dark": 3, "light": 3}, seed=1))
-    found = linear_probes(network, test, train=train, shots=2, seeds=1, neighbours=0, batch_size=12)
-    assert (found.table.groupby("layer")["aggregation"].nunique() >= 3).all()
-    assert found.table["accuracy"].notna().all() and len(found.table["layer"].unique()) == family.blocks + 1
+    result = linear_probes(network, test, train=train, shots=2, seeds=1, neighbours=0, batch_size=12)
+    assert (result.table.groupby("layer")["aggregation"].nunique() >= 3).all()
+    assert result.table["accuracy"].notna().all() and len(result.table["layer"].unique()) == family.blocks + 1
 
 
 def test_what_is_refused_before_anything_runs(vit, train, test_images, tmp_path, monkeypatch):
@@ -236,10 +240,10 @@ def test_probes_of_many_layers_are_fitted_in_several_passes_over_few_images(vit,
     expected = linear_probes(networks, many, train=train, **asked)
     passes = []
     monkeypatch.setattr(study, "SUMS", 1)
-    monkeypatch.setattr(study, "sweep", lambda *args, **how: passes.append(args[1]) or sweep(*args, **how))
-    found = linear_probes(networks, many, train=train, **asked)
+    monkeypatch.setattr(study, "sweep", lambda *args, **options: passes.append(args[1]) or sweep(*args, **options))
+    result = linear_probes(networks, many, train=train, **asked)
     assert [len(studies[0].networks) for studies in passes] == [1, 1, 1, 1, 2]
-    assert found.table.equals(expected.table)
+    assert result.table.equals(expected.table)
     passes.clear()
     monkeypatch.setattr(study, "AGAIN", 0)
     linear_probes(networks, many.only(np.arange(110)), train=train, **asked)
@@ -257,8 +261,8 @@ def test_classes_may_have_gaps_but_not_be_negative(vit, train, test_images):
     expected = linear_probes(vit, test_images, train=train, layers=["blocks.11"], tokens=False, neighbours=0, seeds=1)
     wide, new = rs.ImageSet("sample", split="train", images=400), rs.ImageSet("sample", split="test", images=210)
     wide.source.labels, new.source.labels = 7 * wide.source.labels + 3, 7 * new.source.labels + 3
-    found = linear_probes(vit, new, train=wide, layers=["blocks.11"], tokens=False, neighbours=0, seeds=1)
-    assert found.table.equals(expected.table)
+    result = linear_probes(vit, new, train=wide, layers=["blocks.11"], tokens=False, neighbours=0, seeds=1)
+    assert result.table.equals(expected.table)
     new.source.labels = new.source.labels - 10
     with pytest.raises(rs.UsageError, match="labels must not be negative"):
         linear_probes(vit, new, train=wide)
@@ -268,8 +272,8 @@ def test_an_image_alone_in_its_class_has_no_neighbours(vit, train):
     labels = rs.ImageSet("sample", split="test").labels
     alone = np.concatenate([[np.flatnonzero(labels == 0)[0]], np.flatnonzero(labels == 1)[:20]])
     test = rs.ImageSet("sample", split="test").only(alone)
-    found = linear_probes(vit, test, train=train, layers=["blocks.11"], shots=1, tokens=False, neighbours=40)
-    assert (found.neighbours["images"] == 20).all()
+    result = linear_probes(vit, test, train=train, layers=["blocks.11"], shots=1, tokens=False, neighbours=40)
+    assert (result.neighbours["images"] == 20).all()
     nothing = linear_probes(vit, test.only(np.arange(2)), train=train, layers=["blocks.11"], shots=1, tokens=False)
     assert len(nothing.neighbours) == 0
 
@@ -284,8 +288,8 @@ def test_broken_images_that_empty_a_class_are_said(vit, tmp_path):
     options = {"layers": ["blocks.11"], "seeds": 1, "neighbours": 0, "skip_broken": True, "workers": 0}
     with pytest.raises(RepsimError, match="left none of some class in 1 per class, seed 0; take more shots"):
         linear_probes(vit, test, train=train, shots=1, **options)
-    found = linear_probes(vit, test, train=train, shots=3, **options)
-    assert found.protocol["training_images"]["fitted_on"]["3"] in (5, 6)
+    result = linear_probes(vit, test, train=train, shots=3, **options)
+    assert result.protocol["training_images"]["fitted_on"]["3"] in (5, 6)
 
 
 def test_a_sample_has_as_many_of_each_class():

@@ -1,4 +1,4 @@
-"""Receptive fields known in closed form, and against one backward pass per image and channel."""
+"""Receptive fields are those known in closed form, and those of one backward pass per image and channel."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_identity_depends_on_its_own_pixel_alone():
 
 
 def test_a_stack_of_convolutions_sees_exactly_its_receptive_field():
-    """Layer l of 3 x 3 convolutions sees l pixels in each direction; a stride doubles what follows."""
+    """Layer l of 3 x 3 convolutions sees l pixels in each direction; a stride doubles the steps after it."""
     torch.manual_seed(0)
     module = nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1, stride=2), nn.Conv2d(4, 4, 3, padding=1)
@@ -70,7 +70,7 @@ def test_against_one_backward_pass_per_image_and_channel(name):
     expected = torch.zeros(images.shape[2:])
     for image in images:
         x = image[None].requires_grad_()
-        with rs.capture(net, [layer], lambda found, z: z.clone()) as seen:
+        with rs.capture(net, [layer], lambda captured, z: z.clone()) as seen:
             net.module(x)
         z = seen[layer][0]
         if name == "vit":
@@ -126,7 +126,7 @@ def test_layers_without_a_centre():
 def test_channels_are_sixteen_and_all_are_asked_for_by_zero():
     net = FAMILIES["vit"].load()
     images = noise(net, 4)
-    chosen = [rs.receptive_fields(net, images, layers="blocks.0", **how) for how in ({}, {"channels": 0})]
+    chosen = [rs.receptive_fields(net, images, layers="blocks.0", **options) for options in ({}, {"channels": 0})]
     assert len(chosen[0].protocol["channels"]["blocks.0"]) == 16 and chosen[1].protocol["channels"] == {
         "blocks.0": "all"
     }

@@ -1,4 +1,4 @@
-"""Skip connections against branches in networks."""
+"""Norms of skip connections and of branches in networks."""
 
 import numpy as np
 import pytest
@@ -18,12 +18,12 @@ def scaled_vit(gamma: float) -> rs.Network:
     return network
 
 
-def of(table, layer, sublayer):
+def rows_of(table, layer, sublayer):
     return table[(table.layer == layer) & (table.sublayer == sublayer)]
 
 
 def test_the_table_against_the_definition(vit):
-    """Block 3, attention, worked out from the modules' own inputs and outputs over 60 images."""
+    """The rows of attention in block 3 follow from the modules' own inputs and outputs over 60 images."""
     images = rs.ImageSet("sample", images=60)
     table = rs.residual_norms(vit, images, batch_size=20).table
     assert list(table.columns) == RESIDUAL and len(table) == 24 * 50
@@ -31,7 +31,7 @@ def test_the_table_against_the_definition(vit):
     with rs.capture(vit, ["blocks.2", "blocks.3.attn"]) as seen, torch.no_grad():
         vit.module(raw)
     z, f = seen["blocks.2"].double(), seen["blocks.3.attn"].double()
-    rows = of(table, "blocks.3", "attention")
+    rows = rows_of(table, "blocks.3", "attention")
     assert list(rows.token) == ["cls", *map(str, range(49))] and (rows.block == 3).all()
     ratio = z.norm(dim=-1) / f.norm(dim=-1)
     expected = {
@@ -44,21 +44,23 @@ def test_the_table_against_the_definition(vit):
     }
     for column, values in expected.items():
         np.testing.assert_allclose(rows[column], values, rtol=1e-4, atol=1e-5, err_msg=column)
-    np.testing.assert_allclose(rows.ratio_median, ratio.quantile(0.5, dim=0), rtol=0.05)  # 60 values: gaps between them
+    np.testing.assert_allclose(rows.ratio_median, ratio.quantile(0.5, dim=0), rtol=0.05)  # 60 values have gaps
 
 
 def test_scaling_a_branch_divides_the_ratio():
     images = noise(scaled_vit(1), 8)
     once, thrice = (rs.residual_norms(scaled_vit(c), images, batch_size=8).table for c in (1.0, 3.0))
-    a, b = of(once, "blocks.1", "attention"), of(thrice, "blocks.1", "attention")
+    a, b = rows_of(once, "blocks.1", "attention"), rows_of(thrice, "blocks.1", "attention")
     np.testing.assert_allclose(a.ratio, 3 * b.ratio, rtol=1e-5)
     np.testing.assert_allclose(a.skip_norm, b.skip_norm)
-    before, after = of(once, "blocks.0", "mlp"), of(thrice, "blocks.0", "mlp")
+    before, after = rows_of(once, "blocks.0", "mlp"), rows_of(thrice, "blocks.0", "mlp")
     assert (before.ratio == after.ratio).all()
 
 
 def test_a_branch_of_zero_has_an_infinite_ratio():
-    rows = of(rs.residual_norms(scaled_vit(0.0), noise(scaled_vit(0), 8), batch_size=8).table, "blocks.1", "attention")
+    rows = rows_of(
+        rs.residual_norms(scaled_vit(0.0), noise(scaled_vit(0), 8), batch_size=8).table, "blocks.1", "attention"
+    )
     assert np.isinf(rows.ratio).all() and np.isinf(rows.ratio_median).all() and rows.ratio_se.isna().all()
     np.testing.assert_allclose(rows.cos_output, 1, rtol=1e-6)
     assert rows.cos_branch.isna().all() and (rows.branch_norm == 0).all()
@@ -67,7 +69,7 @@ def test_a_branch_of_zero_has_an_infinite_ratio():
 def test_positions_of_a_map_are_tokens(resnet):
     table = rs.residual_norms(resnet, rs.ImageSet("sample", images=20), batch_size=10).table
     assert set(table.sublayer) == {"unit"} and sorted(table.block.unique()) == list(range(16))
-    assert len(of(table, "layer1.0", "unit")) == 28 * 28 and len(of(table, "layer4.2", "unit")) == 7 * 7
+    assert len(rows_of(table, "layer1.0", "unit")) == 28 * 28 and len(rows_of(table, "layer4.2", "unit")) == 7 * 7
 
 
 @pytest.mark.parametrize(
@@ -84,11 +86,11 @@ def test_outliers_are_found_where_they_are_put():
     network = rs.load_model("vit_tiny_patch16_224", weights="random", img_size=64, depth=2)
     with torch.no_grad():
         network.module.pos_embed[0, 3] += 100
-    found = rs.residual_norms(network, noise(network, 8), batch_size=8)
-    assert list(found.outliers.columns) == OUTLIERS
-    assert set(found.outliers.token) == {"2"} and (found.outliers.share == 1).all()
-    assert (found.outliers.times_median > 5).all() and len(found.outliers) == 4
-    assert found.table.skip_norm.idxmax() in found.table.index[found.table.token == "2"]
+    result = rs.residual_norms(network, noise(network, 8), batch_size=8)
+    assert list(result.outliers.columns) == OUTLIERS
+    assert set(result.outliers.token) == {"2"} and (result.outliers.share == 1).all()
+    assert (result.outliers.times_median > 5).all() and len(result.outliers) == 4
+    assert result.table.skip_norm.idxmax() in result.table.index[result.table.token == "2"]
 
 
 def test_several_networks_share_the_images(vit, resnet):
@@ -115,7 +117,7 @@ SMALL_MAXVIT |= {"block_channels": [8, 16], "block_layers": [1, 1], "stochastic_
 
 @pytest.mark.parametrize("kind", ["window", "grid"])
 def test_tokens_of_windows_are_numbered_by_their_place_in_the_image(kind):
-    """MaxViT's windows hold 7 x 7 neighbours, those of its grid attention every fourth cell: both as in the map."""
+    """Tokens are numbered as in the map, in MaxViT's windows of 7 x 7 neighbours and in its grids of distant cells."""
     module = torchvision.models.MaxVit(**SMALL_MAXVIT).eval()
     images = torch.randn(4, 3, 112, 112)
     table = rs.residual_norms(module, images).table

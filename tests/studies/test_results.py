@@ -1,4 +1,4 @@
-"""What every study returns: the same tables as its command, what must be known of them, and pictures."""
+"""Every study returns the tables of its command, a record of how they were made, and pictures."""
 
 import inspect
 import warnings
@@ -56,7 +56,7 @@ def test_every_table_is_written_by_something():
 
 def test_a_layer_has_the_same_depth_in_every_table(vit, resnet):
     images, some = rs.ImageSet("sample", images=16), {"batch_size": 8}
-    found = {
+    tables = {
         "blocks": rs.layer_cka(vit, images, **some).table.filter(regex="_a$").rename(columns=lambda c: c[:-2]),
         "paper": rs.layer_cka(vit, images, layers="paper", **some)
         .table.filter(regex="_a$")
@@ -66,7 +66,7 @@ def test_a_layer_has_the_same_depth_in_every_table(vit, resnet):
         "places": rs.token_localization(vit, images, layers=r"blocks\.[369].*", **some).summary,
         "lesion": rs.lesions(vit, images, blocks=[9], layers=["blocks.10", "blocks.11", "norm"], **some).table,
     }
-    every = pd.concat(table.assign(table=name) for name, table in found.items())
+    every = pd.concat(table.assign(table=name) for name, table in tables.items())
     by_layer = every.groupby("layer")
     assert (by_layer["depth"].nunique() == 1).all()
     assert by_layer["table"].nunique()[["blocks.9", "blocks.10", "blocks.3.attn"]].tolist() == [4, 4, 3]
@@ -94,20 +94,20 @@ DEFAULTS = {
 @pytest.mark.parametrize("name", DEFAULTS)
 def test_a_command_has_the_defaults_of_its_function(name):
     function, _ = DEFAULTS[name]
-    options = {each.name: each.default for each in main.commands[name].params}
+    options = {option.name: option.default for option in main.commands[name].params}
     asked = inspect.signature(function).parameters
     for shared in (options.keys() & asked.keys()) - {"images"}:
         default = options[shared] if type(options[shared]).__name__ != "Sentinel" else None
         if name == "probe" and shared == "shots":
             default = int(*default)
         expected = asked[shared].default
-        if name == "lesion" and shared == "remove":  # all of them, where none is given
+        if name == "lesion" and shared == "remove":  # all kinds, where none is given
             assert not default and expected == lesion.REMOVE
         else:
             assert default == expected or (not default and not expected), shared
     module = inspect.getmodule(inspect.unwrap(function))
     assert options["images"] == module.MOST
-    help_of = next(each.help for each in main.commands[name].params if each.name == "batch_size")
+    help_of = next(option.help for option in main.commands[name].params if option.name == "batch_size")
     assert f"[default: {module.BATCH}; of few images fewer" in help_of
 
 
@@ -130,12 +130,12 @@ def test_a_batch_size_that_was_given_is_kept_and_what_it_costs_is_said(vit):
 def test_any_number_of_networks_is_compared(vit, resnet):
     other = rs.load_model("vit_micro")
     images = rs.ImageSet("sample", images=64)
-    found = rs.layer_cka([vit, resnet, other], images, batch_size=32)
+    result = rs.layer_cka([vit, resnet, other], images, batch_size=32)
     pair = rs.layer_cka([vit, resnet], images, batch_size=32).table
-    assert list(found.table.model_a.unique()) == ["vit_mini", "resnet_mini", "vit_micro"]
-    both = found.table[found.table.model_a.isin(pair.model_a) & found.table.model_b.isin(pair.model_b)]
+    assert list(result.table.model_a.unique()) == ["vit_mini", "resnet_mini", "vit_micro"]
+    both = result.table[result.table.model_a.isin(pair.model_a) & result.table.model_b.isin(pair.model_b)]
     np.testing.assert_allclose(both.cka.to_numpy(), pair.cka.to_numpy(), atol=1e-12)
-    assert found.plot().axes
+    assert result.plot().axes
 
 
 def test_each_notice_is_a_warning_at_the_call_once_or_is_heard(vit):
@@ -144,14 +144,14 @@ def test_each_notice_is_a_warning_at_the_call_once_or_is_heard(vit):
         warnings.simplefilter("always")
         found = rs.layer_cka(vit, images, layers=["blocks.0"], batch_size=16)
     assert (
-        [str(each.message) for each in caught]
+        [str(warning.message) for warning in caught]
         == found.notices
         == [
             "20 images make one batch of 16, so there are no standard errors; a batch size of 10 or less gives them",
             "16 images used; 4 left out, a short last batch",
         ]
     )
-    assert {(each.category, each.filename) for each in caught} == {(rs.Notice, __file__)}
+    assert {(warning.category, warning.filename) for warning in caught} == {(rs.Notice, __file__)}
     heard = []
     with warnings.catch_warnings(), hearing(heard.append):
         warnings.simplefilter("error")
@@ -185,26 +185,26 @@ def test_a_result_shows_its_picture_and_names_its_tables(vit, resnet):
 
 @pytest.mark.filterwarnings("ignore::repsim.errors.Notice")
 def test_attention_maps_are_a_result(vit, tmp_path):
-    found = rs.attention_maps(vit, rs.ImageSet("sample", images=8), count=3)
-    assert list(found.table) == TABLES["attention_maps"]
-    assert len(found.table) == 3 and found.maps["rollout"].shape == (3, 7, 7)
-    found.save(tmp_path)
+    result = rs.attention_maps(vit, rs.ImageSet("sample", images=8), count=3)
+    assert list(result.table) == TABLES["attention_maps"]
+    assert len(result.table) == 3 and result.maps["rollout"].shape == (3, 7, 7)
+    result.save(tmp_path)
     assert (tmp_path / "attention_maps.png").exists() and (tmp_path / "attention_maps.npz").exists()
 
 
 @pytest.mark.filterwarnings("ignore::repsim.errors.Notice")
 def test_a_record_says_what_its_intervals_mean(vit):
-    """Of some of the images, of all there are, of several repeats, and of images that come in groups."""
+    """The sentence on intervals differs for some of the images, for all images, for repeats and for groups."""
     some = rs.ImageSet("sample", images=64)
-    those = rs.ImageSet(some.source.images[:64])
+    everything = rs.ImageSet(some.source.images[:64])
     grouped = rs.ImageSet(some.source.images[:64], groups=np.arange(64) % 32)
     said = {
         "some": rs.layer_cka(vit, some, layers="stem", batch_size=16),
-        "all": rs.layer_cka(vit, those, layers="stem", batch_size=16),
+        "all": rs.layer_cka(vit, everything, layers="stem", batch_size=16),
         "repeats": rs.layer_cka(vit, some, layers="stem", batch_size=16, repeats=2),
         "groups": rs.layer_cka(vit, grouped, layers="stem", batch_size=16),
     }
-    said = {kind: found.record["intervals"] for kind, found in said.items()}
+    said = {kind: result.record["intervals"] for kind, result in said.items()}
     of_images = "Standard errors and intervals are over images: what others, drawn as these were, would give."
     assert said["some"] == of_images
     assert said["all"].startswith(of_images) and "All images there are were used" in said["all"]

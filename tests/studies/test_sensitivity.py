@@ -1,3 +1,5 @@
+"""The sensitivity of measures to deleted components, translations and outliers."""
+
 import numpy as np
 import pytest
 import torch
@@ -15,10 +17,10 @@ def features(n=60, p=12):
 
 def test_components_are_deleted_from_the_smallest_on():
     x = features()
-    found = without_components(x, 0.25)
+    changed = without_components(x, 0.25)
     u, sigma, vt = torch.linalg.svd(x - x.mean(0), full_matrices=False)
     expected = (u[:, :9] * sigma[:9]) @ vt[:9] + x.mean(0)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(changed, expected)
     torch.testing.assert_close(without_components(x, 0), x)
     assert torch.linalg.matrix_rank(without_components(x, 0.999) - x.mean(0)) == 1
     with pytest.raises(rs.UsageError, match="from 0 to below 1"):
@@ -39,11 +41,11 @@ def test_images_move_by_one_vector(change, moved):
 
 def test_values_are_those_of_the_measure():
     x = torch.randn(80, 12, generator=torch.Generator().manual_seed(0))
-    found = rs.sensitivity(rs.Features({"only": x}), measures=["cka", "procrustes", "mutual-knn"], layers="all").table
-    assert list(found.columns) == SENSITIVITY
+    table = rs.sensitivity(rs.Features({"only": x}), measures=["cka", "procrustes", "mutual-knn"], layers="all").table
+    assert list(table.columns) == SENSITIVITY
     images = rs.ImageSet(torch.arange(80.0).view(80, 1, 1, 1)).chosen  # the order of the images
     y = x[torch.from_numpy(images)]
-    for row in found.itertuples():
+    for row in table.itertuples():
         change = {"components": without_components, "translation": translated, "outlier": with_outlier}[row.change]
         changed = change(y, row.amount) if row.change == "components" else change(y, row.amount, 0)
         assert row.value == pytest.approx(MEASURES[row.measure].value(y, changed.float()), abs=1e-9)
@@ -51,12 +53,12 @@ def test_values_are_those_of_the_measure():
 
 def test_what_is_known_of_measures_is_seen():
     """CKA sees large components, and falls by an outlier and a move that neighbours do not feel (Davari et al.)."""
-    found = rs.sensitivity("vit_mini", rs.ImageSet("sample", images=200), layers="last").table
+    table = rs.sensitivity("vit_mini", rs.ImageSet("sample", images=200), layers="last").table
 
     def at(measure, change, amount):
-        return found.query("measure == @measure and change == @change and amount == @amount").value.item()
+        return table.query("measure == @measure and change == @change and amount == @amount").value.item()
 
-    assert (found[found.amount == 0].dropna().value > 1 - 1e-3).all()
+    assert (table[table.amount == 0].dropna().value > 1 - 1e-3).all()
     assert at("cka", "components", 0.9) > 0.95 > at("mutual-knn", "components", 0.9)
     assert at("cka", "translation", 20.0) < 0.2 < at("mutual-knn", "translation", 20.0)
     assert at("cka", "outlier", 50.0) < 0.95 < at("mutual-knn", "outlier", 50.0)
@@ -65,9 +67,9 @@ def test_what_is_known_of_measures_is_seen():
 def test_undefined_measures_are_named():
     wide = rs.Features({"wide": torch.randn(40, 60, generator=torch.Generator().manual_seed(0))})
     with pytest.warns(rs.Notice, match="undefined for some layers.*: cca, pwcca"):
-        found = rs.sensitivity(wide, layers="last", measures=["cca", "pwcca", "cka"])
-    assert np.isnan(found.table[found.table.measure == "cca"].value).all()
-    assert found.notices and found.plot() is not None
+        result = rs.sensitivity(wide, layers="last", measures=["cca", "pwcca", "cka"])
+    assert np.isnan(result.table[result.table.measure == "cca"].value).all()
+    assert result.notices and result.plot() is not None
 
 
 def test_what_is_no_network_for_it_is_said():

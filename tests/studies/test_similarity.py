@@ -1,4 +1,4 @@
-"""The table of `layer_cka` against CKA of saved activations, pair by pair."""
+"""The table of `layer_cka` holds the CKA of saved activations, pair by pair."""
 
 import itertools
 
@@ -18,12 +18,12 @@ def reference(networks, images, layers, batch_size, tokens="all"):
     """Minibatch CKA of every ordered pair in float64, from activations that were saved."""
     saved: dict[tuple[str, str], list[torch.Tensor]] = {}
     for network in networks:
-        found = {layer.name: layer for layer in rs.find_layers(network, layers)}
+        by_name = {layer.name: layer for layer in rs.find_layers(network, layers)}
         with torch.no_grad(), rs.capture(network, layers) as seen:
             for batch in images.split(batch_size):
                 network.module(batch)
                 for name, x in seen.items():
-                    x = found[name].select(x, tokens).flatten(1).double()
+                    x = by_name[name].select(x, tokens).flatten(1).double()
                     saved.setdefault((network.name, name), []).append(x - x.mean(0))
     hsic: dict[tuple, float] = {}
     for a, b in itertools.combinations_with_replacement(saved, 2):
@@ -52,10 +52,10 @@ def test_every_pair_equals_the_reference(a, b, layers, tokens):
     # Images are taken in a seeded order; the reference takes them in the same.
     order = torch.from_numpy(rs.ImageSet(images).chosen)
     expected = reference(networks, images[order], layers, 8, tokens)
-    found = {((r.model_a, r.layer_a), (r.model_b, r.layer_b)): r.cka for r in table.itertuples()}
-    assert found.keys() == expected.keys() and len(table) == len(expected)
-    worst = max(found, key=lambda pair: abs(found[pair] - expected[pair]))
-    assert found[worst] == pytest.approx(expected[worst], abs=1e-5), worst
+    measured = {((r.model_a, r.layer_a), (r.model_b, r.layer_b)): r.cka for r in table.itertuples()}
+    assert measured.keys() == expected.keys() and len(table) == len(expected)
+    worst = max(measured, key=lambda pair: abs(measured[pair] - expected[pair]))
+    assert measured[worst] == pytest.approx(expected[worst], abs=1e-5), worst
     own = table[(table.model_a == table.model_b) & (table.layer_a == table.layer_b)]
     assert own.cka.to_numpy() == pytest.approx(1, abs=1e-12)
 
@@ -100,7 +100,7 @@ def test_repeats_average_over_newly_chosen_images(vit):
 
 
 def test_flags_are_on_cells_near_zero_or_of_few_batches():
-    """Twelve batches; one side of one pair varies in two of them only, another pair is unrelated."""
+    """Pairs with a layer that varies in two of twelve batches only are flagged, and a pair of related layers is not."""
     torch.manual_seed(0)
     images = torch.randn(12 * 16, 3, 8, 8)
     rest = torch.from_numpy(rs.ImageSet(images).chosen[32:])  # the order is drawn, for any images of this number
@@ -189,11 +189,11 @@ def test_bad_calls(vit):
 
 def test_matched_is_the_diagonal_of_the_full_table(vit):
     images = rs.ImageSet("sample", images=96)
-    others = [rs.load_model("vit_mini", weights="random", seed=seed) for seed in (0, 1)]
-    matched = rs.matched_cka([vit, *others], images, batch_size=32).table
+    untrained = [rs.load_model("vit_mini", weights="random", seed=seed) for seed in (0, 1)]
+    matched = rs.matched_cka([vit, *untrained], images, batch_size=32).table
     assert list(matched.columns) == MATCHED and len(matched) == 2 * 13
     assert list(matched.model_b.unique()) == ["vit_mini-random#1", "vit_mini-random#2"]
-    for other, (_, part) in zip(others, matched.groupby("model_b")):
+    for other, (_, part) in zip(untrained, matched.groupby("model_b")):
         full = rs.layer_cka([vit, other], images, batch_size=32).table
         full = full[(full.model_a == "vit_mini") & (full.model_b == other.name) & (full.layer_a == full.layer_b)]
         np.testing.assert_allclose(part.cka, full.cka, atol=1e-9)
