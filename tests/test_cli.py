@@ -399,7 +399,7 @@ def test_probe_on_a_folder_of_classes_without_a_split(somewhere):
     for i in range(8):
         shutil.copy(f"mine/cat/{i}.png", f"flat/{i}.png")
     result = repsim("probe", "--model", "vit_mini", "--data", "flat")
-    assert result.exit_code == 2 and "takes classes" in result.output
+    assert result.exit_code == 2 and "parted by class only" in result.output
 
 
 @pytest.mark.parametrize(
@@ -436,7 +436,7 @@ def test_probe_on_a_folder_of_classes_without_a_split(somewhere):
         (["localize", "--redraw", "nowhere"], 2, "there is no localization_summary.csv in nowhere"),
         (["probe", "--shots", "few"], 2, "--shots takes a number or `all`, got 'few'"),
         (["probe", "--shots", "0"], 2, "shots must be at least 1"),
-        (["probe", "--shots", "5000"], 2, "class 0 has 300 training images; needed are 5000"),
+        (["probe", "--shots", "5000"], 2, "class 0 has 300 training images; 5000 are needed"),
         (["probe", "--train-images", "20"], 2, "there are none of class"),
         (["probe", "--data", "noise"], 2, "the training images of noise have none"),
         (["figures", "11", "--data", "noise", "--train-data", "nowhere"], 1, "no training images: there is no folder"),

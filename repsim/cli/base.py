@@ -83,7 +83,7 @@ class Commands(click.Group):
             ctx.exit(130)
         except KeyboardInterrupt:
             say(
-                "stopped; nothing new was saved: the same command goes on from what was saved before, if anything",
+                "stopped; nothing new was saved: the same command goes on from the sums saved before, if there are any",
                 False,
             )
             ctx.exit(130)
@@ -181,7 +181,7 @@ def at_home(text: str, option: str) -> str:
         return text
     expanded = os.path.expanduser(text)
     if expanded.startswith("~"):
-        raise UsageError(f"{option}: nobody's home is known as {text.split(os.sep)[0]}, in {text}")
+        raise UsageError(f"{option}: there is no home directory {text.split(os.sep)[0]}, as in {text}")
     return expanded
 
 
@@ -231,7 +231,8 @@ def main(ctx: click.Context) -> None:
         tempfile.gettempdir()  # which torch does when it is imported
     except FileNotFoundError as error:
         raise RepsimError(
-            f"{error.strerror}: the disk is full, or none of these can be written to; name another in TMPDIR"
+            f"{error.strerror}: the disk is full, or repsim may write into none of these directories; name another in "
+            "TMPDIR"
         ) from None
     if world_size() > 1:
         from repsim.passes import processes
@@ -424,7 +425,7 @@ class Job:
         given = {"--split": self.split, "--data-dir": self.data_dir, "--groups": self.groups}
         for option, value in given.items():
             if value is not None:
-                raise UsageError(f"{option} is of images, and there are only features; name the images with --data")
+                raise UsageError(f"{option} is for images, and there are only features; name the images with --data")
         return of_features_alone(features, images=self.images, seed=self.seed)
 
 
@@ -583,7 +584,7 @@ def job_options(command: str, images: int | None, batch: int | str, of: str) -> 
             default=60.0,
             show_default=True,
             metavar="SECONDS",
-            help="Time between two saves of the sums; the same command, given again, goes on from the last one.",
+            help="Time between two saves of the sums; the same command, given again, goes on from the last save.",
         ),
         click.option("--fresh", is_flag=True, help="Start over, without saved sums."),
         click.option("--overwrite", is_flag=True, help="Replace the results of another run in --out."),
@@ -716,7 +717,7 @@ def transform_option(end: str = "", each: str = "", *, several: bool = False) ->
         *named("transform", end),
         metavar="WORDS",
         multiple=several,
-        help="How images are prepared, where the network does not say or other than it says: `imagenet`, or "
+        help="How images are prepared, where the network does not say, or otherwise than it says: `imagenet`, or "
         f"'size=224 mean=0.5,0.5,0.5 std=0.5,0.5,0.5 crop=1.0 interpolation=bicubic'{each}.",
     )
 

@@ -52,7 +52,7 @@ def own_directory(name: str, settings: str, runs: Path = Path("runs")) -> Path:
             if holder_digest == wanted:
                 return place
     taken = " and ".join(map(str, holders))
-    raise UsageError(f"{taken} hold what other runs made; choose a directory with --out")
+    raise UsageError(f"{taken} hold files of other runs; choose a directory with --out")
 
 
 def holder(directory: Path) -> str | None:
@@ -114,7 +114,7 @@ def before(out: Path, settings: str, names: Collection[str], known: Collection[s
     if os.path.lexists(record):
         old = read(out) if record.is_file() else {}
         if "repsim-vision" not in old.get("versions", {}):
-            raise UsageError(f"{record} is no record of a run of repsim's; move it away, or {elsewhere}")
+            raise UsageError(f"{record} is not the record of a repsim run; move it away, or {elsewhere}")
         if old.get(SETTINGS) != settings and not overwrite:
             raise UsageError(
                 f"{out} holds the results of another run ({old.get('command', 'unknown')}); replace them with "

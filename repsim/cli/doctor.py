@@ -57,7 +57,7 @@ def doctor(as_json: bool) -> None:
     _section(
         "Images and weights", {spot.what: f"{spot.where}" + ("" if spot.found else "  (not there)") for spot in spots}
     )
-    _section("Missing", missing or {"nothing": "all that repsim can use is there"})
+    _section("Missing", missing or {"nothing": "everything that repsim can use is there"})
 
 
 def _section(title: str, rows: dict[str, Any]) -> None:
@@ -103,7 +103,7 @@ def device() -> dict[str, str]:
     cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     shown = [f"cuda:{i} ({card.name}, {_gib(card.total_memory)})" for i, card in enumerate(cards)]
     said = {
-        "CUDA": ", ".join(shown) or "there is none; networks run on the CPU",
+        "CUDA": ", ".join(shown) or "there is no GPU; networks run on the CPU",
         "threads": f"{torch.get_num_threads()}, on {os.cpu_count()} cores",
     }
     try:
@@ -121,7 +121,7 @@ def places() -> Iterator[Place]:
     """Places of images and weights, in the order of the search."""
     package = Path(__file__).parents[1]
     sample = package / "sample" / "fashion_mnist.npz"
-    weights, anew = [*(package / "weights").glob("*.safetensors")], f"install {REPSIM} anew"
+    weights, anew = [*(package / "weights").glob("*.safetensors")], f"install {REPSIM} again"
     yield Place("bundled images", str(sample), sample.is_file(), anew)
     yield Place("bundled weights", f"{package / 'weights'}, of {len(weights)} networks", bool(weights), anew)
     named = os.environ.get("REPSIM_IMAGENET")

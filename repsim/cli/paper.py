@@ -208,7 +208,7 @@ def own_roles(
     of_all = [each for each in weights if not of_role(each)[0]]
     if wrong := [each for each in of_all if each not in ("pretrained", "random")]:
         raise UsageError(
-            f"say whose weights these are, --weights ROLE={wrong[0]}; only pretrained and random are of all"
+            f"say whose weights these are, --weights ROLE={wrong[0]}; only pretrained and random go without a role"
         )
     models = by_role("--network", networks)
     own = by_role("--weights", [each for each in weights if each not in of_all], models)
@@ -244,7 +244,7 @@ def by_role(
                 raise one_of("role", before, ROLES)
             raise UsageError(f"{option} takes ROLE{separator}..., got {text!r}; roles are {', '.join(ROLES)}")
         if roles is not None and role not in roles:
-            raise UsageError(f"{option} {text} is of no network; give --network {role}=MODEL")
+            raise UsageError(f"{option} {text} belongs to no network; give --network {role}=MODEL")
         by_name.setdefault(role, []).append(value)
     return {role: by_name[role] for role in ROLES if role in by_name}
 

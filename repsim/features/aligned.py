@@ -29,8 +29,8 @@ def rows_of(features: Features, images: ImageSet) -> np.ndarray:
         if len(features) != count:
             without = f"features {features.name!r} have" if features.ids is None else f"images of {images.data} have"
             raise UsageError(
-                f"{without} no ids, so rows belong to images by their order, and must be as many: there are "
-                f"{len(features)} rows of {features.name!r} and {count} images of {images.data}; give ids "
+                f"{without} no ids, so rows belong to images by their order, and there must be one for each: there "
+                f"are {len(features)} rows of {features.name!r} and {count} images of {images.data}; give ids "
                 "(rs.Features(..., ids=...)), as rs.ImageSet(...).available_ids has them"
             )
         return np.arange(count)
@@ -79,8 +79,8 @@ def of_features_alone(features: Sequence[Features], *, images: int | None = None
     if len(orders) > 1:
         without = next(each.name for each in features if each.ids is None)
         raise UsageError(
-            f"features {without!r} have no ids, and the others have theirs in several orders, so nothing says in which "
-            "its rows are; give it ids (rs.Features(..., ids=...))"
+            f"features {without!r} have no ids, and the others have ids in different orders, so nothing says in "
+            "which order its rows are; give it ids (rs.Features(..., ids=...))"
         )
     return ImageSet.of_rows(Rows(len(first)), images=images, seed=seed)
 
@@ -100,8 +100,8 @@ def known_images(images: ImageSet, networks: Sequence[Network], say: Callable[[s
             own, theirs = (next(iter(ids or ()), None) for ids in (network.features.ids, images.ids))
             raise UsageError(
                 f"at least {FEWEST} images are needed, and {network.name} has features of {len(left)} of the "
-                f"{len(images)} chosen images of {images.data}: its ids are such as {own!r}, those of the images "
-                f"such as {theirs!r}; give ids as rs.ImageSet(...).available_ids has them, or choose more images"
+                f"{len(images)} chosen images of {images.data}: its ids are such as {own!r}, and the ids of the "
+                f"images such as {theirs!r}; give ids as rs.ImageSet(...).available_ids has them, or choose more images"
             )
         if len(left) < len(images):
             say(

@@ -382,6 +382,6 @@ class FeatureNetwork(Network):
 def needs_network(network: Network) -> UsageError:
     """The error for studies that features do not allow."""
     return UsageError(
-        f"{network.name} are features, of which nothing is known but their rows; this study needs the network itself "
+        f"{network.name} holds features alone, and this study needs the network itself "
         "(layer_cka, matched_cka and linear_probes take features)"
     )

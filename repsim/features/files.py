@@ -61,7 +61,7 @@ def load_features(path: str | os.PathLike[str], *, model: str | None = None, nam
         if (path / INDEX).is_file():
             return _extracted(path, model, name)
         if model is not None:
-            raise UsageError(f"{path} does not say of which networks its features are, so {model!r} chooses nothing")
+            raise UsageError(f"{path} does not say which networks its features come from, so {model!r} chooses nothing")
         file = _inside(path) if path.is_dir() else path
         if not os.path.lexists(file):
             raise UsageError(f"there are no features at {path}; give a file, or a folder that `repsim extract` made")

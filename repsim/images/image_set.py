@@ -361,12 +361,12 @@ class ImageSet:
         labels = self.source.labels
         if labels is None or (labels < 0).all():
             raise UsageError(
-                f"to part training from test images takes classes, and the images of {self.data} have none"
+                f"training and test images can be parted by class only, and the images of {self.data} have no classes"
             )
         if self.groups is not None and self.groups.of == "class":
             raise UsageError(
-                "images of a class are not independent, by --groups class, and of each class some would be training "
-                "and others test images; name folders of other images for training with --train-data (train=)"
+                "with --groups class the images of a class are not independent, and each class would have training and "
+                "test images; name folders of other images for training with --train-data (train=)"
             )
         names = self.available_ids or list(map(str, range(len(labels))))
         units = np.arange(len(labels)) if self.groups is None else self.groups.of_images

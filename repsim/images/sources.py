@@ -132,7 +132,9 @@ class Rows:
         return self.count
 
     def load(self, index: int) -> Image.Image:
-        raise UsageError("there are no images here, only features of them; give the images for a network to look at")
+        raise UsageError(
+            "there are no images here, only features of them; give the images that the network is to look at"
+        )
 
     def name(self, index: int) -> str:
         return f"number {index}" if self.ids is None else self.ids[index]
@@ -207,7 +209,7 @@ class Items:
         try:
             image = _image_of(item)
         except ValueError as error:
-            raise UsageError(f"items of {called} must be images, and of the first {error}") from None
+            raise UsageError(f"items of {called} must be images; in the first item {error}") from None
         self.tensor_size = size_of(image.shape) if isinstance(image, Tensor) else None
         self.first = digest([image])
 
@@ -258,7 +260,7 @@ def _image_of(item: Any) -> Image.Image | Tensor:
     """The image of an item.
 
     Raises:
-        ValueError: there is no image; the message goes on after "of the first".
+        ValueError: there is no image; the message goes on after "in the first item".
     """
     if isinstance(item, Mapping):
         if "image" not in item:
@@ -396,7 +398,7 @@ def _in_python(data: Any) -> Source:
     if isinstance(data, IterableDataset) or (hasattr(data, "__iter__") and not hasattr(data, "__getitem__")):
         raise UsageError(f"images are chosen by their numbers, and {kind} can only be iterated; give a list of them")
     if isinstance(data, Mapping):
-        raise UsageError(f"{TAKEN}; got a {kind} of {', '.join(map(repr, data)) or 'nothing'}, of which one may do")
+        raise UsageError(f"{TAKEN}; got a {kind} of {', '.join(map(repr, data)) or 'nothing'}; try one of its values")
     if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         raise UsageError(f"{TAKEN}; got {kind}")
     if "image" not in getattr(data, "column_names", ["image"]):
@@ -410,7 +412,7 @@ def _in_python(data: Any) -> Source:
 
 def _check_loader(loader: DataLoader) -> None:
     """Raise `UsageError` for a loader that does not hand out each item of its data set once."""
-    rule = "of a DataLoader each item of its data set is taken once, in the order of the ImageSet, and this one's"
+    rule = "an ImageSet takes each item of a DataLoader's data set once, in its own order, and the items of this one"
     if isinstance(loader.dataset, IterableDataset):
         raise UsageError(f"{rule} can only be iterated; give a data set whose items have numbers")
     sampler: Any = loader.sampler

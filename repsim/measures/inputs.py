@@ -43,7 +43,7 @@ def tensor(value: Any, what: str, axes: str | None = None) -> Tensor:
     try:
         found = _tensor(value, what)
     except RecursionError:
-        raise UsageError(f"{what} is nested too deep; pass one array or tensor") from None
+        raise UsageError(f"{what} is nested too deeply; pass one array or tensor") from None
     if axes is not None and found.ndim != len(re.findall(r"\w+", axes)):
         raise UsageError(f"{what} must have axes {axes}, got shape {tuple(found.shape)}")
     return found
@@ -121,7 +121,7 @@ def _of_tensor(value: Tensor, what: str) -> Tensor:
     try:
         found = value.double()
     except RuntimeError:
-        raise UsageError(f"{what} is of {value.dtype}, of which PyTorch makes no other; pass float32") from None
+        raise UsageError(f"{what} is of {value.dtype}, which PyTorch cannot convert; pass float32") from None
     if not value.is_floating_point() and found.numel() and not (found.abs() < EXACT).all():
         raise _too_long(what)
     return found
@@ -134,7 +134,9 @@ def _complex(what: str) -> UsageError:
 
 
 def _too_long(what: str) -> UsageError:
-    return UsageError(f"{what} holds whole numbers beyond 2^53, which float64 would round; subtract what they share")
+    return UsageError(
+        f"{what} holds whole numbers beyond 2^53, which float64 would round; subtract the part that they share"
+    )
 
 
 def _of_sequence(value: Sequence[Any], what: str) -> Tensor:
@@ -148,7 +150,7 @@ def _of_sequence(value: Sequence[Any], what: str) -> Tensor:
     if len({part.device for part in parts}) > 1:
         raise UsageError(f"{what} must lie on one device, got a list of tensors on several")
     if parts[0].ndim > 62:
-        raise UsageError(f"{what} is nested too deep; pass one array or tensor")
+        raise UsageError(f"{what} is nested too deeply; pass one array or tensor")
     return torch.stack(parts)
 
 
@@ -176,7 +178,7 @@ def _of_array(array: np.ndarray, what: str) -> Tensor:
         with np.errstate(over="ignore"):
             shortened = array.astype(np.float64)
         if not np.array_equal(np.isinf(array), np.isinf(shortened)):
-            raise UsageError(f"{what} holds numbers beyond 1.8e308, which float64 has no place for; scale it")
+            raise UsageError(f"{what} holds numbers beyond 1.8e308, which float64 cannot hold; scale it")
         array = shortened
     # Torch reads no other byte order and no steps backwards, and warns of memory that must not be written.
     array = np.asarray(array, array.dtype.newbyteorder("="))
@@ -198,5 +200,5 @@ def _of_objects(array: np.ndarray, what: str) -> np.ndarray:
         try:
             found[index] = float(each)
         except (OverflowError, ValueError):
-            raise UsageError(f"{what} holds {type(each).__name__}s that float64 has no place for; scale it") from None
+            raise UsageError(f"{what} holds {type(each).__name__}s that float64 cannot hold; scale it") from None
     return found

@@ -52,7 +52,7 @@ def _checked(distances: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     distances = tensor(distances, "distances", "(n, n)").double()
     n = len(distances)
     if distances.shape[1] != n or n < 2 or not (distances >= 0).all() or not distances.diagonal().isposinf().all():
-        raise UsageError("distances must be those of squared_distances: (n, n), not negative, infinite to oneself")
+        raise UsageError("distances must be those of squared_distances: (n, n), not negative, infinite on the diagonal")
     return distances, classes_of(labels, n).to(distances.device)
 
 

@@ -325,7 +325,7 @@ class Together:
         self.parts, self.counts = parts, parts[0].counts
         for part in parts:
             if not torch.equal(part.counts > 0, self.counts > 0):
-                raise ValueError("sums of different batches have no statistic together")
+                raise ValueError("a statistic needs sums of the same batches")
 
     @property
     def batches(self) -> int:

@@ -56,9 +56,9 @@ def _join(trace: Trace, path: str, here: Operation, entry: Operation) -> Operati
     while True:
         after = [op for op in trace.following(here) if _around(path, op) and not is_learned(op)]
         for op in after:
-            others = [other.when for other in op.before - {here}]
+            other_times = [other.when for other in op.before - {here}]
             first = entry.when + (op.name == "cat")  # the next layer of a dense row concatenates what enters this one
-            if others and all(first <= when < here.when for when in others):
+            if other_times and all(first <= when < here.when for when in other_times):
                 return op
         if len(after) != 1 or not _alone(trace, path, here, after[0]):
             return None

@@ -62,11 +62,11 @@ def _too_old(scheme: str) -> str | None:
     if scheme not in OLDEST:
         return None
     try:
-        found = importlib.metadata.version(DISTRIBUTIONS.get(PACKAGES[scheme], PACKAGES[scheme]))
+        installed = importlib.metadata.version(DISTRIBUTIONS.get(PACKAGES[scheme], PACKAGES[scheme]))
     except importlib.metadata.PackageNotFoundError:  # imported from a folder
         return None
-    here, oldest = ([int(number) for number in re.findall(r"\d+", each)[:2]] for each in (found, OLDEST[scheme]))
-    return found if here < oldest else None
+    here, oldest = ([int(number) for number in re.findall(r"\d+", each)[:2]] for each in (installed, OLDEST[scheme]))
+    return installed if here < oldest else None
 
 
 def found_in_library(name: str, weights: str, model_args: dict[str, Any]) -> Found:
@@ -126,10 +126,10 @@ def _from_transformers(rest: str, pretrained: bool, args: dict[str, Any]) -> Fou
     if "image_size" in args:
         height, width = _pair(args["image_size"])
         of_processor = {"size": {"height": height, "width": width}, "crop_size": {"height": height, "width": width}}
-    beside = adapters if adapters and (Path(adapters) / "preprocessor_config.json").is_file() else place
+    processor_folder = adapters if adapters and (Path(adapters) / "preprocessor_config.json").is_file() else place
     try:
-        with _quietly(), _said_by(f"the image processor of hf:{beside}", weights=True):
-            preparing = transformers.AutoImageProcessor.from_pretrained(beside, **of_processor)
+        with _quietly(), _said_by(f"the image processor of hf:{processor_folder}", weights=True):
+            preparing = transformers.AutoImageProcessor.from_pretrained(processor_folder, **of_processor)
     except RepsimError as error:
         transform = Unsaid(
             _size_of(seen),
@@ -206,11 +206,11 @@ def _adapt(module: nn.Module, folder: str, pretrained: bool) -> None:
             raise UsageError(f"{folder} holds learned prompts, which are no part of a network of images")
         adapted = peft.get_peft_model(module, config)
         loaded = adapted.load_adapter(folder, "default") if pretrained else None
-    strange = [*loaded.unexpected_keys, *loaded.missing_keys] if loaded else []
-    if strange:
+    misfits = [*loaded.unexpected_keys, *loaded.missing_keys] if loaded else []
+    if misfits:
         raise RepsimError(
-            f"the adapters in {folder} are not those of {type(module).__name__}: {len(strange)} of their tensors do "
-            f"not fit ({few(strange)}); name the class they were trained in with hf:{folder}:CLASS"
+            f"the adapters in {folder} are not those of {type(module).__name__}: {len(misfits)} of their tensors do "
+            f"not fit ({few(misfits)}); name the class they were trained in with hf:{folder}:CLASS"
         )
 
 
@@ -272,7 +272,7 @@ def _quietly() -> Iterator[None]:
 
 
 @contextmanager
-def _said_by(what: str, *, weights: bool) -> Iterator[None]:
+def _said_by(subject: str, *, weights: bool) -> Iterator[None]:
     """While active, an error of a library becomes a repsim error of one line."""
     try:
         yield
@@ -280,7 +280,7 @@ def _said_by(what: str, *, weights: bool) -> Iterator[None]:
         raise
     except Exception as error:  # whatever a library does
         kind = RepsimError if weights else UsageError
-        raise kind(f"cannot get {what}: {first_line(error).split('. ')[0]}") from None
+        raise kind(f"cannot get {subject}: {first_line(error).split('. ')[0]}") from None
 
 
 @contextmanager

@@ -187,7 +187,7 @@ class Network:
 
     def __repr__(self) -> str:
         size = self.transform.input_size
-        images = "images of a size that nothing says" if size is None else f"images {'x'.join(map(str, size))}"
+        images = "images of unknown size" if size is None else f"images {'x'.join(map(str, size))}"
         count, kind = self._parameters, self._class.__name__
         parameters = f"{count / 1e6:.3g} million" if count >= 10_000 else f"{count:,}"
         return f"Network {self.name!r}: {kind}, {parameters} parameters, weights {self.weights}, {images}"
@@ -257,15 +257,15 @@ def as_networks(
 def told_apart(networks: Sequence[Network]) -> list[Network]:
     """Give networks of the same name names of their own that no other has: the table knows them by nothing else."""
     names = [network.name for network in networks]
-    taken, told = {name for name in names if names.count(name) == 1}, []
+    taken, distinct = {name for name in names if names.count(name) == 1}, []
     for network in networks:
         if names.count(network.name) > 1:
             free = (f"{network.name}#{number}" for number in itertools.count(1))
             name = next(candidate for candidate in free if candidate not in taken)
             taken.add(name)
             network = dataclasses.replace(network, name=name)
-        told.append(network)
-    return told
+        distinct.append(network)
+    return distinct
 
 
 def with_values(network: Network) -> Network:
@@ -300,7 +300,7 @@ def with_values(network: Network) -> Network:
     if never := [name for name, tensor in tensors if is_lazy(tensor)]:
         raise RepsimError(
             f"{network.name} has {len(never)} parameters without shapes after its first pass ({few(never)}); give "
-            "them values, or take out what no pass goes through"
+            "them values, or take out the modules that no pass goes through"
         )
     if network.weights == "random":
         return network
@@ -442,7 +442,7 @@ def _build(name: str, weights: str, model_args: dict[str, Any], key: str | None,
     check_form(name)
     file = None if weights in ("pretrained", "random") else Path(weights)
     if file is None and key is not None:
-        raise UsageError(f"the weights key {key!r} chooses among the weights of a file; {name} has {weights!r} ones")
+        raise UsageError(f"the weights key {key!r} chooses among the weights of a file; {name} has {weights!r} weights")
     if file is not None and not file.is_file():
         raise no_file(weights)
     _check_args(name, model_args)

@@ -40,8 +40,8 @@ def find_blocks(trace: Trace) -> list[tuple[str, Spot]]:
     if rows := _in_halves(trace, paths, set(ends)):
         return rows
     paths = _handing_on(trace, paths)
-    uncalled = [path for path in paths if not trace.calls_of(path) and any(c.result for c in trace.below(path))]
-    ends = dict(zip(uncalled, handed_on(trace, uncalled)))
+    uncalled_paths = [path for path in paths if not trace.calls_of(path) and any(c.result for c in trace.below(path))]
+    ends = dict(zip(uncalled_paths, handed_on(trace, uncalled_paths)))
     return [
         (path, block)
         for path in paths
@@ -127,14 +127,14 @@ def _handing_on(trace: Trace, paths: list[str]) -> list[str]:
 
     def hands_on(path: str) -> bool:
         results = [call.result.made for call in trace.calls_of(path) if call.result and call.result.made]
-        waiting, met = results[-1:], set()
+        waiting, visited = results[-1:], set()
         while waiting:
             here = waiting.pop()
             after = trace.following(here)
             if not after and here.at not in followed:
                 return True
-            met.add(here)
-            waiting += [op for op in after if op not in met and not _decides(here, op, softmax)]
+            visited.add(here)
+            waiting += [op for op in after if op not in visited and not _decides(here, op, softmax)]
         return not results
 
     return [path for path in paths if hands_on(path)]
@@ -207,8 +207,8 @@ def _joins(trace: Trace, op: Operation) -> bool:
     given = call.argument and call.argument.made
     if not all(before is given or call.started < before.when for before in operands):
         return False
-    behind = {before: before.ancestors() for before in operands}
-    return any(a not in behind[b] and b not in behind[a] for a, b in itertools.combinations(operands, 2))
+    ancestors_of = {before: before.ancestors() for before in operands}
+    return any(a not in ancestors_of[b] and b not in ancestors_of[a] for a, b in itertools.combinations(operands, 2))
 
 
 def _taken_apart(trace: Trace, paths: list[str]) -> list[str]:
@@ -264,10 +264,10 @@ def left_out(trace: Trace) -> list[str]:
     paths = {path for path, _ in blocks}
     around = {above for path in paths for above in _above(path)}
 
-    def outermost(found: list[str]) -> list[str]:
-        found = [path for path in dict.fromkeys(found) if path and path not in paths and path not in around]
-        chosen = {*found, *paths}
-        return [path for path in found if not any(above in chosen for above in _above(path))]
+    def outermost(inner: list[str]) -> list[str]:
+        inner = [path for path in dict.fromkeys(inner) if path and path not in paths and path not in around]
+        chosen = {*inner, *paths}
+        return [path for path in inner if not any(above in chosen for above in _above(path))]
 
     first = min(entry_of(trace, path, block).started for path, block in blocks)
     last = max(block.when for _, block in blocks)
@@ -278,9 +278,9 @@ def left_out(trace: Trace) -> list[str]:
     more = [path for path in outermost(units(trace)) if path not in between and path not in rows]
     said = []
     if between:
-        said.append(f"between the blocks of {network.name} run {_counted(between)}")
+        said.append(f"between its blocks {network.name} runs {_counted(between)}")
     if more:
-        said.append(f"besides the blocks of {network.name}, residual sums end in {_counted(more)}")
+        said.append(f"besides its blocks {network.name} has residual sums in {_counted(more)}")
     return said
 
 

@@ -278,7 +278,7 @@ def _without_memory(parameter: Tensor) -> bool:
 def _traced(network: Network) -> Trace:
     generator = torch.Generator().manual_seed(0)
     draw = torch.rand(2 * IMAGES, *network.input_size, generator=generator) * 2 - 1
-    images, others = (part.to(network.device, network.dtype) for part in draw.split(IMAGES))
+    images, other_images = (part.to(network.device, network.dtype) for part in draw.split(IMAGES))
     named = {
         f"{path}.{name}" if path else name: tensor
         for path, module in (*parts(network.module).items(), ("", inside(network.module)))
@@ -293,12 +293,12 @@ def _traced(network: Network) -> Trace:
         _check_repeats(network, images, looking.recorder.draws)
     for changed in () if images.is_meta else range(IMAGES):
         batch = images.clone()
-        batch[changed] = others[changed]
+        batch[changed] = other_images[changed]
         again = _Comparing(looking, changed, None if changed else alive)
         names = [call.name for call in _run(network, batch, again)]
         if names != [call.name for call in first]:
             _check_repeats(network, images, [])
-            raise RepsimError(f"{network.name} does other things to other images; repsim cannot follow it")
+            raise RepsimError(f"{network.name} does different things to different images; repsim cannot follow it")
     if any(call.mixed for call in first):
         _check_repeats(network, images, [])
     looking.settle()

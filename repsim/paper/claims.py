@@ -18,8 +18,8 @@ from repsim.errors import UsageError
 from repsim.tables import NUMBERS, RECORD, load_record, load_table
 
 COVERED = (
-    "Intervals are over images, of probes also over draws of training images; none covers how another training run of "
-    "the same network would come out."
+    "Intervals are over images, and for probes also over draws of training images; no interval covers how another "
+    "training run of the same network would come out."
 )
 """The sentence on the coverage of intervals."""
 CLAIMS_COLUMNS = [
@@ -290,8 +290,8 @@ def unchecked(found: Mapping[str, Numbers]) -> list[str]:
         for claim in CLAIMS
         if claim.figure in found and claim.key not in set(found[claim.figure].table["key"])
     ]
-    why = "a role that they compare is not played, or no network has what they are about"
-    return [f"claims that no number of this run tells of, for {why}: {'; '.join(without)}"] if without else []
+    why = "no network plays a role that they compare, or none has the parts that they are about"
+    return [f"no number of this run tells of these claims, because {why}: {'; '.join(without)}"] if without else []
 
 
 def claims_of(found: Mapping[str, Numbers]) -> pd.DataFrame:
@@ -330,7 +330,7 @@ def by_chance(table: pd.DataFrame) -> str:
     """Sentences on how many of the table of `check` chance alone would decide, and how many stay decided after Holm."""
     tested, stay = int(table["p"].notna().sum()), int((table["verdict_holm"] != "undecided").sum())
     return (
-        f"Were there nothing to find, {0.05 * tested:.2g} of these {tested} numbers would be decided by chance; with p "
+        f"If there were nothing to find, chance would decide {0.05 * tested:.2g} of these {tested} numbers; with p "
         f"values adjusted for their number (Holm), {stay} stay decided."
     )
 

@@ -156,7 +156,7 @@ def _verdict(own: Sequence[Checked]) -> str:
 def _sentence(finding: Finding, own: Sequence[Checked]) -> str:
     if not own:
         figures = sorted({figure for figure, _ in finding.checks}, key=lambda number: (len(number), number))
-        return f"No number of this run tells; figures {', '.join(figures)} would."
+        return f"No number of this run tells of it; figures {', '.join(figures)} would."
     clauses = []
     for phrase in finding.told:
         of_phrase = [row for row in own if (row.claim.figure, row.claim.key) == (phrase.figure, phrase.key)]
@@ -164,7 +164,7 @@ def _sentence(finding: Finding, own: Sequence[Checked]) -> str:
         if infinite := [row.source for row in of_phrase[:MOST] if not np.isfinite(row.measured)]:
             clauses.append(f"no number is defined of {infinite[0]}")
         if len(of_phrase) > MOST:
-            clauses.append(f"and so on for {len(of_phrase) - MOST} more")
+            clauses.append(f"and so on for {len(of_phrase) - MOST} more numbers")
     counts = Counter(row.verdict for row in own)
     said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     told = "; ".join(clauses).removeprefix("and ")
@@ -187,4 +187,4 @@ def in_lines(table: pd.DataFrame) -> str:
     lines = [
         f"{number}. {row.finding}: {row.verdict}.\n   {row.found}" for number, row in enumerate(table.itertuples(), 1)
     ]
-    return "\n".join(["The six findings of the paper, and what was found here:", *lines])
+    return "\n".join(["The six findings of the paper, and the results here:", *lines])

@@ -190,7 +190,7 @@ class Measurements:
             with asking(other):
                 layers = lower_layers(networks[1])
                 if not layers:
-                    raise UsageError(f"{other} has no blocks or units whose layers heads could be compared with")
+                    raise UsageError(f"{other} has no blocks or units with whose layers heads could be compared")
             return HeadSimilarity(networks, *attention, layers)
 
         return self._once(self._studies, ("heads", name, other), make)
@@ -209,9 +209,7 @@ class Measurements:
         with asking(name):
             study = self._once(self._studies, ("localization", name), make)
             if not -len(study.parts[0].layers) <= layer < len(study.parts[0].layers):
-                raise UsageError(
-                    f"{name} has {len(study.parts[0].layers)} block with places in the image, and no other"
-                )
+                raise UsageError(f"{name} has only {len(study.parts[0].layers)} block with places in the image")
         return study
 
     def probing(self, name: str, *, tokens: bool) -> None:

@@ -298,7 +298,7 @@ def _networks(networks: list[dict[str, Any]]) -> Iterator[str]:
             yield f'<td class="n">{f"{accuracy:.3f}" if isinstance(accuracy, int | float) else "unknown"}</td>'
         yield "</tr>"
     yield "</tbody></table></div>"
-    yield '<p class="note">Of weights, the first digits of the SHA-256 of their values; run.json has all.</p></section>'
+    yield '<p class="note">The table has the first digits of the SHA-256 of weights; run.json has all.</p></section>'
 
 
 def _transform(of: Any) -> str:

@@ -218,7 +218,7 @@ class Resume:
             with safe_globals([*all_kept(), Counts]):
                 saved = sealed.load(self._file, self._mark)
             if {"sums", "counts", "done", "first"} != set(saved) or len(saved["sums"]) != len(summing):
-                raise ValueError("it holds something else than the sums of this pass")
+                raise ValueError("it holds something other than the sums of this pass")
         except Exception as error:
             raise RepsimError(
                 f"cannot read {self._file}: {first_line(error)}; start over with --fresh, or choose another directory "
@@ -386,7 +386,7 @@ def read_about(folder: Path) -> dict[str, Any]:
         or content.get("made_by") != MADE_BY
         or any(not isinstance(content.get(name), kind) for name, kind in texts.items())
     ):
-        raise RepsimError(f"cannot read {file}: it holds something else than repsim writes there; {again}")
+        raise RepsimError(f"cannot read {file}: it holds something other than repsim writes there; {again}")
     content["writers"] = [each for each in content["writers"] if re.fullmatch(r"[0-9a-f]{12}", str(each))]
     content["files"] = [str(each) for each in content["files"]]
     return content
@@ -406,7 +406,7 @@ def locked(folder: Path) -> FileLock:
     while True:
         file = lock_of(folder)
         if file.is_symlink() or (file.exists() and (not file.is_file() or file.stat().st_size)):
-            raise OSError(0, f"{file.name} in it is no lock of repsim's")
+            raise OSError(0, f"{file.name} in it is not a lock that repsim made")
         lock = FileLock(file)
         lock.acquire(timeout=0)
         with suppress(OSError):

@@ -71,9 +71,9 @@ def _said(file: Path) -> dict[str, Any]:
         checksum = said.pop("sha256")
         said["beside"] = dict(said["beside"])
     except (ValueError, KeyError, AttributeError, TypeError):
-        raise ValueError("it is damaged: its last line is not as it was written") from None
+        raise ValueError("it is damaged: its last line has changed since it was written") from None
     if checksum != _checksum(file, size - fixed - length, said):
-        raise ValueError("it is damaged: its checksum is another than when it was written")
+        raise ValueError("it is damaged: its checksum has changed since it was written")
     return said
 
 

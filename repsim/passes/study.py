@@ -120,7 +120,7 @@ def check_study(
             _same(alone, again, *((0.0, 0.0) if exactly else (rtol, atol)))
         except Exception as error:
             reason = first_line(error)
-            raise AssertionError(f"{type(study).__name__} does not find the same {way}: {reason}") from error
+            raise AssertionError(f"{type(study).__name__} gives another result {way}: {reason}") from error
     return alone
 
 

@@ -288,7 +288,7 @@ def _run(
             if isinstance(error, RepsimError) or not is_memory_error(error):
                 raise
             device = reading.networks[0].device
-            raise out_of_memory("what is computed of a batch", device, batch, first_line(error)) from error
+            raise out_of_memory("the values computed of a batch", device, batch, first_line(error)) from error
         if resume is not None:
             resume.after(batch, summing, counts, gave)
 
@@ -391,7 +391,7 @@ def forward(network: Network, inputs: Tensor, batch: Batch, seen: Iterable[Seen]
         if network.device.type == "cuda":
             torch.cuda.empty_cache()
     gigabytes = sum(p.numel() * p.element_size() for p in network.module.parameters()) / 2**30
-    needed = f"{network.name} ({gigabytes:.1f} GiB of weights) and what is kept of a batch"
+    needed = f"{network.name} ({gigabytes:.1f} GiB of weights) and the values kept of a batch"
     raise out_of_memory(needed, network.device, batch, reason)
 
 
@@ -418,6 +418,6 @@ def out_of_memory(what: str, device: torch.device, batch: Batch, error: str) -> 
         free, total = (f"{size / 2**30:.1f} GiB" for size in torch.cuda.mem_get_info(device))
         room = f" ({total}, {free} of it free)"
     return RepsimError(
-        f"the memory of {device}{room} is too small for {what}: batch {batch.number} is of shape {sizes}; take a "
+        f"the memory of {device}{room} is too small for {what}: batch {batch.number} has shape {sizes}; take a "
         f"smaller batch size, fewer layers or another device ({error})"
     )

@@ -62,7 +62,9 @@ def norm_ratios(table: pd.DataFrame, *, title: str | None = None) -> Figure:
     table = named(table).assign(token=table["token"].astype(str))
     shown = list(_heatmaps(table))
     if not shown:
-        raise UsageError("the norm ratio of every token is drawn of networks whose blocks all have the same tokens")
+        raise UsageError(
+            "the norm ratio of every token can be drawn for networks whose blocks all have the same tokens; none has"
+        )
     rows = len({model for model, _, _ in shown})
     with look():
         figure = Figure(figsize=(7.2, 2.6 * rows + 0.4))

@@ -287,11 +287,11 @@ def _maps(network: Network, images: ImageSet, count: int, skip_broken: bool) -> 
             )
     for why, names in (
         ("is left out", [*attentions.placeless, *attentions.linear]),
-        ("is not what values are summed with", attentions.mixed),
+        ("is mixed between its heads", attentions.mixed),
     ):
         if names:
             raise UsageError(
-                f"attention maps need the attention of all blocks; in {network.name} that of {names[0]} {why}"
+                f"attention maps need the attention of all blocks; in {network.name} the attention of {names[0]} {why}"
             )
     seen: dict[str, dict[int, Tensor]] = {}
 

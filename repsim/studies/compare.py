@@ -308,7 +308,7 @@ def measures_of(names: str | Sequence[str]) -> list[Streamed | Held]:
             raise one_of("measure", name, MEASURES)
         chosen.append(MEASURES[name])
     if not chosen:
-        raise UsageError(f"to compare takes at least one measure; choose among {', '.join(MEASURES)}")
+        raise UsageError(f"a comparison needs at least one measure; choose among {', '.join(MEASURES)}")
     return chosen
 
 
@@ -434,7 +434,7 @@ def compare(
     options = {"measures": [measure.name for measure in measured]}
     chosen = chosen_layers(begun.networks, layers, tokens)
     if sum(map(len, chosen)) < 2:
-        raise UsageError("to compare takes two or more networks, or several layers of one (layers='blocks')")
+        raise UsageError("a comparison needs two or more networks, or several layers of one network (layers='blocks')")
     study = Comparison(begun.networks, chosen, tokens=tokens, null=null, seed=begun.images.seed, **options)
     studies, computing = [study], []
     if untrained:

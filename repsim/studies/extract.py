@@ -203,7 +203,7 @@ class Writing:
                     right = opened.read(len(header)) == header
             if not right:
                 raise RepsimError(
-                    f"the rows that were written into {self.folder} before are not there any more, or others are; "
+                    f"the rows that were written into {self.folder} before are gone or have changed; "
                     "start over with --fresh, or choose another directory with --out"
                 )
 

@@ -105,8 +105,8 @@ def head_layer(network: Network) -> tuple[AttentionLayer, Layer]:
     path, each = first.path, first.maps[0]
     if len(first.maps) > 1 or each.product is None:
         raise UsageError(
-            f"the heads of {path} in {network.name} cannot be told apart: it attends several times, or by no plain "
-            "product of weights and values"
+            f"the heads of {path} in {network.name} cannot be told apart: it attends several times, or not by a "
+            "plain product of weights and values"
         )
     heads, windows = each.groups.shape
     (layer,) = find_layers(network, [first.name])

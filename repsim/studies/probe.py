@@ -358,8 +358,8 @@ def split_in_words(data: str, how: Mapping[str, Any]) -> str:
     """How training and test images were parted here; see `ImageSet.parted`."""
     test, of = how["test"], how["test"] + how["training"]
     return (
-        f"{data} has no training and test images apart: {how['test_share']:.0%} of each class are test images, {test} "
-        f"of {of}, by seed {how['seed']}"
+        f"{data} does not part training from test images: {how['test_share']:.0%} of each class are test images, "
+        f"{test} of {of}, drawn by seed {how['seed']}"
     )
 
 
@@ -385,12 +385,13 @@ def check_labels(train: ImageSet, test: ImageSet) -> tuple[np.ndarray, np.ndarra
     for part, images in (("training", train), ("test", test)):
         if images.labels is None:
             raise UsageError(
-                f"probes need labels, and the {part} images of {images.data} have none; one folder per class gives some"
+                f"probes need labels, and the {part} images of {images.data} have none; make one folder per class"
             )
         if unlabelled := int((images.labels < 0).sum()):
             raise UsageError(
-                f"labels must not be negative, and {unlabelled} of the {part} images of {images.data} have such; "
-                "images that lie beside the folders of classes have -1, and so do many data sets that are not labelled"
+                f"labels must not be negative, and {unlabelled} of the {part} images of {images.data} have negative "
+                "labels; images that lie beside the folders of classes have -1, and so do many data sets that are not "
+                "labelled"
             )
         found.append(images.labels)
     if train.classes is not None and test.classes is not None and train.classes != test.classes:

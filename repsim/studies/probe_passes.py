@@ -70,7 +70,7 @@ class Split:
             if len(of_class) - count < max(few, default=1):
                 name = names[label] if names is not None else label
                 raise UsageError(
-                    f"class {name!r} has {len(of_class)} training images; needed are {max(few, default=1)} to fit on "
+                    f"class {name!r} has {len(of_class)} training images; {max(few, default=1)} are needed to fit on, "
                     f"and {count} to choose the ridge on"
                 )
             held.append(of_class[:count])
@@ -284,7 +284,9 @@ class Fitting(_Watching):
                 subject = (
                     f"{lacking[0].shots} per class, seed {lacking[0].seed}" if lacking[0] else "the held-out images"
                 )
-                raise RepsimError(f"broken images left none of some class in {subject}; take more shots, or mend them")
+                raise RepsimError(
+                    f"broken images left no image of some class in {subject}; take more shots, or mend the images"
+                )
             held_out = data.pop(None)
             yield place, Fitted.of({d: _fitted(d, data.pop(d), held_out) for d in self.members if d}, used)
 

@@ -45,8 +45,8 @@ class ResidualNorms(Study):
                 if not residual_sum.reading.is_tokens:
                     why = f": {residual_sum.reading.unknown}" if residual_sum.reading.unknown else ""
                     raise UsageError(
-                        f"the residual sum {residual_sum.name!r} of {network.name} is no row of tokens and no map: "
-                        f"it is {residual_sum.reading.shape} for one image{why}"
+                        f"the residual sum {residual_sum.name!r} of {network.name} is neither a row of tokens nor "
+                        f"a map: it is {residual_sum.reading.shape} for one image{why}"
                     )
         self.sums: dict[tuple[int, str], _Sums] = {}
 

@@ -169,14 +169,16 @@ def what_intervals_cover(images: Mapping[str, Any], protocol: Mapping[str, Any])
     """
     if protocol.get("repeats", 1) > 1:
         return (
-            "Standard errors are over repeats: how well the mean is known for these images, by what was drawn of them; "
-            "they say nothing of other images."
+            "Standard errors are over repeats: they say how well the mean is known for these images, and nothing of "
+            "other images."
         )
-    sentence = "Standard errors and intervals are over images: what others, drawn as these were, would give."
+    sentence = (
+        "Standard errors and intervals are over images: they say what other images, drawn as these were, would give."
+    )
     if groups := images.get("groups"):
         sentence = f"Standard errors and intervals are {groups['intervals']}."
     if images.get("available") is not None and images["available"] == images.get("used"):
-        sentence += " All images there are were used: of these themselves the values are exact, but for how batched."
+        sentence += " All images were used: for these images the values are exact, but for the choice of batches."
     return sentence
 
 
@@ -219,12 +221,14 @@ def begin(
     images = known_images(images, networks, say)
     count, size = len(images), fitting(usual, images) if batch_size is None else batch_size
     if batch_size is None and size < usual:
-        remark(f"batches are of {size} images, not {usual}, so that {count} make {count // size}; see --batch-size")
+        remark(
+            f"batches are of {size} images, not {usual}, so that {count} images make {count // size}; see --batch-size"
+        )
     begun = Begun(networks, images, notices, size)
     if images.groups is not None:
         say(f"standard errors and intervals are {images.groups.record()['intervals']}")
         if over_batches and not images.groups.spacing:
-            say("batches hold several images of one group, which CKA takes for independent: it comes out too high")
+            say("batches hold several images of one group, which CKA takes for independent, so it comes out too high")
         elif over_batches and size > images.largest_batch:
             say(f"batches are of {images.largest_batch} images, so that no two of one group are compared")
     elif over_batches and count < (size + 1 if short else 2 * size):
@@ -253,10 +257,10 @@ def _beside(networks: Sequence[Network]) -> list[Network]:
 
 
 def too_skewed(table: pd.DataFrame) -> list[str]:
-    """The notice on intervals in a table of CKA that are not to be trusted, if there are some."""
+    """The notice on intervals in a table of CKA that cannot be trusted, if there are some."""
     count = int(table["skewed"].sum())
-    which = f"intervals of {count} of {len(table)} CKA are not to be trusted"
-    return [f"{which}: they are near zero, or of few images (column skewed)"] if count else []
+    sentence = f"{count} of {len(table)} intervals of CKA cannot be trusted"
+    return [f"{sentence}: their CKA is near zero, or of few images (column skewed)"] if count else []
 
 
 # Results

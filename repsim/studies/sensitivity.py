@@ -140,7 +140,7 @@ def sensitivity(
         network, images, most=MOST, layers=None if layers == LAST else layers, batch_size=batch_size, usual=BATCH
     )
     if len(begun.networks) > 1:
-        raise UsageError(f"sensitivity is of one network, got {len(begun.networks)}; call it for each")
+        raise UsageError(f"sensitivity takes one network, got {len(begun.networks)}; call it for each network")
     names = [measure.name for measure in measures_of(list(MEASURES) if measures is None else measures)]
     if short := next((MEASURES[name] for name in names if len(begun.images) < MEASURES[name].fewest), None):
         raise UsageError(f"{short.name} needs at least {short.fewest} images, got {len(begun.images)}")
@@ -149,5 +149,8 @@ def sensitivity(
     counts = sweep(begun.images, [taken], batch_size=begun.batch_size, short=True, **how)
     chosen = taken.result(counts)
     if undefined := list(dict.fromkeys(chosen.table.loc[chosen.table["value"].isna(), "measure"])):
-        begun.notices.say(f"undefined for some layers, such as of as many features as images: {', '.join(undefined)}")
+        begun.notices.say(
+            "some measures are undefined for some layers, such as layers of as many features as images: "
+            f"{', '.join(undefined)}"
+        )
     return begun.finished(chosen, counts)

@@ -165,7 +165,7 @@ class MatchedSimilarity(LayerSimilarity):
         super().__init__(networks, layers, tokens)
         self.sums = BatchMeans(normalise_matched)
         if len(networks) < 2:
-            raise UsageError("to compare the same layers takes a network and at least one other")
+            raise UsageError("the comparison of the same layers needs a network and at least one other network")
         for network, chosen in zip(networks, layers):
             if [layer.name for layer in chosen] != [layer.name for layer in layers[0]]:
                 raise UsageError(
@@ -311,8 +311,8 @@ def _compare(
         counts.append(sweep(chosen, studies[-1:], batch_size=begun.batch_size, **how))
     begun.notices.say(
         *(
-            f"layer {layer!r} of {network} is constant over all images, or has no U-centred Gram (as where all of a "
-            "batch but one are alike), so its CKA is undefined"
+            f"layer {layer!r} of {network} is constant over all images, or has no U-centred Gram (as where all "
+            "images of a batch but one are alike), so its CKA is undefined"
             for network, layer in studies[0].constant()
         )
     )

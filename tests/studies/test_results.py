@@ -205,9 +205,11 @@ def test_a_record_says_what_its_intervals_mean(vit):
         "groups": rs.layer_cka(vit, grouped, layers="stem", batch_size=16),
     }
     said = {kind: found.record["intervals"] for kind, found in said.items()}
-    of_images = "Standard errors and intervals are over images: what others, drawn as these were, would give."
+    of_images = (
+        "Standard errors and intervals are over images: they say what other images, drawn as these were, would give."
+    )
     assert said["some"] == of_images
-    assert said["all"].startswith(of_images) and "All images there are were used" in said["all"]
+    assert said["all"].startswith(of_images) and "All images were used" in said["all"]
     assert (
         said["repeats"].startswith("Standard errors are over repeats") and "nothing of other images" in said["repeats"]
     )
