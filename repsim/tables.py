@@ -194,7 +194,8 @@ def full(place: Path, needed: int = 0) -> str:
     """The sentence on a full disk, with its free space and, if known, the space that is needed."""
     wants = f", {needed / 1e6:.1f} MB are needed" if needed else ""
     try:
-        free = f"{shutil.disk_usage(next(each for each in (place, *place.parents) if each.exists())).free / 1e6:.1f} MB"
+        folder = next(folder for folder in (place, *place.parents) if folder.exists())
+        free = f"{shutil.disk_usage(folder).free / 1e6:.1f} MB"
     except OSError:
         return f"the disk of {place} is full{wants}"
     return f"the disk of {place} is full ({free} free{wants})"
