@@ -215,9 +215,9 @@ def _hdf5(file: Path) -> Read:
         ) from None
     arrays: dict[str, Any] = {}
 
-    def take(name: str, each: Any) -> None:
-        if isinstance(each, h5py.Dataset) and each.shape is not None:
-            arrays[name] = _data_set(file, each)
+    def take(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.shape is not None:
+            arrays[name] = _data_set(file, item)
 
     with h5py.File(file, "r") as opened:
         opened.visititems(take)
@@ -236,21 +236,21 @@ def _data_set(file: Path, data: Any) -> np.ndarray:
     return np.asarray(data.asstr(errors="surrogateescape")[()] if data.dtype.kind == "O" else data[()])
 
 
-def _rsatoolbox(found: Mapping[str, Any]) -> Read:
+def _rsatoolbox(entries: Mapping[str, Any]) -> Read:
     """The measurements of a Dataset; its ids, if just one descriptor of its observations tells them all apart."""
-    layers = {"measurements": found["measurements"]}
+    layers = {"measurements": entries["measurements"]}
     texts = [
         value
-        for name, value in found.items()
+        for name, value in entries.items()
         if name.startswith("obs_descriptors/") and value.dtype.kind in "SU" and len(set(value.tolist())) == len(value)
     ]
     return layers, texts[0].tolist() if len(texts) == 1 else None
 
 
-def _apart(found: dict[str, Any]) -> Read:
+def _apart(entries: dict[str, Any]) -> Read:
     """Arrays, and the one of ids among them."""
-    ids = found.pop(IDS, None)
-    return found, None if ids is None else np.asarray(ids).ravel().tolist()
+    ids = entries.pop(IDS, None)
+    return entries, None if ids is None else np.asarray(ids).ravel().tolist()
 
 
 READERS: dict[str, Callable[[Path], Read]] = {

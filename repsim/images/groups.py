@@ -46,9 +46,9 @@ class Groups:
             if source.labels is None:
                 raise UsageError(f"groups by class need classes, and the images of {data} have none")
             labels, origin = np.asarray(source.labels), "class"
-            if beside := int((labels < 0).sum()):
+            if unclassed := int((labels < 0).sum()):
                 raise UsageError(
-                    f"groups by class need a class for each image, and {beside} images of {data} have none"
+                    f"groups by class need a class for each image, and {unclassed} images of {data} have none"
                 )
         else:
             labels, origin = np.asarray(groups), "given"

@@ -375,10 +375,10 @@ def several_of(named: Sequence[Any]) -> Source:
     if not named:
         raise UsageError("name one image at least")
     paths = []
-    for each in named:
-        if not isinstance(each, str | os.PathLike):
+    for item in named:
+        if not isinstance(item, str | os.PathLike):
             return _in_python(list(named))
-        path = Path(each).expanduser()
+        path = Path(item).expanduser()
         paths += Files(path).paths if path.is_dir() else [path]
     return FileList(paths)
 
@@ -390,7 +390,7 @@ def _in_python(data: Any) -> Source:
         _check_loader(data)
         return _in_python(data.dataset)
     if isinstance(data, (list, tuple)):
-        kinds = [each for each in (str | os.PathLike, Image.Image) if all(isinstance(item, each) for item in data)]
+        kinds = [type_ for type_ in (str | os.PathLike, Image.Image) if all(isinstance(item, type_) for item in data)]
         if not kinds:
             kinds_of_items = dict.fromkeys(type(item).__name__ for item in data)
             raise UsageError(f"{TAKEN}; got a {kind} of {' and '.join(kinds_of_items)}")
@@ -469,9 +469,9 @@ def read_fashion_mnist(split: str, *, places: Sequence[Path] | None = None) -> t
     stem = {"train": "train", "test": "t10k"}[split]
     for place in places or FASHION_MNIST_PLACES:
         files = [_zipped_or_not(place / f"{stem}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")]
-        found = [file for file in files if file is not None]
-        if found == files:
-            images, labels = (_read_bytes(file) for file in found)
+        present = [file for file in files if file is not None]
+        if present == files:
+            images, labels = (_read_bytes(file) for file in present)
             pixels = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28)
             return pixels, np.frombuffer(labels, np.uint8, offset=8)
     if places:

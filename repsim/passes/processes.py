@@ -71,10 +71,10 @@ def own_device() -> str:
 
 def gathered(value: Any) -> list[Any]:
     """The values of all processes, in order, on all of them."""
-    everyone: list[Any] = [None] * dist.get_world_size()
+    values: list[Any] = [None] * dist.get_world_size()
     with _together():
-        dist.all_gather_object(everyone, value)
-    return everyone
+        dist.all_gather_object(values, value)
+    return values
 
 
 def agreed(value: Any) -> Any:

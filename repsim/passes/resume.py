@@ -147,10 +147,10 @@ class Resume:
         unknown: dict[str, Any] = {"run": "", "writers": [], "files": []}
         if ABOUT not in names:
             kinds = (SUMS, ROWS, PART)
-            others = sorted(name for name in names if not any(kind.fullmatch(name) for kind in kinds))
-            if others:
+            strangers = sorted(name for name in names if not any(kind.fullmatch(name) for kind in kinds))
+            if strangers:
                 raise UsageError(
-                    f"{self.folder} holds {others[0]!r}, which repsim did not write; choose another directory with "
+                    f"{self.folder} holds {strangers[0]!r}, which repsim did not write; choose another directory with "
                     "--out"
                 )
             if sums and not fresh:
@@ -199,9 +199,9 @@ class Resume:
         saved = self._load(summing)
         self._first = saved["first"]
         unfinished_or_first = not saved["done"] or not self._pass
-        gave = once_more() if unfinished_or_first and self._first is not None and once_more is not None else None
-        if gave is not None:
-            now = sealed.fingerprint([summed.sums for summed in summing], gave)
+        values = once_more() if unfinished_or_first and self._first is not None and once_more is not None else None
+        if values is not None:
+            now = sealed.fingerprint([summed.sums for summed in summing], values)
             if not sealed.alike(now, self._first, rounding):
                 raise UsageError(
                     f"{self.folder} holds the sums of another computation: its first batch gives other values now "
@@ -226,14 +226,14 @@ class Resume:
             ) from None
         return saved
 
-    def after(self, batch: Batch, summing: Sequence[Any], counts: Counts, gave: Any = None) -> None:
+    def after(self, batch: Batch, summing: Sequence[Any], counts: Counts, values: Any = None) -> None:
         """After a batch: save if it is time, and stop if a signal asked for it.
 
         Args:
-            gave: the values that were computed from the batch.
+            values: the values that were computed from the batch.
         """
         if counts.batches == 1:
-            self._first = sealed.fingerprint([summed.sums for summed in summing], gave)
+            self._first = sealed.fingerprint([summed.sums for summed in summing], values)
         if self._stop:
             if self._save(summing, counts, done=False):
                 kept = "the sums are kept: the same command goes on from there"
@@ -351,8 +351,8 @@ class Resume:
             self._stop = True
             asked.append(time.monotonic())
             if asked[-1] - asked[0] > ONE_STOP:
-                for each, handler in before.items():
-                    signal.signal(each, handler)
+                for signal_number, handler in before.items():
+                    signal.signal(signal_number, handler)
                 os.kill(os.getpid(), number)
 
         for number in before:
@@ -387,8 +387,8 @@ def read_about(folder: Path) -> dict[str, Any]:
         or any(not isinstance(content.get(name), kind) for name, kind in texts.items())
     ):
         raise RepsimError(f"cannot read {file}: it holds something other than repsim writes there; {again}")
-    content["writers"] = [each for each in content["writers"] if re.fullmatch(r"[0-9a-f]{12}", str(each))]
-    content["files"] = [str(each) for each in content["files"]]
+    content["writers"] = [writer for writer in content["writers"] if re.fullmatch(r"[0-9a-f]{12}", str(writer))]
+    content["files"] = [str(name) for name in content["files"]]
     return content
 
 

@@ -127,13 +127,13 @@ def _alike(one: Any, other: Any, rounding: float) -> bool:
 def _leaves(value: Any) -> Iterator[Any]:
     """Tensors, numbers and texts in a value, in the order in which it holds them."""
     if isinstance(value, Mapping):
-        for key, each in value.items():
+        for key, item in value.items():
             yield str(key)
-            yield from _leaves(each)
+            yield from _leaves(item)
     elif isinstance(value, (list, tuple, set, frozenset)):
         yield len(value)
-        for each in sorted(value, key=str) if isinstance(value, (set, frozenset)) else value:
-            yield from _leaves(each)
+        for item in sorted(value, key=str) if isinstance(value, (set, frozenset)) else value:
+            yield from _leaves(item)
     elif isinstance(value, Tensor) or value is None or isinstance(value, bool | int | float | str):
         yield value
     elif hasattr(value, "__dict__"):

@@ -109,10 +109,10 @@ def check_study(
     alone = _swept(fresh(), images, batch_size)
     ways: dict[str, tuple[Callable[[Study, ImageSet, int], Result], bool]] = {
         "a second time": (_swept, True),
-        "beside other studies": (lambda one, of, n: _swept(one, of, n, [_Bystander(one.networks), fresh()]), False),
+        "beside other studies": (lambda one, data, n: _swept(one, data, n, [_Bystander(one.networks), fresh()]), False),
         "in pieces of a batch": (_in_pieces, False),
-        "from sums that were saved": (lambda one, of, n: _resumed([one, fresh()], of, n), True),
-        "from sums of two processes": (lambda one, of, n: _merged([one, fresh()], of, n), False),
+        "from sums that were saved": (lambda one, data, n: _resumed([one, fresh()], data, n), True),
+        "from sums of two processes": (lambda one, data, n: _merged([one, fresh()], data, n), False),
     }
     for way, (run, exactly) in ways.items():
         try:
@@ -124,8 +124,8 @@ def check_study(
     return alone
 
 
-def _swept(study: Study, images: ImageSet, size: int, beside: Sequence[Study] = ()) -> Result:
-    return study.result(sweep(images, [*beside, study], batch_size=size))
+def _swept(study: Study, images: ImageSet, size: int, companions: Sequence[Study] = ()) -> Result:
+    return study.result(sweep(images, [*companions, study], batch_size=size))
 
 
 def _in_pieces(study: Study, images: ImageSet, size: int) -> Result:
