@@ -99,7 +99,7 @@ def test_localization():
          "where": ["interior", "edge", "interior", "interior"], "own_minus_rest": [0.5, 0.9, 0.3, -0.01], "se": 0.002}
     )  # fmt: skip
     found = one(Result("localization", pd.DataFrame(), tables={"localization_summary": summary}))
-    assert "interior" in found and found.endswith(": 0.500 (se 0.002) in x, -0.010 (se 0.002) in z.")
+    assert "interior" in found and found.endswith(", is 0.500 (se 0.002) in x, -0.010 (se 0.002) in z.")
 
 
 def test_probe():

@@ -386,14 +386,14 @@ class Job:
         context = click.get_current_context()
         give_back_blocks()
         context.with_resource(limited(self.memory, lambda text: say(text, self.quiet)))
-        for of in asked:
-            check_name(of.model)
-            if of.transform is not None:
-                read_words(of.transform, of.model)
+        for network in asked:
+            check_name(network.model)
+            if network.transform is not None:
+                read_words(network.transform, network.model)
         if images is not None:
             chosen = images
         elif asked or self.data:
-            chosen = self.chosen(self.data or default_data([of.model for of in asked]), self.split)
+            chosen = self.chosen(self.data or default_data([network.model for network in asked]), self.split)
         else:
             chosen = self.known_to(features)
         options = {name: getattr(self, name) for name in ("precision", "compiled", "seed_each_pass")}
@@ -415,8 +415,8 @@ class Job:
         """The images that are looked at, of some data."""
         from repsim.images.image_set import ImageSet
 
-        where = {"split": split, "root": self.data_dir}
-        return ImageSet(data, **where, images=self.images, seed=self.seed, groups=self.groups)
+        place = {"split": split, "root": self.data_dir}
+        return ImageSet(data, **place, images=self.images, seed=self.seed, groups=self.groups)
 
     def known_to(self, features: Sequence[Any]) -> Any:
         """The images that all features have in common, where there are no networks and no data."""
@@ -448,11 +448,11 @@ class Run:
     said: list[str] = field(default_factory=list)
     """The closing sentences on the result."""
 
-    def how(self, repeats: int = 1) -> dict[str, Any]:
+    def pass_options(self, repeats: int = 1) -> dict[str, Any]:
         """Options of the passes over images, by the names that every study takes."""
         progress = progress_bar(self.job.quiet, repeats)
-        how = {"workers": self.job.workers, "skip_broken": self.job.skip_broken}
-        return {"progress": progress, **how, "resume": self.resume}
+        options = {"workers": self.job.workers, "skip_broken": self.job.skip_broken}
+        return {"progress": progress, **options, "resume": self.resume}
 
     def let_go_of_what_nobody_would_know(self) -> None:
         """Remove the results of a run that failed where no record could be written, as on a full disk.
@@ -493,7 +493,7 @@ class Run:
         for sentence in self.said:
             say(sentence, self.job.quiet)
 
-    def record(self, found: dict[str, Any]) -> dict[str, Any]:
+    def record(self, record_of_result: dict[str, Any]) -> dict[str, Any]:
         """Write `run.json`, and return it: it holds everything that is needed to repeat the run."""
         from repsim.cli.directory import SETTINGS, drop_tables
         from repsim.tables import RECORD, save_record
@@ -501,7 +501,7 @@ class Run:
         record = {
             "command": command_line(),
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            **found,
+            **record_of_result,
             SETTINGS: self.settings,
             "seconds": round(time.perf_counter() - self.started, 2),
         }
@@ -510,14 +510,14 @@ class Run:
         return record
 
 
-def job_options(command: str, images: int | None, batch: int | str, of: str) -> Callable:
+def job_options(command: str, images: int | None, batch: int | str, batch_kind: str) -> Callable:
     """The options of a `Job`, which the command gets as its first argument.
 
     Args:
         command: its name.
         images: the default number of images; None: all images.
         batch: the batch size where there are many images, see `fitting`.
-        of: the kind of batch.
+        batch_kind: the kind of batch.
     """
     drawn = "How many, drawn at random." + ("" if images else "  [default: all]")
     decorate = options(
@@ -548,7 +548,7 @@ def job_options(command: str, images: int | None, batch: int | str, of: str) -> 
         click.option(
             "--batch-size",
             type=int,
-            help=f"Images per {of}.  [default: {batch}; of few images fewer, so that there are 8 batches]",
+            help=f"Images per {batch_kind}.  [default: {batch}; of few images fewer, so that there are 8 batches]",
         ),
         click.option("--device", help="cpu, cuda, cuda:1, mps ...  [default: cuda where there is one]"),
         click.option(
@@ -683,8 +683,8 @@ def the_only(ctx: click.Context, param: click.Parameter, models: tuple[str, ...]
 
 def weights_options(end: str = "", *, several: bool = False) -> Callable:
     """`--weights`, `--weights-key`, `--arg` and `--transform` of the networks that a command is given."""
-    each = f": once for all, or once per model{end.replace('-', ' ')}" if several else ""
-    weights = f"`pretrained`, `random`, or a file{each}."
+    explanation = f": once for all, or once per model{end.replace('-', ' ')}" if several else ""
+    weights = f"`pretrained`, `random`, or a file{explanation}."
     return options(
         click.option(
             *named("weights", end),
@@ -699,7 +699,7 @@ def weights_options(end: str = "", *, several: bool = False) -> Callable:
             *named("weights-key", end),
             metavar="KEY",
             multiple=several,
-            help=f"Which of the weights in a file, such as state_dict_ema or model.teacher{each}.",
+            help=f"Which of the weights in a file, such as state_dict_ema or model.teacher{explanation}.",
         ),
         click.option(
             *named("arg", end),
@@ -707,18 +707,18 @@ def weights_options(end: str = "", *, several: bool = False) -> Callable:
             multiple=True,
             help=f"{'Argument of each model' if several else 'Model argument'}, such as img_size=384; repeatable.",
         ),
-        transform_option(end, each, several=several),
+        transform_option(end, explanation, several=several),
     )
 
 
-def transform_option(end: str = "", each: str = "", *, several: bool = False) -> Callable:
+def transform_option(end: str = "", explanation: str = "", *, several: bool = False) -> Callable:
     """`--transform`, with or without a side."""
     return click.option(
         *named("transform", end),
         metavar="WORDS",
         multiple=several,
         help="How images are prepared, where the network does not say, or otherwise than it says: `imagenet`, or "
-        f"'size=224 mean=0.5,0.5,0.5 std=0.5,0.5,0.5 crop=1.0 interpolation=bicubic'{each}.",
+        f"'size=224 mean=0.5,0.5,0.5 std=0.5,0.5,0.5 crop=1.0 interpolation=bicubic'{explanation}.",
     )
 
 
@@ -741,20 +741,20 @@ def each_model(
 
     def spread(option: str, given: tuple[str, ...]) -> tuple[str, ...]:
         if len(given) not in (1, len(models)):
-            of, per = (f" {role}=", f"network {role}=") if role else (side, f"model{side}")
+            example, per = (f" {role}=", f"network {role}=") if role else (side, f"model{side}")
             raise UsageError(
-                f"give --{option}{of} once, or once per --{per}: "
+                f"give --{option}{example} once, or once per --{per}: "
                 f"there are {len(models)} models and {len(given)} {option.replace('-', ' ').rstrip('s')}s"
             )
         return given * len(models) if len(given) == 1 else given
 
     weights = spread("weights", weights or ("pretrained",))
-    one_key = len(keys) == 1 and any(each not in NO_FILE for each in weights)
+    one_key = len(keys) == 1 and any(source not in NO_FILE for source in weights)
     keys = spread("weights-key", keys or ("",))
     transforms = spread("transform", transforms or ("",))
     return [
-        Asked(model, each, args, None if one_key and each in NO_FILE else key or None, transform or None)
-        for model, each, key, transform in zip(models, weights, keys, transforms)
+        Asked(model, source, args, None if one_key and source in NO_FILE else key or None, transform or None)
+        for model, source, key, transform in zip(models, weights, keys, transforms)
     ]
 
 
@@ -813,7 +813,7 @@ def tokens_option(default: str) -> Callable:
 MODEL = "Alias, timm name, hf:..., torchvision:..., open_clip:..., local-dir:... or package.module:factory."
 
 
-def load(asked: list[Asked], device: str | None, seed: int, **how: Any) -> list[Any]:
+def load(asked: list[Asked], device: str | None, seed: int, **options: Any) -> list[Any]:
     """The networks of a command; equal ones are loaded once."""
     from repsim.networks.models import load_model, parse_model_args, with_values
     from repsim.passes import processes
@@ -828,7 +828,7 @@ def load(asked: list[Asked], device: str | None, seed: int, **how: Any) -> list[
                 device=device,
                 seed=seed,
                 transform=network.transform,
-                **how,
+                **options,
                 **parse_model_args(network.args),
             )
         )
@@ -865,9 +865,9 @@ def about(job: Job, networks: list[Any], images: Any, train: Any = None) -> dict
     }
 
 
-def bound(what: str, images: Any) -> dict[str, str]:
+def bound(subject: str, images: Any) -> dict[str, str]:
     """The digests of the images that sums belong to, because files may have been replaced since."""
-    return {f"{kind} of {what}": value for kind, value in images.identity().items()}
+    return {f"{kind} of {subject}": value for kind, value in images.identity().items()}
 
 
 IMAGENET = "data/imagenet/val"

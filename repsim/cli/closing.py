@@ -62,9 +62,9 @@ def _by_t(value: float, se: float, df: float, within: Range, digits: int = 2) ->
     return _between(value, value - half, value + half, within, digits)
 
 
-def _count(number: int, of: str) -> str:
+def _count(number: int, noun: str) -> str:
     """So many of something."""
-    return f"{number} {of}{'s' * (number != 1)}"
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _images(result: Result) -> int | None:

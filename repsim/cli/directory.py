@@ -46,7 +46,7 @@ def own_directory(name: str, settings: str, runs: Path = Path("runs")) -> Path:
     """
     cut = os.fsencode(name)[:LONGEST].decode(errors="ignore")
     names = [name, f"{name}-{settings[:8]}"] if cut == name else [f"{cut}-{settings[:8]}"]
-    holders = {runs / each: holder(runs / each) for each in names}
+    holders = {runs / name: holder(runs / name) for name in names}
     for wanted in (settings, None):
         for place, holder_digest in holders.items():
             if holder_digest == wanted:
@@ -160,11 +160,11 @@ def settle(out: Path, old: dict[str, Any], written: Collection[Path]) -> None:
     """Note in the record of a finished run which files it wrote, and remove those of the run that it replaced."""
     record = read(out)
     files = {path.relative_to(out).as_posix() for path in written if path.is_relative_to(out)}
-    others = {name for name in old.get("files") or () if name in made_by(old)} - files
+    old_files = {name for name in old.get("files") or () if name in made_by(old)} - files
     if old.get(SETTINGS) == record.get(SETTINGS):  # figures that were made before with the same set-up
-        files |= {name for name in others if (out / name).exists()}
+        files |= {name for name in old_files if (out / name).exists()}
     else:
-        for name in others:
+        for name in old_files:
             with suppress(OSError):
                 (out / name).unlink()
                 if "/" in name:

@@ -49,7 +49,7 @@ def doctor(as_json: bool) -> None:
     computing = device()
     if as_json:
         said = [{"what": place.what, "where": place.where, "found": place.found} for place in spots]
-        listed = [{"what": what, "get": get} for what, get in missing.items()]
+        listed = [{"what": item, "get": get} for item, get in missing.items()]
         print_json({"versions": libraries, "device": computing, "places": said, "missing": listed})
         return
     _section("Versions", {name: number or "not installed" for name, number in libraries.items()})
@@ -121,9 +121,11 @@ def places() -> Iterator[Place]:
     """Places of images and weights, in the order of the search."""
     package = Path(__file__).parents[1]
     sample = package / "sample" / "fashion_mnist.npz"
-    weights, anew = [*(package / "weights").glob("*.safetensors")], f"install {REPSIM} again"
-    yield Place("bundled images", str(sample), sample.is_file(), anew)
-    yield Place("bundled weights", f"{package / 'weights'}, of {len(weights)} networks", bool(weights), anew)
+    weights, advice_to_install = [*(package / "weights").glob("*.safetensors")], f"install {REPSIM} again"
+    yield Place("bundled images", str(sample), sample.is_file(), advice_to_install)
+    yield Place(
+        "bundled weights", f"{package / 'weights'}, of {len(weights)} networks", bool(weights), advice_to_install
+    )
     named = os.environ.get("REPSIM_IMAGENET")
     at_variable, at_folder = bool(named) and Path(named).is_dir(), Path(IMAGENET).is_dir()
     advice = "" if at_variable or at_folder else f"put its validation images into {IMAGENET}, or name their folder"

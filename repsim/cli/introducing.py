@@ -44,8 +44,8 @@ def differences(networks: Sequence[Any]) -> list[str]:
     ]
 
 
-def _size(made: dict[str, Any]) -> str:
-    channels, height, width = made["input_size"]
+def _size(settings: dict[str, Any]) -> str:
+    channels, height, width = settings["input_size"]
     return f"{height} x {width} px, {channels} channel{'s' * (channels != 1)}"
 
 

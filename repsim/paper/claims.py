@@ -262,13 +262,13 @@ class Checked(NamedTuple):
     """Standard deviation over these training runs."""
 
 
-def checked(found: Mapping[str, Numbers]) -> list[Checked]:
+def checked(numbers: Mapping[str, Numbers]) -> list[Checked]:
     """Every claim against the numbers of figures."""
     rows = []
     for claim in CLAIMS:
-        if claim.figure not in found:
+        if claim.figure not in numbers:
             continue
-        table, random = found[claim.figure]
+        table, random = numbers[claim.figure]
         untrained = " (random weights)" if random else ""
         for row in table[table["key"] == claim.key].itertuples():
             by_chance = table.loc[(table["key"] == claim.chance) & (table["models"] == row.models), "value"]
@@ -283,25 +283,25 @@ def checked(found: Mapping[str, Numbers]) -> list[Checked]:
     return rows
 
 
-def unchecked(found: Mapping[str, Numbers]) -> list[str]:
+def unchecked(numbers: Mapping[str, Numbers]) -> list[str]:
     """A sentence on the claims of these figures without a number; empty if every claim has one."""
     without = [
         f"{claim.claim} (Figure {claim.figure})"
         for claim in CLAIMS
-        if claim.figure in found and claim.key not in set(found[claim.figure].table["key"])
+        if claim.figure in numbers and claim.key not in set(numbers[claim.figure].table["key"])
     ]
     why = "no network plays a role that they compare, or none has the parts that they are about"
     return [f"no number of this run tells of these claims, because {why}: {'; '.join(without)}"] if without else []
 
 
-def claims_of(found: Mapping[str, Numbers]) -> pd.DataFrame:
+def claims_of(numbers: Mapping[str, Numbers]) -> pd.DataFrame:
     """The table of claims, from the numbers of figures."""
     rows = [
         (
             *(row.claim.claim, row.source, row.measured, row.low, row.high, row.claim.direction, row.claim.paper),
             *(row.verdict, row.why, row.p, row.se, row.seeds, row.sd_seeds),
         )
-        for row in checked(found)
+        for row in checked(numbers)
     ]
     table = pd.DataFrame(rows, columns=CLAIMS_COLUMNS[:-2])
     adjusted = holm(table["p"].to_numpy(float))

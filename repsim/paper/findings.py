@@ -133,13 +133,13 @@ FINDINGS = (
 """In the order of the paper's introduction."""
 
 
-def findings(found: Mapping[str, Numbers]) -> pd.DataFrame:
+def findings(numbers: Mapping[str, Numbers]) -> pd.DataFrame:
     """The table of findings, from the numbers of figures: finding, verdict and found, a sentence."""
-    rows = checked(found)
+    rows = checked(numbers)
     table = []
     for finding in FINDINGS:
         own = [row for row in rows if (row.claim.figure, row.claim.key) in finding.checks]
-        untrained = " Weights are random." if any(found[row.claim.figure].random for row in own) else ""
+        untrained = " Weights are random." if any(numbers[row.claim.figure].random for row in own) else ""
         table.append((finding.paper, _verdict(own), _sentence(finding, own) + untrained))
     return pd.DataFrame(table, columns=FINDINGS_COLUMNS)
 
@@ -172,13 +172,13 @@ def _sentence(finding: Finding, own: Sequence[Checked]) -> str:
     return f"{told[0].upper()}{told[1:]}. {checks}." if told else f"{checks}."
 
 
-def _clause(phrase: Phrase, of: Checked) -> str:
-    value, low, high, text = of.measured, of.low, of.high, phrase.more
+def _clause(phrase: Phrase, check: Checked) -> str:
+    value, low, high, text = check.measured, check.low, check.high, phrase.more
     if value < 0 and phrase.less:
         value, low, high, text = -value, -high, -low, phrase.less
-    a, b = (of.models + of.models)[:2]
+    a, b = (check.models + check.models)[:2]
     interval = f" ({low:.3g} to {high:.3g})" if np.isfinite([low, high]).all() else ""
-    undecided = ", undecided" if of.verdict == "undecided" else ""
+    undecided = ", undecided" if check.verdict == "undecided" else ""
     return text.format(a=a, b=b, value=f"{value:.3g}") + interval + undecided
 
 

@@ -62,7 +62,7 @@ def heatmap(
     models = list(dict.fromkeys(name for names in (*zip(*there),) for name in names))
     possible = [*((m, m) for m in models), *itertools.combinations(models, 2)]
     # Each two models stand in the table both ways round, unless rows were taken out.
-    pairs = [each if each in there else each[::-1] for each in possible if {each, each[::-1]} & set(there)]
+    pairs = [pair if pair in there else pair[::-1] for pair in possible if {pair, pair[::-1]} & set(there)]
     if pair is not None:
         pairs, models = [tuple(pair)], list(dict.fromkeys(pair))
     title = title if title is not None else f"Layer similarity: {' and '.join(models)}"
@@ -99,7 +99,7 @@ def panels(
     rows = -(-len(pairs) // columns)
     with look():
         parts = [table[(table["model_a"] == a) & (table["model_b"] == b)] for a, b in pairs]
-        width, height = (max(each) for each in zip(*map(size_of_panel, parts, pairs)))
+        width, height = (max(lengths) for lengths in zip(*map(size_of_panel, parts, pairs)))
         width, height = width * columns + 0.7, height * rows + 0.7
         height += further(title, width, LOOK["figure.titlesize"])
         figure = Figure(figsize=(width, height))

@@ -124,15 +124,15 @@ class Begun:
         """
         return Result(name, table, self.record(counts, protocol), dict(tables or {}), dict(arrays or {}))
 
-    def swept(self, study: Study, *, batch_size: int | None = None, **how: Unpack[Passing]) -> Result:
+    def swept(self, study: Study, *, batch_size: int | None = None, **pass_options: Unpack[Passing]) -> Result:
         """Run a study in one pass over the images, and return its result; batches are as `begin` has them, or given."""
         size = self.batch_size if batch_size is None else batch_size
-        counts = sweep(self.images, [study], batch_size=size, **how)
+        counts = sweep(self.images, [study], batch_size=size, **pass_options)
         return self.finished(study.result(counts), counts)
 
-    def finished(self, found: Result, counts: Counts) -> Result:
+    def finished(self, result: Result, counts: Counts) -> Result:
         """The result of a study, with the whole record."""
-        return replace(found, record=self.record(counts, found.protocol))
+        return replace(result, record=self.record(counts, result.protocol))
 
     @property
     def untrained(self) -> bool:
@@ -211,7 +211,7 @@ def begin(
     if images is None and features and len(features) == len(networks):
         images = of_features_alone(features)
     images, say = as_image_set(images, most), notices.say
-    networks = _beside([each.sized(images.tensor_size) for each in networks])
+    networks = _beside([network.sized(images.tensor_size) for network in networks])
     for network in networks:
         say(*network.notices)
     if images.asked is not None and len(images) < images.asked:
@@ -270,8 +270,8 @@ def too_skewed(table: pd.DataFrame) -> list[str]:
 class Result:
     """The result of a study. In a notebook it shows its picture.
 
-    >>> found = Result("mine", pd.DataFrame({"layer": ["stem"], "value": [0.5]}))
-    >>> found
+    >>> result = Result("mine", pd.DataFrame({"layer": ["stem"], "value": [0.5]}))
+    >>> result
     Result of mine: 1 rows of layer, value
     """
 

@@ -102,7 +102,7 @@ def sensitivity(
     layers: str | Sequence[str] = "blocks",
     tokens: Tokens = "pooled",
     batch_size: int | None = None,
-    **how: Unpack[Passing],
+    **pass_options: Unpack[Passing],
 ) -> Result:
     """How measures of similarity answer when the layers of a network are changed in known ways.
 
@@ -118,7 +118,7 @@ def sensitivity(
         layers: what `find_layers` takes, or `last`.
         tokens: the part of each layer that stands for an image.
         batch_size: images per forward pass. None: 50, or for few images fewer, see `layer_cka`.
-        how: see `repsim.passes.sweep.Passing`.
+        pass_options: see `repsim.passes.sweep.Passing`.
 
     Returns:
         `table`: one row per measure, layer, change and amount: measure, model, layer, index, depth, change
@@ -132,8 +132,8 @@ def sensitivity(
     Reference: `repsim.measures.changes`.
 
     >>> import repsim as rs
-    >>> found = rs.sensitivity("vit_mini", rs.ImageSet("sample", images=32), measures="cka", layers="last")
-    >>> sorted(set(found.table["change"]))
+    >>> responses = rs.sensitivity("vit_mini", rs.ImageSet("sample", images=32), measures="cka", layers="last")
+    >>> sorted(set(responses.table["change"]))
     ['components', 'outlier', 'translation']
     """
     begun = begin(
@@ -146,7 +146,7 @@ def sensitivity(
         raise UsageError(f"{short.name} needs at least {short.fewest} images, got {len(begun.images)}")
     (chosen,) = chosen_layers(begun.networks, layers, tokens)
     taken = Sensitivity(begun.networks[0], chosen, names, tokens, seed=begun.images.seed)
-    counts = sweep(begun.images, [taken], batch_size=begun.batch_size, short=True, **how)
+    counts = sweep(begun.images, [taken], batch_size=begun.batch_size, short=True, **pass_options)
     chosen = taken.result(counts)
     if undefined := list(dict.fromkeys(chosen.table.loc[chosen.table["value"].isna(), "measure"])):
         begun.notices.say(
