@@ -61,17 +61,17 @@ def attention(
     return run.out
 
 
-def parse_maps(given: Sequence[str]) -> int | list[str]:
+def parse_maps(texts: Sequence[str]) -> int | list[str]:
     """A number of images, or which they are, from what was given; there are no more than a picture has rows for."""
-    if len(given) <= 1 and all(text.lstrip("-").isdigit() for text in given):
-        count = int(given[0]) if given else 0
+    if len(texts) <= 1 and all(text.lstrip("-").isdigit() for text in texts):
+        count = int(texts[0]) if texts else 0
         check_range("--maps", count, 0, 100)
         return count
 
     from repsim.images.image_set import ImageSet
 
-    check_range("images of --maps", len(ImageSet.of_named(given)), 1, 100)
-    return list(given)
+    check_range("images of --maps", len(ImageSet.of_named(texts)), 1, 100)
+    return list(texts)
 
 
 def parse_blocks(blocks: str | None) -> list[int] | str | None:

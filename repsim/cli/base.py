@@ -422,8 +422,8 @@ class Job:
         """The images that all features have in common, where there are no networks and no data."""
         from repsim.features.aligned import of_features_alone
 
-        given = {"--split": self.split, "--data-dir": self.data_dir, "--groups": self.groups}
-        for option, value in given.items():
+        options_of_images = {"--split": self.split, "--data-dir": self.data_dir, "--groups": self.groups}
+        for option, value in options_of_images.items():
             if value is not None:
                 raise UsageError(f"{option} is for images, and there are only features; name the images with --data")
         return of_features_alone(features, images=self.images, seed=self.seed)
@@ -548,7 +548,7 @@ def job_options(command: str, images: int | None, batch: int | str, batch_kind: 
         click.option(
             "--batch-size",
             type=int,
-            help=f"Images per {batch_kind}.  [default: {batch}; of few images fewer, so that there are 8 batches]",
+            help=f"Images per {batch_kind}.  [default: {batch}; fewer if images are few, so that there are 8 batches]",
         ),
         click.option("--device", help="cpu, cuda, cuda:1, mps ...  [default: cuda where there is one]"),
         click.option(
@@ -739,14 +739,14 @@ def each_model(
         role: prefix of the values, where options are for roles.
     """
 
-    def spread(option: str, given: tuple[str, ...]) -> tuple[str, ...]:
-        if len(given) not in (1, len(models)):
+    def spread(option: str, values: tuple[str, ...]) -> tuple[str, ...]:
+        if len(values) not in (1, len(models)):
             example, per = (f" {role}=", f"network {role}=") if role else (side, f"model{side}")
             raise UsageError(
                 f"give --{option}{example} once, or once per --{per}: "
-                f"there are {len(models)} models and {len(given)} {option.replace('-', ' ').rstrip('s')}s"
+                f"there are {len(models)} models and {len(values)} {option.replace('-', ' ').rstrip('s')}s"
             )
-        return given * len(models) if len(given) == 1 else given
+        return values * len(models) if len(values) == 1 else values
 
     weights = spread("weights", weights or ("pretrained",))
     one_key = len(keys) == 1 and any(source not in NO_FILE for source in weights)
@@ -772,12 +772,12 @@ FEATURES = click.option(
 )
 
 
-def read_features(given: Sequence[str]) -> list[Any]:
+def read_features(texts: Sequence[str]) -> list[Any]:
     """The features that `--features` names, in order; features of one name (training and test images) are joined."""
     from repsim.features.files import load_features
 
     by_name: dict[str, Any] = {}
-    for text in given:
+    for text in texts:
         name, equals, path = text.partition("=")
         if not (equals and name.strip() and path.strip()):
             raise UsageError(f"features are given as --features NAME=PATH, got {text!r}")
@@ -843,7 +843,7 @@ def about(job: Job, networks: list[Any], images: Any, train: Any = None) -> dict
     from repsim.studies.results import device_name, versions
 
     means = {"out", "redraw", "workers", "memory", "checkpoint_every", "fresh", "overwrite", "quiet", "as_json"}
-    given = click.get_current_context().params
+    options_given = click.get_current_context().params
 
     def seen(images: Any) -> dict[str, Any]:
         """The record of images without their surroundings, which change no sums."""
@@ -855,7 +855,7 @@ def about(job: Job, networks: list[Any], images: Any, train: Any = None) -> dict
             record["weights_sha256"] = uuid4().hex
     return {
         "command": job.command,
-        "options": {name: value for name, value in given.items() if name not in means},
+        "options": {name: value for name, value in options_given.items() if name not in means},
         "networks": records,
         "images": seen(images),
         **({} if train is None else {"training images": seen(train)}),

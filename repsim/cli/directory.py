@@ -60,8 +60,8 @@ def holder(directory: Path) -> str | None:
     if (directory / RECORD).exists():
         return read(directory).get(SETTINGS, "")
     resume = directory / FOLDER
-    there = directory.iterdir() if directory.is_dir() else ()
-    paths = [path for path in there if not path.name.startswith(".")]
+    entries = directory.iterdir() if directory.is_dir() else ()
+    paths = [path for path in entries if not path.name.startswith(".")]
     sums = resume.is_dir() and any(SUMS.fullmatch(path.name) for path in resume.iterdir())
     if paths or sums or _at_work(resume):
         try:

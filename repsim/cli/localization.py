@@ -65,9 +65,9 @@ def localize(
         for row, column in tokens or ():
             if not (0 <= row < rows and 0 <= column < columns):
                 raise UsageError(f"--show {row},{column}: the grid of tokens is {rows} x {columns}")
-    asked = {"layers": layers, "finest": finest, "tokens": tokens, "batch_size": job.batch_size}
+    options = {"layers": layers, "finest": finest, "tokens": tokens, "batch_size": job.batch_size}
     run.save(
-        token_localization(run.networks, run.images, **asked, **run.pass_options()), tokens=tokens, layer=show_layer
+        token_localization(run.networks, run.images, **options, **run.pass_options()), tokens=tokens, layer=show_layer
     )
     return run.out
 

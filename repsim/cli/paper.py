@@ -42,12 +42,12 @@ class OfRole(Source):
         return f"{role}={converted}" if role else converted
 
 
-def of_role(given: str, separator: str = "=") -> tuple[str, str]:
+def of_role(text: str, separator: str = "=") -> tuple[str, str]:
     """The role that stands before a value, and the value; an empty role where none stands there."""
     from repsim.paper.roles import ROLES
 
-    role, between, value = given.partition(separator)
-    return (role, value) if between and role in ROLES else ("", given)
+    role, between, value = text.partition(separator)
+    return (role, value) if between and role in ROLES else ("", text)
 
 
 @main.command(short_help="Measure and draw the figures of the paper.")
@@ -230,13 +230,13 @@ def own_roles(
 
 
 def by_role(
-    option: str, given: tuple[str, ...] | list[str], roles: Mapping[str, Any] | None = None, separator: str = "="
+    option: str, values: tuple[str, ...] | list[str], roles: Mapping[str, Any] | None = None, separator: str = "="
 ) -> dict[str, list[str]]:
     """The values of an option for each of the known roles, in the order of the roles."""
     from repsim.paper.roles import ROLES
 
     by_name: dict[str, list[str]] = {}
-    for text in given:
+    for text in values:
         role, value = of_role(text, separator)
         if not role or not value:
             before = text.partition(separator)[0]

@@ -76,12 +76,12 @@ def cka(
         if not model_b:
             raise UsageError("--matched compares A with others: give them with --model-b, --weights-b or --features")
     elif not matched and len(model_b) + features_for_b > 1:
-        given = (
+        subject = (
             f"--model-b was given {len(model_b)} times"
             if not features_for_b
             else f"{len(model_b) + features_for_b} stand for B"
         )
-        raise UsageError(f"{given}; more than one needs --matched")
+        raise UsageError(f"{subject}; more than one needs --matched")
     elif first and model_b:
         raise UsageError("without --model-a features stand for A, so name the network with --model-a, not --model-b")
     elif (model_a is not None or first) and not model_b and (weights_b or weights_key_b or arg_b or transform_b):

@@ -81,13 +81,13 @@ def load_features(path: str | os.PathLike[str], *, model: str | None = None, nam
 
 def _inside(folder: Path) -> Path:
     """The file of thingsvision's in a folder."""
-    there = [folder / f"features{suffix}" for suffix in (".npy", ".hdf5") if (folder / f"features{suffix}").is_file()]
-    if len(there) != 1:
+    present = [folder / f"features{suffix}" for suffix in (".npy", ".hdf5") if (folder / f"features{suffix}").is_file()]
+    if len(present) != 1:
         raise UsageError(
             f"{folder} must hold {INDEX}, which `repsim extract` writes last, or one features.npy or features.hdf5 of "
             "thingsvision; name the file of the features itself"
         )
-    return there[0]
+    return present[0]
 
 
 # Files of repsim

@@ -385,15 +385,15 @@ class ImageSet:
             for unit in members[: min(max(round(TEST_SHARE * len(members)), 1), len(members) - 1)]
         ]
         test = np.isin(units, tested)
-        said = {"test_share": TEST_SHARE, "seed": self.seed, "training": int((~test).sum()), "test": int(test.sum())}
-        return self._part(~test, train_images, said), self._part(test, self.asked, said)
+        split = {"test_share": TEST_SHARE, "seed": self.seed, "training": int((~test).sum()), "test": int(test.sum())}
+        return self._part(~test, train_images, split), self._part(test, self.asked, split)
 
-    def _part(self, known: np.ndarray, images: int | None, said: dict[str, Any]) -> ImageSet:
+    def _part(self, known: np.ndarray, images: int | None, split: dict[str, Any]) -> ImageSet:
         """So many of some of the images of the data, chosen and ordered as others are."""
         if known.sum() < FEWEST:
             raise UsageError(f"at least {FEWEST} training and {FEWEST} test images are needed; {self.data} has too few")
         among = known if self.among is None else known & self.among
-        other = self._with(among=among, asked=images, split_here=said)
+        other = self._with(among=among, asked=images, split_here=split)
         other._choose(images)
         return other
 

@@ -203,11 +203,11 @@ def copied(formed: Iterable[Loaded], device: torch.device, computing: torch.cuda
     for positions, tensors, broken in formed:
         with contextlib.suppress(torch.OutOfMemoryError):  # then it is copied when it is its turn
             with torch.cuda.stream(stream):
-                there = [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
+                copies = [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
             stream.synchronize()
-            for tensor in there:  # which the copying stream must not take back before they were used
+            for tensor in copies:  # which the copying stream must not take back before they were used
                 tensor.record_stream(computing)
-            tensors = there
+            tensors = copies
         yield positions, tensors, broken
 
 

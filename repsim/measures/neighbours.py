@@ -30,11 +30,11 @@ def squared_distances(x: Tensor) -> Tensor:
 
     What is within rounding of zero is zero: see `measures/bounds.py`.
     """
-    given = real_images(tensor(x, "x", "(n, d)"), "x", fewest=2, measure="squared_distances")
-    bounds.check_magnitude(given, "features for distances")
-    if not torch.isfinite(given).all():
+    features = real_images(tensor(x, "x", "(n, d)"), "x", fewest=2, measure="squared_distances")
+    bounds.check_magnitude(features, "features for distances")
+    if not torch.isfinite(features).all():
         raise RepsimError("squared_distances needs finite features: x holds NaN or infinity")
-    x = given.double()
+    x = features.double()
     size = torch.linalg.vector_norm(x[0])
     x = x - x[:1]  # first, so that constant features are exactly 0
     x -= x.mean(0)
@@ -43,7 +43,7 @@ def squared_distances(x: Tensor) -> Tensor:
     sums = squares[:, None] + squares
     distances = sums - 2 * (x @ x.mT)
     alike = (distances <= bounds.ZERO * eps * sums) | ~bounds.varies(
-        squares.sum(), size, len(x), bounds.eps_of(given.dtype)
+        squares.sum(), size, len(x), bounds.eps_of(features.dtype)
     )
     return distances.masked_fill_(alike, 0).fill_diagonal_(torch.inf)
 

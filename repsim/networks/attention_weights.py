@@ -367,8 +367,8 @@ def _map_of(
 def _pools(weights: Weights) -> bool:
     """Whether it is one row of weights over an image's tokens, by a learned map of each: there are no queries."""
     label, other_axes = weights.label, [axis for axis in range(len(weights.shape)) if axis != weights.axis]
-    one = not any(_vary(label.codes, axis) or varies(features_in(label.codes), axis) for axis in other_axes)
-    return label.across is None and one and _vary(label.codes, weights.axis)
+    is_single = not any(_vary(label.codes, axis) or varies(features_in(label.codes), axis) for axis in other_axes)
+    return label.across is None and is_single and _vary(label.codes, weights.axis)
 
 
 def _vary(codes: Tensor, axis: int) -> bool:

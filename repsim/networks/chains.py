@@ -58,7 +58,7 @@ def _unit(trace: Trace, first: Call, end: Operation) -> tuple[str, Spot]:
     if gives:
         return gives[0].path, Spot(gives[0], "block", since=first)
     name = f"{first.path}.activation"
-    given = [call for call in trace.calls if call.argument and call.argument.made is end]
-    if not given:
+    takers = [call for call in trace.calls if call.argument and call.argument.made is end]
+    if not takers:
         return first.path, Spot(first, "block", name, lost=end, since=first)
-    return first.path, Spot(min(given, key=lambda call: call.started), "block", name, "input", since=first)
+    return first.path, Spot(min(takers, key=lambda call: call.started), "block", name, "input", since=first)

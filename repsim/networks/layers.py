@@ -263,10 +263,10 @@ def _named_so(names: Sequence[str], layers: str | Iterable[str], network: str) -
         chosen = [name for name in names if regex.fullmatch(name)]
         missing = [] if chosen else [layers]
     else:
-        asked = list(layers)
+        patterns = list(layers)
         chosen, missing = (
-            [name for name in names if name in asked],
-            [name_asked for name_asked in asked if name_asked not in names],
+            [name for name in names if name in patterns],
+            [name_asked for name_asked in patterns if name_asked not in names],
         )
     if missing:
         alike = near(missing[0], names) or list(names[:4])

@@ -160,10 +160,10 @@ def _is_of_adapters(place: str) -> bool:
 
 def _said_of_adapters(folder: str) -> dict[str, Any]:
     try:
-        said = json.loads((Path(folder) / ADAPTERS).read_text())
+        config = json.loads((Path(folder) / ADAPTERS).read_text())
     except (OSError, ValueError) as error:
         raise RepsimError(f"cannot read {Path(folder) / ADAPTERS}: {first_line(error)}") from None
-    return said if isinstance(said, dict) else {}
+    return config if isinstance(config, dict) else {}
 
 
 def _base_of(folder: str) -> str:
@@ -478,8 +478,8 @@ def transform_of(module: nn.Module) -> Transform | None:
     if _by(module, "open_clip") and hasattr(module, "preprocess_cfg"):
         from open_clip.transform import PreprocessCfg, image_transform_v2
 
-        said: Any = module.preprocess_cfg
-        preparing = image_transform_v2(PreprocessCfg(**said), is_train=False)
+        config: Any = module.preprocess_cfg
+        preparing = image_transform_v2(PreprocessCfg(**config), is_train=False)
         return as_transform(preparing, name=type(module).__name__)
     if _by(module, "open_clip") and hasattr(module, "image_size"):
         why = f"nothing says how images are prepared for {type(module).__name__}, which was not made by its name"

@@ -385,11 +385,11 @@ class Provenance:
         label = self.label(tensor)
         return label is not None and not label.fixed
 
-    def _of_parameters(self, name: str, given: Sequence[Tensor], names: tuple[str, ...]) -> bool:
+    def _of_parameters(self, name: str, tensors: Sequence[Tensor], names: tuple[str, ...]) -> bool:
         """Whether an operation on parameters alone makes a row of tokens of several of them, or goes on with one."""
         if name in ("cat", "stack"):
-            return len(names) > 1 or any(map(self.label, given))
-        return any(map(self.label, given)) and name not in PRODUCTS
+            return len(names) > 1 or any(map(self.label, tensors))
+        return any(map(self.label, tensors)) and name not in PRODUCTS
 
     def _written(self, tensor: Tensor, label: Label) -> None:
         """What an operation in place made of a tensor is so in what it is a view of, too."""
@@ -446,12 +446,12 @@ class Provenance:
             if label is None:
                 return [Label(self._constant(source).expand(target.shape))]
             return [label.each(lambda codes: codes.expand(target.shape))]
-        given = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor) and x in self._labels]
+        labelled = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor) and x in self._labels]
         if name in INDEXED:
-            given = given[:1] if given and given[0] is args[0] else []
-            if not given:
+            labelled = labelled[:1] if labelled and labelled[0] is args[0] else []
+            if not labelled:
                 return [None]
-        pair = any(self._labels[x].across is not None for x in given)
+        pair = any(self._labels[x].across is not None for x in labelled)
         own = func if name not in ("view", "_unsafe_view", "_reshape_alias") else None
 
         def run(field_name: str, part_of: Callable[[Label], Label | None] = lambda label: label) -> list[Tensor]:
@@ -480,8 +480,8 @@ class Provenance:
 
         first = run("codes")
         second = run("across") if pair else [None] * len(first)
-        weights = tuple(dict.fromkeys(each for x in given for each in self._labels[x].weights))
-        if len(given) != 1 or self._labels[given[0]].pair is None:
+        weights = tuple(dict.fromkeys(each for x in labelled for each in self._labels[x].weights))
+        if len(labelled) != 1 or self._labels[labelled[0]].pair is None:
             return [Label(a, b, weights) for a, b in zip(first, second)]
         rows, columns = (run(field_name, lambda label: label.pair) for field_name in ("codes", "across"))
         return [Label(a, b, weights, pair=Label(*pair)) for a, b, pair in zip(first, second, zip(rows, columns))]
@@ -550,16 +550,16 @@ class Provenance:
             return before
         return Label(a.expand(result.shape), b.expand(result.shape))
 
-    def _reduction(self, given: dict[str, Any], result: Any) -> list[Label | None]:
-        label = self._labels[given["self_"]]
-        dims = given.get("dim")
+    def _reduction(self, arguments: dict[str, Any], result: Any) -> list[Label | None]:
+        label = self._labels[arguments["self_"]]
+        dims = arguments.get("dim")
         tensors = [x for x in tree_iter(result) if isinstance(x, Tensor)]
         ndim = label.codes.ndim
         dims = list(range(ndim)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else list(dims)
 
         def without(codes: Tensor, first: bool = False) -> Tensor:
             codes = self.rules.reduced(codes, dims, first=first)
-            for axis in sorted(d % ndim for d in dims) if given.get("keepdim") else ():
+            for axis in sorted(d % ndim for d in dims) if arguments.get("keepdim") else ():
                 codes = codes.unsqueeze(axis)
             return codes
 
@@ -569,25 +569,25 @@ class Provenance:
             pair = pair.each(lambda codes: without(codes, first=True)) if apart else None
         return [Label(without(label.codes), pair=pair) for _ in tensors]
 
-    def _mm(self, self_: Tensor, mat2: Tensor, result: Tensor, at: Any, **more: Any) -> Label | None:
+    def _mm(self, self_: Tensor, mat2: Tensor, result: Tensor, at: Any, **options: Any) -> Label | None:
         return self._product(self_, mat2, result, at)
 
-    def _addmm(self, mat1: Tensor, mat2: Tensor, result: Tensor, at: Any, **more: Any) -> Label | None:
+    def _addmm(self, mat1: Tensor, mat2: Tensor, result: Tensor, at: Any, **options: Any) -> Label | None:
         return self._product(mat1, mat2, result, at)
 
     _addmm_activation = _addmm
 
-    def _bmm(self, self_: Tensor, mat2: Tensor, result: Tensor, at: Any, **more: Any) -> Label | None:
+    def _bmm(self, self_: Tensor, mat2: Tensor, result: Tensor, at: Any, **options: Any) -> Label | None:
         return self._product(self_, mat2, result, at)
 
-    def _baddbmm(self, batch1: Tensor, batch2: Tensor, result: Tensor, at: Any, **more: Any) -> Label | None:
+    def _baddbmm(self, batch1: Tensor, batch2: Tensor, result: Tensor, at: Any, **options: Any) -> Label | None:
         return self._product(batch1, batch2, result, at)
 
-    def _linear(self, input: Tensor, weight: Tensor, result: Tensor, **more: Any) -> Label | None:
+    def _linear(self, input: Tensor, weight: Tensor, result: Tensor, **options: Any) -> Label | None:
         label = self.label(input)
         return None if label is None else label.each(lambda c: self.rules.contracted(c, -1, result.shape[-1]))
 
-    def _mv(self, self_: Tensor, vec: Tensor, **more: Any) -> Label | None:
+    def _mv(self, self_: Tensor, vec: Tensor, **options: Any) -> Label | None:
         label = self.label(self_)
         return None if label is None else label.each(lambda codes: self.rules.reduced(codes, [-1], first=True))
 
@@ -874,8 +874,8 @@ def _each(value: Any, count: int) -> list[int]:
 def _bound(func: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
     """Arguments of an operation by name; `self` is called `self_`."""
     known = func._schema.arguments
-    given = {a.name: a.default_value for a in known if a.has_default_value()}
-    given |= {a.name: value for a, value in zip(known, args)} | kwargs
-    if "self" in given:
-        given["self_"] = given.pop("self")
-    return given
+    values = {a.name: a.default_value for a in known if a.has_default_value()}
+    values |= {a.name: value for a, value in zip(known, args)} | kwargs
+    if "self" in values:
+        values["self_"] = values.pop("self")
+    return values

@@ -96,14 +96,14 @@ def blocks_without(network: Network, sums: Sequence[ResidualSum]) -> list[str]:
     trace = Trace.of(network)
     blocks = find_blocks(trace)
     names = [path for path, _ in blocks if path not in have]
-    said = [f"{len(names)} blocks of {network.name} have no residual sum: {', '.join(names)}"] if names else []
+    sentences = [f"{len(names)} blocks of {network.name} have no residual sum: {', '.join(names)}"] if names else []
     aside = [path for path, block in blocks if path in have and _adds_aside(trace, path, block)]
     if aside:
-        said.append(
+        sentences.append(
             f"residual sums of {', '.join(aside)} in {network.name} are left out where they do not enter the first "
             "tensor that the block returns, which stands for it"
         )
-    return said
+    return sentences
 
 
 def _adds_aside(trace: Trace, path: str, block: Spot) -> bool:

@@ -60,8 +60,8 @@ def _whole(trace: Trace, paths: list[str], ends: list[str]) -> list[str]:
     whole = []
     for path in paths:
         above = next((each for each in reversed(_above(path)) if each in at and not _holds(path, at)), None)
-        one = above is not None and type(module(above)) not in several
-        whole.append(above if one and not all(_holds(above, {each}) for each in paths) else path)
+        is_single = above is not None and type(module(above)) not in several
+        whole.append(above if is_single and not all(_holds(above, {each}) for each in paths) else path)
     return list(dict.fromkeys(whole))
 
 
@@ -140,10 +140,10 @@ def _handing_on(trace: Trace, paths: list[str]) -> list[str]:
     return [path for path in paths if hands_on(path)]
 
 
-def _decides(given: Operation, op: Operation, softmax: set[Any]) -> bool:
+def _decides(source: Operation, op: Operation, softmax: set[Any]) -> bool:
     """Whether an operation makes attention weights of its inputs, and nothing more."""
     if op.name == "scaled_dot_product_attention":
-        return given not in op.operands[2:]
+        return source not in op.operands[2:]
     return op.at in softmax
 
 
@@ -204,8 +204,8 @@ def _joins(trace: Trace, op: Operation) -> bool:
     if op.name != "cat" or len(operands) < 2:
         return False
     call = trace.maker(op)
-    given = call.argument and call.argument.made
-    if not all(before is given or call.started < before.when for before in operands):
+    source = call.argument and call.argument.made
+    if not all(before is source or call.started < before.when for before in operands):
         return False
     ancestors_of = {before: before.ancestors() for before in operands}
     return any(a not in ancestors_of[b] and b not in ancestors_of[a] for a, b in itertools.combinations(operands, 2))
@@ -275,13 +275,13 @@ def left_out(trace: Trace) -> list[str]:
     rows = {call.path for path, block in blocks if block.since for call in trace.inside(path, block)}
     ran = sorted((call for call in weighed if call.path not in rows), key=lambda call: call.started)
     between = outermost([call.path for call in ran if first < call.started and call.ended < last])
-    more = [path for path in outermost(units(trace)) if path not in between and path not in rows]
-    said = []
+    outside = [path for path in outermost(units(trace)) if path not in between and path not in rows]
+    sentences = []
     if between:
-        said.append(f"between its blocks {network.name} runs {_counted(between)}")
-    if more:
-        said.append(f"besides its blocks {network.name} has residual sums in {_counted(more)}")
-    return said
+        sentences.append(f"between its blocks {network.name} runs {_counted(between)}")
+    if outside:
+        sentences.append(f"besides its blocks {network.name} has residual sums in {_counted(outside)}")
+    return sentences
 
 
 def _counted(names: list[str]) -> str:

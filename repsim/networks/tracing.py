@@ -717,15 +717,15 @@ class _Recorder(TorchDispatchMode):
         return result
 
     def made(self, name: str, args: Any, kwargs: dict, result: Any, at: OperationAt | None) -> None:
-        given = tuple(x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor))
-        operands = tuple(self.maker.get(x) for x in given)
+        tensors = tuple(x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor))
+        operands = tuple(self.maker.get(x) for x in tensors)
         if not any(operands):
             return
-        without = [x for x, before in zip(given, operands) if before is None]
+        without = [x for x, before in zip(tensors, operands) if before is None]
         names = tuple(dict.fromkeys(name for x in without for name in self.provenance.sources(x)))
         scaled = kwargs.get("alpha", 1) != 1  # x + 2y: counted, but no sum of what a skip and a branch carry
         for tensor in (x for x in tree_iter(result) if isinstance(x, Tensor)):
-            shapes = tuple(tuple(x.shape) for x in given)
+            shapes = tuple(tuple(x.shape) for x in tensors)
             operation = Operation(name, next(self.clock), operands, shapes, at, scaled, names)
             self.operations.append(operation)
             self.maker[tensor] = operation

@@ -41,8 +41,8 @@ class EvalTransform:
     @classmethod
     def of(cls, config: dict[str, Any]) -> EvalTransform:
         """From a timm data configuration; entries that it leaves open keep the defaults above."""
-        said = ((f.name, config.get(f.name)) for f in dataclasses.fields(cls))
-        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in said if v is not None}
+        settings = ((f.name, config.get(f.name)) for f in dataclasses.fields(cls))
+        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings if v is not None}
         return cls(**known)
 
     def __call__(self, image: Image.Image) -> Tensor:
@@ -133,15 +133,15 @@ def said_in_words(words: str, known: Transform, name: str = "the network") -> Ev
     Raises:
         UsageError: they say something else, or leave open what nothing else says.
     """
-    whole, said = read_words(words, name)
+    whole, settings = read_words(words, name)
     base = known if isinstance(known, EvalTransform) and not whole else EvalTransform()
     if not whole and not isinstance(known, EvalTransform):
         given_by = {"size": known.input_size is not None}
-        missing = [key for key in ("size", "mean", "std") if key not in said and not given_by.get(key)]
+        missing = [key for key in ("size", "mean", "std") if key not in settings and not given_by.get(key)]
         if missing:
             raise UsageError(f"{words!r} leaves open the {' and '.join(missing)} of {name}'s images; give them, too")
-    mean, std = said.get("mean", base.mean), said.get("std", base.std)
-    side = said.get("size") or (known.input_size or base.input_size)[1:]
+    mean, std = settings.get("mean", base.mean), settings.get("std", base.std)
+    side = settings.get("size") or (known.input_size or base.input_size)[1:]
     channels = known.input_size[0] if known.input_size else len(mean)
     if not len(mean) == len(std) == channels:
         raise UsageError(
@@ -153,8 +153,8 @@ def said_in_words(words: str, known: Transform, name: str = "the network") -> Ev
         input_size=(channels, side[0], side[1]),
         mean=mean,
         std=std,
-        interpolation=said.get("interpolation", base.interpolation),
-        crop_pct=said.get("crop", base.crop_pct),
+        interpolation=settings.get("interpolation", base.interpolation),
+        crop_pct=settings.get("crop", base.crop_pct),
     )
 
 
@@ -164,17 +164,17 @@ def read_words(words: str, name: str = "the network") -> tuple[bool, dict[str, A
     Raises:
         UsageError: a word is no setting of a transform.
     """
-    given = [pair.partition("=") for pair in words.split()]
-    whole = bool(given) and given[0] == (IMAGENET, "", "")
-    said: dict[str, Any] = {}
-    for key, equals, value in given[whole:]:
-        if key not in WORDS or not equals or key in said:
+    pairs_given = [pair.partition("=") for pair in words.split()]
+    whole = bool(pairs_given) and pairs_given[0] == (IMAGENET, "", "")
+    settings: dict[str, Any] = {}
+    for key, equals, value in pairs_given[whole:]:
+        if key not in WORDS or not equals or key in settings:
             pairs = " ".join(f"{word}={usage}" for word, usage in WORDS.items())
             raise UsageError(
                 f"a transform is written as {pairs!r}, each word once, or {IMAGENET!r}; got {words!r} for {name}"
             )
-        said[key] = _read_word(key, value)
-    return whole, said
+        settings[key] = _read_word(key, value)
+    return whole, settings
 
 
 def _read_word(key: str, value: str) -> Any:
@@ -223,12 +223,12 @@ def as_transform(preparing: Any, *, channels: int = 3, name: str = "the network"
     preparing = getattr(preparing, "image_processor", preparing)
     processes = _is_processor(preparing)
     kind = preparing if hasattr(preparing, "__qualname__") else type(preparing)
-    said = _said(preparing)
-    plain = processes or (kind.__module__.startswith("torchvision.") and not ADDRESS.search(said))
+    description = _said(preparing)
+    plain = processes or (kind.__module__.startswith("torchvision.") and not ADDRESS.search(description))
     new = LibraryTransform(
         (channels, 0, 0),
         f"{kind.__module__}.{kind.__qualname__}",
-        ADDRESS.sub("", said),
+        ADDRESS.sub("", description),
         Processed(preparing) if processes else preparing,
         square,
         None if plain else id(preparing),

@@ -122,15 +122,15 @@ def load_file(module: nn.Module, file: Path, name: str, key: str | None = None) 
         raise _misfit(chosen, file, name)
     fit = _usual(fits, file, name, key)
     _load(module, fit, needed, file, name)
-    there = dict.fromkeys(fit.key or AT_THE_TOP for fit in tried if fit.fits)
+    keys_that_fit = dict.fromkeys(fit.key or AT_THE_TOP for fit in tried if fit.fits)
     fitting = {fit.path for fit in tried if fit.fits}
     like = {one.path for one in tried if one.path not in fitting and 2 * len(one.names) > len(needed.state)}
     return Taken(
         str(file),
-        fit.key or (AT_THE_TOP if len(there) > 1 else ""),
-        tuple(there) if len(there) > 1 else (),
+        fit.key or (AT_THE_TOP if len(keys_that_fit) > 1 else ""),
+        tuple(keys_that_fit) if len(keys_that_fit) > 1 else (),
         fit.prefix,
-        tuple(w for w in WRAPPERS if any(w in there and w not in own for own, there in fit.names.items())),
+        tuple(w for w in WRAPPERS if any(w in name and w not in own for own, name in fit.names.items())),
         fit.outside,
         tuple(sorted(like - {""})),
         key is not None and len({one.key for one in fits}) == 1,
@@ -353,8 +353,8 @@ def _under(key: str, tried: list[Fit], checkpoint: Any, file: Path) -> list[Fit]
         return chosen
     known = dict.fromkeys(fit.key for fit in tried if fit.key and (fit.fits or fit.key == fit.path))
     fault = "are no weights of a network under" if holds(checkpoint, key) else "is no weights key"
-    there = f"; it has {listed(known)}" if known else ", which is one state dict; leave the key out"
-    raise UsageError(f"there {fault} {key!r} in {file}{there}")
+    advice = f"; it has {listed(known)}" if known else ", which is one state dict; leave the key out"
+    raise UsageError(f"there {fault} {key!r} in {file}{advice}")
 
 
 def _usual(fits: list[Fit], file: Path, name: str, key: str | None) -> Fit:

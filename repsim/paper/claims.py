@@ -273,8 +273,8 @@ def checked(numbers: Mapping[str, Numbers]) -> list[Checked]:
         for row in table[table["key"] == claim.key].itertuples():
             by_chance = table.loc[(table["key"] == claim.chance) & (table["models"] == row.models), "value"]
             p = next(iter(by_chance), np.nan) if claim.chance else 0.0
-            said = f" (p = {p:.2g}, heads permuted)" if claim.chance else claim.caution
-            source = f"Figure {claim.figure}: {row.label}{said}{untrained}"
+            remark = f" (p = {p:.2g}, heads permuted)" if claim.chance else claim.caution
+            source = f"Figure {claim.figure}: {row.label}{remark}{untrained}"
             se = float((row.high - row.low) / 2 / t.ppf(0.975, row.df))
             verdict, why = claim.verdict(row.low, row.high, p), claim.why(row.low, row.high, p, row.df)
             decided = verdict, why, claim.p_value(row.value, se, row.df, p)
@@ -361,8 +361,8 @@ def markdown(table: pd.DataFrame) -> str:
         of_paper = f"{row.direction} | {literal(row.paper)} | {verdict} |"
         lines.append(f"| {claim} | {row.measured:.3f} | {interval} | {of_paper}")
     counts = table["verdict"].value_counts()
-    said = ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in get_args(Verdict))
-    return "\n".join([*lines, "", f"{said}. {COVERED} {by_chance(table)}"]) + "\n"
+    verdicts = ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in get_args(Verdict))
+    return "\n".join([*lines, "", f"{verdicts}. {COVERED} {by_chance(table)}"]) + "\n"
 
 
 def after_holm(verdict: str, adjusted: str) -> str:

@@ -166,9 +166,9 @@ def _sentence(finding: Finding, own: Sequence[Checked]) -> str:
         if len(of_phrase) > MOST:
             clauses.append(f"and so on for {len(of_phrase) - MOST} more numbers")
     counts = Counter(row.verdict for row in own)
-    said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     told = "; ".join(clauses).removeprefix("and ")
-    checks = f"{len(own)} check{'s' * (len(own) > 1)}: {said}"
+    checks = f"{len(own)} check{'s' * (len(own) > 1)}: {verdicts}"
     return f"{told[0].upper()}{told[1:]}. {checks}." if told else f"{checks}."
 
 

@@ -62,7 +62,7 @@ class Roles:
     preset: str = OWN
     images: int = 2560
     batch_size: int = 256
-    """Images per minibatch; of few images fewer, see `passes.sweep.fitting`."""
+    """Images per minibatch; fewer if images are few, see `passes.sweep.fitting`."""
     layers: str = "blocks"
     bundled: bool = False
     """Whether the networks are bundled, if they were trained."""

@@ -51,8 +51,8 @@ class Reasons(dict[tuple[str, str], list[str]]):
         for (without, reason), numbers in self.items():
             several = len(numbers) > 1
             verb = "are" if several else "is"
-            said = words or (f"{verb} without {without}" if without else f"{verb} left out")
-            sentences.append(f"figure{'s' * several} {', '.join(numbers)} {said}: {reason}")
+            predicate = words or (f"{verb} without {without}" if without else f"{verb} left out")
+            sentences.append(f"figure{'s' * several} {', '.join(numbers)} {predicate}: {reason}")
         return sentences
 
 

@@ -196,11 +196,11 @@ class _Bystander(Study):
         self.sums.update(len(batch.positions))
 
 
-def _same(one: Result, other: Result, rtol: float, atol: float) -> None:
+def _same(first: Result, other: Result, rtol: float, atol: float) -> None:
     """Raise if two results differ in a table or an array."""
-    for name, table in {one.name: one.table, **one.tables}.items():
+    for name, table in {first.name: first.table, **first.tables}.items():
         again = {other.name: other.table, **other.tables}[name]
         pd.testing.assert_frame_equal(table, again, rtol=rtol, atol=atol, check_exact=not rtol, obj=f"table {name}")
-    for file, arrays in one.arrays.items():
+    for file, arrays in first.arrays.items():
         for name, values in arrays.items():
             np.testing.assert_allclose(other.arrays[file][name], values, rtol, atol, err_msg=f"array {name} of {file}")

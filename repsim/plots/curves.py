@@ -198,8 +198,8 @@ def localization_summary(summary: pd.DataFrame, *, groups: int | None = None) ->
         axes = figure.subplots(1, len(present), sharey=True, squeeze=False)[0]
         for ax, zone in zip(axes, present):
             ax.axhline(0, color="0.6", linewidth=0.8, linestyle=":")
-            there = summary[summary["where"] == zone]
-            drawn = _each_over_depth(ax, there, "model", models, "own_minus_rest", groups)
+            rows = summary[summary["where"] == zone]
+            drawn = _each_over_depth(ax, rows, "model", models, "own_minus_rest", groups)
             label(ax, title=f"{zone} tokens", inches=PANEL)
             if ax is axes[0]:
                 legend(ax, drawn)

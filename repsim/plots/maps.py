@@ -54,9 +54,9 @@ def attention_maps(
         The figure: each image with its maps beside it, in lines; its last axes are the colour bar.
     """
     maps = np.concatenate([rollout[:, None], cls], 1)
-    said = ["rollout of all blocks", *(f"{block} head {head}".strip() for head in range(cls.shape[1]))]
-    lines = -(-len(said) // ACROSS)
-    across = -(-len(said) // lines)
+    titles = ["rollout of all blocks", *(f"{block} head {head}".strip() for head in range(cls.shape[1]))]
+    lines = -(-len(titles) // ACROSS)
+    across = -(-len(titles) // lines)
     side = PANEL if len(images) <= FEW else SMALL
     with look():
         figure = Figure(figsize=(side * (1 + across) + 0.7, (side + 0.25) * lines * len(images) + 0.4))
@@ -65,7 +65,7 @@ def attention_maps(
             ax.set_axis_off()
         for image, image_maps, panels in zip(images, maps, axes.reshape(len(images), lines, 1 + across)):
             over(panels[0, 0], image, None)
-            for ax, weights, name in zip(panels[:, 1:].flat, image_maps, said):
+            for ax, weights, name in zip(panels[:, 1:].flat, image_maps, titles):
                 over(ax, image.mean(-1), weights)
                 label(ax, title=name, size=7, inches=side)
         for name, ax in zip(["image"] * len(images) if names is None else names, axes[::lines, 0]):

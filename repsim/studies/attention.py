@@ -43,7 +43,7 @@ from repsim.tables import ATTENTION, ATTENTION_MAPS
 MOST = 5000
 """Images of the bundled sample, where none are given."""
 BATCH = 50
-"""Images in a batch of as many; of few images fewer, see `passes.sweep.fitting`."""
+"""Images in a batch; fewer if images are few, see `passes.sweep.fitting`."""
 COPIES = 6
 """Memory of a map in multiples of its weights: inputs, and products with distances and logarithms."""
 
@@ -163,7 +163,7 @@ def attention_distance(
         images: see `layer_cka`; None: 5,000 of the bundled sample, as many as the paper takes.
         renormalize: divide attention rows by their sum once CLS and the like are taken out.
         maps: of how many images `attention_maps` are taken too; or of which: a file, a folder, or several.
-        batch_size: images per forward pass; a last short one is dropped. None: 50, or of few images fewer, see
+        batch_size: images per forward pass; a last short one is dropped. None: 50, or fewer if images are few, see
             `layer_cka`.
         pass_options: see `repsim.passes.sweep.Passing`.
 

@@ -39,7 +39,7 @@ from repsim.tables import RECORD, place, prepare, save_record, save_text, why
 MOST = 2560
 """Images of the bundled sample, where none are given."""
 BATCH = 50
-"""Images in a batch of as many; of few images fewer, see `passes.sweep.fitting`."""
+"""Images in a batch; fewer if images are few, see `passes.sweep.fitting`."""
 Dtype = Literal["float32", "float16"]
 LAYERS = "layers"
 """The folder of the arrays, in that of the results."""
@@ -321,7 +321,7 @@ def extract_features(
         layers: a choice of `find_layers`, for all networks.
         tokens: the part of each layer: `all`, `cls`, `spatial` or `pooled`.
         dtype: `float32`, or `float16`, which keeps about three digits, and nothing beyond 65,504.
-        batch_size: images per forward pass; a last short batch is kept. None: 50, or of few images fewer,
+        batch_size: images per forward pass; a last short batch is kept. None: 50, or fewer if images are few,
             see `layer_cka`.
         pass_options: see `repsim.passes.sweep.Passing`.
 

@@ -35,7 +35,7 @@ from repsim.tables import HEAD_CORRELATION, HEADS
 MOST = 2560
 """Images of the bundled sample, where none are given."""
 BATCH = 256
-"""Images in a batch of as many; of few images fewer, see `passes.sweep.fitting`."""
+"""Images in a batch; fewer if images are few, see `passes.sweep.fitting`."""
 LOWER_UNITS = 5  # block1 unit1-3 and block2 unit1-2 in the paper
 
 

@@ -39,7 +39,7 @@ from repsim.tables import LESION
 MOST = 512
 """Images of the bundled sample, where none are given."""
 BATCH = 64
-"""Images in a batch of as many; of few images fewer, see `passes.sweep.fitting`."""
+"""Images in a batch; fewer if images are few, see `passes.sweep.fitting`."""
 QUANTITY = "removed at inference from the trained network (the paper trains networks without them)"
 REMOVE = ("skip", "branch", "skips", "block")
 NOTHING = "nothing"
@@ -188,8 +188,8 @@ def lesions(
             return values
 
         counts = over_batches(images, [network], run_batch, [trying], batch_size=begun.batch_size, **pass_options)
-    asked = {"remove": list(remove), "blocks": None if blocks is None else list(blocks), "layers": layers}
-    protocol = {"quantity": QUANTITY, **asked, "batch_size": counts.batch_size}
+    options = {"remove": list(remove), "blocks": None if blocks is None else list(blocks), "layers": layers}
+    protocol = {"quantity": QUANTITY, **options, "batch_size": counts.batch_size}
     return begun.result("lesion", _table(network, tried, compared, surgery.after, trying.sums), counts, protocol)
 
 

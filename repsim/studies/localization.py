@@ -44,7 +44,7 @@ from repsim.tables import LOCALIZATION, LOCALIZATION_SUMMARY
 MOST = 2560
 """Images of the bundled sample, where none are given."""
 BATCH = 256
-"""Images in a batch of as many; of few images fewer, see `passes.sweep.fitting`."""
+"""Images in a batch; fewer if images are few, see `passes.sweep.fitting`."""
 FINEST = 32
 """Rows and columns of positions that are looked at, at most, unless more are asked for."""
 ROWS = 2**20

@@ -41,7 +41,7 @@ from repsim.tables import NEIGHBOURS, PROBE, PROBE_SUMMARY
 MOST = 5000
 """Images of the bundled sample, where none are given."""
 BATCH = 32
-"""Images in a batch of as many; of few images fewer, see `passes.sweep.fitting`."""
+"""Images in a batch; fewer if images are few, see `passes.sweep.fitting`."""
 SUMS = 2**29
 """Bytes of the data of probes that one pass over the training images collects, where more passes cost little."""
 AGAIN = 2500
@@ -408,9 +408,9 @@ def check_labels(train: ImageSet, test: ImageSet) -> tuple[np.ndarray, np.ndarra
 def check_memory(takes: Takes, device: torch.device) -> None:
     """Raise before the pass if a GPU has no room for the data that probes of its activations are fitted on."""
     if device.type == "cuda":
-        there, needed = torch.cuda.mem_get_info(device)[0], takes.sums + takes.tables
-        if needed > there:
+        free, needed = torch.cuda.mem_get_info(device)[0], takes.sums + takes.tables
+        if needed > free:
             raise UsageError(
-                f"the sums of these probes take {needed / 2**30:.0f} GiB, more than the {there / 2**30:.0f} GiB that "
+                f"the sums of these probes take {needed / 2**30:.0f} GiB, more than the {free / 2**30:.0f} GiB that "
                 f"are free on {device}; take {takes.less}"
             )

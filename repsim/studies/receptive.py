@@ -32,7 +32,7 @@ from repsim.tables import RECEPTIVE
 MOST = 32
 """Images of the bundled sample, where none are given."""
 BATCH = 8
-"""Images in a batch of as many; of few images fewer, see `passes.sweep.fitting`."""
+"""Images in a batch; fewer if images are few, see `passes.sweep.fitting`."""
 BUDGET = 2**28
 """Bytes that gradients of channels batched together may take, roughly."""
 
@@ -248,14 +248,14 @@ def centre(layer: Layer, activation: Tensor, grid: tuple[int, int]) -> Tensor:
 @contextmanager
 def frozen(module: nn.Module):
     """Evaluation mode, parameters that ask for no gradient, and attention in a form whose gradients batch."""
-    asked = [p for p in module.parameters() if p.requires_grad]
+    parameters = [p for p in module.parameters() if p.requires_grad]
     try:
         with evaluating(module), sdpa_kernel(SDPBackend.MATH):
-            for p in asked:
+            for p in parameters:
                 p.requires_grad_(False)
             yield
     finally:
-        for p in asked:
+        for p in parameters:
             p.requires_grad_(True)
 
 

@@ -29,7 +29,7 @@ from repsim.tables import OUTLIERS, RESIDUAL
 MOST = 1000
 """Images of the bundled sample, where none are given."""
 BATCH = 50
-"""Images in a batch of as many; of few images fewer, see `passes.sweep.fitting`."""
+"""Images in a batch; fewer if images are few, see `passes.sweep.fitting`."""
 OUTLIER = 5.0
 """Times the image's median norm from which a token counts as an outlier."""
 
@@ -167,7 +167,7 @@ def residual_norms(
         networks: one, or several that see the same images.
         images: see `layer_cka`; None: 1,000 of the bundled sample.
         outlier: how many times the median norm (over the tokens of an image, on the skip connection) makes an outlier.
-        batch_size: images per forward pass; a last short one is dropped. None: 50, or of few images fewer, see
+        batch_size: images per forward pass; a last short one is dropped. None: 50, or fewer if images are few, see
             `layer_cka`.
         pass_options: see `repsim.passes.sweep.Passing`.
 

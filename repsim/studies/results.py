@@ -142,10 +142,13 @@ class Begun:
     def record(self, counts: Counts | dict[str, Any], protocol: Mapping[str, Any]) -> dict[str, Any]:
         """The content of `run.json`; see `result`."""
         images = self.images.record(counts) if isinstance(counts, Counts) else counts
-        losses = {"dropped_in_short_batch": "left out, a short last batch", "broken_count": "could not be read"}
+        losses = {
+            "dropped_in_short_batch": "were left out with a short last batch",
+            "broken_count": "could not be read",
+        }
         for key, loss in losses.items():
             if images[key]:
-                self.notices.say(f"{images['used']} images used; {images[key]} {loss}")
+                self.notices.say(f"{images['used']} images were used; {images[key]} {loss}")
         for network, size in images.get("forward_batch_sizes", {}).items():
             self.notices.say(f"memory was too small: {network} took {size} images at a time")
         return {

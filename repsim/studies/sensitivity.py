@@ -28,7 +28,7 @@ from repsim.tables import SENSITIVITY
 MOST = 500
 """Images of the bundled sample, where none are given."""
 BATCH = 50
-"""Images in a batch of as many; of few images fewer, see `passes.sweep.fitting`."""
+"""Images in a batch; fewer if images are few, see `passes.sweep.fitting`."""
 WORK = 2**20
 """Bytes that decompositions take for themselves."""
 

@@ -42,7 +42,7 @@ from repsim.tables import MATCHED, SIMILARITY
 MOST = 2560
 """Images of the bundled sample, where none are given."""
 BATCH = 256
-"""Images in a batch of as many; of few images fewer, see `passes.sweep.fitting`."""
+"""Images in a batch; fewer if images are few, see `passes.sweep.fitting`."""
 BYTES_OF_ROW = 400
 """Bytes of a row of the table, while it is put together and written."""
 
@@ -225,8 +225,8 @@ def layer_cka(
             of the bundled sample, or for features alone all images that they have in common.
         layers: a choice of `find_layers`, for all networks.
         tokens: `all`, `cls`, `spatial` or `pooled`.
-        batch_size: images per minibatch, at least 4; the last short one is dropped. None: 256, or of few images fewer,
-            so that there are standard errors (`passes.sweep.fitting`).
+        batch_size: images per minibatch, at least 4; the last short one is dropped. None: 256, or fewer if images are
+            few, so that there are standard errors (`passes.sweep.fitting`).
         repeats: passes, each over newly chosen images; the mean of their CKA is given.
         pass_options: see `repsim.passes.sweep.Passing`.
 
@@ -245,8 +245,8 @@ def layer_cka(
     >>> cka.table[["layer_a", "layer_b"]].values.tolist()[-1], len(cka.table)  # 13 and 17 layers
     (['layer4.2', 'layer4.2'], 900)
     """
-    asked = {"layers": layers, "tokens": tokens, "batch_size": batch_size, "repeats": repeats}
-    return _compare(LayerSimilarity, networks, images, **asked, **pass_options)
+    options = {"layers": layers, "tokens": tokens, "batch_size": batch_size, "repeats": repeats}
+    return _compare(LayerSimilarity, networks, images, **options, **pass_options)
 
 
 def matched_cka(
@@ -282,8 +282,8 @@ def matched_cka(
     >>> cka.table["layer"].tolist()[:2]
     ['stem', 'blocks.0']
     """
-    asked = {"layers": layers, "tokens": tokens, "batch_size": batch_size, "repeats": repeats}
-    return _compare(MatchedSimilarity, networks, images, **asked, **pass_options)
+    options = {"layers": layers, "tokens": tokens, "batch_size": batch_size, "repeats": repeats}
+    return _compare(MatchedSimilarity, networks, images, **options, **pass_options)
 
 
 @study

@@ -108,7 +108,7 @@ def test_a_command_has_the_defaults_of_its_function(name):
     module = inspect.getmodule(inspect.unwrap(function))
     assert options["images"] == module.MOST
     help_of = next(each.help for each in main.commands[name].params if each.name == "batch_size")
-    assert f"[default: {module.BATCH}; of few images fewer" in help_of
+    assert f"[default: {module.BATCH}; fewer if images are few" in help_of
 
 
 def test_a_batch_size_that_was_given_is_kept_and_what_it_costs_is_said(vit):
@@ -148,7 +148,7 @@ def test_each_notice_is_a_warning_at_the_call_once_or_is_heard(vit):
         == found.notices
         == [
             "20 images make one batch of 16, so there are no standard errors; a batch size of 10 or less gives them",
-            "16 images used; 4 left out, a short last batch",
+            "16 images were used; 4 were left out with a short last batch",
         ]
     )
     assert {(each.category, each.filename) for each in caught} == {(rs.Notice, __file__)}
