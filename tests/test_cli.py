@@ -411,7 +411,7 @@ def test_probe_on_a_folder_of_classes_without_a_split(somewhere):
         (["attention", "--blocks", "x"], 2, "--blocks takes numbers"),
         (["attention", "--images", 8, "--batch-size", 8, "--blocks", "99"], 2, "there is no block 99"),
         (["attention", "--model", "vit_b61"], 2, "did you mean"),
-        (["receptive", "--layers", "head"], 2, "is no map or grid"),
+        (["receptive", "--layers", "head"], 2, "is not a map or grid"),
         (["receptive", "--channels", "-1"], 2, "--channels must be at least 0"),
         (["receptive", "--redraw", "nowhere"], 2, "there is no receptive.csv"),
         (
@@ -440,7 +440,7 @@ def test_probe_on_a_folder_of_classes_without_a_split(somewhere):
         (["probe", "--train-images", "20"], 2, "there are none of class"),
         (["probe", "--data", "noise"], 2, "the training images of noise have none"),
         (["figures", "11", "--data", "noise", "--train-data", "nowhere"], 1, "no training images: there is no folder"),
-        (["probe", "--layers", "head"], 2, "is no map or grid"),
+        (["probe", "--layers", "head"], 2, "is not a map or grid"),
         (["probe", "--redraw", "nowhere"], 2, "there is no probe_summary.csv in nowhere"),
         (["lesion", "--blocks", "12"], 2, "there is no block 12 with residual sums"),
         (["lesion", "--blocks", "x"], 2, "--blocks takes numbers"),

@@ -439,7 +439,7 @@ def test_what_cannot_be_read_is_refused_in_a_sentence(tmp_path):
     with pytest.raises(rs.UsageError, match="must hold features.json, which `repsim extract` writes last"):
         rs.load_features(tmp_path / "empty")
     (tmp_path / "empty" / "features.json").write_text("{}")
-    with pytest.raises(rs.RepsimError, match="no index of features that repsim wrote"):
+    with pytest.raises(rs.RepsimError, match="not an index of features that repsim wrote"):
         rs.load_features(tmp_path / "empty")
 
 

@@ -168,7 +168,7 @@ def test_whatever_others_keep_in_a_directory_is_as_it_was(crowded, monkeypatch):
         ("cka.pdf", "holds cka.pdf, which repsim does not know as its own"),
         ("cka.png/mine", "holds cka.png, which repsim does not know as its own"),
         ("run.json", "run.json is not the record of a repsim run"),
-        (FOLDER, "is no folder that repsim made"),
+        (FOLDER, "is not a folder that repsim made"),
         (f"{FOLDER}/mine", "holds 'mine', which repsim did not write"),
         (f"{FOLDER}/pass-0-of-1-0.pt.bak", "which repsim did not write"),
         (f"{FOLDER}.lock", ".repsim-resume.lock in it is not a lock that repsim made"),
@@ -189,7 +189,7 @@ def test_links_in_place_of_the_folder_are_not_followed(tmp_path):
     (tmp_path / "mine" / "pass-0-of-1-0.pt").write_text("mine")
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / FOLDER).symlink_to(tmp_path / "mine")
-    repsim(*CKA, "--fresh", "--out", tmp_path / "o", code=2, says="is no folder that repsim made")
+    repsim(*CKA, "--fresh", "--out", tmp_path / "o", code=2, says="is not a folder that repsim made")
     assert (tmp_path / "mine" / "pass-0-of-1-0.pt").read_text() == "mine"
 
 
@@ -371,10 +371,10 @@ def test_valid_sums_of_another_run_or_pass(tmp_path, monkeypatch):
         (b"{}", "something other than repsim writes there"),
         (b'{"made_by": "repsim"}', "something other than repsim writes there"),
         (b"", "it is empty"),
-        (b"\0" * 500, "damaged, cut off or no JSON"),
-        (b"my notes", "damaged, cut off or no JSON"),
-        (b"\xff\xfe", "damaged, cut off or no JSON"),
-        (None, "damaged, cut off or no JSON"),
+        (b"\0" * 500, "damaged, cut off or not JSON"),
+        (b"my notes", "damaged, cut off or not JSON"),
+        (b"\xff\xfe", "damaged, cut off or not JSON"),
+        (None, "damaged, cut off or not JSON"),
     ],
     ids=str,
 )

@@ -200,9 +200,12 @@ def test_a_resnet_has_its_blocks_however_it_is_kept(how):
 @pytest.mark.parametrize(
     "model, said",
     [
-        ("swin_tiny_patch4_window7_224", "runs 3 modules that are no blocks: layers.1.downsample, layers.2.downsample"),
+        (
+            "swin_tiny_patch4_window7_224",
+            "runs 3 modules that are not blocks: layers.1.downsample, layers.2.downsample",
+        ),
         ("vit_tiny_patch16_224", ""),
-        ("dla46x_c", r"runs 7 modules that are no blocks: level2.root, .* and 1 more"),
+        ("dla46x_c", r"runs 7 modules that are not blocks: level2.root, .* and 1 more"),
     ],
 )
 def test_what_runs_and_is_in_no_preset_is_named(model, said):

@@ -105,7 +105,7 @@ def test_a_list_of_files_is_read_as_its_folder(tmp_path):
     assert ImageSet(paths).identity() != before
     features = rs.Features(np.arange(24.0).reshape(12, 2), ids=map(str, paths))
     assert len(rs.layer_cka([features], listed, batch_size=12).table) == 1
-    with pytest.raises(rs.UsageError, match="list of files must be there, and there is no file '.*none.png'"):
+    with pytest.raises(rs.UsageError, match="each file of a list must exist, and there is no file '.*none.png'"):
         ImageSet([*paths, tmp_path / "none.png"])
 
 

@@ -203,7 +203,7 @@ class Seconds(click.FloatRange):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         seconds = super().convert(value, param, ctx)
-        return seconds if math.isfinite(seconds) else self.fail(f"{value} is no number of seconds", param, ctx)
+        return seconds if math.isfinite(seconds) else self.fail(f"{value} is not a number of seconds", param, ctx)
 
 
 FIRST = """\
@@ -882,7 +882,7 @@ def default_data(networks: list[str]) -> str:
         return "sample"
     named = os.environ.get("REPSIM_IMAGENET")
     if named and not Path(named).is_dir():
-        raise UsageError(f"REPSIM_IMAGENET names {named!r}, which is no folder")
+        raise UsageError(f"REPSIM_IMAGENET names {named!r}, which is not a folder")
     for place in (named, IMAGENET):
         if place and Path(place).is_dir():
             return place

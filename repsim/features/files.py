@@ -105,7 +105,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise RepsimError(f"cannot read {file}: {first_line(error)}") from None
     if not isinstance(index, dict) or index.get("made_by") != MADE_BY or not index.get("networks"):
-        raise RepsimError(f"cannot read {file}: it is no index of features that repsim wrote")
+        raise RepsimError(f"cannot read {file}: it is not an index of features that repsim wrote")
     return index
 
 

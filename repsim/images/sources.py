@@ -175,7 +175,7 @@ class FileList(Files):
         self.paths = [os.path.expanduser(os.fspath(path)) for path in paths]
         self.root, self.classes, self.left_out, self.labels = None, [], {}, None
         if missing := next((path for path in self.paths if not os.path.isfile(path)), None):
-            raise UsageError(f"each of a list of files must be there, and there is no file {missing!r}")
+            raise UsageError(f"each file of a list must exist, and there is no file {missing!r}")
 
 
 class Items:

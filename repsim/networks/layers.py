@@ -169,7 +169,7 @@ def grid_of(layer: Reading, network: Network) -> tuple[int, int]:
     if layer.grid is None:
         subject = f"layer {layer.name!r}" if isinstance(layer, Layer) else "an activation"
         why = f": {layer.unknown}" if layer.unknown else ""
-        raise UsageError(f"{subject} of {network.name}, {layer.shape}, is no map or grid with a centre{why}")
+        raise UsageError(f"{subject} of {network.name}, {layer.shape}, is not a map or grid with a centre{why}")
     return layer.grid
 
 

@@ -203,7 +203,7 @@ def _adapt(module: nn.Module, folder: str, pretrained: bool) -> None:
         warnings.simplefilter("ignore")  # of what follows as an error
         config = peft.PeftConfig.from_pretrained(folder)
         if config.is_prompt_learning:
-            raise UsageError(f"{folder} holds learned prompts, which are no part of a network of images")
+            raise UsageError(f"{folder} holds learned prompts, which are not part of a network of images")
         adapted = peft.get_peft_model(module, config)
         loaded = adapted.load_adapter(folder, "default") if pretrained else None
     misfits = [*loaded.unexpected_keys, *loaded.missing_keys] if loaded else []

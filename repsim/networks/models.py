@@ -478,7 +478,9 @@ def _check_args(name: str, model_args: dict[str, Any]) -> None:
         if not all(isinstance(side, int) and side >= 1 for side in sides):
             raise UsageError(f"{key} of {name} must be a whole number from 1 on, got {value!r}")
     if behind := [key for key in BEHIND if key in model_args]:
-        raise UsageError(f"{behind[0]} is no model argument here; name the weights of {name} with --weights (weights)")
+        raise UsageError(
+            f"{behind[0]} is not a model argument here; name the weights of {name} with --weights (weights)"
+        )
 
 
 @contextmanager

@@ -81,7 +81,7 @@ def find_sums(network: Network | nn.Module | str) -> list[ResidualSum]:
         additions = _stream(trace, path, block)
         for (addition, skip), sublayer in zip(additions, _sublayers(trace, path, block, additions)):
             if addition.output is None:
-                raise UsageError(f"a residual sum in {path} of {network.name} has no axis of images that is known")
+                raise UsageError(f"a residual sum in {path} of {network.name} has no known axis of images")
             reading = trace.reading(addition.output)
             name = block.call.name if block.call.path == path else path
             residual_sums.append(ResidualSum(name, depth(block.when), number, sublayer, addition.at, skip, reading))  # pyrefly: ignore [bad-argument-type]  # of a sum

@@ -285,7 +285,7 @@ def left_out(trace: Trace) -> list[str]:
 
 
 def _counted(names: list[str]) -> str:
-    count = "1 module that is no block" if len(names) == 1 else f"{len(names)} modules that are no blocks"
+    count = "1 module that is not a block" if len(names) == 1 else f"{len(names)} modules that are not blocks"
     return f"{count}: {listed(names)}"
 
 

@@ -179,7 +179,7 @@ def _too_much(takes: Callable[[int], Takes], networks: Sequence[Runs], batch_siz
     needs, may = size_in_words(needed.total), size_in_words(budget)
     return (
         f"this takes {needs} of memory ({_words(needed)}), and {may} may be taken, "
-        f"{SHARE:.0%} of what is free unless --memory says otherwise; {', or '.join(fits) or 'take fewer layers'}"
+        f"{SHARE:.0%} of the free memory unless --memory says otherwise; {', or '.join(fits) or 'take fewer layers'}"
     )
 
 

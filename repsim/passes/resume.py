@@ -125,7 +125,7 @@ class Resume:
     def _take(self) -> None:
         """Lock the folder for this run."""
         if self.folder.is_symlink() or (self.folder.exists() and not self.folder.is_dir()):
-            raise UsageError(f"{self.folder} is no folder that repsim made; choose another directory with --out")
+            raise UsageError(f"{self.folder} is not a folder that repsim made; choose another directory with --out")
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             self._lock = locked(self.folder)
@@ -377,7 +377,7 @@ def read_about(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise RepsimError(f"cannot read {file}: {error.strerror}; {again}") from None
     except ValueError:
-        raise RepsimError(f"cannot read {file}: it is damaged, cut off or no JSON; {again}") from None
+        raise RepsimError(f"cannot read {file}: it is damaged, cut off or not JSON; {again}") from None
     if not text.strip():
         raise RepsimError(f"cannot read {file}: it is empty; {again}")
     texts = {"run": str, "settings_sha256": str, "about": dict, "writers": list, "files": list}

@@ -63,7 +63,7 @@ def _said(file: Path) -> dict[str, Any]:
         end = opened.read()
         length = int.from_bytes(end[:8], "big")
         if end[8:] != MAGIC or length > size - fixed:
-            raise ValueError("it is cut off, damaged, or no file of sums")
+            raise ValueError("it is cut off, damaged, or not a file of sums")
         opened.seek(size - fixed - length)
         line = opened.read(length)
     try:

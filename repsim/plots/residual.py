@@ -63,7 +63,7 @@ def norm_ratios(table: pd.DataFrame, *, title: str | None = None) -> Figure:
     shown = list(_heatmaps(table))
     if not shown:
         raise UsageError(
-            "the norm ratio of every token can be drawn for networks whose blocks all have the same tokens; none has"
+            "the norm ratio of every token needs a network whose blocks all have the same tokens, and there is none"
         )
     rows = len({model for model, _, _ in shown})
     with look():

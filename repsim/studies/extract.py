@@ -209,7 +209,7 @@ class Writing:
 
     def _there(self) -> Iterator[Path]:
         if self.folder.is_symlink() or (self.folder.exists() and not self.folder.is_dir()):
-            raise UsageError(f"{self.folder} is no folder that repsim made; choose another directory with --out")
+            raise UsageError(f"{self.folder} is not a folder that repsim made; choose another directory with --out")
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
             if ROWS.fullmatch(path.name) and path.is_file():
                 yield path

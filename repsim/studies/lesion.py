@@ -280,7 +280,7 @@ def _scores(network: Network, logits: Tensor | None) -> bool:
 def _without_accuracy(network: Network, images: ImageSet, logits: Tensor | None) -> str:
     """Why there is no accuracy, if the network's outputs are not scores of the images' classes."""
     if logits is None or not _scores(network, logits):
-        return f"the outputs of {network.name} are no scores of classes, so there is no agreement, KL or accuracy"
+        return f"the outputs of {network.name} are not scores of classes, so there is no agreement, KL or accuracy"
     if images.source.labels is None:
         return "the images have no labels, so there is no accuracy"
     known = len(np.unique(images.source.labels))
