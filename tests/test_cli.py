@@ -126,7 +126,7 @@ def test_fewer_images_than_a_batch(somewhere):
 
 def test_batches_of_few_images_are_smaller_and_are_said_to_be(somewhere):
     result = repsim("cka", "--model-a", "vit_mini", "--images", 100, "--out", "o")
-    assert "batches are of 10 images, not 256, so that 100 make 10; see --batch-size" in result.output
+    assert "batches are of 10 images, not 256, so that 100 images make 10; see --batch-size" in result.output
     assert pd.read_csv("o/cka.csv").se.notna().all()
     record = json.loads(Path("o/run.json").read_text())
     assert record["protocol"]["batch_size"] == 10 and record["images"]["batches"] == 10
@@ -387,7 +387,7 @@ def test_probe_on_a_folder_of_classes_without_a_split(somewhere):
     arguments = [f"--{name}={value}" for name, value in few.items()]
     result = repsim("probe", "--model", "vit_mini", *arguments, "--no-tokens", "--data", "mine", "--out", "o")
     assert result.exit_code == 0, result.output
-    assert "20% of each class are test images, 8 of 40, by seed 0" in result.output
+    assert "20% of each class are test images, 8 of 40, drawn by seed 0" in result.output
     record = json.loads(Path("o/run.json").read_text())
     assert record["images"]["used"] == 8 and record["images"]["split_here"]["training"] == 32
     assert record["protocol"]["training_images"]["split_here"] == record["images"]["split_here"]
