@@ -3,8 +3,8 @@
 The notebook names; each is imported when first used, so that `import repsim` costs nothing.
 
 >>> import repsim as rs
->>> found = rs.layer_cka(["vit_mini", "resnet_mini"], rs.ImageSet("sample", images=32), batch_size=16)
->>> found.table.shape  # 30 layers with 30; in a notebook `found` shows its picture
+>>> cka = rs.layer_cka(["vit_mini", "resnet_mini"], rs.ImageSet("sample", images=32), batch_size=16)
+>>> cka.table.shape  # 30 layers with 30; in a notebook `cka` shows its picture
 (900, 13)
 """
 

@@ -194,7 +194,8 @@ def full(place: Path, needed: int = 0) -> str:
     """The sentence on a full disk, with its free space and, if known, the space that is needed."""
     wants = f", {needed / 1e6:.1f} MB are needed" if needed else ""
     try:
-        free = f"{shutil.disk_usage(next(each for each in (place, *place.parents) if each.exists())).free / 1e6:.1f} MB"
+        folder = next(folder for folder in (place, *place.parents) if folder.exists())
+        free = f"{shutil.disk_usage(folder).free / 1e6:.1f} MB"
     except OSError:
         return f"the disk of {place} is full{wants}"
     return f"the disk of {place} is full ({free} free{wants})"
@@ -283,8 +284,8 @@ def save_table(table: pd.DataFrame, path: Path) -> None:
             table.to_csv(part, index=False, float_format="%.12g", quoting=quoting, errors=SURROGATES)
         except csv.Error:
             raise RepsimError(
-                f"cannot write {path}: a name in it holds a NUL, which Python before 3.11 writes into no CSV; give "
-                "another name"
+                f"cannot write {path}: a name in it holds a NUL, which Python before 3.11 cannot write into a CSV "
+                "file; give another name"
             ) from None
 
 
@@ -311,11 +312,11 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
     """Read arrays of `save_arrays` or numpy, by name; `np.load` itself drops `.npy` at the end of a name."""
     try:
         with zipfile.ZipFile(regular(path)) as file:
-            found = {}
+            arrays = {}
             for name in file.namelist():
                 with file.open(name) as member:
-                    found[name.removesuffix(".npy")] = np.lib.format.read_array(member, allow_pickle=False)
-            return found
+                    arrays[name.removesuffix(".npy")] = np.lib.format.read_array(member, allow_pickle=False)
+            return arrays
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise RepsimError(f"cannot read {path}: {error}") from None
 
@@ -373,7 +374,7 @@ def check_own(path: Path, begins: str) -> None:
     except OSError as error:
         raise RepsimError(f"cannot read {path}: {error.strerror}") from None
     if not own:
-        raise UsageError(f"{path} is not known as repsim's own; move it away")
+        raise UsageError(f"repsim does not know {path} as its own; move it away")
 
 
 def load_table(path: str | os.PathLike[str], columns: Sequence[str] = ()) -> pd.DataFrame:
@@ -409,7 +410,7 @@ def load_table(path: str | os.PathLike[str], columns: Sequence[str] = ()) -> pd.
         raise RepsimError(f"{path} lacks the columns {', '.join(missing)}")
     for column in set(columns) - TEXT:
         if len(table) and (not is_numeric_dtype(table[column]) or is_bool_dtype(table[column])):
-            raise RepsimError(f"cannot read {path}: in its column {column} stand words, where numbers must be")
+            raise RepsimError(f"cannot read {path}: its column {column} holds words, and it must hold numbers")
     return table
 
 

@@ -126,7 +126,7 @@ def test_fewer_images_than_a_batch(somewhere):
 
 def test_batches_of_few_images_are_smaller_and_are_said_to_be(somewhere):
     result = repsim("cka", "--model-a", "vit_mini", "--images", 100, "--out", "o")
-    assert "batches are of 10 images, not 256, so that 100 make 10; see --batch-size" in result.output
+    assert "batches are of 10 images, not 256, so that 100 images make 10; see --batch-size" in result.output
     assert pd.read_csv("o/cka.csv").se.notna().all()
     record = json.loads(Path("o/run.json").read_text())
     assert record["protocol"]["batch_size"] == 10 and record["images"]["batches"] == 10
@@ -413,7 +413,7 @@ def test_probe_on_a_folder_of_classes_without_a_split(somewhere):
     arguments = [f"--{name}={value}" for name, value in few.items()]
     result = repsim("probe", "--model", "vit_mini", *arguments, "--no-tokens", "--data", "mine", "--out", "o")
     assert result.exit_code == 0, result.output
-    assert "20% of each class are test images, 8 of 40, by seed 0" in result.output
+    assert "20% of each class are test images, 8 of 40, drawn by seed 0" in result.output
     record = json.loads(Path("o/run.json").read_text())
     assert record["images"]["used"] == 8 and record["images"]["split_here"]["training"] == 32
     assert record["protocol"]["training_images"]["split_here"] == record["images"]["split_here"]
@@ -425,7 +425,7 @@ def test_probe_on_a_folder_of_classes_without_a_split(somewhere):
     for i in range(8):
         shutil.copy(f"mine/cat/{i}.png", f"flat/{i}.png")
     result = repsim("probe", "--model", "vit_mini", "--data", "flat")
-    assert result.exit_code == 2 and "takes classes" in result.output
+    assert result.exit_code == 2 and "parted by class only" in result.output
 
 
 @pytest.mark.parametrize(
@@ -437,7 +437,7 @@ def test_probe_on_a_folder_of_classes_without_a_split(somewhere):
         (["attention", "--blocks", "x"], 2, "--blocks takes numbers"),
         (["attention", "--images", 8, "--batch-size", 8, "--blocks", "99"], 2, "there is no block 99"),
         (["attention", "--model", "vit_b61"], 2, "did you mean"),
-        (["receptive", "--layers", "head"], 2, "is no map or grid"),
+        (["receptive", "--layers", "head"], 2, "is not a map or grid"),
         (["receptive", "--channels", "-1"], 2, "--channels must be at least 0"),
         (["receptive", "--redraw", "nowhere"], 2, "there is no receptive.csv"),
         (
@@ -462,11 +462,11 @@ def test_probe_on_a_folder_of_classes_without_a_split(somewhere):
         (["localize", "--redraw", "nowhere"], 2, "there is no localization_summary.csv in nowhere"),
         (["probe", "--shots", "few"], 2, "--shots takes a number or `all`, got 'few'"),
         (["probe", "--shots", "0"], 2, "shots must be at least 1"),
-        (["probe", "--shots", "5000"], 2, "class 0 has 300 training images; needed are 5000"),
+        (["probe", "--shots", "5000"], 2, "class 0 has 300 training images; 5000 are needed"),
         (["probe", "--train-images", "20"], 2, "there are none of class"),
         (["probe", "--data", "noise"], 2, "the training images of noise have none"),
         (["figures", "11", "--data", "noise", "--train-data", "nowhere"], 1, "no training images: there is no folder"),
-        (["probe", "--layers", "head"], 2, "is no map or grid"),
+        (["probe", "--layers", "head"], 2, "is not a map or grid"),
         (["probe", "--redraw", "nowhere"], 2, "there is no probe_summary.csv in nowhere"),
         (["lesion", "--blocks", "12"], 2, "there is no block 12 with residual sums"),
         (["lesion", "--blocks", "x"], 2, "--blocks takes numbers"),

@@ -43,7 +43,7 @@ def test_cka():
     low, none, likest = said(Result("cka", table.sample(frac=1, random_state=0).sort_values("model_a", kind="stable")))
     assert low.startswith("A: CKA of the lowest with the highest third of its layers is 0.25 on average (no interval")
     assert none.startswith("B: ") and " is 0.00 on average" in none
-    assert likest.endswith("the lowest to b1 (0.60), the middle to b0 (0.70), the highest to b2 (0.85).")
+    assert likest.endswith("the lowest like b1 (0.60), the middle like b0 (0.70), the highest like b2 (0.85).")
 
 
 def test_cka_of_few_or_undefined_layers():
@@ -99,7 +99,7 @@ def test_localization():
          "where": ["interior", "edge", "interior", "interior"], "own_minus_rest": [0.5, 0.9, 0.3, -0.01], "se": 0.002}
     )  # fmt: skip
     found = one(Result("localization", pd.DataFrame(), tables={"localization_summary": summary}))
-    assert "interior" in found and found.endswith(": 0.500 (se 0.002) in x, -0.010 (se 0.002) in z.")
+    assert "interior" in found and found.endswith(", is 0.500 (se 0.002) in x, -0.010 (se 0.002) in z.")
 
 
 def test_probe():
@@ -152,8 +152,8 @@ def test_compare():
     table = pd.DataFrame(rows, columns=["measure", "model_a", "model_b", "last"])
     table = table.assign(last_low=table["last"] - 0.1, last_high=table["last"] + 0.1)
     assert said(Result("compare", pd.DataFrame(), tables={"networks": table})) == [
-        "cka of the last layers, of 2 pairs of networks: most for A with C, 0.80 [0.70, 0.90], and least for B with A, "
-        "0.30 [0.20, 0.40].",
+        "cka of the last layers, of 2 pairs of networks, is highest for A with C, 0.80 [0.70, 0.90], and lowest for "
+        "B with A, 0.30 [0.20, 0.40].",
         "rsa of the last layers: A with B, 0.50 [0.40, 0.60].",
     ]
 

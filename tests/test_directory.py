@@ -67,7 +67,7 @@ def test_what_is_not_known_to_be_its_own_is_left_alone(tmp_path):
 def test_nothing_is_free(tmp_path):
     finish(tmp_path / "x", B)
     finish(tmp_path / f"x-{A[:8]}", B)
-    with pytest.raises(rs.UsageError, match=r"hold what other runs made; choose a directory with --out"):
+    with pytest.raises(rs.UsageError, match=r"hold files of other runs; choose a directory with --out"):
         own_directory("x", A, tmp_path)
 
 

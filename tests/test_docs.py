@@ -49,7 +49,7 @@ def test_the_code_of_a_page_runs_as_printed(page, tmp_path, monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
     shown = {}
     exec(code, shown)
-    assert {"model_a", "layer_a", "model_b", "layer_b", "cka", "se"} <= set(shown["found"].table)
+    assert {"model_a", "layer_a", "model_b", "layer_b", "cka", "se"} <= set(shown["cka"].table)
     assert "runs/mine" not in code or (tmp_path / "runs/mine/cka.csv").exists()
 
 

@@ -101,7 +101,7 @@ def test_where_it_draws_and_what_to_set_are_said():
     plain = rs.layer_cka(rs.Network(Drawing(nn.Identity()), "net", transform=TRANSFORM), IMAGES, batch_size=8).table
     pd.testing.assert_frame_equal(table, plain)
     unseen = Drawing(lambda x: x + torch.from_numpy(np.random.rand(*x.shape)).float())
-    with pytest.raises(rs.RepsimError, match="its own code makes something else of the same input"):
+    with pytest.raises(rs.RepsimError, match="its own code gives something else for the same input"):
         rs.find_layers(rs.Network(unseen, "net", transform=TRANSFORM))
 
 

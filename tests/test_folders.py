@@ -122,7 +122,9 @@ def test_images_beside_the_folders_of_classes_have_none(folders, known, tmp_path
     assert (image_set.labels is not None) == known
     if known:
         assert sorted(image_set.labels) == [-1] * 4 + [0] * 4 + [1] * 4
-        with pytest.raises(rs.UsageError, match="4 of the training images of .* have such; images that lie beside"):
+        with pytest.raises(
+            rs.UsageError, match="4 of the training images of .* have negative labels; images that lie beside"
+        ):
             linear_probes(vit, image_set, train=image_set, shots=1)
 
 

@@ -238,7 +238,7 @@ def test_groups_that_cannot_be():
         "classes, and the images of ndarray .8, 28, 28. have none": lambda: rs.ImageSet(arrays, groups="class"),
         "unknown kind of groups 'classes'": lambda: rs.ImageSet(groups="classes"),
         r"one label for each of the 8 images of .*, got shape \(3,\)": lambda: rs.ImageSet(arrays, groups=[1, 2, 3]),
-        "need two or more groups of images, and the chosen ones are of one": lambda: rs.ImageSet(
+        "need two or more groups of images, and all chosen images are of one": lambda: rs.ImageSet(
             arrays, groups=[1] * 8
         ),
     }

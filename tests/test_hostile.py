@@ -200,7 +200,7 @@ def test_too_few_open_files_are_said(more, server, tmp_path):
         ({"img_size": "x"}, "img_size of NAME must be a whole number from 1 on, got 'x'"),
         ({"img_size": 10**8}, "img_size=100000000"),
         ({"in_chans": 0}, "in_chans of NAME must be"),
-        ({"checkpoint_path": "x.pt"}, "checkpoint_path is no model argument here"),
+        ({"checkpoint_path": "x.pt"}, "checkpoint_path is not a model argument here"),
         ({"nonsense": 1}, "nonsense"),
     ],
     ids=str,

@@ -54,7 +54,7 @@ def test_images_that_belong_together_are_not_parted(tmp_path):
     assert len(set(photographs[plain.parted()[1].chosen])) > 4
     with pytest.raises(rs.UsageError, match="name folders of other images for training with --train-data"):
         ImageSet(tmp_path, groups="class").parted()
-    with pytest.raises(rs.UsageError, match="takes classes"):
+    with pytest.raises(rs.UsageError, match="parted by class only"):
         ImageSet("noise", images=40).parted()
 
 

@@ -57,7 +57,7 @@ def finished(finished):
 def test_claims_and_reports_replace_their_own_files_only(command, name, finished):
     (finished / name).write_text("| my own | notes |")
     before = {path: path.read_bytes() for path in finished.iterdir() if path.is_file()}
-    repsim(command, "--quiet", finished, code=2, says=f"{name} is not known as repsim's own; move it away")
+    repsim(command, "--quiet", finished, code=2, says=f"{name} as its own; move it away")
     assert before == {path: path.read_bytes() for path in finished.iterdir() if path.is_file()}
     (finished / name).unlink()
     for _ in range(2):
@@ -67,7 +67,7 @@ def test_claims_and_reports_replace_their_own_files_only(command, name, finished
 def test_a_page_is_not_written_over_another_file(finished, tmp_path):
     page = tmp_path / "thesis.html"
     page.write_text("<!doctype html><html><p>mine")
-    repsim("report", finished, "--out", page, code=2, says="thesis.html is not known as repsim's own")
+    repsim("report", finished, "--out", page, code=2, says="thesis.html as its own; move it away")
     assert page.read_text().endswith("mine")
 
 
@@ -167,11 +167,11 @@ def test_whatever_others_keep_in_a_directory_is_as_it_was(crowded, monkeypatch):
         ("cka.csv", "holds cka.csv, which repsim does not know as its own"),
         ("cka.pdf", "holds cka.pdf, which repsim does not know as its own"),
         ("cka.png/mine", "holds cka.png, which repsim does not know as its own"),
-        ("run.json", "run.json is no record of a run of repsim's"),
-        (FOLDER, "is no folder that repsim made"),
+        ("run.json", "run.json is not the record of a repsim run"),
+        (FOLDER, "is not a folder that repsim made"),
         (f"{FOLDER}/mine", "holds 'mine', which repsim did not write"),
         (f"{FOLDER}/pass-0-of-1-0.pt.bak", "which repsim did not write"),
-        (f"{FOLDER}.lock", ".repsim-resume.lock in it is no lock of repsim's"),
+        (f"{FOLDER}.lock", ".repsim-resume.lock in it is not a lock that repsim made"),
     ],
 )
 @pytest.mark.parametrize("more", [[], ["--overwrite"], ["--fresh"]], ids=str)
@@ -189,7 +189,7 @@ def test_links_in_place_of_the_folder_are_not_followed(tmp_path):
     (tmp_path / "mine" / "pass-0-of-1-0.pt").write_text("mine")
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / FOLDER).symlink_to(tmp_path / "mine")
-    repsim(*CKA, "--fresh", "--out", tmp_path / "o", code=2, says="is no folder that repsim made")
+    repsim(*CKA, "--fresh", "--out", tmp_path / "o", code=2, says="is not a folder that repsim made")
     assert (tmp_path / "mine" / "pass-0-of-1-0.pt").read_text() == "mine"
 
 
@@ -366,15 +366,15 @@ def test_valid_sums_of_another_run_or_pass(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "content, reason",
     [
-        (b"[]", "something else than repsim writes there"),
-        (b"null", "something else than repsim writes there"),
-        (b"{}", "something else than repsim writes there"),
-        (b'{"made_by": "repsim"}', "something else than repsim writes there"),
+        (b"[]", "something other than repsim writes there"),
+        (b"null", "something other than repsim writes there"),
+        (b"{}", "something other than repsim writes there"),
+        (b'{"made_by": "repsim"}', "something other than repsim writes there"),
         (b"", "it is empty"),
-        (b"\0" * 500, "damaged, cut off or no JSON"),
-        (b"my notes", "damaged, cut off or no JSON"),
-        (b"\xff\xfe", "damaged, cut off or no JSON"),
-        (None, "damaged, cut off or no JSON"),
+        (b"\0" * 500, "damaged, cut off or not JSON"),
+        (b"my notes", "damaged, cut off or not JSON"),
+        (b"\xff\xfe", "damaged, cut off or not JSON"),
+        (None, "damaged, cut off or not JSON"),
     ],
     ids=str,
 )
@@ -430,7 +430,13 @@ def test_a_full_disk_that_has_no_room_for_temporary_files(monkeypatch, tmp_path)
         raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
 
     monkeypatch.setattr("tempfile.gettempdir", full)
-    repsim(*CKA, "--out", tmp_path / "o", code=1, says="found in ['/tmp']: the disk is full, or none of these can be")
+    repsim(
+        *CKA,
+        "--out",
+        tmp_path / "o",
+        code=1,
+        says="found in ['/tmp']: the disk is full, or repsim may write into none of these",
+    )
     assert not (tmp_path / "o").exists()
 
 
@@ -527,7 +533,7 @@ def test_a_tilde_in_quotes_is_the_home(images, tmp_path, monkeypatch):
     repsim(*CKA, "--data", "~/images", "--out", "~/x")
     repsim("cka", "--quiet", "--redraw", "~/x")
     assert (tmp_path / "x" / "cka.csv").exists() and not (images / "~").exists()
-    repsim(*CKA, "--out", "~nobody-at-all/x", code=2, says="nobody's home is known as ~nobody-at-all")
+    repsim(*CKA, "--out", "~nobody-at-all/x", code=2, says="there is no home directory ~nobody-at-all")
     assert not (images / "~nobody-at-all").exists()
 
 

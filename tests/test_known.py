@@ -43,7 +43,7 @@ def test_a_mistyped_name_is_said_before_torch_is_imported():
         ("nets/mine.py:build", "write nets.mine:build$"),
         ("../mine.py:build", r"write mine:build in the folder \.\.$"),
         ("mynets.py", "write mynets:FACTORY$"),
-        ("my_vit.pt", r"is that of a file of weights; give the network's name, and the file with --weights my_vit\.pt"),
+        ("my_vit.pt", r"is the name of a file of weights; give the network's name, and the file with --weights my_vit"),
     ],
 )
 def test_files_are_no_names(name, message):

@@ -290,7 +290,7 @@ def test_blocks_of_a_traced_graph_that_no_module_gives_are_taken_where_they_are_
         torch.testing.assert_close(*(torch.tensor(table.to_numpy(float)) for table in tables), equal_nan=True)
     with pytest.raises(rs.UsageError, match="'blocks.0' of traced is the result of an addition .* gradients"):
         rs.receptive_fields(graph, images, layers="blocks")
-    with pytest.raises(rs.UsageError, match="is no module's, and is not there once it is compiled"):
+    with pytest.raises(rs.UsageError, match="belongs to no module, and is gone once the network is compiled"):
         rs.layer_cka(replace(graph, compiled=True), images, batch_size=4)
     (last,) = rs.find_layers(graph, ["blocks.1.mlp.fc2"])
     assert last.shape == (17, 192)

@@ -190,7 +190,7 @@ def test_networks_layers_and_features_say_on_one_line_what_they_are():
     assert repr(vit) == f"Network 'vit_mini': {said}"
     assert sum(p.numel() for p in vit.module.parameters()) == pytest.approx(1.35e6, rel=0.005)
     own = rs.Network(nn.Conv2d(3, 4, 3), name="mine")
-    assert repr(own) == "Network 'mine': Conv2d, 112 parameters, weights as given, images of a size that nothing says"
+    assert repr(own) == "Network 'mine': Conv2d, 112 parameters, weights as given, images of unknown size"
     assert [repr(layer) for layer in rs.find_layers(vit)[:2]] == [
         "Layer 'stem': stem, 50x96, depth 0.00",
         "Layer 'blocks.0': block, 50x96, depth 0.08",

@@ -200,9 +200,12 @@ def test_a_resnet_has_its_blocks_however_it_is_kept(kind):
 @pytest.mark.parametrize(
     "model, said",
     [
-        ("swin_tiny_patch4_window7_224", "run 3 modules that are no blocks: layers.1.downsample, layers.2.downsample"),
+        (
+            "swin_tiny_patch4_window7_224",
+            "runs 3 modules that are not blocks: layers.1.downsample, layers.2.downsample",
+        ),
         ("vit_tiny_patch16_224", ""),
-        ("dla46x_c", r"run 7 modules that are no blocks: level2.root, .* and 1 more"),
+        ("dla46x_c", r"runs 7 modules that are not blocks: level2.root, .* and 1 more"),
     ],
 )
 def test_what_runs_and_is_in_no_preset_is_named(model, said):
@@ -251,7 +254,7 @@ def test_an_own_kernel_is_an_error_that_names_the_module(which):
     module.blocks[which].attn = OwnKernel(module.blocks[which].attn)
     net = network(module)
     for study in (rs.attention_distance, lambda other, images: rs.head_similarity([net, other], images)):
-        with pytest.raises(rs.UsageError, match=rf"cannot be read, or not all of it: in blocks\.{which}\.attn"):
+        with pytest.raises(rs.UsageError, match=rf"cannot read all attention of .*: in blocks\.{which}\.attn"):
             study(net, IMAGES)
 
 
@@ -322,7 +325,7 @@ def attending(compute, which: int) -> rs.Network:
 @pytest.mark.parametrize("kind", UNREAD)
 def test_tokens_summed_with_other_factors_than_weights_that_are_read_are_an_error(kind):
     for which in (0, 1):
-        said = rf"cannot be read, or not all of it: in blocks\.{which}\.attn \(Attends\)"
+        said = rf"cannot read all attention of .*: in blocks\.{which}\.attn \(Attends\)"
         with pytest.raises(rs.UsageError, match=said):
             rs.attention_distance(attending(UNREAD[kind], which), IMAGES)
 
@@ -355,7 +358,7 @@ def test_a_traced_block_is_read_or_named():
     module = small_vit()
     tokens = torch.zeros(2, 17, 24)
     module.blocks[1] = torch.jit.trace(module.blocks[1], tokens)
-    with pytest.raises(rs.UsageError, match=r"cannot be read, or not all of it: in blocks\.1 "):
+    with pytest.raises(rs.UsageError, match=r"cannot read all attention of .*: in blocks\.1 "):
         rs.attention_distance(network(module), IMAGES)
     plain, traced = small_vit(), small_vit()
     for block in (*plain.blocks, *traced.blocks):

@@ -85,6 +85,6 @@ def test_the_check_finds_what_breaks_the_contract(wrong, way, resnet):
     if way is None:
         assert rs.check_study(study, IMAGES, batch_size=8).table["mean"].notna().all()
     else:
-        with pytest.raises(AssertionError, match=f"Means does not find the same {way}: "):
+        with pytest.raises(AssertionError, match=f"Means gives another result {way}: "):
             rs.check_study(study, IMAGES, batch_size=8)
     assert study.batches == 0

@@ -110,7 +110,7 @@ def test_not_even_one_image_fits(vit):
     hook = vit.module.register_forward_pre_hook(run_out)
     try:
         with pytest.raises(
-            rs.RepsimError, match=r"memory of cpu is too small for vit_mini \(0.0 GiB.*of shape \(32, 1"
+            rs.RepsimError, match=r"memory of cpu is too small for vit_mini \(0.0 GiB.*has shape \(32, 1"
         ):
             rs.attention_distance(vit, IMAGES, batch_size=32)
     finally:
@@ -122,7 +122,7 @@ def test_memory_that_runs_out_elsewhere(vit, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr("repsim.measures.running.BatchMeans.update", run_out)
-    with pytest.raises(rs.RepsimError, match="too small for what is computed of a batch: batch 0 is of shape"):
+    with pytest.raises(rs.RepsimError, match="too small for the values computed of a batch: batch 0 has shape"):
         rs.layer_cka(vit, images=IMAGES, batch_size=32)
 
 

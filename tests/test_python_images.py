@@ -107,7 +107,7 @@ def test_a_list_of_files_is_read_as_its_folder(tmp_path):
     assert ImageSet(paths).identity() != before
     features = rs.Features(np.arange(24.0).reshape(12, 2), ids=map(str, paths))
     assert len(rs.layer_cka([features], listed, batch_size=12).table) == 1
-    with pytest.raises(rs.UsageError, match="list of files must be there, and there is no file '.*none.png'"):
+    with pytest.raises(rs.UsageError, match="each file of a list must exist, and there is no file '.*none.png'"):
         ImageSet([*paths, tmp_path / "none.png"])
 
 
@@ -174,9 +174,9 @@ def test_an_item_unlike_the_first_is_named():
         ([TENSORS[0]] * 4, "list of PIL images or of files.*; got a list of Tensor$"),
         (iter(PICTURES), "and list_iterator can only be iterated; give a list"),
         (Stream(), "and Stream can only be iterated; give a list"),
-        ({"train": PICTURES}, "got a dict of 'train', of which one may do"),
+        ({"train": PICTURES}, "got a dict of 'train'; try one of its values"),
         (Given(TENSORS.to(torch.uint8)), r"of the first the image is a tensor torch.uint8 \(1, 28, 28\); give float"),
-        (Given(["name"] * 5), "items of Given of 5 must be images, and of the first the image is a str"),
+        (Given(["name"] * 5), "items of Given of 5 must be images; in the first item the image is a str"),
         (Given([{"img": PICTURES[0]}] * 5), "of the first there is no `image`, but 'img'; rename"),
         (HuggingFace(img=PICTURES), "its column 'image', and its columns are 'img'; rename"),
         (Given(PICTURES[:3]), "at least 4 images are needed; Given of 3 has 3"),

@@ -294,7 +294,7 @@ def test_a_name_that_changed_in_a_file_of_sums_is_not_taken_for_repsims(tmp_path
     )
     file.write_bytes(file.read_bytes().replace(b"cka.csv", b"cka.cst"))
     assert sealed.beside(file) == {}
-    with pytest.raises(ValueError, match="checksum is another"):
+    with pytest.raises(ValueError, match="checksum has changed"):
         sealed.load(file, {"run": "1"})
 
 

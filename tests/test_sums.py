@@ -215,7 +215,7 @@ def test_a_network_that_adds_other_things_than_before():
     network = Network(nn.Sequential(nn.Flatten(), nn.Sequential(Moody(), Moody())), "moody").sized((1, 2, 3))
     sums = find_sums(network)
     Moody.skip = False
-    wrong = pytest.raises(rs.RepsimError, match="moody does not add '1.0 unit' as when")
+    wrong = pytest.raises(rs.RepsimError, match="moody no longer adds '1.0 unit' as it did when")
     with wrong, torch.no_grad(), watch_sums(network, sums, lambda *_: None):
         network.module(torch.randn(4, 1, 2, 3))
 
@@ -281,7 +281,7 @@ def test_sums_that_do_not_enter_what_a_block_returns_first_are_named():
     sums = find_sums(network)
     assert [entry.name for entry in sums] == ["1.0 unit", "1.1 unit"]
     (said,) = blocks_without(network, sums)
-    assert said.startswith("residual sums of 1.0, 1.1 in two that do not enter what it returns first are left out")
+    assert said.startswith("residual sums of 1.0, 1.1 in two are left out where they do not enter the first tensor")
 
 
 def test_blocks_without_skips_have_no_sums():
@@ -293,7 +293,7 @@ def test_blocks_without_skips_have_no_sums():
     "model, message",
     [
         ("mobilenetv1_100", "has no blocks with residual sums that repsim can find"),
-        ("repvgg_a0", "adds in stages.0.0, repsim cannot tell which is the skip and which the branch"),
+        ("repvgg_a0", "adds in stages.0.0, repsim cannot tell which is the skip and which is the branch"),
         (
             "tiny_vit_5m_224",
             "stages.1.blocks.0 .* can be followed back from the output to an operation 'convolution' only",

@@ -163,7 +163,7 @@ def test_every_column_of_every_table_is_names_or_numbers():
     assert not any(word in name for name in numeric for word in ("model", "layer", "kind")), numeric
 
 
-@pytest.mark.parametrize("rows, error", [("0.1,vit", "in its column cka stand words"), ("a,0.1,b", "more fields")])
+@pytest.mark.parametrize("rows, error", [("0.1,vit", "its column cka holds words"), ("a,0.1,b", "more fields")])
 def test_tables_that_cannot_be_what_they_should(tmp_path, rows, error):
     (tmp_path / "t.csv").write_text(f"layer,cka\n{rows}\n")
     with pytest.raises(rs.RepsimError, match=error):

@@ -26,7 +26,7 @@ from repsim.errors import UsageError
     help="Also draw CLS attention and rollout over N images, or over these files, or all of a folder.",
 )
 @click.argument("files", nargs=-1, type=Source(), metavar="")
-@job_options("attention", images=5000, batch=50, of="forward pass")
+@job_options("attention", images=5000, batch=50, batch_kind="forward pass")
 def attention(
     job: Job,
     model: str,
@@ -63,21 +63,21 @@ def attention(
     from repsim.studies.attention import attention_distance
 
     options: dict[str, Any] = {"renormalize": renormalize, "maps": looked_at, "batch_size": job.batch_size}
-    run.save(attention_distance(run.networks[0], run.images, **options, **run.how()), blocks=drawn)
+    run.save(attention_distance(run.networks[0], run.images, **options, **run.pass_options()), blocks=drawn)
     return run.out
 
 
-def parse_maps(given: Sequence[str]) -> int | list[str]:
+def parse_maps(texts: Sequence[str]) -> int | list[str]:
     """A number of images, or which they are, from what was given; there are no more than a picture has rows for."""
-    if len(given) <= 1 and all(each.lstrip("-").isdigit() for each in given):
-        count = int(given[0]) if given else 0
+    if len(texts) <= 1 and all(text.lstrip("-").isdigit() for text in texts):
+        count = int(texts[0]) if texts else 0
         check_range("--maps", count, 0, 100)
         return count
 
     from repsim.images.image_set import ImageSet
 
-    check_range("images of --maps", len(ImageSet.of_named(given)), 1, 100)
-    return list(given)
+    check_range("images of --maps", len(ImageSet.of_named(texts)), 1, 100)
+    return list(texts)
 
 
 def parse_blocks(blocks: str | None) -> list[int] | str | None:

@@ -83,7 +83,7 @@ class Commands(click.Group):
             ctx.exit(130)
         except KeyboardInterrupt:
             say(
-                "stopped; nothing new was saved: the same command goes on from what was saved before, if anything",
+                "stopped; nothing new was saved: the same command goes on from the sums saved before, if there are any",
                 False,
             )
             ctx.exit(130)
@@ -181,7 +181,7 @@ def at_home(text: str, option: str) -> str:
         return text
     expanded = os.path.expanduser(text)
     if expanded.startswith("~"):
-        raise UsageError(f"{option}: nobody's home is known as {text.split(os.sep)[0]}, in {text}")
+        raise UsageError(f"{option}: there is no home directory {text.split(os.sep)[0]}, as in {text}")
     return expanded
 
 
@@ -203,7 +203,7 @@ class Seconds(click.FloatRange):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         seconds = super().convert(value, param, ctx)
-        return seconds if math.isfinite(seconds) else self.fail(f"{value} is no number of seconds", param, ctx)
+        return seconds if math.isfinite(seconds) else self.fail(f"{value} is not a number of seconds", param, ctx)
 
 
 FIRST = """\
@@ -231,7 +231,8 @@ def main(ctx: click.Context) -> None:
         tempfile.gettempdir()  # which torch does when it is imported
     except FileNotFoundError as error:
         raise RepsimError(
-            f"{error.strerror}: the disk is full, or none of these can be written to; name another in TMPDIR"
+            f"{error.strerror}: the disk is full, or repsim may write into none of these directories; name another in "
+            "TMPDIR"
         ) from None
     if world_size() > 1:
         from repsim.passes import processes
@@ -385,14 +386,14 @@ class Job:
         context = click.get_current_context()
         give_back_blocks()
         context.with_resource(limited(self.memory, lambda text: say(text, self.quiet)))
-        for of in asked:
-            check_name(of.model)
-            if of.transform is not None:
-                read_words(of.transform, of.model)
+        for network in asked:
+            check_name(network.model)
+            if network.transform is not None:
+                read_words(network.transform, network.model)
         if images is not None:
             chosen = images
         elif asked or self.data:
-            chosen = self.chosen(self.data or default_data([of.model for of in asked]), self.split)
+            chosen = self.chosen(self.data or default_data([network.model for network in asked]), self.split)
         else:
             chosen = self.known_to(features)
         options = {name: getattr(self, name) for name in ("precision", "compiled", "seed_each_pass")}
@@ -414,18 +415,18 @@ class Job:
         """The images that are looked at, of some data."""
         from repsim.images.image_set import ImageSet
 
-        where = {"split": split, "root": self.data_dir}
-        images = ImageSet(data, **where, images=self.images, seed=self.seed, groups=self.groups)
+        place = {"split": split, "root": self.data_dir}
+        images = ImageSet(data, **place, images=self.images, seed=self.seed, groups=self.groups)
         return images if given("images") else images.at_most_all()
 
     def known_to(self, features: Sequence[Any]) -> Any:
         """The images that all features have in common, where there are no networks and no data."""
         from repsim.features.aligned import of_features_alone
 
-        given = {"--split": self.split, "--data-dir": self.data_dir, "--groups": self.groups}
-        for option, value in given.items():
+        options_of_images = {"--split": self.split, "--data-dir": self.data_dir, "--groups": self.groups}
+        for option, value in options_of_images.items():
             if value is not None:
-                raise UsageError(f"{option} is of images, and there are only features; name the images with --data")
+                raise UsageError(f"{option} is for images, and there are only features; name the images with --data")
         return of_features_alone(features, images=self.images, seed=self.seed)
 
 
@@ -448,11 +449,11 @@ class Run:
     said: list[str] = field(default_factory=list)
     """The closing sentences on the result."""
 
-    def how(self, repeats: int = 1) -> dict[str, Any]:
+    def pass_options(self, repeats: int = 1) -> dict[str, Any]:
         """Options of the passes over images, by the names that every study takes."""
         progress = progress_bar(self.job.quiet, repeats)
-        how = {"workers": self.job.workers, "skip_broken": self.job.skip_broken}
-        return {"progress": progress, **how, "resume": self.resume}
+        options = {"workers": self.job.workers, "skip_broken": self.job.skip_broken}
+        return {"progress": progress, **options, "resume": self.resume}
 
     def let_go_of_what_nobody_would_know(self) -> None:
         """Remove the results of a run that failed where no record could be written, as on a full disk.
@@ -493,7 +494,7 @@ class Run:
         for sentence in self.said:
             say(sentence, self.job.quiet)
 
-    def record(self, found: dict[str, Any]) -> dict[str, Any]:
+    def record(self, record_of_result: dict[str, Any]) -> dict[str, Any]:
         """Write `run.json`, and return it: it holds everything that is needed to repeat the run."""
         from repsim.cli.directory import SETTINGS, drop_tables
         from repsim.tables import RECORD, save_record
@@ -501,7 +502,7 @@ class Run:
         record = {
             "command": command_line(),
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            **found,
+            **record_of_result,
             SETTINGS: self.settings,
             "seconds": round(time.perf_counter() - self.started, 2),
         }
@@ -510,14 +511,14 @@ class Run:
         return record
 
 
-def job_options(command: str, images: int | None, batch: int | str, of: str) -> Callable:
+def job_options(command: str, images: int | None, batch: int | str, batch_kind: str) -> Callable:
     """The options of a `Job`, which the command gets as its first argument.
 
     Args:
         command: its name.
         images: the default number of images; None: all images.
         batch: the batch size where there are many images, see `fitting`.
-        of: the kind of batch.
+        batch_kind: the kind of batch.
     """
     drawn = "How many, drawn at random." + ("" if images else "  [default: all]")
     decorate = options(
@@ -548,7 +549,7 @@ def job_options(command: str, images: int | None, batch: int | str, of: str) -> 
         click.option(
             "--batch-size",
             type=int,
-            help=f"Images per {of}.  [default: {batch}; of few images fewer, so that there are 8 batches]",
+            help=f"Images per {batch_kind}.  [default: {batch}; fewer if images are few, so that there are 8 batches]",
         ),
         click.option("--device", help="cpu, cuda, cuda:1, mps ...  [default: cuda where there is one]"),
         click.option(
@@ -584,7 +585,7 @@ def job_options(command: str, images: int | None, batch: int | str, of: str) -> 
             default=60.0,
             show_default=True,
             metavar="SECONDS",
-            help="Time between two saves of the sums; the same command, given again, goes on from the last one.",
+            help="Time between two saves of the sums; the same command, given again, goes on from the last save.",
         ),
         click.option("--fresh", is_flag=True, help="Start over, without saved sums."),
         click.option("--overwrite", is_flag=True, help="Replace the results of another run in --out."),
@@ -683,8 +684,8 @@ def the_only(ctx: click.Context, param: click.Parameter, models: tuple[str, ...]
 
 def weights_options(end: str = "", *, several: bool = False) -> Callable:
     """`--weights`, `--weights-key`, `--arg` and `--transform` of the networks that a command is given."""
-    each = f": once for all, or once per model{end.replace('-', ' ')}" if several else ""
-    weights = f"`pretrained`, `random`, or a file{each}."
+    explanation = f": once for all, or once per model{end.replace('-', ' ')}" if several else ""
+    weights = f"`pretrained`, `random`, or a file{explanation}."
     return options(
         click.option(
             *named("weights", end),
@@ -699,7 +700,7 @@ def weights_options(end: str = "", *, several: bool = False) -> Callable:
             *named("weights-key", end),
             metavar="KEY",
             multiple=several,
-            help=f"Which of the weights in a file, such as state_dict_ema or model.teacher{each}.",
+            help=f"Which of the weights in a file, such as state_dict_ema or model.teacher{explanation}.",
         ),
         click.option(
             *named("arg", end),
@@ -707,18 +708,18 @@ def weights_options(end: str = "", *, several: bool = False) -> Callable:
             multiple=True,
             help=f"{'Argument of each model' if several else 'Model argument'}, such as img_size=384; repeatable.",
         ),
-        transform_option(end, each, several=several),
+        transform_option(end, explanation, several=several),
     )
 
 
-def transform_option(end: str = "", each: str = "", *, several: bool = False) -> Callable:
+def transform_option(end: str = "", explanation: str = "", *, several: bool = False) -> Callable:
     """`--transform`, with or without a side."""
     return click.option(
         *named("transform", end),
         metavar="WORDS",
         multiple=several,
-        help="How images are prepared, where the network does not say or other than it says: `imagenet`, or "
-        f"'size=224 mean=0.5,0.5,0.5 std=0.5,0.5,0.5 crop=1.0 interpolation=bicubic'{each}.",
+        help="How images are prepared, where the network does not say, or otherwise than it says: `imagenet`, or "
+        f"'size=224 mean=0.5,0.5,0.5 std=0.5,0.5,0.5 crop=1.0 interpolation=bicubic'{explanation}.",
     )
 
 
@@ -739,22 +740,22 @@ def each_model(
         role: prefix of the values, where options are for roles.
     """
 
-    def spread(option: str, given: tuple[str, ...]) -> tuple[str, ...]:
-        if len(given) not in (1, len(models)):
-            of, per = (f" {role}=", f"network {role}=") if role else (side, f"model{side}")
+    def spread(option: str, values: tuple[str, ...]) -> tuple[str, ...]:
+        if len(values) not in (1, len(models)):
+            example, per = (f" {role}=", f"network {role}=") if role else (side, f"model{side}")
             raise UsageError(
-                f"give --{option}{of} once, or once per --{per}: "
-                f"there are {len(models)} models and {len(given)} {option.replace('-', ' ').rstrip('s')}s"
+                f"give --{option}{example} once, or once per --{per}: "
+                f"there are {len(models)} models and {len(values)} {option.replace('-', ' ').rstrip('s')}s"
             )
-        return given * len(models) if len(given) == 1 else given
+        return values * len(models) if len(values) == 1 else values
 
     weights = spread("weights", weights or ("pretrained",))
-    one_key = len(keys) == 1 and any(each not in NO_FILE for each in weights)
+    one_key = len(keys) == 1 and any(source not in NO_FILE for source in weights)
     keys = spread("weights-key", keys or ("",))
     transforms = spread("transform", transforms or ("",))
     return [
-        Asked(model, each, args, None if one_key and each in NO_FILE else key or None, transform or None)
-        for model, each, key, transform in zip(models, weights, keys, transforms)
+        Asked(model, source, args, None if one_key and source in NO_FILE else key or None, transform or None)
+        for model, source, key, transform in zip(models, weights, keys, transforms)
     ]
 
 
@@ -772,12 +773,12 @@ FEATURES = click.option(
 )
 
 
-def read_features(given: Sequence[str]) -> list[Any]:
+def read_features(texts: Sequence[str]) -> list[Any]:
     """The features that `--features` names, in order; features of one name (training and test images) are joined."""
     from repsim.features.files import load_features
 
     by_name: dict[str, Any] = {}
-    for text in given:
+    for text in texts:
         name, equals, path = text.partition("=")
         if not (equals and name.strip() and path.strip()):
             raise UsageError(f"features are given as --features NAME=PATH, got {text!r}")
@@ -813,7 +814,7 @@ def tokens_option(default: str) -> Callable:
 MODEL = "Alias, timm name, hf:..., torchvision:..., open_clip:..., local-dir:... or package.module:factory."
 
 
-def load(asked: list[Asked], device: str | None, seed: int, **how: Any) -> list[Any]:
+def load(asked: list[Asked], device: str | None, seed: int, **options: Any) -> list[Any]:
     """The networks of a command; equal ones are loaded once."""
     from repsim.networks.models import load_model, parse_model_args, with_values
     from repsim.passes import processes
@@ -828,7 +829,7 @@ def load(asked: list[Asked], device: str | None, seed: int, **how: Any) -> list[
                 device=device,
                 seed=seed,
                 transform=network.transform,
-                **how,
+                **options,
                 **parse_model_args(network.args),
             )
         )
@@ -843,7 +844,7 @@ def about(job: Job, networks: list[Any], images: Any, train: Any = None) -> dict
     from repsim.studies.results import device_name, versions
 
     means = {"out", "redraw", "workers", "memory", "checkpoint_every", "fresh", "overwrite", "quiet", "as_json"}
-    given = click.get_current_context().params
+    options_given = click.get_current_context().params
 
     def seen(images: Any) -> dict[str, Any]:
         """The record of images without their surroundings, which change no sums."""
@@ -855,7 +856,7 @@ def about(job: Job, networks: list[Any], images: Any, train: Any = None) -> dict
             record["weights_sha256"] = uuid4().hex
     return {
         "command": job.command,
-        "options": {name: value for name, value in given.items() if name not in means},
+        "options": {name: value for name, value in options_given.items() if name not in means},
         "networks": records,
         "images": seen(images),
         **({} if train is None else {"training images": seen(train)}),
@@ -865,9 +866,9 @@ def about(job: Job, networks: list[Any], images: Any, train: Any = None) -> dict
     }
 
 
-def bound(what: str, images: Any) -> dict[str, str]:
+def bound(subject: str, images: Any) -> dict[str, str]:
     """The digests of the images that sums belong to, because files may have been replaced since."""
-    return {f"{kind} of {what}": value for kind, value in images.identity().items()}
+    return {f"{kind} of {subject}": value for kind, value in images.identity().items()}
 
 
 IMAGENET = "data/imagenet/val"
@@ -896,7 +897,7 @@ def data_at_hand(networks: list[str]) -> str | None:
         return "sample"
     named = os.environ.get("REPSIM_IMAGENET")
     if named and not Path(named).is_dir():
-        raise UsageError(f"REPSIM_IMAGENET names {named!r}, which is no folder")
+        raise UsageError(f"REPSIM_IMAGENET names {named!r}, which is not a folder")
     for place in (named, IMAGENET):
         if place and Path(place).is_dir():
             return place

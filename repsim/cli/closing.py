@@ -62,9 +62,9 @@ def _by_t(value: float, se: float, df: float, within: Range, digits: int = 2) ->
     return _between(value, value - half, value + half, within, digits)
 
 
-def _count(number: int, of: str) -> str:
+def _count(number: int, noun: str) -> str:
     """So many of something."""
-    return f"{number} {of}{'s' * (number != 1)}"
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _images(result: Result) -> int | None:
@@ -106,10 +106,10 @@ def cka(result: Result) -> Iterator[str]:
     size = -(-len(matrix) // 3)
     parts = {"lowest": matrix[:size], "middle": matrix[size:-size], "highest": matrix[-size:]}
     means = {third: best.mean(skipna=False).dropna() for third, best in parts.items() if len(best)}
-    likest = [f"the {third} to {best.idxmax()} ({best.max():.2f})" for third, best in means.items() if len(best)]
+    likest = [f"the {third} like {best.idxmax()} ({best.max():.2f})" for third, best in means.items() if len(best)]
     if len(matrix) >= 3 and likest:
         yield (
-            f"Of the thirds of {a}'s layers, likest among the {matrix.shape[1]} layers of {b} by mean CKA: "
+            f"Each third of {a}'s layers is most like one of the {matrix.shape[1]} layers of {b}, by mean CKA: "
             f"{', '.join(likest)}."
         )
 
@@ -166,7 +166,7 @@ def localization(result: Result) -> Iterator[str]:
             for row in _ends(part)
         ]
         zone = part["where"].iloc[0]
-        yield f"{model}: CKA of {zone} tokens with their own patch, less that with the rest: {', '.join(shown)}."
+        yield f"{model}: CKA of {zone} tokens with their own patch, less CKA with the rest, is {', '.join(shown)}."
 
 
 def probe(result: Result) -> Iterator[str]:
@@ -208,7 +208,7 @@ def lesion(result: Result) -> Iterator[str]:
         effect = f"{100 * least['agreement']:.1f} % of predictions stay, and the divergence is {least['kl']:.2f} nats"
     elif len(known := tried.dropna(subset="cka")):
         removed, block = known["cka"].idxmin()
-        effect = f"layers have CKA {known['cka'].min():.2f} with their own before, on average"
+        effect = f"layers have CKA {known['cka'].min():.2f} with themselves before the lesion, on average"
     else:
         return
     yield f"Of {len(tried)} lesions, removing {_taken(removed, block)} does the most harm: {effect} ({NO_INTERVAL})."
@@ -254,8 +254,8 @@ def compare(result: Result) -> Iterator[str]:
             yield f"{measure} of the last layers: {shown[0]}."
         else:
             yield (
-                f"{measure} of the last layers, of {_count(len(set(pairs)), 'pair')} of networks: most for {shown[0]}, "
-                f"and least for {shown[1]}."
+                f"{measure} of the last layers, of {_count(len(set(pairs)), 'pair')} of networks, is highest for "
+                f"{shown[0]}, and lowest for {shown[1]}."
             )
 
 

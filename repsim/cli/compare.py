@@ -60,7 +60,7 @@ ORDERS = 10_000
     multiple=True,
     help="Networks whose layers are drawn; with several layers. Repeatable.  [default: the first with each of four]",
 )
-@job_options("compare", images=2560, batch=256, of="minibatch")
+@job_options("compare", images=2560, batch=256, batch_kind="minibatch")
 def compare(
     job: Job,
     models: tuple[str, ...],
@@ -108,7 +108,7 @@ def compare(
         "null": null,
         "untrained": untrained,
     }
-    result = compare(run.networks, run.images, **options, batch_size=job.batch_size, **run.how())
+    result = compare(run.networks, run.images, **options, batch_size=job.batch_size, **run.pass_options())
     run.save(result, **drawn)
     return run.out
 

@@ -46,13 +46,13 @@ def own_directory(name: str, settings: str, runs: Path = Path("runs")) -> Path:
     """
     cut = os.fsencode(name)[:LONGEST].decode(errors="ignore")
     names = [name, f"{name}-{settings[:8]}"] if cut == name else [f"{cut}-{settings[:8]}"]
-    holders = {runs / each: holder(runs / each) for each in names}
+    holders = {runs / name: holder(runs / name) for name in names}
     for wanted in (settings, None):
         for place, holder_digest in holders.items():
             if holder_digest == wanted:
                 return place
     taken = " and ".join(map(str, holders))
-    raise UsageError(f"{taken} hold what other runs made; choose a directory with --out")
+    raise UsageError(f"{taken} hold files of other runs; choose a directory with --out")
 
 
 def holder(directory: Path) -> str | None:
@@ -60,8 +60,8 @@ def holder(directory: Path) -> str | None:
     if (directory / RECORD).exists():
         return read(directory).get(SETTINGS, "")
     resume = directory / FOLDER
-    there = directory.iterdir() if directory.is_dir() else ()
-    paths = [path for path in there if not path.name.startswith(".")]
+    entries = directory.iterdir() if directory.is_dir() else ()
+    paths = [path for path in entries if not path.name.startswith(".")]
     sums = resume.is_dir() and any(SUMS.fullmatch(path.name) for path in resume.iterdir())
     if paths or sums or _at_work(resume):
         try:
@@ -114,7 +114,7 @@ def before(out: Path, settings: str, names: Collection[str], known: Collection[s
     if os.path.lexists(record):
         old = read(out) if record.is_file() else {}
         if "repsim-vision" not in old.get("versions", {}):
-            raise UsageError(f"{record} is no record of a run of repsim's; move it away, or {elsewhere}")
+            raise UsageError(f"{record} is not the record of a repsim run; move it away, or {elsewhere}")
         if old.get(SETTINGS) != settings and not overwrite:
             raise UsageError(
                 f"{out} holds the results of another run ({old.get('command', 'unknown')}); replace them with "
@@ -160,11 +160,11 @@ def settle(out: Path, old: dict[str, Any], written: Collection[Path]) -> None:
     """Note in the record of a finished run which files it wrote, and remove those of the run that it replaced."""
     record = read(out)
     files = {path.relative_to(out).as_posix() for path in written if path.is_relative_to(out)}
-    others = {name for name in old.get("files") or () if name in made_by(old)} - files
+    old_files = {name for name in old.get("files") or () if name in made_by(old)} - files
     if old.get(SETTINGS) == record.get(SETTINGS):  # figures that were made before with the same set-up
-        files |= {name for name in others if (out / name).exists()}
+        files |= {name for name in old_files if (out / name).exists()}
     else:
-        for name in others:
+        for name in old_files:
             with suppress(OSError):
                 (out / name).unlink()
                 if "/" in name:

@@ -48,16 +48,16 @@ def doctor(as_json: bool) -> None:
     missing |= {place.what: place.get for place in spots if not place.found and place.get}
     computing = device()
     if as_json:
-        said = [{"what": place.what, "where": place.where, "found": place.found} for place in spots]
-        listed = [{"what": what, "get": get} for what, get in missing.items()]
-        print_json({"versions": libraries, "device": computing, "places": said, "missing": listed})
+        places_found = [{"what": place.what, "where": place.where, "found": place.found} for place in spots]
+        listed = [{"what": item, "get": get} for item, get in missing.items()]
+        print_json({"versions": libraries, "device": computing, "places": places_found, "missing": listed})
         return
     _section("Versions", {name: number or "not installed" for name, number in libraries.items()})
     _section("Computing", computing)
     _section(
         "Images and weights", {spot.what: f"{spot.where}" + ("" if spot.found else "  (not there)") for spot in spots}
     )
-    _section("Missing", missing or {"nothing": "all that repsim can use is there"})
+    _section("Missing", missing or {"nothing": "everything that repsim can use is there"})
 
 
 def _section(title: str, rows: dict[str, Any]) -> None:
@@ -102,15 +102,15 @@ def device() -> dict[str, str]:
         return {"torch": f"cannot be loaded: {first_line(error)}"}
     cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     shown = [f"cuda:{i} ({card.name}, {_gib(card.total_memory)})" for i, card in enumerate(cards)]
-    said = {
-        "CUDA": ", ".join(shown) or "there is none; networks run on the CPU",
+    rows = {
+        "CUDA": ", ".join(shown) or "there is no GPU; networks run on the CPU",
         "threads": f"{torch.get_num_threads()}, on {os.cpu_count()} cores",
     }
     try:
         from repsim.networks.memory import free
     except Exception as error:
-        return {**said, "free memory": f"not known: {first_line(error)}"}
-    return {**said, "free memory": _gib(free())}
+        return {**rows, "free memory": f"not known: {first_line(error)}"}
+    return {**rows, "free memory": _gib(free())}
 
 
 def _gib(size: int) -> str:
@@ -121,9 +121,11 @@ def places() -> Iterator[Place]:
     """Places of images and weights, in the order of the search."""
     package = Path(__file__).parents[1]
     sample = package / "sample" / "fashion_mnist.npz"
-    weights, anew = [*(package / "weights").glob("*.safetensors")], f"install {REPSIM} anew"
-    yield Place("bundled images", str(sample), sample.is_file(), anew)
-    yield Place("bundled weights", f"{package / 'weights'}, of {len(weights)} networks", bool(weights), anew)
+    weights, advice_to_install = [*(package / "weights").glob("*.safetensors")], f"install {REPSIM} again"
+    yield Place("bundled images", str(sample), sample.is_file(), advice_to_install)
+    yield Place(
+        "bundled weights", f"{package / 'weights'}, of {len(weights)} networks", bool(weights), advice_to_install
+    )
     named = os.environ.get("REPSIM_IMAGENET")
     at_variable, at_folder = bool(named) and Path(named).is_dir(), Path(IMAGENET).is_dir()
     advice = "" if at_variable or at_folder else f"put its validation images into {IMAGENET}, or name their folder"
@@ -142,8 +144,8 @@ def _fashion_mnist() -> Place:
         from repsim.images.sources import FASHION_MNIST_PLACES
     except Exception as error:  # it loads libraries, of which one may be broken
         return Place(name, f"not looked for: {first_line(error)}", False)
-    there = [place for place in FASHION_MNIST_PLACES if any(place.glob("t10k-images-idx3-ubyte*"))]
-    return Place(name, " or ".join(map(str, there or FASHION_MNIST_PLACES)), bool(there), get)
+    present = [place for place in FASHION_MNIST_PLACES if any(place.glob("t10k-images-idx3-ubyte*"))]
+    return Place(name, " or ".join(map(str, present or FASHION_MNIST_PLACES)), bool(present), get)
 
 
 def _hub() -> Place:

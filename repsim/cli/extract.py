@@ -23,7 +23,7 @@ from repsim.errors import UsageError
     show_default=True,
     help="Type of the numbers in the files; float16 keeps about three digits.",
 )
-@job_options("extract", images=None, batch=50, of="forward pass")
+@job_options("extract", images=None, batch=50, batch_kind="forward pass")
 def extract(
     job: Job,
     model: tuple[str, ...],
@@ -48,7 +48,7 @@ def extract(
 
     out = run.resume.folder.parent  # into which all processes write
     options: dict[str, Any] = {"layers": layers, "tokens": tokens, "dtype": dtype, "batch_size": job.batch_size}
-    features, record = extract(run.networks, run.images, out, **options, **run.how())
+    features, record = extract(run.networks, run.images, out, **options, **run.pass_options())
     run.record(record)
     say(f"wrote features of {', '.join(features)} into {run.out}", job.quiet)
     return run.out

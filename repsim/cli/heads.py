@@ -15,7 +15,7 @@ from repsim.cli.pictures import draw, pictures
 @model_options("b", default="resnet_mini")
 @click.option("--layers", help="Layers of B: a preset or a regular expression.  [default: its first five blocks]")
 @click.option("--window", type=int, help="Heads per window.  [default: a quarter of them]")
-@job_options("heads", images=2560, batch=256, of="minibatch of CKA")
+@job_options("heads", images=2560, batch=256, batch_kind="minibatch of CKA")
 def heads(
     job: Job,
     model_a: str,
@@ -48,5 +48,5 @@ def heads(
     from repsim.studies.heads import head_similarity
 
     options = {"layers": layers, "window": window, "batch_size": job.batch_size, "seed": job.seed}
-    run.save(head_similarity(run.networks, run.images, **options, **run.how()))
+    run.save(head_similarity(run.networks, run.images, **options, **run.pass_options()))
     return run.out

@@ -37,15 +37,15 @@ def differences(networks: Sequence[Any]) -> list[str]:
             scale = f"mean {_numbers(settings['mean'])} and std {_numbers(settings['std'])}"
             scales.setdefault(scale, []).append(network.name)
     return [
-        f"networks see images {difference}, which may be part of what differs between them: "
+        f"networks see images {difference}, which may be part of the difference between them: "
         + "; ".join(f"{', '.join(names)} {value}" for value, names in by_name.items())
         for difference, by_name in (("of different sizes", sizes), ("normalised differently", scales))
         if len(by_name) > 1
     ]
 
 
-def _size(made: dict[str, Any]) -> str:
-    channels, height, width = made["input_size"]
+def _size(settings: dict[str, Any]) -> str:
+    channels, height, width = settings["input_size"]
     return f"{height} x {width} px, {channels} channel{'s' * (channels != 1)}"
 
 

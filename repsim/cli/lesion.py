@@ -24,7 +24,7 @@ from repsim.cli.pictures import draw, pictures
 @click.option(
     "--layers", default="blocks", show_default=True, help="Where to compare: `blocks`, `paper`, `all`, or a pattern."
 )
-@job_options("lesion", images=512, batch=64, of="minibatch of CKA")
+@job_options("lesion", images=512, batch=64, batch_kind="minibatch of CKA")
 def lesion(
     job: Job,
     model: str,
@@ -54,5 +54,5 @@ def lesion(
         "blocks": None if chosen == "all" else chosen,
         "layers": layers,
     }
-    run.save(lesions(run.networks[0], run.images, **options, batch_size=job.batch_size, **run.how()))
+    run.save(lesions(run.networks[0], run.images, **options, batch_size=job.batch_size, **run.pass_options()))
     return run.out

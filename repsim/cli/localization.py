@@ -24,7 +24,7 @@ from repsim.errors import UsageError, one_of
 )
 @click.option("--show", metavar="ROW,COLUMN", multiple=True, help="Token to draw; repeatable.  [default: the paper's]")
 @click.option("--show-layer", metavar="LAYER", help="Layer to draw.  [default: the last of each network]")
-@job_options("localize", images=2560, batch=256, of="minibatch of CKA")
+@job_options("localize", images=2560, batch=256, batch_kind="minibatch of CKA")
 def localize(
     job: Job,
     model: tuple[str, ...],
@@ -65,8 +65,10 @@ def localize(
         for row, column in tokens or ():
             if not (0 <= row < rows and 0 <= column < columns):
                 raise UsageError(f"--show {row},{column}: the grid of tokens is {rows} x {columns}")
-    asked = {"layers": layers, "finest": finest, "tokens": tokens, "batch_size": job.batch_size}
-    run.save(token_localization(run.networks, run.images, **asked, **run.how()), tokens=tokens, layer=show_layer)
+    options = {"layers": layers, "finest": finest, "tokens": tokens, "batch_size": job.batch_size}
+    run.save(
+        token_localization(run.networks, run.images, **options, **run.pass_options()), tokens=tokens, layer=show_layer
+    )
     return run.out
 
 

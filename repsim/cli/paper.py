@@ -42,12 +42,12 @@ class OfRole(Source):
         return f"{role}={converted}" if role else converted
 
 
-def of_role(given: str, separator: str = "=") -> tuple[str, str]:
+def of_role(text: str, separator: str = "=") -> tuple[str, str]:
     """The role that stands before a value, and the value; an empty role where none stands there."""
     from repsim.paper.roles import ROLES
 
-    role, between, value = given.partition(separator)
-    return (role, value) if between and role in ROLES else ("", given)
+    role, between, value = text.partition(separator)
+    return (role, value) if between and role in ROLES else ("", text)
 
 
 @main.command(short_help="Measure and draw the figures of the paper.")
@@ -90,7 +90,7 @@ def of_role(given: str, separator: str = "=") -> tuple[str, str]:
     "figures",
     images=None,
     batch="256; of `mini` 250, of `paper` 1024",
-    of="minibatch",
+    batch_kind="minibatch",
 )
 def figures(
     job: Job,
@@ -186,7 +186,7 @@ def figures(
         elif is_first():
             click.echo(plan)
         return None
-    replication = replicate(*given, **options, tell=lambda plan: say(str(plan), job.quiet), **run.how())  # pyrefly: ignore [unbound-name]
+    replication = replicate(*given, **options, tell=lambda plan: say(str(plan), job.quiet), **run.pass_options())  # pyrefly: ignore [unbound-name]
     record = {**replication.record, "notices": [*said, *replication.record["notices"]]}
     replication = replace(replication, record=run.record(record))
     replication.save_tables(run.out)
@@ -195,9 +195,9 @@ def figures(
     return run.out
 
 
-def of_preset(weights: tuple[str, ...], others: list[str]) -> str:
+def of_preset(weights: tuple[str, ...], options: list[str]) -> str:
     """The weights of a preset's networks, which take no further options."""
-    if others or any(of_role(each)[0] for each in weights):
+    if options or any(of_role(text)[0] for text in weights):
         raise UsageError(
             "--weights ROLE=..., --weights-key, --arg and --transform are of networks that --network names"
         )
@@ -214,13 +214,13 @@ def own_roles(
     """The networks for each role, from the options."""
     from repsim.paper.roles import Roles
 
-    of_all = [each for each in weights if not of_role(each)[0]]
-    if wrong := [each for each in of_all if each not in ("pretrained", "random")]:
+    of_all = [text for text in weights if not of_role(text)[0]]
+    if wrong := [text for text in of_all if text not in ("pretrained", "random")]:
         raise UsageError(
-            f"say whose weights these are, --weights ROLE={wrong[0]}; only pretrained and random are of all"
+            f"say whose weights these are, --weights ROLE={wrong[0]}; only pretrained and random go without a role"
         )
     models = by_role("--network", networks)
-    own = by_role("--weights", [each for each in weights if each not in of_all], models)
+    own = by_role("--weights", [text for text in weights if text not in of_all], models)
     its_keys, its_args = by_role("--weights-key", keys, models), by_role("--arg", args, models, ".")
     its_transforms = by_role("--transform", transforms, models)
     return Roles.of(
@@ -239,13 +239,13 @@ def own_roles(
 
 
 def by_role(
-    option: str, given: tuple[str, ...] | list[str], roles: Mapping[str, Any] | None = None, separator: str = "="
+    option: str, values: tuple[str, ...] | list[str], roles: Mapping[str, Any] | None = None, separator: str = "="
 ) -> dict[str, list[str]]:
     """The values of an option for each of the known roles, in the order of the roles."""
     from repsim.paper.roles import ROLES
 
     by_name: dict[str, list[str]] = {}
-    for text in given:
+    for text in values:
         role, value = of_role(text, separator)
         if not role or not value:
             before = text.partition(separator)[0]
@@ -253,7 +253,7 @@ def by_role(
                 raise one_of("role", before, ROLES)
             raise UsageError(f"{option} takes ROLE{separator}..., got {text!r}; roles are {', '.join(ROLES)}")
         if roles is not None and role not in roles:
-            raise UsageError(f"{option} {text} is of no network; give --network {role}=MODEL")
+            raise UsageError(f"{option} {text} belongs to no network; give --network {role}=MODEL")
         by_name.setdefault(role, []).append(value)
     return {role: by_name[role] for role in ROLES if role in by_name}
 
@@ -267,17 +267,17 @@ def called(roles: Roles, players: list[Asked]) -> str | None:
     return f"figures-{roles.preset}" + ("-random" if players[0].weights == "random" else "")
 
 
-def finish(out: Path, exhibits: list[Any], found: Any, quiet: bool) -> None:
+def finish(out: Path, exhibits: list[Any], result: Any, quiet: bool) -> None:
     """Draw pictures, write claims and the page, and print the findings."""
     from repsim.paper.findings import in_lines
     from repsim.paper.report import conclude
 
     redraw_figures(out, exhibits, quiet)
-    _, lacks = conclude(out)
-    if lacks:
-        say(f"there is no page: {lacks}", quiet)
-    if len(found.claims):
-        say(in_lines(found.findings), quiet)
+    _, reason = conclude(out)
+    if reason:
+        say(f"there is no page: {reason}", quiet)
+    if len(result.claims):
+        say(in_lines(result.findings), quiet)
 
 
 def redraw_figures(out: Path, wanted: list[Any], quiet: bool) -> None:

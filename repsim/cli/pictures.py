@@ -60,8 +60,8 @@ def draw(directory: Path, name: str, quiet: bool, **options: Any) -> None:
 
     drawn = drawing(name)
     tables = {file: load_table(directory / f"{file}.csv", columns) for file, columns in drawn.tables.items()}
-    there = [file for file in drawn.arrays if (directory / f"{file}.npz").exists()]
-    arrays = {file: load_arrays(directory / f"{file}.npz") for file in there}
+    present = [file for file in drawn.arrays if (directory / f"{file}.npz").exists()]
+    arrays = {file: load_arrays(directory / f"{file}.npz") for file in present}
     columns = ("model", "model_a", "model_b")
     models = [
         model for table in tables.values() for column in columns if column in table for model in table[column].unique()
@@ -70,7 +70,7 @@ def draw(directory: Path, name: str, quiet: bool, **options: Any) -> None:
     figures = pictures(name, tables, arrays, record, **options)
     if not is_first():
         return
-    kept = [*(f"{file}.csv" for file in drawn.tables), *(f"{file}.npz" for file in there), RECORD]
+    kept = [*(f"{file}.csv" for file in drawn.tables), *(f"{file}.npz" for file in arrays), RECORD]
     written = [directory / file for file in kept if (directory / file).exists()]
     for file, figure in figures.items():
         written += finished(directory, file, figure, models, quiet)

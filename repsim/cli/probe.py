@@ -45,7 +45,7 @@ from repsim.errors import UsageError
 @click.option("--train-data", type=Source(), metavar="DATA", help="Training images.  [default: looked for in DATA]")
 @click.option("--train-split", metavar="SPLIT", help="Split or folder of the training images.  [default: train]")
 @click.option("--train-images", type=int, metavar="N", help="Number of training images to choose from.  [default: all]")
-@job_options("probe", images=5000, batch=32, of="forward pass")
+@job_options("probe", images=5000, batch=32, batch_kind="forward pass")
 def probe(
     job: Job,
     model: tuple[str, ...],
@@ -99,7 +99,9 @@ def probe(
     from repsim.studies.probe import linear_probes
 
     options = {"layers": layers, "shots": counts, "seeds": seeds, "tokens": tokens, "neighbours": neighbours, "k": k}
-    run.save(linear_probes(run.networks, run.images, train=train, **options, batch_size=job.batch_size, **run.how()))
+    run.save(
+        linear_probes(run.networks, run.images, train=train, **options, batch_size=job.batch_size, **run.pass_options())
+    )
     return run.out
 
 

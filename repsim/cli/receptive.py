@@ -20,7 +20,7 @@ from repsim.cli.words import check_range
     "--proxy", is_flag=True, help="Gradient of the sum over channels: cheap, not the paper's; writes receptive_proxy.*."
 )
 @click.option("--channels", type=int, default=16, show_default=True, help="Random channels per layer; 0: all, exactly.")
-@job_options("receptive", images=32, batch=8, of="pass")
+@job_options("receptive", images=32, batch=8, batch_kind="pass")
 def receptive(
     job: Job,
     model: str,
@@ -54,5 +54,5 @@ def receptive(
         "channels": channels or None,
         "seed": job.seed,
     }
-    run.save(receptive_fields(run.networks[0], run.images, **options, batch_size=job.batch_size, **run.how()))
+    run.save(receptive_fields(run.networks[0], run.images, **options, batch_size=job.batch_size, **run.pass_options()))
     return run.out

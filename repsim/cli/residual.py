@@ -16,7 +16,7 @@ from repsim.errors import UsageError
 @click.option(
     "--outlier", type=float, default=5.0, show_default=True, help="Multiple of the median norm that marks an outlier."
 )
-@job_options("residual", images=1000, batch=50, of="forward pass")
+@job_options("residual", images=1000, batch=50, batch_kind="forward pass")
 def residual(
     job: Job,
     model: tuple[str, ...],
@@ -40,5 +40,5 @@ def residual(
 
     from repsim.studies.residual import residual_norms
 
-    run.save(residual_norms(run.networks, run.images, outlier=outlier, batch_size=job.batch_size, **run.how()))
+    run.save(residual_norms(run.networks, run.images, outlier=outlier, batch_size=job.batch_size, **run.pass_options()))
     return run.out

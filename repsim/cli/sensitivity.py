@@ -23,7 +23,7 @@ from repsim.cli.pictures import draw, pictures
 )
 @LAYERS
 @tokens_option("pooled")
-@job_options("sensitivity", images=500, batch=50, of="forward pass")
+@job_options("sensitivity", images=500, batch=50, batch_kind="forward pass")
 def sensitivity(
     job: Job,
     model: str,
@@ -51,5 +51,5 @@ def sensitivity(
     asked = [Asked(model, weights, arg, weights_key, transform)]
     run = job.start(asked, ["sensitivity.csv", *pictures("sensitivity")])
     options: dict[str, Any] = {"measures": chosen, "layers": layers, "tokens": tokens}
-    run.save(sensitivity(run.networks[0], run.images, **options, batch_size=job.batch_size, **run.how()))
+    run.save(sensitivity(run.networks[0], run.images, **options, batch_size=job.batch_size, **run.pass_options()))
     return run.out

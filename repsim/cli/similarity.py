@@ -38,7 +38,7 @@ from repsim.errors import UsageError
 @LAYERS
 @tokens_option("all")
 @click.option("--repeats", type=int, default=1, show_default=True, help="Passes over newly drawn images.")
-@job_options("cka", images=2560, batch=256, of="minibatch of CKA")
+@job_options("cka", images=2560, batch=256, batch_kind="minibatch of CKA")
 def cka(
     job: Job,
     model_a: str | None,
@@ -68,16 +68,20 @@ def cka(
         draw(job.redraw, name, job.quiet)
         return job.redraw
     first = model_a is None and bool(features_of)
-    others = len(dict.fromkeys(text.partition("=")[0] for text in features_of)) - first
+    features_for_b = len(dict.fromkeys(text.partition("=")[0] for text in features_of)) - first
     if first and (weights_a != "pretrained" or weights_key_a or arg_a or transform_a):
         raise UsageError("--weights-a, --weights-key-a, --arg-a and --transform-a need --model-a beside --features")
-    if matched and not model_b and not others:  # checkpoints of A
+    if matched and not model_b and not features_for_b:  # checkpoints of A
         model_b = () if first else (model_a or "vit_mini",) * max(len(weights_b), len(weights_key_b))
         if not model_b:
             raise UsageError("--matched compares A with others: give them with --model-b, --weights-b or --features")
-    elif not matched and len(model_b) + others > 1:
-        given = f"--model-b was given {len(model_b)} times" if not others else f"{len(model_b) + others} stand for B"
-        raise UsageError(f"{given}; more than one needs --matched")
+    elif not matched and len(model_b) + features_for_b > 1:
+        subject = (
+            f"--model-b was given {len(model_b)} times"
+            if not features_for_b
+            else f"{len(model_b) + features_for_b} stand for B"
+        )
+        raise UsageError(f"{subject}; more than one needs --matched")
     elif first and model_b:
         raise UsageError("without --model-a features stand for A, so name the network with --model-a, not --model-b")
     elif (model_a is not None or first) and not model_b and (weights_b or weights_key_b or arg_b or transform_b):
@@ -93,5 +97,5 @@ def cka(
 
     compare = matched_cka if matched else layer_cka
     options: dict[str, Any] = {"layers": layers, "tokens": tokens, "batch_size": job.batch_size, "repeats": repeats}
-    run.save(compare(run.networks, run.images, **options, **run.how(repeats)))
+    run.save(compare(run.networks, run.images, **options, **run.pass_options(repeats)))
     return run.out

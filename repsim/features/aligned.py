@@ -29,8 +29,8 @@ def rows_of(features: Features, images: ImageSet) -> np.ndarray:
         if len(features) != count:
             without = f"features {features.name!r} have" if features.ids is None else f"images of {images.data} have"
             raise UsageError(
-                f"{without} no ids, so rows belong to images by their order, and must be as many: there are "
-                f"{len(features)} rows of {features.name!r} and {count} images of {images.data}; give ids "
+                f"{without} no ids, so rows belong to images by their order, and there must be one for each: there "
+                f"are {len(features)} rows of {features.name!r} and {count} images of {images.data}; give ids "
                 "(rs.Features(..., ids=...)), as rs.ImageSet(...).available_ids has them"
             )
         return np.arange(count)
@@ -58,29 +58,29 @@ def of_features_alone(features: Sequence[Features], *, images: int | None = None
         UsageError: there are fewer than 4, or features without ids differ in their number of rows.
     """
     first = features[0]
-    ids = [each.ids for each in features if each.ids is not None]
+    ids = [item.ids for item in features if item.ids is not None]
     if len(ids) == len(features):
         common = set(ids[0]).intersection(*ids[1:])
         if len(common) < FEWEST:
-            such = " and ".join(repr(each[0]) for each in ids[:2])
+            examples = " and ".join(repr(item[0]) for item in ids[:2])
             raise UsageError(
-                f"at least {FEWEST} images are needed, and {', '.join(repr(each.name) for each in features)} have "
-                f"{len(common)} ids in common, such as {such}; give them ids of the same kind"
+                f"at least {FEWEST} images are needed, and {', '.join(repr(item.name) for item in features)} have "
+                f"{len(common)} ids in common, such as {examples}; give them ids of the same kind"
             )
-        shared = [each for each in ids[0] if each in common]
+        shared = [id_ for id_ in ids[0] if id_ in common]
         return ImageSet.of_rows(Rows(len(shared), shared), images=images, seed=seed)
-    for each in features[1:]:
-        if len(each) != len(first):
+    for item in features[1:]:
+        if len(item) != len(first):
             raise UsageError(
                 f"rows of features without ids belong together by their order, and {first.name!r} has {len(first)} "
-                f"rows and {each.name!r} has {len(each)}; give ids to both (rs.Features(..., ids=...))"
+                f"rows and {item.name!r} has {len(item)}; give ids to both (rs.Features(..., ids=...))"
             )
-    orders = {each.ids for each in features} - {None}
+    orders = {item.ids for item in features} - {None}
     if len(orders) > 1:
-        without = next(each.name for each in features if each.ids is None)
+        without = next(item.name for item in features if item.ids is None)
         raise UsageError(
-            f"features {without!r} have no ids, and the others have theirs in several orders, so nothing says in which "
-            "its rows are; give it ids (rs.Features(..., ids=...))"
+            f"features {without!r} have no ids, and the others have ids in different orders, so nothing says in "
+            "which order its rows are; give it ids (rs.Features(..., ids=...))"
         )
     return ImageSet.of_rows(Rows(len(first)), images=images, seed=seed)
 
@@ -97,11 +97,12 @@ def known_images(images: ImageSet, networks: Sequence[Network], say: Callable[[s
         known = rows_of(network.features, images) >= 0
         left = images.known_to(known)
         if len(left) < FEWEST:
-            own, theirs = (next(iter(ids or ()), None) for ids in (network.features.ids, images.ids))
+            feature_id, image_id = (next(iter(ids or ()), None) for ids in (network.features.ids, images.ids))
             raise UsageError(
                 f"at least {FEWEST} images are needed, and {network.name} has features of {len(left)} of the "
-                f"{len(images)} chosen images of {images.data}: its ids are such as {own!r}, those of the images "
-                f"such as {theirs!r}; give ids as rs.ImageSet(...).available_ids has them, or choose more images"
+                f"{len(images)} chosen images of {images.data}: its ids are such as {feature_id!r}, and the ids of the "
+                f"images such as {image_id!r}; give ids as rs.ImageSet(...).available_ids has them, or choose more "
+                "images"
             )
         if len(left) < len(images):
             say(

@@ -154,12 +154,14 @@ class Features(Stands):
         Raises:
             UsageError: they do not have the same layers, or some have no ids, or an image is in both.
         """
-        shapes, others = ({layer: array.shape[1:] for layer, array in item.layers.items()} for item in (self, other))
-        if shapes != others:
-            odd = next(layer for layer in {**shapes, **others} if shapes.get(layer) != others.get(layer))
+        shapes, other_shapes = (
+            {layer: array.shape[1:] for layer, array in item.layers.items()} for item in (self, other)
+        )
+        if shapes != other_shapes:
+            misfit = next(layer for layer in {**shapes, **other_shapes} if shapes.get(layer) != other_shapes.get(layer))
             raise UsageError(
-                f"features can only be joined where all layers have one shape in both; {odd!r} of {self.name!r} is "
-                f"{shapes.get(odd, 'not there')} in one and {others.get(odd, 'not there')} in the other"
+                f"features can only be joined where all layers have one shape in both; {misfit!r} of {self.name!r} is "
+                f"{shapes.get(misfit, 'not there')} in one and {other_shapes.get(misfit, 'not there')} in the other"
             )
         if self.ids is None or other.ids is None:
             raise UsageError(f"features are joined by ids, and some of {self.name!r} have none; give ids to both")
@@ -181,8 +183,8 @@ class Features(Stands):
         half = [layer for layer, array in self.layers.items() if array.dtype.itemsize == 2 and array.dtype.kind == "f"]
         if not half:
             return ()
-        which = "all layers" if len(half) == len(self.layers) else ", ".join(half)
-        return (f"features {self.name!r} are rounded to float16: about three digits ({which})",)
+        layers = "all layers" if len(half) == len(self.layers) else ", ".join(half)
+        return (f"features {self.name!r} are rounded to float16: about three digits ({layers})",)
 
     @cached_property
     def sha256(self) -> str:
@@ -382,6 +384,6 @@ class FeatureNetwork(Network):
 def needs_network(network: Network) -> UsageError:
     """The error for studies that features do not allow."""
     return UsageError(
-        f"{network.name} are features, of which nothing is known but their rows; this study needs the network itself "
+        f"{network.name} holds features alone, and this study needs the network itself "
         "(layer_cka, matched_cka and linear_probes take features)"
     )

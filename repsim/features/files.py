@@ -61,7 +61,7 @@ def load_features(path: str | os.PathLike[str], *, model: str | None = None, nam
         if (path / INDEX).is_file():
             return _extracted(path, model, name)
         if model is not None:
-            raise UsageError(f"{path} does not say of which networks its features are, so {model!r} chooses nothing")
+            raise UsageError(f"{path} does not say which networks its features come from, so {model!r} chooses nothing")
         file = _inside(path) if path.is_dir() else path
         if not os.path.lexists(file):
             raise UsageError(f"there are no features at {path}; give a file, or a folder that `repsim extract` made")
@@ -81,13 +81,13 @@ def load_features(path: str | os.PathLike[str], *, model: str | None = None, nam
 
 def _inside(folder: Path) -> Path:
     """The file of thingsvision's in a folder."""
-    there = [folder / f"features{suffix}" for suffix in (".npy", ".hdf5") if (folder / f"features{suffix}").is_file()]
-    if len(there) != 1:
+    present = [folder / f"features{suffix}" for suffix in (".npy", ".hdf5") if (folder / f"features{suffix}").is_file()]
+    if len(present) != 1:
         raise UsageError(
             f"{folder} must hold {INDEX}, which `repsim extract` writes last, or one features.npy or features.hdf5 of "
             "thingsvision; name the file of the features itself"
         )
-    return there[0]
+    return present[0]
 
 
 # Files of repsim
@@ -105,7 +105,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise RepsimError(f"cannot read {file}: {first_line(error)}") from None
     if not isinstance(index, dict) or index.get("made_by") != MADE_BY or not index.get("networks"):
-        raise RepsimError(f"cannot read {file}: it is no index of features that repsim wrote")
+        raise RepsimError(f"cannot read {file}: it is not an index of features that repsim wrote")
     return index
 
 
@@ -215,9 +215,9 @@ def _hdf5(file: Path) -> Read:
         ) from None
     arrays: dict[str, Any] = {}
 
-    def take(name: str, each: Any) -> None:
-        if isinstance(each, h5py.Dataset) and each.shape is not None:
-            arrays[name] = _data_set(file, each)
+    def take(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.shape is not None:
+            arrays[name] = _data_set(file, item)
 
     with h5py.File(file, "r") as opened:
         opened.visititems(take)
@@ -236,21 +236,21 @@ def _data_set(file: Path, data: Any) -> np.ndarray:
     return np.asarray(data.asstr(errors="surrogateescape")[()] if data.dtype.kind == "O" else data[()])
 
 
-def _rsatoolbox(found: Mapping[str, Any]) -> Read:
+def _rsatoolbox(entries: Mapping[str, Any]) -> Read:
     """The measurements of a Dataset; its ids, if just one descriptor of its observations tells them all apart."""
-    layers = {"measurements": found["measurements"]}
+    layers = {"measurements": entries["measurements"]}
     texts = [
         value
-        for name, value in found.items()
+        for name, value in entries.items()
         if name.startswith("obs_descriptors/") and value.dtype.kind in "SU" and len(set(value.tolist())) == len(value)
     ]
     return layers, texts[0].tolist() if len(texts) == 1 else None
 
 
-def _apart(found: dict[str, Any]) -> Read:
+def _apart(entries: dict[str, Any]) -> Read:
     """Arrays, and the one of ids among them."""
-    ids = found.pop(IDS, None)
-    return found, None if ids is None else np.asarray(ids).ravel().tolist()
+    ids = entries.pop(IDS, None)
+    return entries, None if ids is None else np.asarray(ids).ravel().tolist()
 
 
 READERS: dict[str, Callable[[Path], Read]] = {

@@ -44,10 +44,12 @@ class Groups:
             if groups != "class":
                 raise one_of("kind of groups", groups, ["class"])
             if source.labels is None:
-                raise UsageError(f"groups are to be classes, and the images of {data} have none")
+                raise UsageError(f"groups by class need classes, and the images of {data} have none")
             labels, origin = np.asarray(source.labels), "class"
-            if beside := int((labels < 0).sum()):
-                raise UsageError(f"groups are to be classes, and {beside} images of {data} lie beside the classes")
+            if unclassed := int((labels < 0).sum()):
+                raise UsageError(
+                    f"groups by class need a class for each image, and {unclassed} images of {data} have none"
+                )
         else:
             labels, origin = np.asarray(groups), "given"
             if labels.shape != (len(source),):
@@ -66,7 +68,9 @@ class Groups:
         sizes = np.bincount(self.of_images[chosen], minlength=len(self.dealt_to))
         present = np.flatnonzero(sizes)
         if len(present) < 2:
-            raise UsageError("intervals over groups need two or more groups of images, and the chosen ones are of one")
+            raise UsageError(
+                "intervals over groups need two or more groups of images, and all chosen images are of one"
+            )
         dealt_to, held = np.full(len(sizes), -1), np.zeros(min(GROUPS, len(present)), dtype=np.int64)
         for group in present[np.argsort(-sizes[present], kind="stable")]:
             dealt_to[group] = held.argmin()

@@ -181,11 +181,11 @@ class ImageSet:
         """Those very images that are named, or all of a folder, in this order and however few: to look at."""
         several = [named] if isinstance(named, str | os.PathLike | Image.Image) else list(named)
         source = several_of(several)
-        made = object.__new__(cls)
+        images_of = object.__new__(cls)
         data = os.fspath(named) if isinstance(named, str | os.PathLike) else _called(several, source)
-        made.__dict__ = {"data": data, "split": None, "seed": 0, "asked": None, "groups": None, "among": None}
-        made.source, made.chosen = source, np.arange(len(source))
-        return made
+        images_of.__dict__ = {"data": data, "split": None, "seed": 0, "asked": None, "groups": None, "among": None}
+        images_of.source, images_of.chosen = source, np.arange(len(source))
+        return images_of
 
     @classmethod
     def of_rows(cls, rows: Rows, *, images: int | None = None, seed: int = 0) -> ImageSet:
@@ -377,37 +377,39 @@ class ImageSet:
         labels = self.source.labels
         if labels is None or (labels < 0).all():
             raise UsageError(
-                f"to part training from test images takes classes, and the images of {self.data} have none"
+                f"training and test images can be parted by class only, and the images of {self.data} have no classes"
             )
         if self.groups is not None and self.groups.of == "class":
             raise UsageError(
-                "images of a class are not independent, by --groups class, and of each class some would be training "
-                "and others test images; name folders of other images for training with --train-data (train=)"
+                "with --groups class the images of a class are not independent, and each class would have training and "
+                "test images; name folders of other images for training with --train-data (train=)"
             )
         names = self.available_ids or list(map(str, range(len(labels))))
         units = np.arange(len(labels)) if self.groups is None else self.groups.of_images
-        lots = [hashlib.sha256(f"{self.seed} {name}".encode(errors="surrogateescape")).digest() for name in names]
-        lot_of, held = {}, {}
-        for unit, lot, label in zip(units.tolist(), lots, labels.tolist()):
-            lot_of[unit] = min(lot_of.get(unit, lot), lot)
+        draws = [hashlib.sha256(f"{self.seed} {name}".encode(errors="surrogateescape")).digest() for name in names]
+        draw_of, held = {}, {}
+        for unit, draw, label in zip(units.tolist(), draws, labels.tolist()):
+            draw_of[unit] = min(draw_of.get(unit, draw), draw)
             held.setdefault(unit, []).append(label)
         of_class: dict[int, list[int]] = {}
-        for unit in sorted(lot_of, key=lot_of.__getitem__):
+        for unit in sorted(draw_of, key=draw_of.__getitem__):
             most = int(np.bincount(np.array(held[unit]) + 1).argmax()) - 1
             of_class.setdefault(most, []).append(unit)
         tested = [
-            unit for of in of_class.values() for unit in of[: min(max(round(TEST_SHARE * len(of)), 1), len(of) - 1)]
+            unit
+            for members in of_class.values()
+            for unit in members[: min(max(round(TEST_SHARE * len(members)), 1), len(members) - 1)]
         ]
         test = np.isin(units, tested)
-        said = {"test_share": TEST_SHARE, "seed": self.seed, "training": int((~test).sum()), "test": int(test.sum())}
-        return self._part(~test, train_images, said), self._part(test, self.asked, said)
+        split = {"test_share": TEST_SHARE, "seed": self.seed, "training": int((~test).sum()), "test": int(test.sum())}
+        return self._part(~test, train_images, split), self._part(test, self.asked, split)
 
-    def _part(self, known: np.ndarray, images: int | None, said: dict[str, Any]) -> ImageSet:
+    def _part(self, known: np.ndarray, images: int | None, split: dict[str, Any]) -> ImageSet:
         """So many of some of the images of the data, chosen and ordered as others are."""
         if known.sum() < FEWEST:
             raise UsageError(f"at least {FEWEST} training and {FEWEST} test images are needed; {self.data} has too few")
         among = known if self.among is None else known & self.among
-        other = self._with(among=among, asked=images, split_here=said)
+        other = self._with(among=among, asked=images, split_here=split)
         other._choose(images)
         return other
 
@@ -471,7 +473,7 @@ class ImageSet:
             RepsimError: broken ones left fewer than 4.
         """
         transforms = list(dict.fromkeys(transforms))
-        if wrong := [each for each in transforms if not callable(each)]:
+        if wrong := [transform for transform in transforms if not callable(transform)]:
             kind = type(wrong[0]).__name__
             hint = "give `network.transform`" if hasattr(wrong[0], "transform") else "such as `network.transform`"
             raise UsageError(f"transforms are functions from an image to a tensor, got a {kind}; {hint}")
@@ -521,12 +523,12 @@ class ImageSet:
         if share is None:
             return positions
         number = positions // batch_size
-        mine = number % share.of == share.rank
+        own = number % share.of == share.rank
         if not short and share.rank:  # the first process counts the last, short batch
-            mine &= number < len(self) // batch_size
+            own &= number < len(self) // batch_size
         elif not short:
-            mine |= number >= len(self) // batch_size
-        return positions[mine]
+            own |= number >= len(self) // batch_size
+        return positions[own]
 
     def unreadable(self, workers: int | None = None, share: Share | None = None) -> dict[int, str]:
         """The images of one process's part that cannot be read: position -> the reason."""

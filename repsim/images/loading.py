@@ -76,7 +76,7 @@ def _undying(begin: Callable[[int], Any]) -> Iterator[Loaded]:
     first = begin(0)  # now, and not in the thread that may ask for the pieces
 
     def pieces(at_work: Any) -> Iterator[Loaded]:
-        done, anew = 0, False
+        done, restarted = 0, False
         while True:
             try:
                 piece = next(at_work)
@@ -86,12 +86,12 @@ def _undying(begin: Callable[[int], Any]) -> Iterator[Loaded]:
                 code = _ended(at_work, wait=isinstance(error, (OSError, EOFError)))
                 if code is None:
                     raise _no_room(error) or error from None
-                if anew:
+                if restarted:
                     raise RepsimError(
                         f"a process that decodes images {_how(code)}, and one that began in its place did so too; "
                         "take fewer --workers, or --workers 0"
                     ) from None
-                at_work, anew = begin(done), True
+                at_work, restarted = begin(done), True
                 continue
             yield piece
             done += 1
@@ -150,11 +150,11 @@ def _lack(error: BaseException) -> int | None:
 
 def _no_room(error: BaseException) -> RepsimError | None:
     """The error for resources that the system refuses to processes that decode; None for every other error."""
-    lack = _lack(error)
-    if not lack:
+    code = _lack(error)
+    if not code:
         return None
     return RepsimError(
-        f"processes that decode images cannot work here: {os.strerror(lack)}; take fewer --workers, --workers 0 or a "
+        f"processes that decode images cannot work here: {os.strerror(code)}; take fewer --workers, --workers 0 or a "
         "smaller --batch-size, or raise the limits of the shell (ulimit -n, ulimit -u)"
     )
 
@@ -203,11 +203,11 @@ def copied(formed: Iterable[Loaded], device: torch.device, computing: torch.cuda
     for positions, tensors, broken in formed:
         with contextlib.suppress(torch.OutOfMemoryError):  # then it is copied when it is its turn
             with torch.cuda.stream(stream):
-                there = [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
+                copies = [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
             stream.synchronize()
-            for tensor in there:  # which the copying stream must not take back before they were used
+            for tensor in copies:  # which the copying stream must not take back before they were used
                 tensor.record_stream(computing)
-            tensors = there
+            tensors = copies
         yield positions, tensors, broken
 
 

@@ -132,7 +132,9 @@ class Rows:
         return self.count
 
     def load(self, index: int) -> Image.Image:
-        raise UsageError("there are no images here, only features of them; give the images for a network to look at")
+        raise UsageError(
+            "there are no images here, only features of them; give the images that the network is to look at"
+        )
 
     def name(self, index: int) -> str:
         return f"number {index}" if self.ids is None else self.ids[index]
@@ -173,7 +175,7 @@ class FileList(Files):
         self.paths = [os.path.expanduser(os.fspath(path)) for path in paths]
         self.root, self.classes, self.left_out, self.labels = None, [], {}, None
         if missing := next((path for path in self.paths if not os.path.isfile(path)), None):
-            raise UsageError(f"each of a list of files must be there, and there is no file {missing!r}")
+            raise UsageError(f"each file of a list must exist, and there is no file {missing!r}")
 
 
 class Items:
@@ -207,7 +209,7 @@ class Items:
         try:
             image = _image_of(item)
         except ValueError as error:
-            raise UsageError(f"items of {called} must be images, and of the first {error}") from None
+            raise UsageError(f"items of {called} must be images; in the first item {error}") from None
         self.tensor_size = size_of(image.shape) if isinstance(image, Tensor) else None
         self.first = digest([image])
 
@@ -258,7 +260,7 @@ def _image_of(item: Any) -> Image.Image | Tensor:
     """The image of an item.
 
     Raises:
-        ValueError: there is no image; the message goes on after "of the first".
+        ValueError: there is no image; the message goes on after "in the first item".
     """
     if isinstance(item, Mapping):
         if "image" not in item:
@@ -373,10 +375,10 @@ def several_of(named: Sequence[Any]) -> Source:
     if not named:
         raise UsageError("name one image at least")
     paths = []
-    for each in named:
-        if not isinstance(each, str | os.PathLike):
+    for item in named:
+        if not isinstance(item, str | os.PathLike):
             return _in_python(list(named))
-        path = Path(each).expanduser()
+        path = Path(item).expanduser()
         paths += Files(path).paths if path.is_dir() else [path]
     return FileList(paths)
 
@@ -388,7 +390,7 @@ def _in_python(data: Any) -> Source:
         _check_loader(data)
         return _in_python(data.dataset)
     if isinstance(data, (list, tuple)):
-        kinds = [each for each in (str | os.PathLike, Image.Image) if all(isinstance(item, each) for item in data)]
+        kinds = [type_ for type_ in (str | os.PathLike, Image.Image) if all(isinstance(item, type_) for item in data)]
         if not kinds:
             kinds_of_items = dict.fromkeys(type(item).__name__ for item in data)
             raise UsageError(f"{TAKEN}; got a {kind} of {' and '.join(kinds_of_items)}")
@@ -396,7 +398,7 @@ def _in_python(data: Any) -> Source:
     if isinstance(data, IterableDataset) or (hasattr(data, "__iter__") and not hasattr(data, "__getitem__")):
         raise UsageError(f"images are chosen by their numbers, and {kind} can only be iterated; give a list of them")
     if isinstance(data, Mapping):
-        raise UsageError(f"{TAKEN}; got a {kind} of {', '.join(map(repr, data)) or 'nothing'}, of which one may do")
+        raise UsageError(f"{TAKEN}; got a {kind} of {', '.join(map(repr, data)) or 'nothing'}; try one of its values")
     if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         raise UsageError(f"{TAKEN}; got {kind}")
     if "image" not in getattr(data, "column_names", ["image"]):
@@ -410,7 +412,7 @@ def _in_python(data: Any) -> Source:
 
 def _check_loader(loader: DataLoader) -> None:
     """Raise `UsageError` for a loader that does not hand out each item of its data set once."""
-    rule = "of a DataLoader each item of its data set is taken once, in the order of the ImageSet, and this one's"
+    rule = "an ImageSet takes each item of a DataLoader's data set once, in its own order, and the items of this one"
     if isinstance(loader.dataset, IterableDataset):
         raise UsageError(f"{rule} can only be iterated; give a data set whose items have numbers")
     sampler: Any = loader.sampler
@@ -467,9 +469,9 @@ def read_fashion_mnist(split: str, *, places: Sequence[Path] | None = None) -> t
     stem = {"train": "train", "test": "t10k"}[split]
     for place in places or FASHION_MNIST_PLACES:
         files = [_zipped_or_not(place / f"{stem}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")]
-        found = [file for file in files if file is not None]
-        if found == files:
-            images, labels = (_read_bytes(file) for file in found)
+        present = [file for file in files if file is not None]
+        if present == files:
+            images, labels = (_read_bytes(file) for file in present)
             pixels = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28)
             return pixels, np.frombuffer(labels, np.uint8, offset=8)
     if places:

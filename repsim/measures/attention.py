@@ -123,19 +123,21 @@ def windowed_head_statistics(
     attention = attention if attention.dtype == torch.float64 else attention.float()
     device = attention.device
     inside, count = queries.to(device), int(queries.sum())
-    reached = torch.where(keys[:, None], distances, 0.0).to(device, attention.dtype)
-    reach = torch.einsum("nhwqk,wqk->nhwq", attention, reached).double()
+    key_distances = torch.where(keys[:, None], distances, 0.0).to(device, attention.dtype)
+    mean_distance = torch.einsum("nhwqk,wqk->nhwq", attention, key_distances).double()
     if renormalize:
-        reach = reach / torch.einsum("nhwqk,wk->nhwq", attention.double(), keys.to(device, torch.float64))
-    nowhere = torch.full(attention.shape[:2], torch.nan, dtype=torch.float64, device=device)
+        mean_distance = mean_distance / torch.einsum(
+            "nhwqk,wk->nhwq", attention.double(), keys.to(device, torch.float64)
+        )
+    undefined = torch.full(attention.shape[:2], torch.nan, dtype=torch.float64, device=device)
 
     def mean(values: Tensor) -> Tensor:
         return torch.where(inside, values, 0.0).sum((-2, -1)) / count
 
     to_itself = None if own is None else own.to(device).expand(attention.shape[:-1]).unsqueeze(-1)
     return HeadStatistics(
-        distance_px=mean(reach),
+        distance_px=mean(mean_distance),
         entropy=mean(torch.special.entr(attention).sum(-1).double()),
-        cls_share=nowhere if cls is None else mean(attention[..., cls].double()),
-        self_share=nowhere if to_itself is None else mean(attention.gather(-1, to_itself)[..., 0].double()),
+        cls_share=undefined if cls is None else mean(attention[..., cls].double()),
+        self_share=undefined if to_itself is None else mean(attention.gather(-1, to_itself)[..., 0].double()),
     )

@@ -58,12 +58,12 @@ def fits_float32(total: Tensor) -> Tensor:
     return (total > FLOAT32[0]) & (total < FLOAT32[1])
 
 
-def check_magnitude(x: Tensor, what: str) -> None:
+def check_magnitude(x: Tensor, name: str) -> None:
     """Raise `RepsimError` for features whose fourth powers float64 cannot hold; only float64 can have them."""
     if x.dtype != torch.float64 or not x.numel():
         return
     largest = x.abs().max()
     if (largest > LARGEST and largest < torch.inf) or 0 < largest < SMALLEST:
         raise RepsimError(
-            f"{what} must lie between {SMALLEST:g} and {LARGEST:g} in magnitude, got {largest.item():.1e}; scale it"
+            f"{name} must lie between {SMALLEST:g} and {LARGEST:g} in magnitude, got {largest.item():.1e}; scale it"
         )

@@ -42,9 +42,9 @@ class Principal(NamedTuple):
     """V, (p, r); None where p >= n."""
 
 
-def principal(x: Any, what: str = "x") -> Principal:
+def principal(x: Any, name: str = "x") -> Principal:
     """Of features (n, ...), n >= 4: what CCA, SVCCA and PWCCA need; r = 0 where they are constant."""
-    x = finite(x, "cca", what)
+    x = finite(x, "cca", name)
     z = centred(x)
     wide = z.shape[1] >= len(z)
     q, r = torch.linalg.qr(narrow(z))
@@ -54,14 +54,14 @@ def principal(x: Any, what: str = "x") -> Principal:
     return Principal(q @ u[:, keep], s / torch.linalg.vector_norm(s), None if wide else vt[keep].mT)
 
 
-def basis(x: Any, what: str = "x") -> Principal:
+def basis(x: Any, name: str = "x") -> Principal:
     """What CCA alone needs: other orthonormal columns of the same space, which take half of the time."""
-    z = centred(finite(x, "cca", what))
+    z = centred(finite(x, "cca", name))
     if z.shape[1] >= len(z):
-        return principal(x, what)
+        return principal(x, name)
     q, r = torch.linalg.qr(z)
     sizes = torch.linalg.svdvals(r)
-    return Principal(q, sizes, None) if _kept(sizes, x).all() else principal(x, what)
+    return Principal(q, sizes, None) if _kept(sizes, x).all() else principal(x, name)
 
 
 def _kept(sizes: Tensor, x: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ def cca(x: Any, y: Any) -> float:
         they hold every centred representation of these images, so that all correlations are 1 whatever the other is.
 
     Raises:
-        UsageError: different numbers of images, or fewer than 4; what are no dense real numbers.
+        UsageError: different numbers of images, or fewer than 4; no dense real numbers.
         RepsimError: NaN or infinite features.
 
     >>> x = torch.randn(64, 10, generator=torch.Generator().manual_seed(0))
@@ -151,7 +151,7 @@ class Canonical(NamedTuple):
 
 def _defined(x: Principal, y: Principal) -> bool:
     """Whether there is something to be found: no side is constant, or holds everything."""
-    return all(0 < len(each.sizes) < len(each.left) - 1 for each in (x, y))
+    return all(0 < len(representation.sizes) < len(representation.left) - 1 for representation in (x, y))
 
 
 def _canonical(x: Principal, y: Principal) -> Canonical:
@@ -159,44 +159,46 @@ def _canonical(x: Principal, y: Principal) -> Canonical:
     return Canonical(a, rho.clamp(max=1), bt.mT)
 
 
-def _projection_weights(x: Principal, y: Principal, found: Canonical) -> Tensor | None:
+def _projection_weights(x: Principal, y: Principal, canonical: Canonical) -> Tensor | None:
     """<h_k, x_j> is row j of V S A: h_k = U a_k and X = U S V^T."""
     if x.right is None or len(x.sizes) + len(y.sizes) >= len(x.left):
         return None
-    weights = ((x.right * x.sizes) @ found.a).abs().sum(0)
+    weights = ((x.right * x.sizes) @ canonical.a).abs().sum(0)
     return weights / weights.sum()
 
 
 def _both_ways(pairs: Pairs) -> dict[tuple[int, int], list[tuple[int, bool]]]:
     """Which of the pairs are of the same two, in whatever order: their numbers, and whether they are the other way."""
-    found: dict[tuple[int, int], list[tuple[int, bool]]] = {}
+    ways: dict[tuple[int, int], list[tuple[int, bool]]] = {}
     for number, (i, j) in enumerate(pairs):
-        found.setdefault((min(i, j), max(i, j)), []).append((number, i > j))
-    return found
+        ways.setdefault((min(i, j), max(i, j)), []).append((number, i > j))
+    return ways
 
 
-def cca_values(each: Sequence[Principal], pairs: Pairs) -> Tensor:
+def cca_values(prepared: Sequence[Principal], pairs: Pairs) -> Tensor:
     """The value of each pair of `principal`, (P,) float64; no directions are needed."""
-    values = torch.full((len(pairs),), torch.nan).to(each[0].left)
+    values = torch.full((len(pairs),), torch.nan).to(prepared[0].left)
     for (i, j), asked in _both_ways(pairs).items():
-        if _defined(each[i], each[j]):
-            rho = torch.linalg.svdvals(each[i].left.mT @ each[j].left).clamp(max=1)
+        if _defined(prepared[i], prepared[j]):
+            rho = torch.linalg.svdvals(prepared[i].left.mT @ prepared[j].left).clamp(max=1)
             values[[number for number, _ in asked]] = rho.mean()
     return values
 
 
-def pwcca_values(each: Sequence[Principal], pairs: Pairs) -> Tensor:
+def pwcca_values(prepared: Sequence[Principal], pairs: Pairs) -> Tensor:
     """The value of each pair of `principal`, (P,) float64."""
-    values = torch.full((len(pairs),), torch.nan).to(each[0].left)
+    values = torch.full((len(pairs),), torch.nan).to(prepared[0].left)
     for (i, j), asked in _both_ways(pairs).items():
-        if not _defined(each[i], each[j]):
+        if not _defined(prepared[i], prepared[j]):
             continue
-        found = _canonical(each[i], each[j])
+        canonical = _canonical(prepared[i], prepared[j])
         for number, turned in asked:
-            x, y = (each[j], each[i]) if turned else (each[i], each[j])
-            weights = _projection_weights(x, y, Canonical(found.b, found.rho, found.a) if turned else found)
+            x, y = (prepared[j], prepared[i]) if turned else (prepared[i], prepared[j])
+            weights = _projection_weights(
+                x, y, Canonical(canonical.b, canonical.rho, canonical.a) if turned else canonical
+            )
             if weights is not None:
-                values[number] = (weights * found.rho).sum()
+                values[number] = (weights * canonical.rho).sum()
     return values
 
 
@@ -265,24 +267,26 @@ class ByHalves:
     """Of W_x U_x^T U_y W_y^T: the value of the two, and the other way round."""
     values: Callable[[Sequence[Principal], Pairs], Tensor]
 
-    def __call__(self, each: Sequence[Principal], pairs: Pairs, groups: Tensor) -> Tensor:
+    def __call__(self, prepared: Sequence[Principal], pairs: Pairs, groups: Tensor) -> Tensor:
         """(G, P); NaN where there is one group only."""
-        groups = groups.to(each[0].left.device)
+        groups = groups.to(prepared[0].left.device)
         signs = cuts(groups)
-        return as_left_out(self.values(each, pairs), self.in_halves(each, pairs, groups, signs), signs, groups)
+        return as_left_out(self.values(prepared, pairs), self.in_halves(prepared, pairs, groups, signs), signs, groups)
 
-    def in_halves(self, each: Sequence[Principal], pairs: Pairs, groups: Tensor, signs: Tensor) -> Tensor:
+    def in_halves(self, prepared: Sequence[Principal], pairs: Pairs, groups: Tensor, signs: Tensor) -> Tensor:
         """(2, C, P) the values of the images in the half where `signs` (C, G) are true, and of the others.
 
         In float32: U has columns of one size, so that its Grams of halves are near half of the identity.
         """
-        each = [Principal(x.left.float(), x.sizes.float(), None if x.right is None else x.right.float()) for x in each]
+        prepared = [
+            Principal(x.left.float(), x.sizes.float(), None if x.right is None else x.right.float()) for x in prepared
+        ]
         sides = torch.cat([signs, ~signs]).float()  # (2 C, G)
         sizes = sides @ torch.bincount(groups).float()
         order = groups.argsort()
         counts = torch.bincount(groups).tolist()
-        parts = [x.left[order].split(counts) for x in each]
-        sums = [sides @ torch.stack([part.sum(0) for part in of]) for of in parts]
+        parts = [x.left[order].split(counts) for x in prepared]
+        sums = [sides @ torch.stack([part.sum(0) for part in halves_of]) for halves_of in parts]
 
         def products(i: int, j: int) -> Tensor:
             """Of U_i and U_j, each centred, in each half: (2 C, r_i, r_j)."""
@@ -290,9 +294,9 @@ class ByHalves:
             means = sums[i][:, :, None] * (sums[j] / sizes[:, None])[:, None, :]
             return (sides @ plain.flatten(1)).view(-1, *plain.shape[1:]) - means
 
-        used = sorted({i for pair in pairs for i in pair if len(each[i].sizes)})
-        halves = {i: found for i in used if (found := self._halves(each[i], products(i, i), sizes))}
-        found = torch.full((len(sides), len(pairs)), torch.nan).to(sides)
+        used = sorted({i for pair in pairs for i in pair if len(prepared[i].sizes)})
+        halves = {i: half for i in used if (half := self._halves(prepared[i], products(i, i), sizes))}
+        correlations = torch.full((len(sides), len(pairs)), torch.nan).to(sides)
         for (i, j), asked in _both_ways(pairs).items():
             if i not in halves or j not in halves:
                 continue
@@ -300,8 +304,8 @@ class ByHalves:
                 x, y = halves[i][side], halves[j][side]
                 values = self.correlation(x, y, x.whitening @ product @ y.whitening.T)
                 for number, turned in asked:
-                    found[side, number] = values[turned]
-        return found.double().view(2, len(signs), -1)
+                    correlations[side, number] = values[turned]
+        return correlations.double().view(2, len(signs), -1)
 
     def _halves(self, x: Principal, grams: Tensor, sizes: Tensor) -> list[Half] | None:
         """None where there is one that holds everything."""
@@ -311,13 +315,13 @@ class ByHalves:
         return halves if all(len(half.whitening) < half.images - 1 for half in halves) else None
 
 
-def _main(each: Sequence[Principal]) -> list[Principal]:
-    return [main_directions(x) if len(x.sizes) else x for x in each]
+def _main(prepared: Sequence[Principal]) -> list[Principal]:
+    return [main_directions(x) if len(x.sizes) else x for x in prepared]
 
 
-def svcca_values(each: Sequence[Principal], pairs: Pairs) -> Tensor:
+def svcca_values(prepared: Sequence[Principal], pairs: Pairs) -> Tensor:
     """The value of each pair of `principal`, (P,) float64."""
-    return cca_values(_main(each), pairs)
+    return cca_values(_main(prepared), pairs)
 
 
 cca_without = ByHalves(_all_of, _mean_correlation, cca_values)

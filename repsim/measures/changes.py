@@ -73,11 +73,11 @@ def with_outlier(x: Tensor, amount: float, seed: int = 0) -> Tensor:
 def _moved(x: Tensor, amount: float, count: int, seed: int) -> Tensor:
     x = finite(x, "moving images").double()
     drawn = torch.Generator().manual_seed(seed)
-    which = torch.randperm(len(x), generator=drawn)[:count].to(x.device)
+    indices = torch.randperm(len(x), generator=drawn)[:count].to(x.device)
     direction = torch.randn(x.shape[1], dtype=torch.float64, generator=drawn).to(x.device)
     size = (x - x.mean(0)).square().sum(1).mean().sqrt()
     moved = x.clone()
-    moved[which] += amount * size * direction / torch.linalg.vector_norm(direction)
+    moved[indices] += amount * size * direction / torch.linalg.vector_norm(direction)
     return moved
 
 

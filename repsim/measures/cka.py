@@ -162,11 +162,11 @@ def u_centre(gram: Tensor) -> Tensor:
         (n, n); the inner product of two such matrices over n(n-3) is HSIC_1.
     """
     n = len(gram)
-    off = gram - torch.diag(gram.diagonal())
-    means = off.sum(0) / (n - 2)
+    off_diagonal = gram - torch.diag(gram.diagonal())
+    means = off_diagonal.sum(0) / (n - 2)
     means = means - means.sum() / (2 * (n - 1))
-    off = off - means[:, None] - means[None, :]
-    return off - torch.diag(off.diagonal())
+    off_diagonal = off_diagonal - means[:, None] - means[None, :]
+    return off_diagonal - torch.diag(off_diagonal.diagonal())
 
 
 def double_centre(gram: Tensor) -> Tensor:
@@ -203,7 +203,7 @@ def cka(x: Tensor | np.ndarray, y: Tensor | np.ndarray, *, unbiased: bool = True
         these counts as zero (`measures/bounds.py`).
 
     Raises:
-        UsageError: different numbers of examples, or fewer than 4; what are no dense real numbers.
+        UsageError: different numbers of examples, or fewer than 4; no dense real numbers.
         RepsimError: NaN or infinite features.
 
     >>> x = np.random.default_rng(0).normal(size=(64, 10))
@@ -379,41 +379,41 @@ def without_groups(a: Tensor, b: Tensor, group: Tensor, *, paired: bool = False)
         x, y = x.double().flatten(1), y.double().flatten(1)
         return (x * y).sum(1) if paired else x @ y.T
 
-    group, found = group.to(a.device), list[Tensor]()
+    group, rows_without = group.to(a.device), list[Tensor]()
     members = [group == number for number in group.unique()]
     rows = [inner(a[:, out], b[:, out]) for out in members]
     whole, totals = sum(rows), [(x, x.sum(2, dtype=torch.float64)) for x in (a, b)]
-    for out, lost in zip(members, rows):
-        trace = whole - 2 * lost + inner(a[:, out][:, :, out], b[:, out][:, :, out])
+    for out, losses in zip(members, rows):
+        trace = whole - 2 * losses + inner(a[:, out][:, :, out], b[:, out][:, :, out])
         left_a, left_b = ((total - x[:, :, out].sum(2, dtype=torch.float64))[:, ~out] for x, total in totals)
         m, total_a, total_b = left_a.shape[1], left_a.sum(1), left_b.sum(1)
         product = (total_a * total_b if paired else total_a[:, None] * total_b) / max((m - 1) * (m - 2), 1)
-        found.append((trace + product - 2 * inner(left_a, left_b) / max(m - 2, 1)) / max(m * (m - 3), 1))
-    return torch.stack(found)
+        rows_without.append((trace + product - 2 * inner(left_a, left_b) / max(m - 2, 1)) / max(m * (m - 3), 1))
+    return torch.stack(rows_without)
 
 
 def own_without_groups(a: Tensor, group: Tensor) -> Tensor:
     """HSIC_1 of Grams of norm 1 with themselves, see `without_groups`; 0 where that is rounding. (groups, t)."""
-    found = without_groups(a, a, group, paired=True)
-    return torch.where(found * len(group) ** 2 > ROUNDED, found, 0)
+    values = without_groups(a, a, group, paired=True)
+    return torch.where(values * len(group) ** 2 > ROUNDED, values, 0)
 
 
 def squares(rows: Sequence[GramRow]) -> Tensor:
     """The U-centred Grams of rows, scaled to norm 1, as matrices (L, n, n) float32."""
     directions = torch.stack([row.direction for row in rows])
     n = (1 + math.isqrt(1 + 8 * directions.shape[1])) // 2
-    found = torch.zeros(len(rows), n * n, device=directions.device)
-    found[:, _above_diagonal(n, directions.device)] = directions
-    found = found.unflatten(1, (n, n))
-    return found + found.transpose(1, 2)
+    grams = torch.zeros(len(rows), n * n, device=directions.device)
+    grams[:, _above_diagonal(n, directions.device)] = directions
+    grams = grams.unflatten(1, (n, n))
+    return grams + grams.transpose(1, 2)
 
 
 def stacked_without_groups(rows: Sequence[GramRow], group: Tensor) -> Tensor:
     """What `stacked_hsic` gives without one group of images at a time, (groups, L, L)."""
     grams, norms = squares(rows), torch.stack([row.norm for row in rows])
-    found = without_groups(grams, grams, group)
-    found.diagonal(dim1=1, dim2=2).copy_(own_without_groups(grams, group))
-    return found * norms[:, None] * norms
+    values = without_groups(grams, grams, group)
+    values.diagonal(dim1=1, dim2=2).copy_(own_without_groups(grams, group))
+    return values * norms[:, None] * norms
 
 
 def matched_without_groups(reference: Sequence[GramRow], others: Sequence[Sequence[GramRow]], group: Tensor) -> Tensor:

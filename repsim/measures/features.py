@@ -25,16 +25,16 @@ def same_images(x: Any, y: Any, measure: str) -> tuple[Tensor, Tensor]:
     return x, y.to(x.device)
 
 
-def finite(x: Any, measure: str, what: str = "x", fewest: int = 4) -> Tensor:
+def finite(x: Any, measure: str, name: str = "x", fewest: int = 4) -> Tensor:
     """(n, p) of the type it came in; all axes but the first are flattened.
 
     Raises:
-        UsageError: fewer images than `fewest`, no features, or what are no dense real numbers.
+        UsageError: fewer images than `fewest`, no features, or no dense real numbers.
         RepsimError: NaN or infinite features.
     """
-    x = real_images(x, what, fewest, measure)
+    x = real_images(x, name, fewest, measure)
     if not torch.isfinite(x).all():
-        raise RepsimError(f"{measure} needs finite features: {what} holds NaN or infinity")
+        raise RepsimError(f"{measure} needs finite features: {name} holds NaN or infinity")
     return x.reshape(len(x), -1)
 
 
@@ -75,5 +75,5 @@ def narrow(x: Tensor) -> Tensor:
 
 def left_out(groups: Tensor, values: Tensor) -> Tensor:
     """The sums (G, ...) over the images of each group, of values (n, ...)."""
-    found = values.new_zeros(int(groups.max()) + 1, *values.shape[1:])
-    return found.index_add_(0, groups.to(values.device), values)
+    sums = values.new_zeros(int(groups.max()) + 1, *values.shape[1:])
+    return sums.index_add_(0, groups.to(values.device), values)

@@ -48,9 +48,9 @@ def as_left_out(values: Tensor, halves: Tensor, signs: Tensor, groups: Tensor) -
         return torch.full((signs.shape[1], len(values)), torch.nan).to(values)
     share = signs.double() @ torch.bincount(groups, minlength=signs.shape[1]).double() / len(groups)
     apart = (halves[0] - halves[1]) * (share * (1 - share)).sqrt()[:, None]
-    lost = (2 * signs.double() - 1).T @ apart
-    lost = lost - lost.mean(0)
-    count = len(lost)
-    variance = (count - 1) / count * lost.square().sum(0)
+    differences = (2 * signs.double() - 1).T @ apart
+    differences = differences - differences.mean(0)
+    count = len(differences)
+    variance = (count - 1) / count * differences.square().sum(0)
     scale = apart.square().mean(0) / torch.where(variance > 0, variance, 1)
-    return values - lost * scale.sqrt()
+    return values - differences * scale.sqrt()

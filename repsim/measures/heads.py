@@ -77,7 +77,7 @@ def rank_correlation(x: Tensor, y: Tensor) -> Tensor:
     >>> rank_correlation(torch.tensor([1.0, 2.0, 5.0]), torch.tensor([[3.0], [9.0], [1.0]])).tolist()
     [-0.5]
     """
-    a, b = (ranks(each.cpu().mT).mT for each in (x[:, None], y))
+    a, b = (ranks(values.cpu().mT).mT for values in (x[:, None], y))
     a, b = a - a.mean(-2, keepdim=True), b - b.mean(-2, keepdim=True)
     scale = (a.square().sum(-2) * b.square().sum(-2)).sqrt()
     defined = (scale > 0) & (len(x) > 2) & ~y.cpu().isnan().any(-2) & ~x.cpu().isnan().any()

@@ -99,7 +99,7 @@ def effective_groups(sums: GroupedSums, parts: Callable[[Tensor], Sequence[Tenso
     [4.0, 1.0]
     """
     whole = parts(sums.mean())
-    totals, squares = ([torch.zeros_like(each) for each in whole] for _ in range(2))
+    totals, squares = ([torch.zeros_like(tensor) for tensor in whole] for _ in range(2))
     for rest, size in sums.leave_one_out():
         for k, (of_all, of_rest) in enumerate(zip(whole, parts(rest), strict=True)):
             gives = of_all - (1 - size / sums.batches) * of_rest
@@ -142,16 +142,16 @@ def crossed(sums: GroupedSums | Together, statistic: Callable[[Any], Tensor]) ->
     """
 
     def mean_and_rest(means: Any) -> Tensor:
-        each = statistic(means)
-        mean = each.mean(0, keepdim=True)
-        return torch.cat([mean, each - mean])
+        values = statistic(means)
+        mean = values.mean(0, keepdim=True)
+        return torch.cat([mean, values - mean])
 
     theta, se = jackknife(sums, mean_and_rest)
     groups, draws = sums.groups - 1, len(theta) - 2  # less 1
     of_groups = se[0].square()
     if not draws:
         return Crossed(theta[0], se[0], torch.full_like(theta[0], groups))
-    of_draws, of_both = (each[1:].square().sum(0) / draws / (draws + 1) for each in (theta, se))
+    of_draws, of_both = (estimate[1:].square().sum(0) / draws / (draws + 1) for estimate in (theta, se))
     larger = torch.maximum(of_groups, of_draws)
     alone = torch.minimum(of_groups, of_draws) <= of_both
     variance = torch.where(alone, larger, of_groups + of_draws - of_both)

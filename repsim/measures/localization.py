@@ -84,7 +84,7 @@ class Patches(NamedTuple):
 def cut(images: Tensor, grid: tuple[int, int]) -> Tensor:
     """Images (n, c, height, width) cut into patches that do not overlap: (n, j, c * p * p), row by row."""
     images = tensor(images, "images", "(n, c, height, width)")
-    rows, columns = (whole(each, "cells of the grid") for each in grid)
+    rows, columns = (whole(count, "cells of the grid") for count in grid)
     if images.shape[2] % rows or images.shape[3] % columns:
         raise UsageError(f"images of {tuple(images.shape[2:])} px cannot be cut into {rows} x {columns} equal patches")
     cells = images.unflatten(3, (columns, -1)).unflatten(2, (rows, -1))  # (n, c, rows, p, columns, p)

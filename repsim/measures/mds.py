@@ -43,27 +43,27 @@ def mds(distances: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor]
     >>> [round(each, 4) for each in torch.pdist(positions).tolist()], round(stress.item(), 4)
     ([3.0, 4.0, 5.0], 0.0)
     """
-    given = tensor(distances, "distances", "(N, N)").double()
-    if given.shape[0] != given.shape[1] or (given < 0).any() or given.diagonal().any():
+    target = tensor(distances, "distances", "(N, N)").double()
+    if target.shape[0] != target.shape[1] or (target < 0).any() or target.diagonal().any():
         raise UsageError("distances must be (N, N), not negative, and 0 on the diagonal")
-    if given.isnan().any():
-        return given.new_full((len(given), 2), torch.nan), given.new_tensor(torch.nan)
-    given = (given + given.T) / 2
-    found = _classical(given) if start is None else start.double()
+    if target.isnan().any():
+        return target.new_full((len(target), 2), torch.nan), target.new_tensor(torch.nan)
+    target = (target + target.T) / 2
+    positions = _classical(target) if start is None else start.double()
     before = torch.inf
     for _ in range(STEPS):
-        between = torch.cdist(found, found, compute_mode="donot_use_mm_for_euclid_dist")
-        stress = (between - given).square().sum()
+        between = torch.cdist(positions, positions, compute_mode="donot_use_mm_for_euclid_dist")
+        stress = (between - target).square().sum()
         if not stress < before * (1 - CLOSE):
             break
         before = stress
-        ratios = given / torch.where(between > 0, between, torch.inf)
-        found = (torch.diag(ratios.sum(1)) - ratios) @ found / len(found)
-    between = torch.cdist(found, found, compute_mode="donot_use_mm_for_euclid_dist")
+        ratios = target / torch.where(between > 0, between, torch.inf)
+        positions = (torch.diag(ratios.sum(1)) - ratios) @ positions / len(positions)
+    between = torch.cdist(positions, positions, compute_mode="donot_use_mm_for_euclid_dist")
     total = between.square().sum()
-    left = (between - given).square().sum()
+    left = (between - target).square().sum()
     stress = (left / torch.where(total > 0, total, torch.inf)).sqrt()
-    return found - found.mean(0), stress
+    return positions - positions.mean(0), stress
 
 
 def _classical(distances: Tensor) -> Tensor:
@@ -74,8 +74,8 @@ def _classical(distances: Tensor) -> Tensor:
     count = min(2, len(values))
     values, vectors = values[-count:].flip(0), vectors[:, -count:].flip(1)
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
-    found = vectors * largest.sign() * values.clamp(min=0).sqrt()
-    return torch.nn.functional.pad(found, (0, 2 - count))
+    positions = vectors * largest.sign() * values.clamp(min=0).sqrt()
+    return torch.nn.functional.pad(positions, (0, 2 - count))
 
 
 def turned(positions: Tensor, to: Tensor) -> Tensor:

@@ -30,29 +30,29 @@ def squared_distances(x: Tensor) -> Tensor:
 
     What is within rounding of zero is zero: see `measures/bounds.py`.
     """
-    given = real_images(tensor(x, "x", "(n, d)"), "x", fewest=2, measure="squared_distances")
-    bounds.check_magnitude(given, "features for distances")
-    if not torch.isfinite(given).all():
+    features = real_images(tensor(x, "x", "(n, d)"), "x", fewest=2, measure="squared_distances")
+    bounds.check_magnitude(features, "features for distances")
+    if not torch.isfinite(features).all():
         raise RepsimError("squared_distances needs finite features: x holds NaN or infinity")
-    x = given.double()
+    x = features.double()
     size = torch.linalg.vector_norm(x[0])
     x = x - x[:1]  # first, so that constant features are exactly 0
     x -= x.mean(0)
     squares = x.square().sum(1)
     eps = bounds.eps_of(torch.float64)
     sums = squares[:, None] + squares
-    found = sums - 2 * (x @ x.mT)
-    alike = (found <= bounds.ZERO * eps * sums) | ~bounds.varies(
-        squares.sum(), size, len(x), bounds.eps_of(given.dtype)
+    distances = sums - 2 * (x @ x.mT)
+    alike = (distances <= bounds.ZERO * eps * sums) | ~bounds.varies(
+        squares.sum(), size, len(x), bounds.eps_of(features.dtype)
     )
-    return found.masked_fill_(alike, 0).fill_diagonal_(torch.inf)
+    return distances.masked_fill_(alike, 0).fill_diagonal_(torch.inf)
 
 
 def _checked(distances: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     distances = tensor(distances, "distances", "(n, n)").double()
     n = len(distances)
     if distances.shape[1] != n or n < 2 or not (distances >= 0).all() or not distances.diagonal().isposinf().all():
-        raise UsageError("distances must be those of squared_distances: (n, n), not negative, infinite to oneself")
+        raise UsageError("distances must be those of squared_distances: (n, n), not negative, infinite on the diagonal")
     return distances, classes_of(labels, n).to(distances.device)
 
 
@@ -90,8 +90,8 @@ def soft_nearest_neighbour(distances: Tensor, labels: Tensor) -> SoftNeighbours:
     if (same.sum(1) < 2).any():
         raise UsageError("the soft nearest neighbour loss needs two or more images of each class")
     same = same.to(distances)
-    off = distances[~torch.eye(len(distances), dtype=torch.bool, device=distances.device)]
-    unit = off.mean()
+    off_diagonal = distances[~torch.eye(len(distances), dtype=torch.bool, device=distances.device)]
+    unit = off_diagonal.mean()
     if not unit > 0:
         return SoftNeighbours(torch.nan, torch.nan, torch.nan, torch.full_like(distances[0], torch.nan))
     nearest = distances.min(1, keepdim=True).values
@@ -103,12 +103,19 @@ def soft_nearest_neighbour(distances: Tensor, labels: Tensor) -> SoftNeighbours:
 
     low, high = (torch.tensor(RANGE).log10()).tolist()
     tried = torch.linspace(low, high, 15).tolist()
-    values = [losses(each).mean().item() for each in tried]
+    values = [losses(log_temperature).mean().item() for log_temperature in tried]
     best = min(range(len(tried)), key=values.__getitem__)
     around = (tried[max(best - 1, 0)], tried[min(best + 1, len(tried) - 1)])
-    found = minimize_scalar(lambda t: losses(t).mean().item(), bounds=around, method="bounded", options={"xatol": 1e-3})
-    each = losses(found.x)
-    return SoftNeighbours(each.mean().item(), each.std().item() / len(each) ** 0.5, unit.item() * 10**found.x, each)
+    minimum = minimize_scalar(
+        lambda t: losses(t).mean().item(), bounds=around, method="bounded", options={"xatol": 1e-3}
+    )
+    image_losses = losses(minimum.x)
+    return SoftNeighbours(
+        image_losses.mean().item(),
+        image_losses.std().item() / len(image_losses) ** 0.5,
+        unit.item() * 10**minimum.x,
+        image_losses,
+    )
 
 
 def nearest_neighbours(distances: Tensor, labels: Tensor, k: int) -> Tensor:

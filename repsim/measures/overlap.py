@@ -68,7 +68,7 @@ def mutual_knn(x: Any, y: Any, *, k: int = K) -> float:
 
     Raises:
         UsageError: different numbers of images, or fewer than k + 2 (of k + 1 all are neighbours of all), or than 4;
-            what are no dense real numbers.
+            no dense real numbers.
         RepsimError: NaN or infinite features.
 
     >>> x = torch.randn(64, 10, generator=torch.Generator().manual_seed(0))
@@ -102,10 +102,10 @@ def _of_two(x: Any, y: Any, k: int, kind: Kind) -> float:
     return kind.values([neighbours(x, k=k, spare=0), neighbours(y, "y", k=k, spare=0)], [(0, 1)]).item()
 
 
-def neighbours(x: Any, what: str = "x", *, k: int = K, spare: int = K) -> Neighbours:
+def neighbours(x: Any, name: str = "x", *, k: int = K, spare: int = K) -> Neighbours:
     """Of features (n, ...), n >= k + 2: the k nearest and `spare` more; `mutual_knn` has the errors."""
     k = whole(k, "k")
-    x = finite(x, "nearest neighbours", what)
+    x = finite(x, "nearest neighbours", name)
     if len(x) < k + 2:
         raise UsageError(
             f"{k} nearest neighbours need at least {k + 2} images, got {len(x)}; pass more, or a smaller k"
@@ -121,9 +121,9 @@ def _searched(k: int, x: Tensor, count: int) -> Neighbours:
     for start in range(0, n, ROWS):
         near = x[start : start + ROWS] @ x.mT
         near.diagonal(start).fill_(-torch.inf)
-        found = near.topk(min(count, n - 1))
-        nearest.append(found.indices)
-        cosines.append(found.values)
+        top = near.topk(min(count, n - 1))
+        nearest.append(top.indices)
+        cosines.append(top.values)
     return Neighbours(k, x, torch.cat(nearest), torch.cat(cosines))
 
 
@@ -147,11 +147,11 @@ def _first(lists: Neighbours) -> Chosen:
 def _left(lists: Neighbours, groups: Tensor) -> Chosen:
     """Without the images of each group; lists that are too short for that are made longer."""
     n, c = lists.nearest.shape
-    theirs, places = groups[lists.nearest], torch.arange(c, device=groups.device)
+    neighbour_groups, places = groups[lists.nearest], torch.arange(c, device=groups.device)
     among = torch.empty(int(groups.max()) + 1, n, c, dtype=torch.bool, device=groups.device)
     for group, chosen in enumerate(among):
-        gone = theirs == group
-        torch.logical_and(~gone, places - gone.cumsum(1) < lists.k, out=chosen)
+        removed = neighbour_groups == group
+        torch.logical_and(~removed, places - removed.cumsum(1) < lists.k, out=chosen)
     images = torch.arange(len(among), device=groups.device)[:, None] != groups
     if c < n - 1 and (images & (among.sum(2) < lists.k)).any():
         return _left(_searched(lists.k, lists.x, 2 * c), groups)
@@ -189,8 +189,8 @@ def _common(a: Neighbours, b: Neighbours) -> Common:
 
 def _summed(values: Tensor, at: Tensor, n: int) -> Tensor:
     """(G, E) -> (G, n): the sums of those at each image."""
-    found = torch.zeros(len(values), n, dtype=torch.float64, device=values.device)
-    return found.index_add_(1, at, values.double())
+    sums = torch.zeros(len(values), n, dtype=torch.float64, device=values.device)
+    return sums.index_add_(1, at, values.double())
 
 
 def _shares(a: Chosen, b: Chosen) -> Tensor:
@@ -227,7 +227,7 @@ def cknna_hsic(a: Chosen, b: Chosen) -> Overlap:
     trace = _summed(both * k_ij * l_ij, common.image, n)
     total = k_ij.sum(1) * l_ij.sum(1) / ((m - 1) * (m - 2))
     (rows_k, rows_l), (columns_k, columns_l) = (
-        [_summed(each, at, n) for each in (k_ij, l_ij)] for at in (common.image, common.other)
+        [_summed(values, at, n) for values in (k_ij, l_ij)] for at in (common.image, common.other)
     )
     across = (columns_k * rows_l + rows_k * columns_l).sum(1) / 2
     # Of the three terms the trace alone is of order n, and has a part for each image.
@@ -239,16 +239,18 @@ def _means_without(images: Tensor, groups: Tensor) -> Tensor:
     return (images.sum() - left_out(groups, images)) / (len(groups) - torch.bincount(groups))
 
 
-def _measured(overlap: Callable[[Chosen, Chosen], Overlap], each: Sequence[Chosen], pairs: Pairs) -> list[Overlap]:
+def _measured(overlap: Callable[[Chosen, Chosen], Overlap], chosen: Sequence[Chosen], pairs: Pairs) -> list[Overlap]:
     """Of each pair; NaN where one is undefined."""
-    found = []
+    overlaps = []
     for i, j in pairs:
-        if each[i].lists.defined and each[j].lists.defined:
-            found.append(overlap(each[i], each[j]))
+        if chosen[i].lists.defined and chosen[j].lists.defined:
+            overlaps.append(overlap(chosen[i], chosen[j]))
         else:
-            undefined = torch.full(each[i].images.shape, torch.nan, dtype=torch.float64, device=each[i].images.device)
-            found.append(Overlap(undefined[:, 0], undefined))
-    return found
+            undefined = torch.full(
+                chosen[i].images.shape, torch.nan, dtype=torch.float64, device=chosen[i].images.device
+            )
+            overlaps.append(Overlap(undefined[:, 0], undefined))
+    return overlaps
 
 
 class Kind(NamedTuple):
@@ -257,26 +259,28 @@ class Kind(NamedTuple):
     overlap: Callable[[Chosen, Chosen], Overlap]
     normalised: bool
 
-    def _table(self, each: Sequence[Chosen], pairs: Pairs, of: Callable[[Overlap], Tensor]) -> Tensor:
+    def _table(self, chosen: Sequence[Chosen], pairs: Pairs, value_of: Callable[[Overlap], Tensor]) -> Tensor:
         """(G, P)."""
-        cross = torch.stack([of(found) for found in _measured(self.overlap, each, pairs)], 1)
+        cross = torch.stack([value_of(overlap) for overlap in _measured(self.overlap, chosen, pairs)], 1)
         if not self.normalised:
             return cross
         used = sorted({i for pair in pairs for i in pair})
-        own = {i: of(found) for i, found in zip(used, _measured(self.overlap, each, [(i, i) for i in used]))}
+        own = {
+            i: value_of(overlap) for i, overlap in zip(used, _measured(self.overlap, chosen, [(i, i) for i in used]))
+        }
         roots = torch.stack([own[i] * own[j] for i, j in pairs], 1)
         return cross / torch.where(roots > 0, roots, torch.nan).sqrt()
 
-    def values(self, each: Sequence[Neighbours], pairs: Pairs) -> Tensor:
+    def values(self, prepared: Sequence[Neighbours], pairs: Pairs) -> Tensor:
         """The value of each pair of `neighbours`, (P,) float64."""
-        return self._table([_first(x) for x in each], pairs, lambda found: found.value)[0]
+        return self._table([_first(x) for x in prepared], pairs, lambda overlap: overlap.value)[0]
 
-    def left(self, each: Sequence[Neighbours], pairs: Pairs, groups: Tensor) -> Tensor:
+    def left(self, prepared: Sequence[Neighbours], pairs: Pairs, groups: Tensor) -> Tensor:
         """The values of the images left without each of G groups, (G, P)."""
-        groups = groups.to(each[0].x.device)
-        return self._table([_left(x, groups) for x in each], pairs, lambda found: found.value)
+        groups = groups.to(prepared[0].x.device)
+        return self._table([_left(x, groups) for x in prepared], pairs, lambda overlap: overlap.value)
 
-    def without(self, each: Sequence[Neighbours], pairs: Pairs, groups: Tensor) -> Tensor:
+    def without(self, prepared: Sequence[Neighbours], pairs: Pairs, groups: Tensor) -> Tensor:
         """The same for a jackknife, (G, P): nearer to the values of all images, that it may not be too wide.
 
         A group is lost twice: Q is what a value loses if the group's images are no longer averaged over but still are
@@ -287,12 +291,12 @@ class Kind(NamedTuple):
         sum of Q^2 + 2 Q C = 2 Q D - Q^2 has what both have in common without C^2, and is what is observed. What is lost
         is therefore taken times the root of its share in the sum of D^2, not more than 1.
         """
-        groups, all_images = groups.to(each[0].x.device), [_first(x) for x in each]
-        values, left = self.values(each, pairs), self.left(each, pairs, groups)
+        groups, all_images = groups.to(prepared[0].x.device), [_first(x) for x in prepared]
+        values, left = self.values(prepared, pairs), self.left(prepared, pairs, groups)
 
-        def not_averaged(found: Overlap) -> Tensor:
-            images = found.images[0]
-            return found.value + _means_without(images, groups) - images.mean()
+        def not_averaged(overlap: Overlap) -> Tensor:
+            images = overlap.images[0]
+            return overlap.value + _means_without(images, groups) - images.mean()
 
         apart = [x - x.mean(0) for x in (self._table(all_images, pairs, not_averaged), left)]
         share = (apart[0] * (2 * apart[1] - apart[0])).sum(0) / apart[1].square().sum(0)

@@ -259,7 +259,7 @@ class Probe:
         x = x[:, None] if x.ndim == 2 else x
         if x.shape[1:] != self.mean.shape:
             raise UsageError(f"this probe needs features (n, *{tuple(self.mean.shape)}), got {tuple(x.shape)}")
-        mean, weight, bias = (each.to(x) for each in (self.mean, self.weight, self.bias))
+        mean, weight, bias = (tensor.to(x) for tensor in (self.mean, self.weight, self.bias))
         return torch.baddbmm(bias[:, None], (x - mean).transpose(0, 1), weight).transpose(0, 1)
 
     def to(self, dtype: torch.dtype) -> Probe:
@@ -268,7 +268,7 @@ class Probe:
 
 def side_by_side(parts: Sequence[Probe]) -> Probe:
     """Probes of different features as one: all of their m."""
-    return Probe(*(torch.cat([getattr(part, each) for part in parts]) for each in ("mean", "weight", "bias", "l2")))
+    return Probe(*(torch.cat([getattr(part, field) for part in parts]) for field in ("mean", "weight", "bias", "l2")))
 
 
 def stacked(probes: Sequence[Probe]) -> Probe:

@@ -34,7 +34,7 @@ def procrustes(x: Any, y: Any) -> float:
         NaN where x or y is the same for all images.
 
     Raises:
-        UsageError: different numbers of images, or fewer than 4; what are no dense real numbers.
+        UsageError: different numbers of images, or fewer than 4; no dense real numbers.
         RepsimError: NaN or infinite features.
 
     >>> x = torch.randn(64, 10, generator=torch.Generator().manual_seed(0))
@@ -45,9 +45,9 @@ def procrustes(x: Any, y: Any) -> float:
     return procrustes_values([shape(x), shape(y, "y")], [(0, 1)]).item()
 
 
-def shape(x: Any, what: str = "x") -> Tensor:
+def shape(x: Any, name: str = "x") -> Tensor:
     """(n, min(n, p)) float64: features (n, p) centred, of Frobenius norm 1, NaN where constant."""
-    x = finite(x, "procrustes", what)
+    x = finite(x, "procrustes", name)
     z = centred(x)
     size = torch.linalg.matrix_norm(z)
     return narrow(z) / torch.where(size > noise(x), size, torch.nan)
@@ -55,8 +55,8 @@ def shape(x: Any, what: str = "x") -> Tensor:
 
 def procrustes_values(shapes: Sequence[Tensor], pairs: Sequence[tuple[int, int]]) -> Tensor:
     """The value of each pair of `shape`, (P,) float64."""
-    found = [_nuclear_norm(shapes[i].mT @ shapes[j]) for i, j in pairs]
-    return torch.stack(found)
+    values = [_nuclear_norm(shapes[i].mT @ shapes[j]) for i, j in pairs]
+    return torch.stack(values)
 
 
 def _nuclear_norm(matrix: Tensor) -> Tensor:
@@ -78,15 +78,15 @@ def procrustes_without(shapes: Sequence[Tensor], pairs: Sequence[tuple[int, int]
     left = len(groups) - torch.bincount(groups).double()
     sums = [left_out(groups, x) for x in shapes]
     squares = [1 - left_out(groups, x.square().sum(1)) - s.square().sum(1) / left for x, s in zip(shapes, sums)]
-    found = []
+    values = []
     for i, j in pairs:
         product = shapes[i].mT @ shapes[j]
         if product.isnan().any():
-            found.append(torch.full_like(left, torch.nan))
+            values.append(torch.full_like(left, torch.nan))
             continue
         u, sigma, vt = torch.linalg.svd(product, full_matrices=False)
         gradient = u @ vt
-        lost = left_out(groups, (shapes[i] @ gradient * shapes[j]).sum(1))
-        lost += (sums[i] @ gradient * sums[j]).sum(1) / left
-        found.append((sigma.sum() - lost) / (squares[i] * squares[j]).sqrt())
-    return torch.stack(found, 1)
+        decrease = left_out(groups, (shapes[i] @ gradient * shapes[j]).sum(1))
+        decrease += (sums[i] @ gradient * sums[j]).sum(1) / left
+        values.append((sigma.sum() - decrease) / (squares[i] * squares[j]).sqrt())
+    return torch.stack(values, 1)

@@ -44,7 +44,7 @@ def rbf_cka(x: Any, y: Any, *, factor: float = 1.0) -> float:
         distance is 0, or a U-centred kernel is zero, as where all images are as far from each other.
 
     Raises:
-        UsageError: different numbers of images, or fewer than 4; what are no dense real numbers; a factor of 0 or less.
+        UsageError: different numbers of images, or fewer than 4; no dense real numbers; a factor of 0 or less.
         RepsimError: NaN or infinite features.
 
     >>> x = torch.randn(64, 10, generator=torch.Generator().manual_seed(0))
@@ -52,7 +52,7 @@ def rbf_cka(x: Any, y: Any, *, factor: float = 1.0) -> float:
     1.0
     """
     x, y = same_images(x, y, "rbf_cka")
-    rows = [rbf_row(finite(each, "rbf_cka", name), factor) for each, name in ((x, "x"), (y, "y"))]
+    rows = [rbf_row(finite(features, "rbf_cka", name), factor) for features, name in ((x, "x"), (y, "y"))]
     return normalise(torch.stack([torch.stack([a @ b for b in rows]) for a in rows]))[0, 1].item()
 
 

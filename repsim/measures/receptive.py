@@ -35,17 +35,17 @@ def centre_gradients(z: Tensor, images: Tensor, channels: Tensor, *, at_once: in
     Returns:
         (n, k, h, w).
     """
-    if not all(isinstance(each, Tensor) and each.requires_grad for each in (z, images)) or z.ndim != 2:
+    if not all(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in (z, images)) or z.ndim != 2:
         raise UsageError(
             "centre_gradients needs tensors: z (n, d) computed from images, which require their gradient; if the "
             "network has gradient checkpointing of the older, reentrant kind, switch that off"
         )
-    channels = classes_of(channels, len(channels), classes=z.shape[1], what="channels")
+    channels = classes_of(channels, len(channels), classes=z.shape[1], name="channels")
     at_once = whole(at_once, "at_once")
     total = torch.zeros_like(images)
-    for some in channels.split(at_once):
-        vectors = torch.zeros(len(some), *z.shape, dtype=z.dtype, device=z.device)
-        vectors[torch.arange(len(some)), :, some] = 1
+    for chunk in channels.split(at_once):
+        vectors = torch.zeros(len(chunk), *z.shape, dtype=z.dtype, device=z.device)
+        vectors[torch.arange(len(chunk)), :, chunk] = 1
         (gradients,) = torch.autograd.grad(
             z, images, vectors, is_grads_batched=True, retain_graph=True, materialize_grads=True
         )
@@ -91,10 +91,10 @@ class Rings:
     def masses(self, fields: Tensor) -> Tensor:
         """(..., r + 1) float64, on the CPU, of fields (..., h, w): the mass of every ring, and on the own patch."""
         flat = fields.double().cpu().flatten(-2)
-        found = flat.new_zeros(*flat.shape[:-1], len(self.distances) + 1)
-        found[..., :-1].index_add_(-1, self._ring, flat)
-        found[..., -1] = flat[..., self._inside].sum(-1)
-        return found
+        masses = flat.new_zeros(*flat.shape[:-1], len(self.distances) + 1)
+        masses[..., :-1].index_add_(-1, self._ring, flat)
+        masses[..., -1] = flat[..., self._inside].sum(-1)
+        return masses
 
     def statistics(self, masses: Tensor) -> Tensor:
         """(..., 3) radii of half and of 95 %, and centre share; NaN where there is no mass. See `FieldStatistics`."""

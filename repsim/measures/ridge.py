@@ -68,7 +68,7 @@ def linear_r2(x: Any, y: Any, *, seed: int = 0) -> float:
         At most 1. NaN where x or y is the same for all images.
 
     Raises:
-        UsageError: different numbers of images, or fewer than 10; what are no dense real numbers.
+        UsageError: different numbers of images, or fewer than 10; no dense real numbers.
         RepsimError: NaN or infinite features.
 
     >>> x = torch.randn(64, 10, generator=torch.Generator().manual_seed(0))
@@ -79,9 +79,9 @@ def linear_r2(x: Any, y: Any, *, seed: int = 0) -> float:
     return r2_values([predictor(x, seed=seed), predictor(y, "y", seed=seed)], [(0, 1)]).item()
 
 
-def predictor(x: Any, what: str = "x", *, seed: int = 0) -> Predictor:
+def predictor(x: Any, name: str = "x", *, seed: int = 0) -> Predictor:
     """Of features (n, ...), n >= 10; `linear_r2` has the errors."""
-    x = finite(x, "linear_r2", what, FEWEST)
+    x = finite(x, "linear_r2", name, FEWEST)
     z = centred(x)
     if not torch.linalg.matrix_norm(z) > noise(x):
         return Predictor(z, [])
@@ -127,19 +127,19 @@ def _strength(fold: Fold, along: Tensor, squares: Tensor, m: int) -> Tensor:
     return strengths[(error.clamp(min=0) / (m - 1 - kept.sum(1)).square()).argmin()]
 
 
-def r2_values(each: Sequence[Predictor], pairs: Sequence[tuple[int, int]]) -> Tensor:
+def r2_values(prepared: Sequence[Predictor], pairs: Sequence[tuple[int, int]]) -> Tensor:
     """R^2 of the second of each pair of `predictor` predicted from the first, (P,) float64."""
-    found = [squared_errors(each[i], each[j]) for i, j in pairs]
-    return torch.stack([1 - errors.sum() / squares.sum() for errors, squares in found])
+    parts = [squared_errors(prepared[i], prepared[j]) for i, j in pairs]
+    return torch.stack([1 - errors.sum() / squares.sum() for errors, squares in parts])
 
 
-def r2_without(each: Sequence[Predictor], pairs: Sequence[tuple[int, int]], groups: Tensor) -> Tensor:
+def r2_without(prepared: Sequence[Predictor], pairs: Sequence[tuple[int, int]], groups: Tensor) -> Tensor:
     """R^2 without the images of each of G groups among those predicted, (G, P).
 
     What was fitted on them stays: near its minimum, an error changes to second order only with the fit.
     """
-    found = []
+    values = []
     for i, j in pairs:
-        errors, squares = squared_errors(each[i], each[j])
-        found.append(1 - (errors.sum() - left_out(groups, errors)) / (squares.sum() - left_out(groups, squares)))
-    return torch.stack(found, 1)
+        errors, squares = squared_errors(prepared[i], prepared[j])
+        values.append(1 - (errors.sum() - left_out(groups, errors)) / (squares.sum() - left_out(groups, squares)))
+    return torch.stack(values, 1)

@@ -47,7 +47,7 @@ def rsa(
         are one number (as they always are where there is one feature).
 
     Raises:
-        UsageError: different numbers of images, or fewer than 4; what are no dense real numbers; an unknown word.
+        UsageError: different numbers of images, or fewer than 4; no dense real numbers; an unknown word.
         RepsimError: NaN or infinite features.
 
     >>> x = torch.randn(64, 10, generator=torch.Generator().manual_seed(0))
@@ -56,8 +56,8 @@ def rsa(
     """
     x, y = same_images(x, y, "rsa")
     a, b = (
-        rsa_row(finite(each, "rsa", name), correlation, dissimilarity=dissimilarity)
-        for each, name in ((x, "x"), (y, "y"))
+        rsa_row(finite(features, "rsa", name), correlation, dissimilarity=dissimilarity)
+        for features, name in ((x, "x"), (y, "y"))
     )
     return (a @ b).item()
 

@@ -225,8 +225,8 @@ class BatchMeans(GroupedSums):
             )
         if self.mixed is None:
             self.mixed = Mixed(torch.zeros_like(value, dtype=torch.float64), 0, torch.zeros_like(self.counts))
-        found, sizes = (each.tolist() for each in group.unique(return_counts=True))
-        for number, size, rest in zip(found, sizes, without(group), strict=True):
+        present, sizes = (tensor.tolist() for tensor in group.unique(return_counts=True))
+        for number, size, rest in zip(present, sizes, without(group), strict=True):
             few = len(group) - size < FEWEST
             self._add(value if few else value - rest, size, number)
             self.mixed.gone[number] += few
@@ -254,9 +254,9 @@ class BatchMeans(GroupedSums):
             yield from super().leave_one_out()
             return
         total, batches, gone = self.mixed
-        for lost, count, away in zip(self.sums, self.counts.tolist(), gone.tolist()):
+        for part, count, away in zip(self.sums, self.counts.tolist(), gone.tolist()):
             if count:
-                yield (total - lost) / (batches - away), count
+                yield (total - part) / (batches - away), count
 
     def compute(self, statistic: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """The quantity, or a statistic of it, with its jackknife standard error over batches; see `jackknife`."""
@@ -325,7 +325,7 @@ class Together:
         self.parts, self.counts = parts, parts[0].counts
         for part in parts:
             if not torch.equal(part.counts > 0, self.counts > 0):
-                raise ValueError("sums of different batches have no statistic together")
+                raise ValueError("a statistic needs sums of the same batches")
 
     @property
     def batches(self) -> int:
@@ -474,12 +474,12 @@ class Quantiles(Accumulator):
         """The q-quantile of each value, float64; NaN where none was counted, 0 or infinite beyond the bins."""
         cumulative = self.counts.double().cumsum(0)
         target = q * cumulative[-1]
-        which = (cumulative < target).sum(0, keepdim=True)
-        inside = self.counts.gather(0, which).double()
-        before = cumulative.gather(0, which) - inside
-        exponent = (which - 1 + (target - before) / inside) / self.PER_OCTAVE - self.OCTAVES
+        bins = (cumulative < target).sum(0, keepdim=True)
+        inside = self.counts.gather(0, bins).double()
+        before = cumulative.gather(0, bins) - inside
+        exponent = (bins - 1 + (target - before) / inside) / self.PER_OCTAVE - self.OCTAVES
         value = 2**exponent
-        value = torch.where(which == 0, 0.0, torch.where(which == len(self.counts) - 1, torch.inf, value))
+        value = torch.where(bins == 0, 0.0, torch.where(bins == len(self.counts) - 1, torch.inf, value))
         return torch.where(cumulative[-1] > 0, value[0], torch.nan)
 
 
@@ -540,5 +540,5 @@ def merged(a: Sums, b: Sums) -> Sums:
         return {key: merged(a[key], b[key]) if key in a and key in b else {**b, **a}[key] for key in {**a, **b}}
     if not a or not b:  # no batch has come yet
         return a or b
-    each = [merged(x, y) for x, y in zip(a, b, strict=True)]
-    return type(a)(*each) if hasattr(a, "_fields") else type(a)(each)
+    parts = [merged(x, y) for x, y in zip(a, b, strict=True)]
+    return type(a)(*parts) if hasattr(a, "_fields") else type(a)(parts)

@@ -89,7 +89,7 @@ class AttentionMap:
         grouped = grouped.reshape(len(grouped), -1, *tensor.shape[-2:])
         if grouped.shape[1] != self.groups.numel() or tuple(grouped.shape[2:]) != (self.query_places.shape[1], last):
             raise RepsimError(
-                f"attention in {self.at.path} is not as it was when it was looked for: {tuple(tensor.shape)}"
+                f"attention in {self.at.path} has another shape than when repsim looked for it: {tuple(tensor.shape)}"
             )
         plain = bool((self.groups.flatten() == torch.arange(self.groups.numel())).all())
         return (grouped if plain else grouped[:, self.groups.flatten()]).unflatten(1, tuple(self.groups.shape))
@@ -176,11 +176,11 @@ def all_attention(network: Network) -> Attentions:
         )
     notices = []
     reasons = (("pooling", "by queries that no image changes"), ("placeless", PLACELESS), ("linear", LINEAR))
-    for why, which in reasons:
+    for why, phrase in reasons:
         if names := ", ".join(dict.fromkeys(left_out[why])):
-            notices.append(f"attention {which} is no row of heads that look around: {names} left out")
+            notices.append(f"attention {phrase} has no heads that look around the image, so {names} are left out")
     if names := ", ".join(dict.fromkeys(mixed)):
-        notices.append(f"heads are mixed after the softmax, and what is read is the weights before, in {names}")
+        notices.append(f"heads are mixed after the softmax in {names}, and the weights before that are read")
     return Attentions(layers, places, notices, **left_out, mixed=mixed)
 
 
@@ -205,7 +205,7 @@ def _bare_block(
 
 def _check_all(network: Network, trace: Trace, attentions: Attentions) -> None:
     """Raise for a module that attends and is missing from the attention layers."""
-    some = bool(attentions.layers)
+    has_layers = bool(attentions.layers)
     left_out = [*attentions.pooling, *attentions.placeless, *attentions.linear]
     with_maps = {layer.path for layer in attentions.layers} | {name.partition(":")[0] for name in left_out}
 
@@ -215,8 +215,8 @@ def _check_all(network: Network, trace: Trace, attentions: Attentions) -> None:
     for layer in attentions.layers:
         if _in_parts(layer, attentions.places):
             raise UsageError(
-                f"{layer.name} in {network.name} attends to parts of its queries one after another, of which repsim "
-                "makes no one row for each head; have it attend to all of them at once"
+                f"{layer.name} in {network.name} attends to parts of its queries one after another, and repsim cannot "
+                "join these into one row for each head; have it attend to all queries at once"
             )
     called = {call.path: call.module for call in trace.calls}
     unread = [
@@ -232,36 +232,41 @@ def _check_all(network: Network, trace: Trace, attentions: Attentions) -> None:
         and call.input is not None
         and call.input.axes is not None
     ]
-    foreign = [
+    foreign_kernels = [
         f"{at.path or 'the network itself'} ({name})"
         for at, name in trace.provenance.unknown
         if at is not None and not name.startswith(("aten::", "prims::", "torchvision::", "quantized::"))
     ]
-    otherwise = [
+    unread_products = [
         f"{at.path or 'the network itself'} ({type(called[at.path]).__name__})"
         for at in trace.provenance.unread
         if at is not None
     ]
-    if not some and attentions.linear:
+    if not has_layers and attentions.linear:
         listed = ", ".join(list(dict.fromkeys(attentions.linear))[:4])
         raise UsageError(
             f"attention distance does not apply to {network.name}: {listed} make no weights between tokens, as linear "
             "attention does not"
         )
-    if not some and left_out:
+    if not has_layers and left_out:
         listed = ", ".join(list(dict.fromkeys([*attentions.placeless, *attentions.pooling]))[:4])
         raise UsageError(
             f"attention distance does not apply to {network.name}: the queries of {listed} have no positions in the "
             f"image (attention {PLACELESS}, or by parameters that pool tokens)"
         )
-    if not some and not (unread or otherwise or hidden or foreign):
+    if not has_layers and not (unread or unread_products or hidden or foreign_kernels):
         raise UsageError(f"{network.name} has no attention to measure; take a transformer with self-attention")
-    lost = [*(f"{path} ({type(called[path]).__name__})" for path in unread), *otherwise, *foreign, *hidden]
-    if lost := list(dict.fromkeys(lost)):
-        listed = ", ".join(lost[:4]) + (f" and {len(lost) - 4} more" if len(lost) > 4 else "")
+    unreadable = [
+        *(f"{path} ({type(called[path]).__name__})" for path in unread),
+        *unread_products,
+        *foreign_kernels,
+        *hidden,
+    ]
+    if unreadable := list(dict.fromkeys(unreadable)):
+        listed = ", ".join(unreadable[:4]) + (f" and {len(unreadable) - 4} more" if len(unreadable) > 4 else "")
         raise UsageError(
-            f"the attention of {network.name} cannot be read, or not all of it: in {listed} repsim sees no weights "
-            "between queries and keys; have these modules compute plain or PyTorch's own attention"
+            f"repsim cannot read all attention of {network.name}: in {listed} it sees no weights between queries and "
+            "keys; have these modules compute plain or PyTorch's own attention"
         )
 
 
@@ -320,7 +325,7 @@ def _map_of(
         of_channels = weights.label.across is None and varies(features_in(weights.label.codes), queries_axis)
         return "linear" if of_channels else "pooling"
     if images is None or images[0] >= ndim - 2:
-        raise UsageError(f"{place}, {weights.shape}, has no axis of images that is known")
+        raise UsageError(f"{place}, {weights.shape}, has no known axis of images")
     rows, columns = (torch.atleast_2d(images_first(each, *images)[0]).flatten(0, -2) for each in (rows, columns))
     for side, codes in (("queries", rows), ("keys", columns)):
         numbers = places.resolved(places_in(codes).numpy())
@@ -361,9 +366,9 @@ def _map_of(
 
 def _pools(weights: Weights) -> bool:
     """Whether it is one row of weights over an image's tokens, by a learned map of each: there are no queries."""
-    label, others = weights.label, [axis for axis in range(len(weights.shape)) if axis != weights.axis]
-    one = not any(_vary(label.codes, axis) or varies(features_in(label.codes), axis) for axis in others)
-    return label.across is None and one and _vary(label.codes, weights.axis)
+    label, other_axes = weights.label, [axis for axis in range(len(weights.shape)) if axis != weights.axis]
+    is_single = not any(_vary(label.codes, axis) or varies(features_in(label.codes), axis) for axis in other_axes)
+    return label.across is None and is_single and _vary(label.codes, weights.axis)
 
 
 def _vary(codes: Tensor, axis: int) -> bool:
@@ -560,11 +565,11 @@ def _watching(
 ) -> Iterator[None]:
     """While active, `take` gets the results of operations in every pass, and of fused attention that of `of_fused`."""
     running: list[Call] = []
-    met: set[OperationAt] = set()
+    places: set[OperationAt] = set()
 
     def took(at: OperationAt | None, value: Callable[[], Tensor]) -> None:
         if at is not None and at in wanted:
-            met.add(at)
+            places.add(at)
             with unobserved():
                 take(at, value())
 
@@ -577,11 +582,13 @@ def _watching(
 
     def enter(call: Call, arguments: Any) -> None:
         if not call.path:
-            met.clear()
+            places.clear()
 
     def leave(call: Call, result: Any) -> None:
-        if not call.path and (missing := [at.path for at in wanted if at not in met]):
-            raise RepsimError(f"{network.name} does not attend in {missing[0]!r} as when its attention was looked for")
+        if not call.path and (missing := [at.path for at in wanted if at not in places]):
+            raise RepsimError(
+                f"{network.name} no longer attends in {missing[0]!r} as it did when repsim looked for its attention"
+            )
 
     with ExitStack() as stack:
         own = lambda: is_own(network, passed=passed)  # noqa: E731

@@ -118,7 +118,7 @@ def axes_of(each: Tensor, places: Places) -> Axes:
         kept = all(torch.equal(features_in(other), feature) for other in each[1:])
         why = "" if kept else "its axes differ from image to image"
         if any(not torch.equal(places_in(other), place) for other in each[1:]):
-            why = "which tokens it holds differs from image to image"
+            why = "its tokens differ from image to image"
     return Axes(tuple(channels), tuple(positions), numbers, why)
 
 

@@ -56,9 +56,9 @@ def _join(trace: Trace, path: str, here: Operation, entry: Operation) -> Operati
     while True:
         after = [op for op in trace.following(here) if _around(path, op) and not is_learned(op)]
         for op in after:
-            others = [other.when for other in op.before - {here}]
+            other_times = [other.when for other in op.before - {here}]
             first = entry.when + (op.name == "cat")  # the next layer of a dense row concatenates what enters this one
-            if others and all(first <= when < here.when for when in others):
+            if other_times and all(first <= when < here.when for when in other_times):
                 return op
         if len(after) != 1 or not _alone(trace, path, here, after[0]):
             return None
@@ -92,9 +92,9 @@ def _owns(path: str, op: Operation) -> bool:
 def _taken_after(trace: Trace, path: str, end: Operation) -> Spot:
     """The module input or output that holds the output of a block."""
     last = max(trace.below(path), key=lambda call: call.ended)
-    given = [Spot(call, "block", path, "input") for call in trace.calls if call.argument and call.argument.made is end]
+    takers = [Spot(call, "block", path, "input") for call in trace.calls if call.argument and call.argument.made is end]
     gives = [Spot(call, "block", path) for call in trace.calls if call.result and call.result.made is end]
-    after = [spot for spot in (*given, *gives) if spot.when > last.ended]
+    after = [spot for spot in (*takers, *gives) if spot.when > last.ended]
     if after:
         return min(after, key=lambda spot: spot.when)
     return gives[0] if gives else Spot(last, "block", path, lost=end)

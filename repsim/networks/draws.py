@@ -71,7 +71,7 @@ class Repeating:
 
     def __init__(self, first: Repeating | None = None, high: bool | None = None) -> None:
         self.first, self.high, self.running = first, high, []
-        self.found: dict[tuple[str, int, str], Tensor] = {}
+        self.values: dict[tuple[str, int, str], Tensor] = {}
         """(path, call, side) -> sums over the inputs or outputs of a call: values by their places, and magnitudes."""
         self.given: dict[str, bool] = {}
         """Call -> whether it was given something else."""
@@ -81,7 +81,7 @@ class Repeating:
     @property
     def differs(self) -> bool:
         """Whether anything is not as in the first pass."""
-        return self.other is not None or (self.first is not None and self.found.keys() != self.first.found.keys())
+        return self.other is not None or (self.first is not None and self.values.keys() != self.first.values.keys())
 
     def recording(self) -> Any:
         return ExitStack() if self.high is None else _Extreme(self.high)
@@ -100,8 +100,8 @@ class Repeating:
         flat = (torch.view_as_real(flat).flatten() if flat.is_complex() else flat).double()
         at = torch.arange(len(flat), device=flat.device, dtype=torch.float64)
         now = torch.stack([(flat * (1 + (at * GOLDEN) % 1)).sum(), flat.abs().sum()])
-        self.found[key] = now
-        before = now if self.first is None else self.first.found.get(key, now)
+        self.values[key] = now
+        before = now if self.first is None else self.first.values.get(key, now)
         return bool(((now - before).abs() > 1e-6 * before[1] + 1e-30).any())
 
 
@@ -118,10 +118,10 @@ def not_a_function(name: str, module: nn.Module, path: str, places: list[Draw]) 
         listed = ", ".join(f"{draw.name} in {draw.path or 'its own code'}" for draw in places[:3])
         drawn = f"it draws at random ({listed}{' and more' * (len(places) > 3)})"
     else:
-        drawn = f"{path or 'its own code'} makes something else of the same input"
+        drawn = f"{path or 'its own code'} gives something else for the same input"
     near = [modules.get(item, module) for item in dict.fromkeys([*(draw.path for draw in places), path])]
     settings = sorted({setting for item in near for setting in _settings(item)})
-    advice = "take out what draws (a mask, noise, dropout that is left on)"
+    advice = "take out the modules that draw (a mask, noise, dropout that is left on)"
     advice += f", perhaps by setting {' or '.join(settings[:4])} to 0" if settings else ""
     return (
         f"{name} gives other values for the same images in every pass: {drawn}, so its numbers would be partly "

@@ -104,7 +104,10 @@ def hooked(
     placed = {layer.place: layer for layer in layers if layer.place is not None}
     if placed and network.compiled:
         name = next(iter(placed.values())).name
-        raise UsageError(f"layer {name!r} of {network.name} is no module's, and is not there once it is compiled")
+        raise UsageError(
+            f"layer {name!r} of {network.name} belongs to no module, and is gone once the network is compiled; choose "
+            "other layers, or do not compile it"
+        )
     handles = [network.module.register_forward_pre_hook(start)]
     try:
         for (path, side), at_module in _grouped(each for each in layers if each.place is None).items():

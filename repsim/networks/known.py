@@ -20,8 +20,8 @@ def check_form(name: str) -> None:
     """Raise `UsageError` for a name that is a file's: of weights, or of the code of a factory."""
     if name.endswith(WEIGHTS) and ":" not in name and name not in _timm()[0]:  # timm has tags such as beit3_....pt
         raise UsageError(
-            f"a model is a name, and {name!r} is that of a file of weights; give the network's name, and the file with "
-            f"--weights {name} (--weights-a or --weights-b where there are two networks; weights= in Python)"
+            f"a model is a name, and {name!r} is the name of a file of weights; give the network's name, and the file "
+            f"with --weights {name} (--weights-a or --weights-b where there are two networks; weights= in Python)"
         )
     file, colon, factory = name.rpartition(":") if ":" in name else (name, "", "")
     if file.endswith(".py"):

@@ -98,8 +98,8 @@ def find_layers(
     for spot in spots:
         if spot.lost is not None and spot.lost.output is None:
             raise UsageError(
-                f"layer {spot.name!r} of {network.name} cannot be taken: no module is given it or gives it, and no "
-                "addition makes it; choose other layers, or pass the module as it was before it was traced"
+                f"layer {spot.name!r} of {network.name} cannot be taken: no module takes it or gives it, and it is not "
+                "the result of an addition; choose other layers, or pass the module as it was before it was traced"
             )
         if spot.side == "output" and spot.call.mixed:
             raise UsageError(
@@ -141,7 +141,7 @@ def notices_of(network: Network, layers: str | Iterable[str] = "blocks") -> list
     if trace.provenance.by_batch:
         sentences.append(
             f"{network.name} is quantised dynamically: it rounds activations by the range that they have in the whole "
-            "batch, so its numbers depend a little on which images share one"
+            "batch, so its numbers depend a little on the images that share a batch"
         )
     return sentences
 
@@ -169,7 +169,7 @@ def grid_of(layer: Reading, network: Network) -> tuple[int, int]:
     if layer.grid is None:
         subject = f"layer {layer.name!r}" if isinstance(layer, Layer) else "an activation"
         why = f": {layer.unknown}" if layer.unknown else ""
-        raise UsageError(f"{subject} of {network.name}, {layer.shape}, is no map or grid with a centre{why}")
+        raise UsageError(f"{subject} of {network.name}, {layer.shape}, is not a map or grid with a centre{why}")
     return layer.grid
 
 
@@ -263,10 +263,10 @@ def _named_so(names: Sequence[str], layers: str | Iterable[str], network: str) -
         chosen = [name for name in names if regex.fullmatch(name)]
         missing = [] if chosen else [layers]
     else:
-        asked = list(layers)
+        patterns = list(layers)
         chosen, missing = (
-            [name for name in names if name in asked],
-            [name_asked for name_asked in asked if name_asked not in names],
+            [name for name in names if name in patterns],
+            [name_asked for name_asked in patterns if name_asked not in names],
         )
     if missing:
         alike = near(missing[0], names) or list(names[:4])
@@ -335,13 +335,13 @@ def _named(trace: Trace) -> list[Spot]:
     return sorted([*modules, *(s for s in extra if s not in modules)], key=lambda spot: spot.when)
 
 
-def _unknown(trace: Trace, what: str) -> UsageError:
+def _unknown(trace: Trace, choice: str) -> UsageError:
     names = [spot.name or spot.call.name for spot in _named(trace)]
-    alike = near(what, names)
+    alike = near(choice, names)
     hint = f"near it: {', '.join(alike)}; " if alike else ""
     network = trace.network.name
     return UsageError(
-        f"no layer of {network} matches {what!r}; {hint}the presets are {', '.join(PRESETS)}, and "
+        f"no layer of {network} matches {choice!r}; {hint}the presets are {', '.join(PRESETS)}, and "
         f"`repsim layers {network} --layers '.*'` lists all {len(names)} names"
     )
 
@@ -366,8 +366,8 @@ def depths_of(trace: Trace) -> Callable[[int], float]:
         for i, (after, added) in enumerate(zip(_sums(trace, branches, block), branches), 1):
             depths[after.when] = depths[added.when] = depths[block.when] - (1 - i / len(branches)) / last
     turns = np.array(sorted(depths))
-    reached = np.maximum.accumulate([depths[turn] for turn in turns])
-    return lambda when: float(np.interp(when, turns, reached))
+    deepest = np.maximum.accumulate([depths[turn] for turn in turns])
+    return lambda when: float(np.interp(when, turns, deepest))
 
 
 # How to read an activation

@@ -125,10 +125,10 @@ def _from_transformers(rest: str, pretrained: bool, args: dict[str, Any]) -> Fou
     if "image_size" in args:
         height, width = _pair(args["image_size"])
         of_processor = {"size": {"height": height, "width": width}, "crop_size": {"height": height, "width": width}}
-    beside = adapters if adapters and (Path(adapters) / "preprocessor_config.json").is_file() else place
+    processor_folder = adapters if adapters and (Path(adapters) / "preprocessor_config.json").is_file() else place
     try:
-        with _quietly(), _said_by(f"the image processor of hf:{beside}", weights=True):
-            preparing = transformers.AutoImageProcessor.from_pretrained(beside, **of_processor)
+        with _quietly(), _said_by(f"the image processor of hf:{processor_folder}", weights=True):
+            preparing = transformers.AutoImageProcessor.from_pretrained(processor_folder, **of_processor)
     except RepsimError as error:
         transform = Unsaid(
             _size_of(seen),
@@ -159,10 +159,10 @@ def _is_of_adapters(place: str) -> bool:
 
 def _said_of_adapters(folder: str) -> dict[str, Any]:
     try:
-        said = json.loads((Path(folder) / ADAPTERS).read_text())
+        config = json.loads((Path(folder) / ADAPTERS).read_text())
     except (OSError, ValueError) as error:
         raise RepsimError(f"cannot read {Path(folder) / ADAPTERS}: {first_line(error)}") from None
-    return said if isinstance(said, dict) else {}
+    return config if isinstance(config, dict) else {}
 
 
 def _base_of(folder: str) -> str:
@@ -202,14 +202,14 @@ def _adapt(module: nn.Module, folder: str, pretrained: bool) -> None:
         warnings.simplefilter("ignore")  # of what follows as an error
         config = peft.PeftConfig.from_pretrained(folder)
         if config.is_prompt_learning:
-            raise UsageError(f"{folder} holds learned prompts, which are no part of a network of images")
+            raise UsageError(f"{folder} holds learned prompts, which are not part of a network of images")
         adapted = peft.get_peft_model(module, config)
         loaded = adapted.load_adapter(folder, "default") if pretrained else None
-    strange = [*loaded.unexpected_keys, *loaded.missing_keys] if loaded else []
-    if strange:
+    misfits = [*loaded.unexpected_keys, *loaded.missing_keys] if loaded else []
+    if misfits:
         raise RepsimError(
-            f"the adapters in {folder} are not those of {type(module).__name__}: {len(strange)} of their tensors do "
-            f"not fit ({few(strange)}); name the class they were trained in with hf:{folder}:CLASS"
+            f"the adapters in {folder} are not those of {type(module).__name__}: {len(misfits)} of their tensors do "
+            f"not fit ({few(misfits)}); name the class they were trained in with hf:{folder}:CLASS"
         )
 
 
@@ -271,7 +271,7 @@ def _quietly() -> Iterator[None]:
 
 
 @contextmanager
-def _said_by(what: str, *, weights: bool) -> Iterator[None]:
+def _said_by(subject: str, *, weights: bool) -> Iterator[None]:
     """While active, an error of a library becomes a repsim error of one line."""
     try:
         yield
@@ -279,7 +279,7 @@ def _said_by(what: str, *, weights: bool) -> Iterator[None]:
         raise
     except Exception as error:  # whatever a library does
         kind = RepsimError if weights else UsageError
-        raise kind(f"cannot get {what}: {first_line(error).split('. ')[0]}") from None
+        raise kind(f"cannot get {subject}: {first_line(error).split('. ')[0]}") from None
 
 
 @contextmanager
@@ -477,8 +477,8 @@ def transform_of(module: nn.Module) -> Transform | None:
     if _by(module, "open_clip") and hasattr(module, "preprocess_cfg"):
         from open_clip.transform import PreprocessCfg, image_transform_v2
 
-        said: Any = module.preprocess_cfg
-        preparing = image_transform_v2(PreprocessCfg(**said), is_train=False)
+        config: Any = module.preprocess_cfg
+        preparing = image_transform_v2(PreprocessCfg(**config), is_train=False)
         return as_transform(preparing, name=type(module).__name__)
     if _by(module, "open_clip") and hasattr(module, "image_size"):
         why = f"nothing says how images are prepared for {type(module).__name__}, which was not made by its name"

@@ -187,7 +187,7 @@ class Network:
 
     def __repr__(self) -> str:
         size = self.transform.input_size
-        images = "images of a size that nothing says" if size is None else f"images {'x'.join(map(str, size))}"
+        images = "images of unknown size" if size is None else f"images {'x'.join(map(str, size))}"
         count, kind = self._parameters, self._class.__name__
         parameters = f"{count / 1e6:.3g} million" if count >= 10_000 else f"{count:,}"
         return f"Network {self.name!r}: {kind}, {parameters} parameters, weights {self.weights}, {images}"
@@ -250,22 +250,22 @@ def as_networks(
     networks: Network | Stands | nn.Module | str | Sequence[Network | Stands | nn.Module | str],
 ) -> list[Network]:
     """Make networks of one or several stand-ins, under names that tell them apart."""
-    one = isinstance(networks, (Network, Stands, nn.Module, str))
-    return told_apart([as_network(network) for network in ([networks] if one else networks)])
+    is_single = isinstance(networks, (Network, Stands, nn.Module, str))
+    return told_apart([as_network(network) for network in ([networks] if is_single else networks)])
 
 
 def told_apart(networks: Sequence[Network]) -> list[Network]:
     """Give networks of the same name names of their own that no other has: the table knows them by nothing else."""
     names = [network.name for network in networks]
-    taken, told = {name for name in names if names.count(name) == 1}, []
+    taken, distinct = {name for name in names if names.count(name) == 1}, []
     for network in networks:
         if names.count(network.name) > 1:
             free = (f"{network.name}#{number}" for number in itertools.count(1))
             name = next(candidate for candidate in free if candidate not in taken)
             taken.add(name)
             network = dataclasses.replace(network, name=name)
-        told.append(network)
-    return told
+        distinct.append(network)
+    return distinct
 
 
 def with_values(network: Network) -> Network:
@@ -300,7 +300,7 @@ def with_values(network: Network) -> Network:
     if never := [name for name, tensor in tensors if is_lazy(tensor)]:
         raise RepsimError(
             f"{network.name} has {len(never)} parameters without shapes after its first pass ({few(never)}); give "
-            "them values, or take out what no pass goes through"
+            "them values, or take out the modules that no pass goes through"
         )
     if network.weights == "random":
         return network
@@ -442,7 +442,7 @@ def _build(name: str, weights: str, model_args: dict[str, Any], key: str | None,
     check_form(name)
     file = None if weights in ("pretrained", "random") else Path(weights)
     if file is None and key is not None:
-        raise UsageError(f"the weights key {key!r} chooses among the weights of a file; {name} has {weights!r} ones")
+        raise UsageError(f"the weights key {key!r} chooses among the weights of a file; {name} has {weights!r} weights")
     if file is not None and not file.is_file():
         raise no_file(weights)
     _check_args(name, model_args)
@@ -452,15 +452,15 @@ def _build(name: str, weights: str, model_args: dict[str, Any], key: str | None,
         transform = said_in_words(transform, network.transform, name)
     if transform is not None:
         network = dataclasses.replace(network, transform=transform)
-    label, given = network.name, network.weights
+    label, weights_label = network.name, network.weights
     if file is not None:
         with_values(network)  # the file must fit the shapes that a first pass gives
         taken = load_file(network.module, file, name, key)
         network = dataclasses.replace(network, taken=taken, notices=(*network.notices, *taken.notices()))
-        label, given = f"{label}@{file.stem}" + (f":{key}" if key else ""), weights
+        label, weights_label = f"{label}@{file.stem}" + (f":{key}" if key else ""), weights
     elif weights == "random":
-        label, given = f"{label}-random", "random"
-    return dataclasses.replace(network, name=label, weights=given, model_args=model_args)
+        label, weights_label = f"{label}-random", "random"
+    return dataclasses.replace(network, name=label, weights=weights_label, model_args=model_args)
 
 
 SIZES = ("img_size", "image_size", "in_chans")
@@ -473,12 +473,14 @@ TENSORS = 20_000
 def _check_args(name: str, model_args: dict[str, Any]) -> None:
     """Raise `UsageError` for arguments that no network can be built or believed with."""
     for key in SIZES:
-        given = model_args.get(key, 1)
-        sides = given if isinstance(given, (tuple, list)) and len(given) == 2 else [given]
+        value = model_args.get(key, 1)
+        sides = value if isinstance(value, (tuple, list)) and len(value) == 2 else [value]
         if not all(isinstance(side, int) and side >= 1 for side in sides):
-            raise UsageError(f"{key} of {name} must be a whole number from 1 on, got {given!r}")
+            raise UsageError(f"{key} of {name} must be a whole number from 1 on, got {value!r}")
     if behind := [key for key in BEHIND if key in model_args]:
-        raise UsageError(f"{behind[0]} is no model argument here; name the weights of {name} with --weights (weights)")
+        raise UsageError(
+            f"{behind[0]} is not a model argument here; name the weights of {name} with --weights (weights)"
+        )
 
 
 @contextmanager
@@ -647,8 +649,8 @@ def _from_factory(name: str, weights: str, model_args: dict[str, Any]) -> Networ
 
 def _transform_of(module: nn.Module, model_args: dict[str, Any], config: dict[str, Any] | None = None) -> Transform:
     """A library's own evaluation settings where it has them; of timm's an image size among the arguments wins."""
-    if (said := transform_of(module)) is not None:
-        return said
+    if (stated := transform_of(module)) is not None:
+        return stated
     channels = next((n for k in ("in_chans", "channels") if isinstance(n := model_args.get(k), int)), None)
     size = next((model_args[k] for k in ("img_size", "image_size") if k in model_args), None)
     size = (size, size) if isinstance(size, int) else size

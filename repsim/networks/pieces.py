@@ -48,14 +48,14 @@ def in_pieces(run: Callable[[Tensor], Any], inputs: Tensor, size: int) -> Tensor
     for start in range(0, len(inputs), size):
         with under_way(Piece(start, start + size >= len(inputs))):
             outputs.append(first_tensor(run(inputs[start : start + size])))
-    found = [each for each in outputs if each is not None]
-    return torch.cat(found) if len(found) == len(outputs) else None
+    present = [each for each in outputs if each is not None]
+    return torch.cat(present) if len(present) == len(outputs) else None
 
 
 @contextmanager
-def under_way(of: Piece) -> Iterator[None]:
+def under_way(piece: Piece) -> Iterator[None]:
     """While active, this piece is the one that goes through the network."""
-    token = _current.set(of)
+    token = _current.set(piece)
     try:
         yield
     finally:

@@ -74,7 +74,7 @@ class Places:
     def _new(self, count: int, kind: int, *values: np.ndarray | float) -> np.ndarray:
         start, self._size = self._size, self._size + count
         if self._size >= 2**BITS:
-            raise OverflowError("more places than can be numbered")
+            raise OverflowError(f"there are more places than {BITS} bits can number")
         while self._size > self._data.shape[1]:
             self._data = np.concatenate([self._data, np.zeros_like(self._data)], 1)
         self._data[0, start : self._size] = kind

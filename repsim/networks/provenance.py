@@ -229,7 +229,9 @@ class Rules:
         new = np.where(x == y, x, NOWHERE)
         if regions.any():
             x, y, t = x[regions], y[regions], t[regions]
-            row, column = (of[x] + t * (of[y] - of[x]) for of in (places.row, places.column))
+            row, column = (
+                coordinate[x] + t * (coordinate[y] - coordinate[x]) for coordinate in (places.row, places.column)
+            )
             new[regions] = places.regions(row, column, places.height[x], places.width[x])
         return (a & ~MASK) | torch.from_numpy(new)[inverse].view(a.shape)
 
@@ -383,11 +385,11 @@ class Provenance:
         label = self.label(tensor)
         return label is not None and not label.fixed
 
-    def _of_parameters(self, name: str, given: Sequence[Tensor], names: tuple[str, ...]) -> bool:
+    def _of_parameters(self, name: str, tensors: Sequence[Tensor], names: tuple[str, ...]) -> bool:
         """Whether an operation on parameters alone makes a row of tokens of several of them, or goes on with one."""
         if name in ("cat", "stack"):
-            return len(names) > 1 or any(map(self.label, given))
-        return any(map(self.label, given)) and name not in PRODUCTS
+            return len(names) > 1 or any(map(self.label, tensors))
+        return any(map(self.label, tensors)) and name not in PRODUCTS
 
     def _written(self, tensor: Tensor, label: Label) -> None:
         """What an operation in place made of a tensor is so in what it is a view of, too."""
@@ -444,20 +446,20 @@ class Provenance:
             if label is None:
                 return [Label(self._constant(source).expand(target.shape))]
             return [label.each(lambda codes: codes.expand(target.shape))]
-        given = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor) and x in self._labels]
+        labelled = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor) and x in self._labels]
         if name in INDEXED:
-            given = given[:1] if given and given[0] is args[0] else []
-            if not given:
+            labelled = labelled[:1] if labelled and labelled[0] is args[0] else []
+            if not labelled:
                 return [None]
-        pair = any(self._labels[x].across is not None for x in given)
+        pair = any(self._labels[x].across is not None for x in labelled)
         own = func if name not in ("view", "_unsafe_view", "_reshape_alias") else None
 
-        def run(which: str, of: Callable[[Label], Label | None] = lambda label: label) -> list[Tensor]:
+        def run(field_name: str, part_of: Callable[[Label], Label | None] = lambda label: label) -> list[Tensor]:
             def codes(x: Any) -> Any:
                 if not isinstance(x, Tensor):
                     return x
                 if (label := self.label(x)) is not None and (name not in INDEXED or x is args[0]):
-                    codes_of_label = getattr(of(label), which)
+                    codes_of_label = getattr(part_of(label), field_name)
                     return label.codes if codes_of_label is None else codes_of_label
                 if name in INDEXED or x.dtype in (torch.bool, torch.int64, torch.int32):
                     return x.cpu()
@@ -478,10 +480,10 @@ class Provenance:
 
         first = run("codes")
         second = run("across") if pair else [None] * len(first)
-        weights = tuple(dict.fromkeys(each for x in given for each in self._labels[x].weights))
-        if len(given) != 1 or self._labels[given[0]].pair is None:
+        weights = tuple(dict.fromkeys(each for x in labelled for each in self._labels[x].weights))
+        if len(labelled) != 1 or self._labels[labelled[0]].pair is None:
             return [Label(a, b, weights) for a, b in zip(first, second)]
-        rows, columns = (run(which, lambda label: label.pair) for which in ("codes", "across"))
+        rows, columns = (run(field_name, lambda label: label.pair) for field_name in ("codes", "across"))
         return [Label(a, b, weights, pair=Label(*pair)) for a, b, pair in zip(first, second, zip(rows, columns))]
 
     def _strided(
@@ -533,13 +535,13 @@ class Provenance:
             return replace(whole, weights=())
         return replace(whole, weights=tuple(dict.fromkeys(each for label in labels for each in label.weights)))
 
-    def _paired(self, found: Sequence[Label], result: Tensor, at: Any) -> Label | None:
+    def _paired(self, labels: Sequence[Label], result: Tensor, at: Any) -> Label | None:
         """The rows and columns of an operation, entry by entry, on each place of one operand and each of another."""
-        before = next((label.pair for label in found if label.pair is not None), None)
-        if len(found) != 2:
+        before = next((label.pair for label in labels if label.pair is not None), None)
+        if len(labels) != 2:
             return before
-        a, b = (label.codes[(None,) * (result.ndim - label.codes.ndim)] for label in found)
-        for label, own, other in ((found[0], a, b), (found[1], b, a)):
+        a, b = (label.codes[(None,) * (result.ndim - label.codes.ndim)] for label in labels)
+        for label, own, other in ((labels[0], a, b), (labels[1], b, a)):
             pairs = label.pair is not None or label.across is not None
             if pairs and _alone(places_in(own), other) is not None and _alone(features_in(other), own) is not None:
                 self.unread.append(at)  # what is at one of two places, times a factor for both
@@ -548,16 +550,16 @@ class Provenance:
             return before
         return Label(a.expand(result.shape), b.expand(result.shape))
 
-    def _reduction(self, given: dict[str, Any], result: Any) -> list[Label | None]:
-        label = self._labels[given["self_"]]
-        dims = given.get("dim")
+    def _reduction(self, arguments: dict[str, Any], result: Any) -> list[Label | None]:
+        label = self._labels[arguments["self_"]]
+        dims = arguments.get("dim")
         tensors = [x for x in tree_iter(result) if isinstance(x, Tensor)]
         ndim = label.codes.ndim
         dims = list(range(ndim)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else list(dims)
 
         def without(codes: Tensor, first: bool = False) -> Tensor:
             codes = self.rules.reduced(codes, dims, first=first)
-            for axis in sorted(d % ndim for d in dims) if given.get("keepdim") else ():
+            for axis in sorted(d % ndim for d in dims) if arguments.get("keepdim") else ():
                 codes = codes.unsqueeze(axis)
             return codes
 
@@ -567,25 +569,25 @@ class Provenance:
             pair = pair.each(lambda codes: without(codes, first=True)) if apart else None
         return [Label(without(label.codes), pair=pair) for _ in tensors]
 
-    def _mm(self, self_: Tensor, mat2: Tensor, result: Tensor, at: Any, **more: Any) -> Label | None:
+    def _mm(self, self_: Tensor, mat2: Tensor, result: Tensor, at: Any, **options: Any) -> Label | None:
         return self._product(self_, mat2, result, at)
 
-    def _addmm(self, mat1: Tensor, mat2: Tensor, result: Tensor, at: Any, **more: Any) -> Label | None:
+    def _addmm(self, mat1: Tensor, mat2: Tensor, result: Tensor, at: Any, **options: Any) -> Label | None:
         return self._product(mat1, mat2, result, at)
 
     _addmm_activation = _addmm
 
-    def _bmm(self, self_: Tensor, mat2: Tensor, result: Tensor, at: Any, **more: Any) -> Label | None:
+    def _bmm(self, self_: Tensor, mat2: Tensor, result: Tensor, at: Any, **options: Any) -> Label | None:
         return self._product(self_, mat2, result, at)
 
-    def _baddbmm(self, batch1: Tensor, batch2: Tensor, result: Tensor, at: Any, **more: Any) -> Label | None:
+    def _baddbmm(self, batch1: Tensor, batch2: Tensor, result: Tensor, at: Any, **options: Any) -> Label | None:
         return self._product(batch1, batch2, result, at)
 
-    def _linear(self, input: Tensor, weight: Tensor, result: Tensor, **more: Any) -> Label | None:
+    def _linear(self, input: Tensor, weight: Tensor, result: Tensor, **options: Any) -> Label | None:
         label = self.label(input)
         return None if label is None else label.each(lambda c: self.rules.contracted(c, -1, result.shape[-1]))
 
-    def _mv(self, self_: Tensor, vec: Tensor, **more: Any) -> Label | None:
+    def _mv(self, self_: Tensor, vec: Tensor, **options: Any) -> Label | None:
         label = self.label(self_)
         return None if label is None else label.each(lambda codes: self.rules.reduced(codes, [-1], first=True))
 
@@ -615,17 +617,17 @@ class Provenance:
         rows, columns = self._outer(of_a, -1), self._outer(of_b, -2)
         return self._resolved(rows.unsqueeze(-1), columns.unsqueeze(-2), result.shape)
 
-    def _mixed(self, label: Label, made: Label, result: Tensor, at: Any) -> Label:
+    def _mixed(self, label: Label, mixed_label: Label, result: Tensor, at: Any) -> Label:
         """Attention weights are, after their heads were mixed, what came of it, if these are weights still.
 
         Talking heads mix with factors of any sign and sum: then the weights are those that were mixed.
         """
         if not label.weights:
-            return replace(made, weights=())
-        axis = keys_axis(made) % result.ndim
-        if _is_laid_out(made) and _sums_to_one(result, axis) and bool((result >= 0).all()):
-            return replace(made, weights=(Weights(at, made, tuple(result.shape), axis),))
-        return replace(made, weights=tuple(replace(weights_, mixed=True) for weights_ in label.weights))
+            return replace(mixed_label, weights=())
+        axis = keys_axis(mixed_label) % result.ndim
+        if _is_laid_out(mixed_label) and _sums_to_one(result, axis) and bool((result >= 0).all()):
+            return replace(mixed_label, weights=(Weights(at, mixed_label, tuple(result.shape), axis),))
+        return replace(mixed_label, weights=tuple(replace(weights_, mixed=True) for weights_ in label.weights))
 
     def _over_keys(self, label: Label, axis: int, tensor: Tensor) -> bool:
         """Whether a product sums over the keys of attention weights."""
@@ -682,29 +684,29 @@ class Provenance:
         elif of_q is not None:
             self._labels[result] = Label(self.rules.contracted(of_q.codes, -1, result.shape[-1]))
 
-    def _convolution(self, input: Tensor, weight: Tensor, result: Tensor, at: Any, **how: Any) -> Label | None:
+    def _convolution(self, input: Tensor, weight: Tensor, result: Tensor, at: Any, **options: Any) -> Label | None:
         label = self.label(input)
         if label is None:
             return None
         if label.across is not None:  # of attention weights, whose heads it mixes
-            plain = how["groups"] == 1 and input.shape[2:] == result.shape[2:] and set(weight.shape[2:]) == {1}
+            plain = options["groups"] == 1 and input.shape[2:] == result.shape[2:] and set(weight.shape[2:]) == {1}
             return (
                 self._mixed(label, label.each(lambda c: self.rules.contracted(c, 1, result.shape[1])), result, at)
                 if plain
                 else None
             )
-        codes = self.rules.contracted(label.codes, 1, 1) if how["groups"] == 1 else self._depthwise(label.codes)
+        codes = self.rules.contracted(label.codes, 1, 1) if options["groups"] == 1 else self._depthwise(label.codes)
         before = codes
         spatial = range(2, input.ndim)
-        every = [_each(how[key], len(spatial)) for key in ("stride", "padding", "dilation")]
+        every = [_each(options[key], len(spatial)) for key in ("stride", "padding", "dilation")]
         for axis, kernel, stride, padding, dilation in zip(spatial, weight.shape[2:], *every):
             size = result.shape[axis]
-            if how["transposed"]:
+            if options["transposed"]:
                 wanted = (np.arange(size) + padding - dilation * (kernel - 1) / 2) / stride
                 codes = self.rules.between(codes, axis, wanted)
             else:
                 codes = self.rules.taps(codes, axis, size, kernel, stride, padding, dilation)
-        signs = {axis: 1 / s if how["transposed"] else s for axis, s in zip(spatial, every[0])}
+        signs = {axis: 1 / s if options["transposed"] else s for axis, s in zip(spatial, every[0])}
         codes = self.rules.resized(codes, before, signs)
         if _is_hidden(self.places, codes):
             codes = self.rules.contracted(label.codes, 1, result.shape[1])
@@ -724,13 +726,13 @@ class Provenance:
             return pack(images_in(codes[:, :1]), 0, places_in(codes[:, :1]))
         return codes
 
-    def _max_pool2d_with_indices(self, self_: Tensor, result: Any, **how: Any) -> Label | None:
-        return self._pooled(self_, result[0], **how)
+    def _max_pool2d_with_indices(self, self_: Tensor, result: Any, **options: Any) -> Label | None:
+        return self._pooled(self_, result[0], **options)
 
-    def _avg_pool2d(self, self_: Tensor, result: Tensor, **how: Any) -> Label | None:
-        return self._pooled(self_, result, **how)
+    def _avg_pool2d(self, self_: Tensor, result: Tensor, **options: Any) -> Label | None:
+        return self._pooled(self_, result, **options)
 
-    def _pooled(self, x: Tensor, result: Tensor, kernel_size: Any, stride: Any, padding: Any, **how: Any) -> Label:
+    def _pooled(self, x: Tensor, result: Tensor, kernel_size: Any, stride: Any, padding: Any, **options: Any) -> Label:
         codes = self._labels[x].codes
         axes = (x.ndim - 2, x.ndim - 1)
         kernel, padding = _each(kernel_size, 2), _each(padding, 2)
@@ -746,7 +748,7 @@ class Provenance:
                 codes = self.rules.resized(codes, before, {axis: s})
         return Label(codes)
 
-    def _adaptive_avg_pool2d(self, self_: Tensor, result: Any, **how: Any) -> Label | None:
+    def _adaptive_avg_pool2d(self, self_: Tensor, result: Any, **options: Any) -> Label | None:
         pooled = result if isinstance(result, Tensor) else result[0]
         codes = self._labels[self_].codes
         for axis in (codes.ndim - 2, codes.ndim - 1):
@@ -872,8 +874,8 @@ def _each(value: Any, count: int) -> list[int]:
 def _bound(func: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
     """Arguments of an operation by name; `self` is called `self_`."""
     known = func._schema.arguments
-    given = {a.name: a.default_value for a in known if a.has_default_value()}
-    given |= {a.name: value for a, value in zip(known, args)} | kwargs
-    if "self" in given:
-        given["self_"] = given.pop("self")
-    return given
+    values = {a.name: a.default_value for a in known if a.has_default_value()}
+    values |= {a.name: value for a, value in zip(known, args)} | kwargs
+    if "self" in values:
+        values["self_"] = values.pop("self")
+    return values

@@ -81,7 +81,7 @@ def find_sums(network: Network | nn.Module | str) -> list[ResidualSum]:
         additions = _stream(trace, path, block)
         for (addition, skip), sublayer in zip(additions, _sublayers(trace, path, block, additions)):
             if addition.output is None:
-                raise UsageError(f"a residual sum in {path} of {network.name} has no axis of images that is known")
+                raise UsageError(f"a residual sum in {path} of {network.name} has no known axis of images")
             reading = trace.reading(addition.output)
             name = block.name or (block.call.name if block.call.path == path else path)
             residual_sums.append(ResidualSum(name, depth(block.when), number, sublayer, addition.at, skip, reading))  # pyrefly: ignore [bad-argument-type]  # of a sum
@@ -96,23 +96,23 @@ def blocks_without(network: Network, sums: Sequence[ResidualSum]) -> list[str]:
     trace = Trace.of(network)
     blocks = find_blocks(trace)
     names = [path for path, _ in blocks if path not in have]
-    said = [f"{len(names)} blocks of {network.name} have no residual sum: {', '.join(names)}"] if names else []
+    sentences = [f"{len(names)} blocks of {network.name} have no residual sum: {', '.join(names)}"] if names else []
     aside = [path for path, block in blocks if path in have and _adds_aside(trace, path, block)]
     if aside:
-        said.append(
-            f"residual sums of {', '.join(aside)} in {network.name} that do not enter what it returns first are left "
-            "out: of several tensors the first stands for a block"
+        sentences.append(
+            f"residual sums of {', '.join(aside)} in {network.name} are left out where they do not enter the first "
+            "tensor that the block returns, which stands for it"
         )
-    return said
+    return sentences
 
 
 def _adds_aside(trace: Trace, path: str, block: Spot) -> bool:
     """Whether the code of a block ends residual sums that its output does not depend on."""
     if block.made is None:
         return False
-    behind = {block.made, *block.made.ancestors()}
+    ancestors = {block.made, *block.made.ancestors()}
     own = (op for op in trace.operations if op.at and op.at.path == path and adds_what_it_came_from(op))
-    return any(op not in behind for op in own)
+    return any(op not in ancestors for op in own)
 
 
 def _stream(trace: Trace, path: str, block: Spot) -> list[tuple[Operation, int]]:
@@ -193,7 +193,8 @@ def _skip(trace: Trace, path: str, addition: Operation, entry: Operation | None)
     if scaled[0] != scaled[1]:
         return 0 if scaled[0] else 1
     raise UsageError(
-        f"of what {trace.network.name} adds in {path}, repsim cannot tell which is the skip and which the branch"
+        f"of the two tensors that {trace.network.name} adds in {path}, repsim cannot tell which is the skip and which "
+        "is the branch"
     )
 
 
@@ -201,13 +202,13 @@ def _is_made_of(op: Operation, source: Operation) -> bool:
     """Whether an operation depends on another one, and on nothing before that but through it, as a gated sum does."""
     if source not in op.ancestors():
         return False
-    before, waiting, met = source.ancestors(), [op], {source}
+    before, waiting, visited = source.ancestors(), [op], {source}
     while waiting:
         here = waiting.pop()
         if here in before:
             return False
-        met.add(here)
-        waiting += [operand for operand in here.operands if operand is not None and operand not in met]
+        visited.add(here)
+        waiting += [operand for operand in here.operands if operand is not None and operand not in visited]
     return True
 
 
@@ -269,13 +270,15 @@ def watch_sums(
 
     def enter(call: Call, arguments: Any) -> None:
         if not call.path:
-            watch.met.clear()
+            watch.places.clear()
 
     def leave(call: Call, result: Any) -> None:
-        if call.path or watch.met.issuperset(wanted):
+        if call.path or watch.places.issuperset(wanted):
             return
-        missing = next(residual_sum.name for place, residual_sum in wanted.items() if place not in watch.met)
-        raise RepsimError(f"{network.name} does not add {missing!r} as when its residual sums were looked for")
+        missing = next(residual_sum.name for place, residual_sum in wanted.items() if place not in watch.places)
+        raise RepsimError(
+            f"{network.name} no longer adds {missing!r} as it did when repsim looked for its residual sums"
+        )
 
     with following(network.module, running, enter, leave, lambda: is_own(network, passed=passed)), watch:
         yield
@@ -285,13 +288,13 @@ class _Watch(TorchDispatchMode):
     def __init__(self, wanted: dict[OperationAt, ResidualSum], running: list[Call], take: Callable) -> None:
         super().__init__()
         self.wanted, self.running, self.take = wanted, running, take
-        self.met: set[OperationAt] = set()
+        self.places: set[OperationAt] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         at = operation_at(ADDITION, self.running) if self.running and is_addition(func, args) else None
         residual_sum = None if at is None else self.wanted.get(at)
         if residual_sum is not None:
-            self.met.add(residual_sum.place)
+            self.places.add(residual_sum.place)
             replaced = self.take(residual_sum, args[residual_sum.skip], args[1 - residual_sum.skip])
             if replaced is not None:
                 in_place = func.overloadpacket.__name__.endswith("_")

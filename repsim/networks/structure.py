@@ -40,8 +40,8 @@ def find_blocks(trace: Trace) -> list[tuple[str, Spot]]:
     if rows := _in_halves(trace, paths, set(ends)):
         return rows
     paths = _handing_on(trace, paths)
-    uncalled = [path for path in paths if not trace.calls_of(path) and any(c.result for c in trace.below(path))]
-    ends = dict(zip(uncalled, handed_on(trace, uncalled)))
+    uncalled_paths = [path for path in paths if not trace.calls_of(path) and any(c.result for c in trace.below(path))]
+    ends = dict(zip(uncalled_paths, handed_on(trace, uncalled_paths)))
     return [
         (path, block)
         for path in paths
@@ -60,8 +60,8 @@ def _whole(trace: Trace, paths: list[str], ends: list[str]) -> list[str]:
     whole = []
     for path in paths:
         above = next((each for each in reversed(_above(path)) if each in at and not _holds(path, at)), None)
-        one = above is not None and type(module(above)) not in several
-        whole.append(above if one and not all(_holds(above, {each}) for each in paths) else path)
+        is_single = above is not None and type(module(above)) not in several
+        whole.append(above if is_single and not all(_holds(above, {each}) for each in paths) else path)
     return list(dict.fromkeys(whole))
 
 
@@ -127,23 +127,23 @@ def _handing_on(trace: Trace, paths: list[str]) -> list[str]:
 
     def hands_on(path: str) -> bool:
         results = [call.result.made for call in trace.calls_of(path) if call.result and call.result.made]
-        waiting, met = results[-1:], set()
+        waiting, visited = results[-1:], set()
         while waiting:
             here = waiting.pop()
             after = trace.following(here)
             if not after and here.at not in followed:
                 return True
-            met.add(here)
-            waiting += [op for op in after if op not in met and not _decides(here, op, softmax)]
+            visited.add(here)
+            waiting += [op for op in after if op not in visited and not _decides(here, op, softmax)]
         return not results
 
     return [path for path in paths if hands_on(path)]
 
 
-def _decides(given: Operation, op: Operation, softmax: set[Any]) -> bool:
+def _decides(source: Operation, op: Operation, softmax: set[Any]) -> bool:
     """Whether an operation makes attention weights of its inputs, and nothing more."""
     if op.name == "scaled_dot_product_attention":
-        return given not in op.operands[2:]
+        return source not in op.operands[2:]
     return op.at in softmax
 
 
@@ -204,11 +204,11 @@ def _joins(trace: Trace, op: Operation) -> bool:
     if op.name != "cat" or len(operands) < 2:
         return False
     call = trace.maker(op)
-    given = call.argument and call.argument.made
-    if not all(before is given or call.started < before.when for before in operands):
+    source = call.argument and call.argument.made
+    if not all(before is source or call.started < before.when for before in operands):
         return False
-    behind = {before: before.ancestors() for before in operands}
-    return any(a not in behind[b] and b not in behind[a] for a, b in itertools.combinations(operands, 2))
+    ancestors_of = {before: before.ancestors() for before in operands}
+    return any(a not in ancestors_of[b] and b not in ancestors_of[a] for a, b in itertools.combinations(operands, 2))
 
 
 def _taken_apart(trace: Trace, paths: list[str]) -> list[str]:
@@ -264,10 +264,10 @@ def left_out(trace: Trace) -> list[str]:
     paths = {path for path, _ in blocks}
     around = {above for path in paths for above in _above(path)}
 
-    def outermost(found: list[str]) -> list[str]:
-        found = [path for path in dict.fromkeys(found) if path and path not in paths and path not in around]
-        chosen = {*found, *paths}
-        return [path for path in found if not any(above in chosen for above in _above(path))]
+    def outermost(inner: list[str]) -> list[str]:
+        inner = [path for path in dict.fromkeys(inner) if path and path not in paths and path not in around]
+        chosen = {*inner, *paths}
+        return [path for path in inner if not any(above in chosen for above in _above(path))]
 
     first = min(entry_of(trace, path, block).started for path, block in blocks)
     last = max(block.when for _, block in blocks)
@@ -275,17 +275,17 @@ def left_out(trace: Trace) -> list[str]:
     rows = {call.path for path, block in blocks if block.since for call in trace.inside(path, block)}
     ran = sorted((call for call in weighed if call.path not in rows), key=lambda call: call.started)
     between = outermost([call.path for call in ran if first < call.started and call.ended < last])
-    more = [path for path in outermost(units(trace)) if path not in between and path not in rows]
-    said = []
+    outside = [path for path in outermost(units(trace)) if path not in between and path not in rows]
+    sentences = []
     if between:
-        said.append(f"between the blocks of {network.name} run {_counted(between)}")
-    if more:
-        said.append(f"besides the blocks of {network.name}, residual sums end in {_counted(more)}")
-    return said
+        sentences.append(f"between its blocks {network.name} runs {_counted(between)}")
+    if outside:
+        sentences.append(f"besides its blocks {network.name} has residual sums in {_counted(outside)}")
+    return sentences
 
 
 def _counted(names: list[str]) -> str:
-    count = "1 module that is no block" if len(names) == 1 else f"{len(names)} modules that are no blocks"
+    count = "1 module that is not a block" if len(names) == 1 else f"{len(names)} modules that are not blocks"
     return f"{count}: {listed(names)}"
 
 

@@ -100,10 +100,10 @@ class Reading:
 
     def read(self, activation: Any) -> Tensor:
         """The activation with images on the first axis, (n, *shape), whatever the module returned."""
-        found = first_tensor(activation)
-        if found is None:
+        tensor = first_tensor(activation)
+        if tensor is None:
             raise TypeError(f"there is no tensor in {type(activation).__name__}")
-        return images_first(found, self.batch_axis, self.before, self.fold)
+        return images_first(tensor, self.batch_axis, self.before, self.fold)
 
     def select(self, x: Tensor, tokens: Tokens) -> Tensor:
         """Select the part that stands for each image, (n, ...), from the result of `read`.

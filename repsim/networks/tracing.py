@@ -278,7 +278,7 @@ def _without_memory(parameter: Tensor) -> bool:
 def _traced(network: Network) -> Trace:
     generator = torch.Generator().manual_seed(0)
     draw = torch.rand(2 * IMAGES, *network.input_size, generator=generator) * 2 - 1
-    images, others = (part.to(network.device, network.dtype) for part in draw.split(IMAGES))
+    images, other_images = (part.to(network.device, network.dtype) for part in draw.split(IMAGES))
     named = {
         f"{path}.{name}" if path else name: tensor
         for path, module in (*parts(network.module).items(), ("", inside(network.module)))
@@ -293,12 +293,12 @@ def _traced(network: Network) -> Trace:
         _check_repeats(network, images, looking.recorder.draws)
     for changed in () if images.is_meta else range(IMAGES):
         batch = images.clone()
-        batch[changed] = others[changed]
+        batch[changed] = other_images[changed]
         again = _Comparing(looking, changed, None if changed else alive)
         names = [call.name for call in _run(network, batch, again)]
         if names != [call.name for call in first]:
             _check_repeats(network, images, [])
-            raise RepsimError(f"{network.name} does other things to other images; repsim cannot follow it")
+            raise RepsimError(f"{network.name} does different things to different images; repsim cannot follow it")
     if any(call.mixed for call in first):
         _check_repeats(network, images, [])
     looking.settle()
@@ -717,15 +717,15 @@ class _Recorder(TorchDispatchMode):
         return result
 
     def made(self, name: str, args: Any, kwargs: dict, result: Any, at: OperationAt | None) -> None:
-        given = tuple(x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor))
-        operands = tuple(self.maker.get(x) for x in given)
+        tensors = tuple(x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor))
+        operands = tuple(self.maker.get(x) for x in tensors)
         if not any(operands):
             return
-        without = [x for x, before in zip(given, operands) if before is None]
+        without = [x for x, before in zip(tensors, operands) if before is None]
         names = tuple(dict.fromkeys(name for x in without for name in self.provenance.sources(x)))
         scaled = kwargs.get("alpha", 1) != 1  # x + 2y: counted, but no sum of what a skip and a branch carry
         for tensor in (x for x in tree_iter(result) if isinstance(x, Tensor)):
-            shapes = tuple(tuple(x.shape) for x in given)
+            shapes = tuple(tuple(x.shape) for x in tensors)
             operation = Operation(name, next(self.clock), operands, shapes, at, scaled, names)
             self.operations.append(operation)
             self.maker[tensor] = operation

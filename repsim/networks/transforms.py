@@ -41,8 +41,8 @@ class EvalTransform:
     @classmethod
     def of(cls, config: dict[str, Any]) -> EvalTransform:
         """From a timm data configuration; entries that it leaves open keep the defaults above."""
-        said = ((f.name, config.get(f.name)) for f in dataclasses.fields(cls))
-        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in said if v is not None}
+        settings = ((f.name, config.get(f.name)) for f in dataclasses.fields(cls))
+        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings if v is not None}
         return cls(**known)
 
     def __call__(self, image: Image.Image) -> Tensor:
@@ -56,8 +56,8 @@ class EvalTransform:
 
 @lru_cache(maxsize=16)
 def _composed(config: EvalTransform) -> Callable[[Image.Image], Tensor]:
-    made: Any = create_transform(**dataclasses.asdict(config), is_training=False)
-    return made
+    composed: Any = create_transform(**dataclasses.asdict(config), is_training=False)
+    return composed
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 Transform = EvalTransform | LibraryTransform | Unsaid
 
 HOW_TO_SAY = (
-    "say it with --transform or repsim.Network(module, transform=...): 'size=224 mean=0.5,0.5,0.5 std=0.5,0.5,0.5', "
-    "'imagenet', or in Python what prepares them; or give images as tensors that need no preparing"
+    "state it with --transform or repsim.Network(module, transform=...): 'size=224 mean=0.5,0.5,0.5 std=0.5,0.5,0.5', "
+    "'imagenet', or in Python the function that prepares them; or give images as tensors that need no preparing"
 )
 PROBES = ((96, 72), (72, 96), (300, 200))
 """(width, height) of the images that are tried to find the size of a library's prepared images."""
@@ -133,28 +133,28 @@ def said_in_words(words: str, known: Transform, name: str = "the network") -> Ev
     Raises:
         UsageError: they say something else, or leave open what nothing else says.
     """
-    whole, said = read_words(words, name)
+    whole, settings = read_words(words, name)
     base = known if isinstance(known, EvalTransform) and not whole else EvalTransform()
     if not whole and not isinstance(known, EvalTransform):
         given_by = {"size": known.input_size is not None}
-        missing = [key for key in ("size", "mean", "std") if key not in said and not given_by.get(key)]
+        missing = [key for key in ("size", "mean", "std") if key not in settings and not given_by.get(key)]
         if missing:
-            raise UsageError(f"{words!r} leaves open the {' and '.join(missing)} of {name}'s images; say them, too")
-    mean, std = said.get("mean", base.mean), said.get("std", base.std)
-    side = said.get("size") or (known.input_size or base.input_size)[1:]
+            raise UsageError(f"{words!r} leaves open the {' and '.join(missing)} of {name}'s images; give them, too")
+    mean, std = settings.get("mean", base.mean), settings.get("std", base.std)
+    side = settings.get("size") or (known.input_size or base.input_size)[1:]
     channels = known.input_size[0] if known.input_size else len(mean)
     if not len(mean) == len(std) == channels:
         raise UsageError(
-            f"mean and std have a number for each channel: {name} takes {channels}, and there are {len(mean)} and "
-            f"{len(std)}"
+            f"mean and std must have a number for each channel: {name} takes {channels} channels, and mean has "
+            f"{len(mean)} numbers, std {len(std)}"
         )
     return dataclasses.replace(
         base,
         input_size=(channels, side[0], side[1]),
         mean=mean,
         std=std,
-        interpolation=said.get("interpolation", base.interpolation),
-        crop_pct=said.get("crop", base.crop_pct),
+        interpolation=settings.get("interpolation", base.interpolation),
+        crop_pct=settings.get("crop", base.crop_pct),
     )
 
 
@@ -164,15 +164,17 @@ def read_words(words: str, name: str = "the network") -> tuple[bool, dict[str, A
     Raises:
         UsageError: a word is no setting of a transform.
     """
-    given = [pair.partition("=") for pair in words.split()]
-    whole = bool(given) and given[0] == (IMAGENET, "", "")
-    said: dict[str, Any] = {}
-    for key, equals, value in given[whole:]:
-        if key not in WORDS or not equals or key in said:
-            pairs = " ".join(f"{word}={such}" for word, such in WORDS.items())
-            raise UsageError(f"a transform is said as {pairs!r} or {IMAGENET!r}, each once, got {words!r} for {name}")
-        said[key] = _read_word(key, value)
-    return whole, said
+    pairs_given = [pair.partition("=") for pair in words.split()]
+    whole = bool(pairs_given) and pairs_given[0] == (IMAGENET, "", "")
+    settings: dict[str, Any] = {}
+    for key, equals, value in pairs_given[whole:]:
+        if key not in WORDS or not equals or key in settings:
+            pairs = " ".join(f"{word}={usage}" for word, usage in WORDS.items())
+            raise UsageError(
+                f"a transform is written as {pairs!r}, each word once, or {IMAGENET!r}; got {words!r} for {name}"
+            )
+        settings[key] = _read_word(key, value)
+    return whole, settings
 
 
 def _read_word(key: str, value: str) -> Any:
@@ -195,7 +197,7 @@ def _read_word(key: str, value: str) -> Any:
     except ValueError:
         pass
     known = f", one of {', '.join(INTERPOLATIONS)}" if key == "interpolation" else ""
-    raise UsageError(f"of a transform, {key} is said as {key}={WORDS[key]}{known}; got {key}={value}")
+    raise UsageError(f"the {key} of a transform is written as {key}={WORDS[key]}{known}; got {key}={value}")
 
 
 def as_transform(preparing: Any, *, channels: int = 3, name: str = "the network", square: int | None = None) -> Any:
@@ -221,12 +223,12 @@ def as_transform(preparing: Any, *, channels: int = 3, name: str = "the network"
     preparing = getattr(preparing, "image_processor", preparing)
     processes = _is_processor(preparing)
     kind = preparing if hasattr(preparing, "__qualname__") else type(preparing)
-    said = _said(preparing)
-    plain = processes or (kind.__module__.startswith("torchvision.") and not ADDRESS.search(said))
+    description = _said(preparing)
+    plain = processes or (kind.__module__.startswith("torchvision.") and not ADDRESS.search(description))
     new = LibraryTransform(
         (channels, 0, 0),
         f"{kind.__module__}.{kind.__qualname__}",
-        ADDRESS.sub("", said),
+        ADDRESS.sub("", description),
         Processed(preparing) if processes else preparing,
         square,
         None if plain else id(preparing),
@@ -235,20 +237,20 @@ def as_transform(preparing: Any, *, channels: int = 3, name: str = "the network"
     if len(sizes) > 1:
         listed = " and ".join(sorted("x".join(map(str, size)) for size in sizes))
         raise UsageError(
-            f"{new.by} makes images of different sizes for {name}, such as {listed}, and a batch needs one; say which "
-            "with the model argument image_size, or give another transform"
+            f"{new.by} makes images of different sizes for {name}, such as {listed}, and a batch needs one size; give "
+            "it with the model argument image_size, or give another transform"
         )
     return dataclasses.replace(new, input_size=sizes.pop())
 
 
-def _shape_of(made: LibraryTransform, probe: tuple[int, int], name: str) -> Size:
+def _shape_of(transform: LibraryTransform, probe: tuple[int, int], name: str) -> Size:
     try:
-        tensor = made(Image.new("RGB", probe))
+        tensor = transform(Image.new("RGB", probe))
     except Exception as error:  # whatever a function of the user's does
-        raise UsageError(f"{made.by} cannot prepare images for {name}: {first_line(error)}") from None
+        raise UsageError(f"{transform.by} cannot prepare images for {name}: {first_line(error)}") from None
     if not isinstance(tensor, Tensor) or tensor.ndim != 3 or not tensor.is_floating_point():
         got = f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise UsageError(f"{made.by} must make a float tensor (c, h, w) of an image for {name}, it made {got}")
+        raise UsageError(f"{transform.by} must make a float tensor (c, h, w) of an image for {name}, it made {got}")
     channels, height, width = tensor.shape
     return channels, height, width
 

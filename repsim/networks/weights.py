@@ -113,7 +113,7 @@ def load_file(module: nn.Module, file: Path, name: str, key: str | None = None) 
     checkpoint = read(file)
     sets = list(sets_in(checkpoint))
     if not sets:
-        raise RepsimError(f"{file} does not hold a state dict, names and tensors: {what_it_is(checkpoint)}")
+        raise RepsimError(f"{file} does not hold a state dict (tensors by name): {what_it_is(checkpoint)}")
     needed = Needed.of(module)
     tried = _tried(needed, sets)
     chosen = tried if key is None else _under(key, tried, checkpoint, file)
@@ -122,15 +122,15 @@ def load_file(module: nn.Module, file: Path, name: str, key: str | None = None) 
         raise _misfit(chosen, file, name)
     fit = _usual(fits, file, name, key)
     _load(module, fit, needed, file, name)
-    there = dict.fromkeys(fit.key or AT_THE_TOP for fit in tried if fit.fits)
+    keys_that_fit = dict.fromkeys(fit.key or AT_THE_TOP for fit in tried if fit.fits)
     fitting = {fit.path for fit in tried if fit.fits}
     like = {one.path for one in tried if one.path not in fitting and 2 * len(one.names) > len(needed.state)}
     return Taken(
         str(file),
-        fit.key or (AT_THE_TOP if len(there) > 1 else ""),
-        tuple(there) if len(there) > 1 else (),
+        fit.key or (AT_THE_TOP if len(keys_that_fit) > 1 else ""),
+        tuple(keys_that_fit) if len(keys_that_fit) > 1 else (),
         fit.prefix,
-        tuple(w for w in WRAPPERS if any(w in there and w not in own for own, there in fit.names.items())),
+        tuple(w for w in WRAPPERS if any(w in name and w not in own for own, name in fit.names.items())),
         fit.outside,
         tuple(sorted(like - {""})),
         key is not None and len({one.key for one in fits}) == 1,
@@ -213,8 +213,8 @@ class Needed:
 
     def without(self, key: str, there: dict[str, str]) -> bool:
         """Whether a name need not be in a file: a counter, or what lies in the memory of a tensor that is there."""
-        others = (self.state[other] for other in self.sharing.get(key, ()) if other in there)
-        return key.split(".")[-1] == COUNTER or any(_covers(other, self.state[key]) for other in others)
+        shared = (self.state[other] for other in self.sharing.get(key, ()) if other in there)
+        return key.split(".")[-1] == COUNTER or any(_covers(other, self.state[key]) for other in shared)
 
     def torn(self, names: dict[str, str], values: dict[str, Any]) -> list[str]:
         """Names that are one tensor in the network, and that a file has different values for."""
@@ -306,33 +306,33 @@ def _fit(
 SHAPE, TYPE = KINDS = ("of another shape", "of another type")
 
 
-def _difference(key: str, mine: Any, value: Any) -> tuple[str, str] | None:
+def _difference(key: str, needed: Any, value: Any) -> tuple[str, str] | None:
     """The fault of a value in a file for a tensor of the network: its kind, and the value that was received."""
-    if not isinstance(mine, Tensor):  # extra state and the like
+    if not isinstance(needed, Tensor):  # extra state and the like
         return None
     if not isinstance(value, Tensor):
         return TYPE, f"{type(value).__name__} instead of a tensor"
     if is_lazy(value) or value.is_meta:
         return TYPE, "without values"
-    if not is_lazy(mine) and mine.shape != value.shape:
-        return SHAPE, f"{tuple(value.shape)} instead of {tuple(mine.shape)}"
-    if not _can_become(value, mine, key):
-        return TYPE, f"{value.dtype} instead of {mine.dtype}".replace("torch.", "")
+    if not is_lazy(needed) and needed.shape != value.shape:
+        return SHAPE, f"{tuple(value.shape)} instead of {tuple(needed.shape)}"
+    if not _can_become(value, needed, key):
+        return TYPE, f"{value.dtype} instead of {needed.dtype}".replace("torch.", "")
     return None
 
 
-def _can_become(value: Tensor, mine: Tensor, key: str) -> bool:
+def _can_become(value: Tensor, needed: Tensor, key: str) -> bool:
     """Whether a value of a file means the same as one of the network's type, but for rounding.
 
     Numbers of eight bits are weights only together with a scale.
     """
-    if value.dtype == mine.dtype or key.endswith(COUNTER):
+    if value.dtype == needed.dtype or key.endswith(COUNTER):
         return True
-    if value.is_quantized or mine.is_quantized or (value.is_complex() and not mine.is_complex()):
+    if value.is_quantized or needed.is_quantized or (value.is_complex() and not needed.is_complex()):
         return False
-    if value.is_floating_point() and not (mine.is_floating_point() or mine.is_complex()):
+    if value.is_floating_point() and not (needed.is_floating_point() or needed.is_complex()):
         return bool((value.double() == value.double().round()).all())
-    return not (mine.is_floating_point() and value.dtype in (torch.int8, torch.uint8))
+    return not (needed.is_floating_point() and value.dtype in (torch.int8, torch.uint8))
 
 
 def _of_a_norm(key: str, own: dict[str, str]) -> bool:
@@ -353,8 +353,8 @@ def _under(key: str, tried: list[Fit], checkpoint: Any, file: Path) -> list[Fit]
         return chosen
     known = dict.fromkeys(fit.key for fit in tried if fit.key and (fit.fits or fit.key == fit.path))
     fault = "are no weights of a network under" if holds(checkpoint, key) else "is no weights key"
-    there = f"; it has {listed(known)}" if known else ", which is one state dict; leave the key out"
-    raise UsageError(f"there {fault} {key!r} in {file}{there}")
+    advice = f"; it has {listed(known)}" if known else ", which is one state dict; leave the key out"
+    raise UsageError(f"there {fault} {key!r} in {file}{advice}")
 
 
 def _usual(fits: list[Fit], file: Path, name: str, key: str | None) -> Fit:
@@ -371,7 +371,7 @@ def _usual(fits: list[Fit], file: Path, name: str, key: str | None) -> Fit:
     if all(fit.equals(fits[0]) for fit in fits[1:]):
         return fits[0]
     raise RepsimError(
-        f"{file} holds {_said(named)}, and each fits {name}; say which with --weights-key (weights_key in Python)"
+        f"{file} holds {_said(named)}, and each fits {name}; choose one with --weights-key (weights_key in Python)"
     )
 
 

@@ -34,7 +34,7 @@ def looked_through(module: Any) -> nn.Module:
     """
     if isinstance(module, torch.jit.ScriptModule):
         raise UsageError(
-            f"{_called(module)} is TorchScript, of which nobody sees the inside; give the nn.Module it was made of"
+            f"{_called(module)} is TorchScript, whose inside cannot be seen; give the nn.Module that it was made of"
         )
     if isinstance(module, ExportedProgram) or (isinstance(module, torch.fx.GraphModule) and "eval" in vars(module)):
         raise UsageError(
@@ -84,12 +84,12 @@ def parts(root: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
     ['', '0', '0.0']
     """
     modules = {prefix: root}
-    met = {root, inside(root)}
+    visited = {root, inside(root)}
 
     def walk(module: nn.Module, path: str) -> None:
         for name, child in children(module):
-            if child not in met:
-                met.add(child)
+            if child not in visited:
+                visited.add(child)
                 modules[here := f"{path}.{name}" if path else name] = child
                 walk(child, here)
 
@@ -107,7 +107,9 @@ def part(root: nn.Module, path: str) -> nn.Module:
 def check_gradients(module: nn.Module, name: str) -> None:
     """Raise `UsageError` for a network whose weights are sharded except while it runs: it has no gradients."""
     if any(kind.__name__ in SHARDED for part in module.modules() for kind in type(part).__mro__):
-        raise UsageError(f"{name} is sharded (FSDP), so its gradients cannot be taken; give it as it was before that")
+        raise UsageError(
+            f"{name} is sharded (FSDP), so its gradients cannot be taken; give the network before it is sharded"
+        )
 
 
 class Called(nn.Module):

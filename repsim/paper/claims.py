@@ -18,8 +18,8 @@ from repsim.errors import UsageError
 from repsim.tables import NUMBERS, RECORD, load_record, load_table
 
 COVERED = (
-    "Intervals are over images, of probes also over draws of training images; none covers how another training run of "
-    "the same network would come out."
+    "Intervals are over images, and for probes also over draws of training images; no interval covers how another "
+    "training run of the same network would come out."
 )
 """The sentence on the coverage of intervals."""
 CLAIMS_COLUMNS = [
@@ -262,19 +262,19 @@ class Checked(NamedTuple):
     """Standard deviation over these training runs."""
 
 
-def checked(found: Mapping[str, Numbers]) -> list[Checked]:
+def checked(numbers: Mapping[str, Numbers]) -> list[Checked]:
     """Every claim against the numbers of figures."""
     rows = []
     for claim in CLAIMS:
-        if claim.figure not in found:
+        if claim.figure not in numbers:
             continue
-        table, random = found[claim.figure]
+        table, random = numbers[claim.figure]
         untrained = " (random weights)" if random else ""
         for row in table[table["key"] == claim.key].itertuples():
             by_chance = table.loc[(table["key"] == claim.chance) & (table["models"] == row.models), "value"]
             p = next(iter(by_chance), np.nan) if claim.chance else 0.0
-            said = f" (p = {p:.2g}, heads permuted)" if claim.chance else claim.caution
-            source = f"Figure {claim.figure}: {row.label}{said}{untrained}"
+            remark = f" (p = {p:.2g}, heads permuted)" if claim.chance else claim.caution
+            source = f"Figure {claim.figure}: {row.label}{remark}{untrained}"
             se = float((row.high - row.low) / 2 / t.ppf(0.975, row.df))
             verdict, why = claim.verdict(row.low, row.high, p), claim.why(row.low, row.high, p, row.df)
             decided = verdict, why, claim.p_value(row.value, se, row.df, p)
@@ -283,25 +283,25 @@ def checked(found: Mapping[str, Numbers]) -> list[Checked]:
     return rows
 
 
-def unchecked(found: Mapping[str, Numbers]) -> list[str]:
+def unchecked(numbers: Mapping[str, Numbers]) -> list[str]:
     """A sentence on the claims of these figures without a number; empty if every claim has one."""
     without = [
         f"{claim.claim} (Figure {claim.figure})"
         for claim in CLAIMS
-        if claim.figure in found and claim.key not in set(found[claim.figure].table["key"])
+        if claim.figure in numbers and claim.key not in set(numbers[claim.figure].table["key"])
     ]
-    why = "a role that they compare is not played, or no network has what they are about"
-    return [f"claims that no number of this run tells of, for {why}: {'; '.join(without)}"] if without else []
+    why = "no network plays a role that they compare, or none has the parts that they are about"
+    return [f"no number of this run tells of these claims, because {why}: {'; '.join(without)}"] if without else []
 
 
-def claims_of(found: Mapping[str, Numbers]) -> pd.DataFrame:
+def claims_of(numbers: Mapping[str, Numbers]) -> pd.DataFrame:
     """The table of claims, from the numbers of figures."""
     rows = [
         (
             *(row.claim.claim, row.source, row.measured, row.low, row.high, row.claim.direction, row.claim.paper),
             *(row.verdict, row.why, row.p, row.se, row.seeds, row.sd_seeds),
         )
-        for row in checked(found)
+        for row in checked(numbers)
     ]
     table = pd.DataFrame(rows, columns=CLAIMS_COLUMNS[:-2])
     adjusted = holm(table["p"].to_numpy(float))
@@ -330,7 +330,7 @@ def by_chance(table: pd.DataFrame) -> str:
     """Sentences on how many of the table of `check` chance alone would decide, and how many stay decided after Holm."""
     tested, stay = int(table["p"].notna().sum()), int((table["verdict_holm"] != "undecided").sum())
     return (
-        f"Were there nothing to find, {0.05 * tested:.2g} of these {tested} numbers would be decided by chance; with p "
+        f"If there were nothing to find, chance would decide {0.05 * tested:.2g} of these {tested} numbers; with p "
         f"values adjusted for their number (Holm), {stay} stay decided."
     )
 
@@ -361,8 +361,8 @@ def markdown(table: pd.DataFrame) -> str:
         of_paper = f"{row.direction} | {literal(row.paper)} | {verdict} |"
         lines.append(f"| {claim} | {row.measured:.3f} | {interval} | {of_paper}")
     counts = table["verdict"].value_counts()
-    said = ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in get_args(Verdict))
-    return "\n".join([*lines, "", f"{said}. {COVERED} {by_chance(table)}"]) + "\n"
+    verdicts = ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in get_args(Verdict))
+    return "\n".join([*lines, "", f"{verdicts}. {COVERED} {by_chance(table)}"]) + "\n"
 
 
 def after_holm(verdict: str, adjusted: str) -> str:

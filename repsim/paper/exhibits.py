@@ -107,7 +107,7 @@ class Exhibit:
     def note(self, preset: str) -> str:
         return self.notes.get(preset, "")
 
-    def draw(self, made: Made, title: str) -> Figure:
+    def draw(self, results: Made, title: str) -> Figure:
         raise NotImplementedError
 
     def caption(self, record: dict[str, Any]) -> str:
@@ -150,8 +150,8 @@ class Similarity(Grouped):
     without_skips: tuple[int, ...] = ()
     """The block without skips of each network after the first; there are numbers of the CKA across these blocks."""
 
-    def draw(self, made: Made, title: str) -> Figure:
-        cka = made.tables["cka"]
+    def draw(self, results: Made, title: str) -> Figure:
+        cka = results.tables["cka"]
         pairs = list(dict.fromkeys(zip(cka["model_a"], cka["model_b"])))
         low, high = paper_range(cka)
         return plots.panels(cka, pairs, title=title, vmin=low, vmax=high)
@@ -162,15 +162,15 @@ class Matched(Grouped):
     """CKA of the same layers: of the reference, which is the first role, with each network of the later roles."""
 
     def groups(self, case: Case) -> list[tuple[str, ...]]:
-        others = [name for role in self.roles[1:] for name in case.get(role, ())]
-        return list(product(case.get(self.roles[0], ()), others))
+        other_networks = [name for role in self.roles[1:] for name in case.get(role, ())]
+        return list(product(case.get(self.roles[0], ()), other_networks))
 
-    def draw(self, made: Made, title: str) -> Figure:
-        draw = partial(plots.matched, groups=groups_of(made.record))
-        parts = [part for _, part in made.tables["matched"].groupby("model_a", sort=False)]
+    def draw(self, results: Made, title: str) -> Figure:
+        draw = partial(plots.matched, groups=groups_of(results.record))
+        parts = [part for _, part in results.tables["matched"].groupby("model_a", sort=False)]
         if len(parts) > 1:  # a panel for each reference
             return plots.side_by_side(draw, parts, title=title)
-        figure = figure_of(draw(made.tables["matched"]))
+        figure = figure_of(draw(results.tables["matched"]))
         entitle(figure, title)
         return figure
 
@@ -182,9 +182,9 @@ class Matched(Grouped):
 class Attention(Exhibit):
     """Sorted attention distances of the lowest and highest blocks, a panel per network."""
 
-    def draw(self, made: Made, title: str) -> Figure:
-        parts = [part for _, part in made.tables["attention"].groupby("model", sort=False)]
-        draw = partial(plots.attention_distance, groups=groups_of_images(made.record))
+    def draw(self, results: Made, title: str) -> Figure:
+        parts = [part for _, part in results.tables["attention"].groupby("model", sort=False)]
+        draw = partial(plots.attention_distance, groups=groups_of_images(results.record))
         return plots.side_by_side(draw, parts, title=title)
 
 
@@ -192,9 +192,9 @@ class Attention(Exhibit):
 class Heads(Grouped):
     """Windows of heads of a first block against lower layers of another network."""
 
-    def draw(self, made: Made, title: str) -> Figure:
-        parts = [part for _, part in made.tables["heads"].groupby(["model_a", "model_b"], sort=False)]
-        draw = partial(plots.head_similarity, groups=groups_of(made.record))
+    def draw(self, results: Made, title: str) -> Figure:
+        parts = [part for _, part in results.tables["heads"].groupby(["model_a", "model_b"], sort=False)]
+        draw = partial(plots.head_similarity, groups=groups_of(results.record))
         return plots.side_by_side(draw, parts, title=title)
 
 
@@ -209,8 +209,8 @@ class Receptive(Exhibit):
     against_sums: bool = False
     """Whether the centre's share is compared with that after the sums."""
 
-    def draw(self, made: Made, title: str) -> Figure:
-        table = made.tables["receptive"]
+    def draw(self, results: Made, title: str) -> Figure:
+        table = results.tables["receptive"]
         models = [part for _, part in table.groupby("model", sort=False)]
         columns = None
         if len(models) > 1:  # a row of panels for each
@@ -220,7 +220,7 @@ class Receptive(Exhibit):
         else:
             table = table.assign(label=table["layer"])
         table["layer"] = table["model"] + "/" + table["layer"]
-        return plots.receptive_fields(table, made.arrays, most=len(table), columns=columns, title=title)
+        return plots.receptive_fields(table, results.arrays, most=len(table), columns=columns, title=title)
 
 
 # Skip connections, places
@@ -232,8 +232,8 @@ class Residual(Exhibit):
 
     shown: Literal["ratio", "cosine", "both"] = "both"
 
-    def draw(self, made: Made, title: str) -> Figure:
-        table = made.tables["residual"]
+    def draw(self, results: Made, title: str) -> Figure:
+        table = results.tables["residual"]
         shown = "both" if self.shown == "ratio" and not share_tokens(table) else self.shown
         draw = {"ratio": plots.norm_ratios, "cosine": plots.cosines, "both": plots.residual}[shown]
         return draw(table, title=title)
@@ -246,8 +246,8 @@ class Localization(Exhibit):
     layer: int = -1
     """Which of a network's layers with places, from the first; -1: the last."""
 
-    def draw(self, made: Made, title: str) -> Figure:
-        return plots.localization(made.tables["localization"], title=title)
+    def draw(self, results: Made, title: str) -> Figure:
+        return plots.localization(results.tables["localization"], title=title)
 
 
 # Probes
@@ -265,8 +265,8 @@ class Probed(Exhibit):
 class ProbesCompared(Probed):
     """Networks in one panel, each by the input of its own classifier: CLS or the mean of tokens."""
 
-    def draw(self, made: Made, title: str) -> Figure:
-        models = made.tables["probe_summary"].groupby("model", sort=False)
+    def draw(self, results: Made, title: str) -> Figure:
+        models = results.tables["probe_summary"].groupby("model", sort=False)
         parts = [part[part["aggregation"] == classified(part)] for _, part in models]
         return plots.compared(pd.concat(parts), title=title)
 
@@ -275,16 +275,16 @@ class ProbesCompared(Probed):
 class ProbesAggregated(Probed):
     """All aggregations, a panel per network."""
 
-    def draw(self, made: Made, title: str) -> Figure:
-        return plots.probes(made.tables["probe_summary"], title=title)
+    def draw(self, results: Made, title: str) -> Figure:
+        return plots.probes(results.tables["probe_summary"], title=title)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbesOfTokens(Probed):
     """Single tokens at their places."""
 
-    def draw(self, made: Made, title: str) -> Figure:
-        return plots.probe_tokens(made.tables["probe"], title=title)
+    def draw(self, results: Made, title: str) -> Figure:
+        return plots.probe_tokens(results.tables["probe"], title=title)
 
 
 def classified(summary: pd.DataFrame) -> str:

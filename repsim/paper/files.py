@@ -47,7 +47,7 @@ def folder(exhibit: Exhibit, out: Path) -> Path:
     return out / f"figure-{exhibit.number}"
 
 
-def save_figure(exhibit: Exhibit, made: Made, out: Path, of_run: dict[str, Any]) -> list[Path]:
+def save_figure(exhibit: Exhibit, results: Made, out: Path, of_run: dict[str, Any]) -> list[Path]:
     """The tables, arrays and record of one figure, in a folder of its own, from which an earlier one's are removed.
 
     Args:
@@ -60,22 +60,22 @@ def save_figure(exhibit: Exhibit, made: Made, out: Path, of_run: dict[str, Any])
     pictures = [f"{directory.name}{ending}{suffix}" for ending in ("", "-random") for suffix in (".png", ".pdf")]
     for old in (*_files(directory), *pictures):
         (directory / old).unlink(missing_ok=True)
-    for name, table in made.tables.items():
+    for name, table in results.tables.items():
         save_table(table, directory / f"{name}.csv")
-    if made.arrays:
-        save_arrays(made.arrays, directory / "maps.npz")
-    files = [*(f"{name}.csv" for name in made.tables), *([MAPS] if made.arrays else [])]
-    save_record({**made.record, **of_run, "files": files}, directory / RECORD)
+    if results.arrays:
+        save_arrays(results.arrays, directory / "maps.npz")
+    files = [*(f"{name}.csv" for name in results.tables), *([MAPS] if results.arrays else [])]
+    save_record({**results.record, **of_run, "files": files}, directory / RECORD)
     return [directory / name for name in (*files, RECORD)]
 
 
-def _files(where: Path) -> list[str]:
+def _files(folder: Path) -> list[str]:
     """Files of the tables and arrays of the figure in a folder, by its record, or else by all possible names."""
     possible = [*(f"{name}.csv" for name in COLUMNS), MAPS]
-    if not (where / RECORD).exists():
+    if not (folder / RECORD).exists():
         return []
     try:
-        listed = load_record(where / RECORD).get("files")
+        listed = load_record(folder / RECORD).get("files")
     except RepsimError:
         return possible
     listed = possible if listed is None else listed
@@ -99,9 +99,9 @@ def load_figure(exhibit: Exhibit, out: Path) -> Made | None:
     return Made(tables, load_arrays(maps) if maps.exists() else {}, record)
 
 
-def picture_file(exhibit: Exhibit, made: Made, out: Path) -> Path:
+def picture_file(exhibit: Exhibit, results: Made, out: Path) -> Path:
     """Where its picture is, without the suffix; untrained networks are named in it."""
-    return folder(exhibit, out) / f"figure-{exhibit.number}{'-random' if made.record['random'] else ''}"
+    return folder(exhibit, out) / f"figure-{exhibit.number}{'-random' if results.record['random'] else ''}"
 
 
 def draw_figures(out: Path, wanted: Sequence[Exhibit] = ()) -> list[Path]:

@@ -133,13 +133,13 @@ FINDINGS = (
 """In the order of the paper's introduction."""
 
 
-def findings(found: Mapping[str, Numbers]) -> pd.DataFrame:
+def findings(numbers: Mapping[str, Numbers]) -> pd.DataFrame:
     """The table of findings, from the numbers of figures: finding, verdict and found, a sentence."""
-    rows = checked(found)
+    rows = checked(numbers)
     table = []
     for finding in FINDINGS:
         own = [row for row in rows if (row.claim.figure, row.claim.key) in finding.checks]
-        untrained = " Weights are random." if any(found[row.claim.figure].random for row in own) else ""
+        untrained = " Weights are random." if any(numbers[row.claim.figure].random for row in own) else ""
         table.append((finding.paper, _verdict(own), _sentence(finding, own) + untrained))
     return pd.DataFrame(table, columns=FINDINGS_COLUMNS)
 
@@ -156,7 +156,7 @@ def _verdict(own: Sequence[Checked]) -> str:
 def _sentence(finding: Finding, own: Sequence[Checked]) -> str:
     if not own:
         figures = sorted({figure for figure, _ in finding.checks}, key=lambda number: (len(number), number))
-        return f"No number of this run tells; figures {', '.join(figures)} would."
+        return f"No number of this run tells of it; figures {', '.join(figures)} would."
     clauses = []
     for phrase in finding.told:
         of_phrase = [row for row in own if (row.claim.figure, row.claim.key) == (phrase.figure, phrase.key)]
@@ -164,21 +164,21 @@ def _sentence(finding: Finding, own: Sequence[Checked]) -> str:
         if infinite := [row.source for row in of_phrase[:MOST] if not np.isfinite(row.measured)]:
             clauses.append(f"no number is defined of {infinite[0]}")
         if len(of_phrase) > MOST:
-            clauses.append(f"and so on for {len(of_phrase) - MOST} more")
+            clauses.append(f"and so on for {len(of_phrase) - MOST} more numbers")
     counts = Counter(row.verdict for row in own)
-    said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     told = "; ".join(clauses).removeprefix("and ")
-    checks = f"{len(own)} check{'s' * (len(own) > 1)}: {said}"
+    checks = f"{len(own)} check{'s' * (len(own) > 1)}: {verdicts}"
     return f"{told[0].upper()}{told[1:]}. {checks}." if told else f"{checks}."
 
 
-def _clause(phrase: Phrase, of: Checked) -> str:
-    value, low, high, text = of.measured, of.low, of.high, phrase.more
+def _clause(phrase: Phrase, check: Checked) -> str:
+    value, low, high, text = check.measured, check.low, check.high, phrase.more
     if value < 0 and phrase.less:
         value, low, high, text = -value, -high, -low, phrase.less
-    a, b = (of.models + of.models)[:2]
+    a, b = (check.models + check.models)[:2]
     interval = f" ({low:.3g} to {high:.3g})" if np.isfinite([low, high]).all() else ""
-    undecided = ", undecided" if of.verdict == "undecided" else ""
+    undecided = ", undecided" if check.verdict == "undecided" else ""
     return text.format(a=a, b=b, value=f"{value:.3g}") + interval + undecided
 
 
@@ -187,4 +187,4 @@ def in_lines(table: pd.DataFrame) -> str:
     lines = [
         f"{number}. {row.finding}: {row.verdict}.\n   {row.found}" for number, row in enumerate(table.itertuples(), 1)
     ]
-    return "\n".join(["The six findings of the paper, and what was found here:", *lines])
+    return "\n".join(["The six findings of the paper, and the results here:", *lines])

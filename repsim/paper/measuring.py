@@ -110,7 +110,7 @@ class Measurements:
         channels: channels per layer of receptive fields, drawn at random; 0 takes all.
         images: the test images.
         train: the training images of probes; None: figures of probes cannot be made.
-        how: `progress`, `workers`, `skip_broken` of `sweep`.
+        pass_options: `progress`, `workers`, `skip_broken` of `sweep`.
     """
 
     def __init__(
@@ -122,9 +122,15 @@ class Measurements:
         layers: str = "blocks",
         batch_size: int = 250,
         channels: int = 16,
-        **how: Any,
+        **pass_options: Any,
     ) -> None:
-        self.images, self.train, self.layers, self.batch_size, self.how = images, train, layers, batch_size, how
+        self.images, self.train, self.layers, self.batch_size, self.pass_options = (
+            images,
+            train,
+            layers,
+            batch_size,
+            pass_options,
+        )
         self.channels = channels
         self._load = load
         self._networks: dict[str, Network] = {}
@@ -151,10 +157,10 @@ class Measurements:
         attention = [study for study in self._studies.values() if isinstance(study, AttentionDistance)]
         return [*(notice for study in attention for notice in study.notices), *dict.fromkeys(self._said)]
 
-    def _once(self, made: dict, key: Hashable, make: Callable[[], Any]) -> Any:
-        if key not in made:
-            made[key] = make()
-        return made[key]
+    def _once(self, cache: dict, key: Hashable, make: Callable[[], Any]) -> Any:
+        if key not in cache:
+            cache[key] = make()
+        return cache[key]
 
     def _found(self, names: Sequence[str], layers: str) -> tuple[list[Network], list[list[Layer]]]:
         networks, chosen = [self.network(name) for name in names], []
@@ -190,7 +196,7 @@ class Measurements:
             with asking(other):
                 layers = lower_layers(networks[1])
                 if not layers:
-                    raise UsageError(f"{other} has no blocks or units whose layers heads could be compared with")
+                    raise UsageError(f"{other} has no blocks or units with whose layers heads could be compared")
             return HeadSimilarity(networks, *attention, layers)
 
         return self._once(self._studies, ("heads", name, other), make)
@@ -208,10 +214,9 @@ class Measurements:
 
         with asking(name):
             study = self._once(self._studies, ("localization", name), make)
-            if not -len(study.parts[0].layers) <= layer < len(study.parts[0].layers):
-                raise UsageError(
-                    f"{name} has {len(study.parts[0].layers)} block with places in the image, and no other"
-                )
+            count = len(study.parts[0].layers)
+            if not -count <= layer < count:
+                raise UsageError(f"{name} has only {count} block{'s' * (count != 1)} with places in the image")
         return study
 
     def probing(self, name: str, *, tokens: bool) -> None:
@@ -275,10 +280,10 @@ class Measurements:
         """Positions of the images for receptive fields: as many as the paper takes."""
         return np.arange(min(32, len(self.images)))
 
-    def _how(self, what: str) -> dict[str, Any]:
+    def _how(self, task: str) -> dict[str, Any]:
         """Options of a pass, with its progress named after the images."""
-        progress = self.how.get("progress")
-        return {**self.how, "progress": progress and partial(progress, desc=what)}
+        progress = self.pass_options.get("progress")
+        return {**self.pass_options, "progress": progress and partial(progress, desc=task)}
 
     def _probed_together(self) -> list[tuple[list[str], Probing]]:
         """Names of networks and their probes, for probes with and without single tokens."""
@@ -303,9 +308,9 @@ class Measurements:
         for names, probing in self._probed_together():
             parts, used = probing.parts(), len(probing.split.used)
             for part in parts:
-                of = [probing.networks[number] for number in part]
-                fitting = Fitting(of, list(part.values()), probing.labels, probing.split, list(part))
-                memory = self._memory(probing.train.only(probing.split.used), of, [fitting], min(size, used))
+                probed = [probing.networks[number] for number in part]
+                fitting = Fitting(probed, list(part.values()), probing.labels, probing.split, list(part))
+                memory = self._memory(probing.train.only(probing.split.used), probed, [fitting], min(size, used))
                 purpose = f"to fit probes{' of single tokens too' if probing.asked['single_tokens'] else ''}"
                 passes.append(Pass(purpose, [names[number] for number in part], used, min(size, used), memory))
                 fitted += tested_by(fitting, size)
@@ -361,9 +366,9 @@ class Measurements:
             self._probes |= dict.fromkeys(names, result(counts))
         return counts
 
-    def _count(self, passes: Passes, what: str) -> None:
+    def _count(self, passes: Passes, passes_of: str) -> None:
         for name, total in passes.sums.items():
-            self.passes.setdefault(name, {})[what] = int(total.total)
+            self.passes.setdefault(name, {})[passes_of] = int(total.total)
 
 
 class Passes(Study):
@@ -388,7 +393,7 @@ class Passes(Study):
 def tested_by(fitting: Fitting, size: int) -> Takes:
     """Memory that the fitted probes of a study of training images take in a pass over test images."""
     features, draws = fitting.bytes_of_features(size), len(fitting.members) - 1
-    probes = [each for layers_of_one in fitting.features for layer in layers_of_one for each in layer.sizes.values()]
+    probes = [probe for layers_of_one in fitting.features for layer in layers_of_one for probe in layer.sizes.values()]
     weights = 4 * fitting.classes * draws * sum(count * width for count, width in probes)
     scores = 4 * fitting.classes * draws * size * max(count for count, _ in probes)
     return Takes(sums=weights, batch=sum(features) + 2 * max(features) + 2 * scores)
@@ -451,10 +456,10 @@ def rows_of(study: LayerSimilarity) -> list[slice]:
     return slices([len(layers) for layers in study.layers])
 
 
-def _statistics(exhibit: exhibits.Similarity, names: list[str], where: list[slice]) -> list[Statistic]:
+def _statistics(exhibit: exhibits.Similarity, names: list[str], layer_slices: list[slice]) -> list[Statistic]:
     if exhibit.without_skips:
-        return across_blocks(names, where, exhibit.without_skips)
-    return STATISTICS[exhibit.statistics](names, where) if exhibit.statistics else []
+        return across_blocks(names, layer_slices, exhibit.without_skips)
+    return STATISTICS[exhibit.statistics](names, layer_slices) if exhibit.statistics else []
 
 
 @measure.register(exhibits.Matched)
@@ -509,8 +514,8 @@ def attention(
             for k, model in enumerate(models)
             for key, (label, statistic) in kinds.items()
         ]
-        label, each = "nearest head of the first block", [partial(first, k=k) for k in range(len(models))]
-        statistics += each_apart("nearest_head_first_difference", label, models, each, compared)
+        label, functions = "nearest head of the first block", [partial(first, k=k) for k in range(len(models))]
+        statistics += each_apart("nearest_head_first_difference", label, models, functions, compared)
         return Made({"attention": table, "numbers": numbers(jackknifed(sums, statistics))})
 
     return later
@@ -560,7 +565,7 @@ def receptive(
         }
         statistics: list[Statistic] = []
         sums, of_layers = _joined(fields)
-        for model, of in zip(models, of_layers):
+        for model, table_of in zip(models, of_layers):
             kinds = {
                 "radius_last": ("half-mass radius, last layer", lambda table: table[-1, 0]),
                 "radius_highest_minus_lowest_third": (
@@ -571,10 +576,12 @@ def receptive(
                 "own_patch_last": ("share of the own patch, last layer", lambda table: table[-1, 2]),
             }
             statistics += [
-                Statistic(key, (model,), f"{label}, {model}", partial(_of_table, of=of, made=made))
-                for key, (label, made) in kinds.items()
+                Statistic(
+                    key, (model,), f"{label}, {model}", partial(_of_table, table_of=table_of, number_of=number_of)
+                )
+                for key, (label, number_of) in kinds.items()
             ]
-        lowest = [partial(_of_table, of=of, made=_lowest_radius) for of in of_layers]
+        lowest = [partial(_of_table, table_of=table_of, number_of=_lowest_radius) for table_of in of_layers]
         label = "half-mass radius, lowest third"
         statistics += each_apart("radius_lowest_third_difference", label, models, lowest, compared)
         rows = jackknifed(sums, statistics)
@@ -589,14 +596,14 @@ def receptive(
 def _joined(fields: Sequence[ReceptiveFields]) -> tuple[Together, list[Of]]:
     """The sums of fields of the same images together, and how the statistics of each come of their means."""
     of_layers: list[Of] = [
-        lambda means, each=each, where=where: each.statistics(means[where])
-        for each, where in zip(fields, slices([len(each.layers) for each in fields]))
+        lambda means, part=part, rows=rows: part.statistics(means[rows])
+        for part, rows in zip(fields, slices([len(part.layers) for part in fields]))
     ]
-    return Together([sums for each in fields for sums in each.masses()]), of_layers
+    return Together([sums for part in fields for sums in part.masses()]), of_layers
 
 
-def _of_table(means: list[Tensor], of: Of, made: Of) -> Tensor:
-    return made(of(means))
+def _of_table(means: list[Tensor], table_of: Of, number_of: Of) -> Tensor:
+    return number_of(table_of(means))
 
 
 def _lowest_radius(table: Tensor) -> Tensor:
@@ -613,7 +620,7 @@ def _against_sums(
     for fields, of_branch, of_sum in zip(branches, of_layers, of_layers[len(branches) :]):
         model = fields.network.name
         label = f"share of the own patch, after the sum - branch, {model}"
-        share = [lambda means, of=of: of(means)[:, 2].mean() for of in (of_sum, of_branch)]
+        share = [lambda means, table_of=table_of: table_of(means)[:, 2].mean() for table_of in (of_sum, of_branch)]
         statistics.append(Statistic("own_patch_sum_minus_branch", (model,), label, partial(less, *share)))
     return parts, statistics
 
@@ -645,11 +652,11 @@ def residual(
 
 
 def each_apart(
-    key: str, label: str, models: Sequence[str], each: Sequence[Of], compared: Sequence[Compared]
+    key: str, label: str, models: Sequence[str], functions: Sequence[Of], compared: Sequence[Compared]
 ) -> list[Statistic]:
     """The differences between results of networks that are compared."""
     pairs = [(first, second) for *_, first, second in compared]
-    return [one for a, b in pairs for one in apart(key, label, [models[a], models[b]], [each[a], each[b]])]
+    return [one for a, b in pairs for one in apart(key, label, [models[a], models[b]], [functions[a], functions[b]])]
 
 
 def mean_ratio(part: pd.DataFrame) -> Of:
@@ -670,7 +677,7 @@ def localization(
 
     def later() -> Made:
         parts = [part for study in studies for part in study.parts]
-        sums = [each.part(exhibit.layer) for study in studies for each in study.sums]
+        sums = [sums_of_study.part(exhibit.layer) for study in studies for sums_of_study in study.sums]
         tables = [part.table(part.layers[exhibit.layer], of_layer) for part, of_layer in zip(parts, sums)]
         summary = pd.concat([study.summary() for study in studies], ignore_index=True)
         models = [part.network.name for part in parts]
@@ -679,12 +686,12 @@ def localization(
         def own(hsics: list[Tensor], k: int) -> Tensor:
             return own_minus_rest(sums[k].finish(hsics[k]))[interiors[k]].nanmean()
 
-        label, each = "own patch - rest, interior", [partial(own, k=k) for k in range(len(parts))]
+        label, functions = "own patch - rest, interior", [partial(own, k=k) for k in range(len(parts))]
         statistics = [
             Statistic("own_minus_rest", (model,), f"{label}, {model}", statistic)
-            for model, statistic in zip(models, each)
+            for model, statistic in zip(models, functions)
         ]
-        statistics += each_apart("own_minus_rest_difference", label, models, each, compared)
+        statistics += each_apart("own_minus_rest_difference", label, models, functions, compared)
         tables_of_figure = {"localization": pd.concat(tables, ignore_index=True), "localization_summary": summary}
         return Made({**tables_of_figure, "numbers": numbers(jackknifed(Together(sums), statistics))})
 

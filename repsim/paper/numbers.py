@@ -46,20 +46,20 @@ def as_text(models: Sequence[str]) -> str:
     return json.dumps(list(models), ensure_ascii=False)
 
 
-def over_runs(table: pd.DataFrame, run: str, others: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+def over_runs(table: pd.DataFrame, run: str, other_tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """The same numbers, with their spread over training runs of a network.
 
     Args:
         table: numbers of a figure.
         run: the network that was trained several times.
-        others: a further run of it -> the numbers of the same figure, with that run in the network's place.
+        other_tables: a further run of it -> the numbers of the same figure, with that run in the network's place.
 
     Returns:
         With `seeds`, in how many runs a number is known, and `sd_seeds`, its standard deviation over these.
     """
     values = {
         run_again: dict(zip(zip(table_of_run["key"], table_of_run["models"]), table_of_run["value"]))
-        for run_again, table_of_run in others.items()
+        for run_again, table_of_run in other_tables.items()
     }
     seeds, spread = [], []
     for key, models, value in zip(table["key"], table["models"], table["value"]):
@@ -75,15 +75,15 @@ def over_runs(table: pd.DataFrame, run: str, others: Mapping[str, pd.DataFrame])
     return table.assign(seeds=seeds, sd_seeds=spread)
 
 
-def thirds(values: Any, which: int) -> Any:
+def thirds(values: Any, number: int) -> Any:
     """The lowest (0), middle or highest (2) third along the last axis."""
     cuts = [round(values.shape[-1] * k / 3) for k in range(4)]
-    return values[..., cuts[which] : cuts[which + 1]]
+    return values[..., cuts[number] : cuts[number + 1]]
 
 
-def third(values: Any, which: int) -> Any:
+def third(values: Any, number: int) -> Any:
     """Mean over the lowest (0), middle or highest (2) third of the last axis."""
-    return thirds(values, which).mean(-1)
+    return thirds(values, number).mean(-1)
 
 
 # Statistics of the sums of one pass
@@ -127,18 +127,18 @@ def less(a: Of, b: Of, means: Any) -> Tensor:
     return a(means) - b(means)
 
 
-def apart(key: str, label: str, models: Sequence[str], each: Sequence[Of]) -> list[Statistic]:
+def apart(key: str, label: str, models: Sequence[str], functions: Sequence[Of]) -> list[Statistic]:
     """The difference between the statistics of the first two networks, if there are two."""
     if len(models) < 2:
         return []
     a, b = models[:2]
-    return [Statistic(key, (a, b), f"{label}, {a} - {b}", partial(less, *each[:2]))]
+    return [Statistic(key, (a, b), f"{label}, {a} - {b}", partial(less, *functions[:2]))]
 
 
 # Statistics of the CKA of the layers of a group of networks
 
 
-def uniformity(names: list[str], where: list[slice]) -> list[Statistic]:
+def uniformity(names: list[str], layer_slices: list[slice]) -> list[Statistic]:
     """Mean CKA between the lowest and highest third of a network's layers; its difference between the first two."""
 
     def of(cka: Tensor, rows: slice) -> Tensor:
@@ -146,21 +146,21 @@ def uniformity(names: list[str], where: list[slice]) -> list[Statistic]:
         size = -(-len(within) // 3)
         return within[:size, -size:].mean()
 
-    label, each = "low with high layers", [partial(of, rows=rows) for rows in where]
-    statistics = [Statistic("low_with_high", (name,), f"{label}, {name}", one) for name, one in zip(names, each)]
-    return statistics + apart("low_with_high_difference", label, names, each)
+    label, functions = "low with high layers", [partial(of, rows=rows) for rows in layer_slices]
+    statistics = [Statistic("low_with_high", (name,), f"{label}, {name}", one) for name, one in zip(names, functions)]
+    return statistics + apart("low_with_high_difference", label, names, functions)
 
 
-def matching(names: list[str], where: list[slice]) -> list[Statistic]:
+def matching(names: list[str], layer_slices: list[slice]) -> list[Statistic]:
     """Likeness of the first network to the second's lower half, and of the second to the first's last third."""
 
     def lower(cka: Tensor) -> Tensor:
-        part = cka[where[0], where[1]]
+        part = cka[layer_slices[0], layer_slices[1]]
         part, quarter = part[:, : -(-part.shape[1] // 2)], -(-len(part) // 4)
         return (part[:quarter].max(0).values - part[quarter:].max(0).values).mean()
 
     def last(cka: Tensor) -> Tensor:
-        best = cka[where[0], where[1]].max(1).values
+        best = cka[layer_slices[0], layer_slices[1]].max(1).values
         return third(best, 2) - torch.stack([third(best, 0), third(best, 1)]).mean()
 
     first, second = names[:2]
@@ -172,11 +172,11 @@ def matching(names: list[str], where: list[slice]) -> list[Statistic]:
     ]
 
 
-def closeness(names: list[str], where: list[slice]) -> list[Statistic]:
+def closeness(names: list[str], layer_slices: list[slice]) -> list[Statistic]:
     """Mean over the first network's layers of the CKA with the likest of the second, of the third; the difference."""
 
     def best(cka: Tensor, other: int) -> Tensor:
-        return cka[where[0], where[other]].max(1).values.mean()
+        return cka[layer_slices[0], layer_slices[other]].max(1).values.mean()
 
     a, b, c = names
     apart = f"likest layers, {a} with {b} - with {c}"
@@ -187,11 +187,11 @@ def closeness(names: list[str], where: list[slice]) -> list[Statistic]:
     ]
 
 
-def across_blocks(names: list[str], where: list[slice], blocks: Sequence[int]) -> list[Statistic]:
+def across_blocks(names: list[str], layer_slices: list[slice], blocks: Sequence[int]) -> list[Statistic]:
     """CKA of the layers before a block with those from it on: of an untouched network, and of one without its skips."""
 
     def across(cka: Tensor, network: int, block: int) -> Tensor:
-        return cka[where[network], where[network]][: block + 1, block + 1 :].mean()  # the stem is layer 0
+        return cka[layer_slices[network], layer_slices[network]][: block + 1, block + 1 :].mean()  # the stem is layer 0
 
     statistics = []
     for k, block in enumerate(blocks, 1):

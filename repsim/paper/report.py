@@ -181,7 +181,7 @@ def conclude(directory: Path) -> tuple[list[Path], str]:
     return [*written, write_report(directory)], ""
 
 
-def _page(directory: Path, found: list[tuple[Exhibit, Made]]) -> Iterator[str]:
+def _page(directory: Path, figures: list[tuple[Exhibit, Made]]) -> Iterator[str]:
     script = _plotly().offline.get_plotlyjs()
     record, claims = load_record(directory / RECORD), _claims_of(directory)
     networks = [network for network in record.get("networks", []) if isinstance(network, dict)]
@@ -190,7 +190,7 @@ def _page(directory: Path, found: list[tuple[Exhibit, Made]]) -> Iterator[str]:
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
     yield f"<title>repsim: {escape(directory.resolve().name)}</title><style>{STYLE}</style>"
     yield f"<script>{script}</script></head><body>"
-    yield from _contents(found, claims is not None, bool(networks))
+    yield from _contents(figures, claims is not None, bool(networks))
     yield "<header><h1>Do Vision Transformers See Like Convolutional Neural Networks?</h1>"
     yield '<p class="note">The figures of Raghu et al. (NeurIPS 2021), made anew.</p></header><main>'
     if claims is not None:
@@ -199,7 +199,7 @@ def _page(directory: Path, found: list[tuple[Exhibit, Made]]) -> Iterator[str]:
     if networks:
         yield from _networks(networks)
     yield from _images_and_notices(record)
-    for exhibit, figure in found:
+    for exhibit, figure in figures:
         yield from _figure(directory, exhibit, figure)
     # When and how long it ran is in the file alone, so that the same run makes the same page.
     shown = {name: value for name, value in record.items() if name not in ("date", "seconds")}
@@ -208,14 +208,14 @@ def _page(directory: Path, found: list[tuple[Exhibit, Made]]) -> Iterator[str]:
     yield "</main></body></html>"
 
 
-def _contents(found: list[tuple[Exhibit, Made]], claims: bool, networks: bool) -> Iterator[str]:
+def _contents(figures: list[tuple[Exhibit, Made]], claims: bool, networks: bool) -> Iterator[str]:
     """The table of contents, which stays: beside the page, or above it where that is narrow."""
     yield '<nav aria-label="Contents"><ul>'
     parts = [("summary", "Summary", claims), ("claims", "Claims", claims), ("networks", "Networks", networks)]
     for name, title, there in [*parts, ("images", "Images", True)]:
         if there:
             yield f'<li><a href="#{name}">{title}</a></li>'
-    for exhibit, _ in found:
+    for exhibit, _ in figures:
         title = f"<b>{exhibit.number}</b> <span>{escape(exhibit.title)}</span>"
         yield f'<li><a href="#figure-{exhibit.number}">{title}</a></li>'
     yield '<li><a href="#record">Record</a></li></ul></nav>'
@@ -298,16 +298,16 @@ def _networks(networks: list[dict[str, Any]]) -> Iterator[str]:
             yield f'<td class="n">{f"{accuracy:.3f}" if isinstance(accuracy, int | float) else "unknown"}</td>'
         yield "</tr>"
     yield "</tbody></table></div>"
-    yield '<p class="note">Of weights, the first digits of the SHA-256 of their values; run.json has all.</p></section>'
+    yield '<p class="note">The table has the first digits of the SHA-256 of weights; run.json has all.</p></section>'
 
 
-def _transform(of: Any) -> str:
+def _transform(settings: Any) -> str:
     """The preparation of an image, in words."""
-    if not isinstance(of, dict):
-        return "unknown" if of is None else str(of)
-    size = of.get("input_size")
+    if not isinstance(settings, dict):
+        return "unknown" if settings is None else str(settings)
+    size = settings.get("input_size")
     parts = [" x ".join(map(str, size)) if isinstance(size, list) else ""]
-    parts += [f"{name.replace('_', ' ')} {of[name]}" for name in of if name != "input_size"]
+    parts += [f"{name.replace('_', ' ')} {settings[name]}" for name in settings if name != "input_size"]
     return ", ".join(part for part in parts if part)
 
 
@@ -325,16 +325,16 @@ def _images_and_notices(record: dict[str, Any]) -> Iterator[str]:
     yield "</section>"
 
 
-def _figure(directory: Path, exhibit: Exhibit, made: Made) -> Iterator[str]:
+def _figure(directory: Path, exhibit: Exhibit, results: Made) -> Iterator[str]:
     yield f'<section id="figure-{exhibit.number}"><h2>Figure {exhibit.number}. {escape(exhibit.title)}</h2>'
     yield f"<p>The paper shows: {escape(exhibit.shows)}</p>"
-    if notes := exhibit.caption(made.record).partition("\n")[2]:
+    if notes := exhibit.caption(results.record).partition("\n")[2]:
         yield f'<p class="note">{escape(notes)}</p>'
-    if "cka" in made.tables:
-        yield '<div class="maps">' + "".join(_heatmaps(exhibit, made.tables["cka"])) + "</div>"
+    if "cka" in results.tables:
+        yield '<div class="maps">' + "".join(_heatmaps(exhibit, results.tables["cka"])) + "</div>"
     else:
-        yield from _picture(Path(f"{picture_file(exhibit, made, directory)}.png"), exhibit)
-    numbers = made.tables.get("numbers")
+        yield from _picture(Path(f"{picture_file(exhibit, results, directory)}.png"), exhibit)
+    numbers = results.tables.get("numbers")
     if numbers is not None and len(numbers):
         label = f"Numbers of figure {exhibit.number}"
         yield f'<div class="table" tabindex="0" role="region" aria-label="{label}"><table><thead><tr><th>number</th>'
@@ -343,7 +343,7 @@ def _figure(directory: Path, exhibit: Exhibit, made: Made) -> Iterator[str]:
             yield f'<tr><td>{escape(row.label)}</td><td class="n">{_value(row.value)}</td>'
             yield f'<td class="n">{interval_in_words(row.low, row.high)}</td></tr>'
         yield "</tbody></table></div>"
-    yield from _how(exhibit, made)
+    yield from _how(exhibit, results)
     yield "</section>"
 
 
@@ -361,9 +361,9 @@ def _picture(file: Path, exhibit: Exhibit) -> Iterator[str]:
     yield f'<img alt="{label}" style="{size}" src="{source}"></div></figure>'
 
 
-def _how(exhibit: Exhibit, made: Made) -> Iterator[str]:
+def _how(exhibit: Exhibit, results: Made) -> Iterator[str]:
     """How the numbers of a figure were made."""
-    record, tables = made.record, ", ".join(f"{name}.csv" for name in made.tables)
+    record, tables = results.record, ", ".join(f"{name}.csv" for name in results.tables)
     yield f'<details class="how"><summary>How figure {exhibit.number} was made</summary><p>{escape(how(exhibit))}</p>'
     yield f'<p class="note"><code>{escape(str(record.get("command")))}</code>, {escape(str(record.get("date"))[:10])}, '
     yield f"{escape(_images(record))}. What is drawn is in figure-{exhibit.number}/ ({escape(tables)}); "

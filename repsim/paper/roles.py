@@ -62,7 +62,7 @@ class Roles:
     preset: str = OWN
     images: int = 2560
     batch_size: int = 256
-    """Images per minibatch; of few images fewer, see `passes.sweep.fitting`."""
+    """Images per minibatch; fewer if images are few, see `passes.sweep.fitting`."""
     layers: str = "blocks"
     bundled: bool = False
     """Whether the networks are bundled, if they were trained."""
@@ -72,7 +72,7 @@ class Roles:
         """Roles of a user's own networks, one or several for each role."""
         roles = cls(every=case(**players))
         if not roles.every:
-            raise UsageError("no network plays a role; give one at least, such as vit or cnn")
+            raise UsageError("no network plays a role; give at least one role, such as vit or cnn")
         return roles
 
     def cases(self, exhibit: Exhibit) -> list[Case]:

@@ -45,14 +45,14 @@ class Reasons(dict[tuple[str, str], list[str]]):
         """Add a reason for one figure, or for the networks that it is made `without`."""
         self.setdefault((without, reason), []).append(exhibit.number)
 
-    def sentences(self, how: str = "") -> list[str]:
+    def sentences(self, words: str = "") -> list[str]:
         """One for each reason, whatever the number of figures."""
         sentences = []
         for (without, reason), numbers in self.items():
             several = len(numbers) > 1
             verb = "are" if several else "is"
-            said = how or (f"{verb} without {without}" if without else f"{verb} left out")
-            sentences.append(f"figure{'s' * several} {', '.join(numbers)} {said}: {reason}")
+            predicate = words or (f"{verb} without {without}" if without else f"{verb} left out")
+            sentences.append(f"figure{'s' * several} {', '.join(numbers)} {predicate}: {reason}")
         return sentences
 
 
@@ -80,11 +80,11 @@ class Cast:
         trained = bundled() if trained is None else trained
         possible, why = [], Reasons()
         for exhibit in exhibits:
-            lacking = roles.lacking(exhibit)
-            players = [] if lacking or not roles.bundled else exhibit.players(roles.cases(exhibit))
+            missing_roles = roles.lacking(exhibit)
+            players = [] if missing_roles or not roles.bundled else exhibit.players(roles.cases(exhibit))
             missing = [name for name in players if name not in trained]
-            if lacking:
-                why.add(exhibit, exhibit.note(roles.preset) or in_words(lacking))
+            if missing_roles:
+                why.add(exhibit, exhibit.note(roles.preset) or in_words(missing_roles))
             elif missing:
                 why.add(exhibit, f"not trained: {', '.join(missing)} (analyses/train_minis.py)")
             else:
@@ -98,9 +98,9 @@ class Cast:
         """All networks that play, without duplicates."""
         return self.roles.players(self.exhibits)
 
-    def played_by(self, who: Mapping[Any, Any]) -> Self:
+    def played_by(self, players: Mapping[Any, Any]) -> Self:
         """The same figures, with every network replaced."""
-        return replace(self, roles=self.roles.played_by(who))
+        return replace(self, roles=self.roles.played_by(players))
 
     @property
     def probes(self) -> bool:
@@ -150,20 +150,20 @@ class Part:
         self._of_those_who_can(lambda later: results.append(later()), m, why)
         if not results:
             return None
-        (made,) = results
+        (result,) = results
         again = {run: figure for run, part in self.again.items() if (figure := part.make(m, Reasons())) is not None}
-        if again and "numbers" in made.tables:
+        if again and "numbers" in result.tables:
             (run,) = self.roles.every["vit"]
-            others = {other: figure.tables["numbers"] for other, figure in again.items()}
-            made.tables["numbers"] = over_runs(made.tables["numbers"], run, others)
-        return made
+            other_numbers = {other: figure.tables["numbers"] for other, figure in again.items()}
+            result.tables["numbers"] = over_runs(result.tables["numbers"], run, other_numbers)
+        return result
 
-    def _of_those_who_can(self, then: Callable[[Later], None], m: Measurements, why: Reasons) -> bool:
+    def _of_those_who_can(self, use: Callable[[Later], None], m: Measurements, why: Reasons) -> bool:
         while True:
             try:
                 if self.later is None:
                     self.later = measure(self.exhibit, m, self.networks, self.exhibit.compared(self.cases))
-                then(self.later)
+                use(self.later)
                 return True
             except Cannot as error:
                 self.later = None
@@ -190,8 +190,8 @@ class Part:
         exhibit = self.exhibit
         known = {"number": exhibit.number, "title": exhibit.title, "paper_shows": exhibit.shows}
         shown = [{role: case[role] for role in exhibit.roles if case.get(role)} for case in self.cases]
-        who = {"preset": self.roles.preset, "networks": self.networks, "roles": shown}
-        return {**known, **who, "differs": exhibit.note(self.roles.preset)}
+        origin = {"preset": self.roles.preset, "networks": self.networks, "roles": shown}
+        return {**known, **origin, "differs": exhibit.note(self.roles.preset)}
 
 
 @dataclass
@@ -256,7 +256,7 @@ def plan(
     layers: str | None = None,
     batch_size: int | None = None,
     channels: int = 16,
-    **how: Any,
+    **pass_options: Any,
 ) -> Plan:
     """Plan `replicate` with the same arguments: printing the plan shows figures, passes and memory.
 
@@ -282,7 +282,13 @@ def plan(
     if train is not None and train.left_out:
         say(train.left_out_in_words)
     m = Measurements(
-        by_name.__getitem__, begun.images, train, layers=layers, batch_size=begun.batch_size, channels=channels, **how
+        by_name.__getitem__,
+        begun.images,
+        train,
+        layers=layers,
+        batch_size=begun.batch_size,
+        channels=channels,
+        **pass_options,
     )
     parts = [Part.of(exhibit, named) for exhibit in cast.exhibits]
     why = Reasons()
@@ -312,7 +318,7 @@ def replicate(
     batch_size: int | None = None,
     channels: int = 16,
     tell: Callable[[Plan], None] | None = None,
-    **how: Any,
+    **pass_options: Any,
 ) -> Replication:
     """Make the figures of the paper from networks that play its roles, and check its claims and findings.
 
@@ -333,7 +339,7 @@ def replicate(
             `layer_cka`.
         channels: of each layer, of receptive fields; 0: all.
         tell: gets the plan before anything runs.
-        how: see `repsim.passes.sweep.Passing`.
+        pass_options: see `repsim.passes.sweep.Passing`.
 
     Returns:
         `claims`: one row per claim of the paper and number: claim, source, measured, low, high, direction, paper (what
@@ -345,12 +351,12 @@ def replicate(
         RepsimError: none can be made of these networks.
 
     >>> import repsim as rs
-    >>> found = rs.paper.replicate({"vit": "vit_mini"}, rs.ImageSet("sample", images=32), figures=["3"])
-    >>> found.claims["verdict"].tolist(), found.findings.shape  # one claim of this figure, six findings
+    >>> replication = rs.paper.replicate({"vit": "vit_mini"}, rs.ImageSet("sample", images=32), figures=["3"])
+    >>> replication.claims["verdict"].tolist(), replication.findings.shape  # one claim of this figure, six findings
     (['disagrees'], (6, 3))
     """
     options = {"layers": layers, "batch_size": batch_size, "channels": channels}
-    planned = plan(networks, images, train, figures, **options, **how)
+    planned = plan(networks, images, train, figures, **options, **pass_options)
     if tell is not None:
         tell(planned)
     return planned.run()
@@ -386,13 +392,14 @@ class Replication(Result):
     def figures(self, **options: Any) -> dict[str, Figure]:
         """All pictures, by the names of their files."""
         return {
-            f"figure-{exhibit.number}": exhibit.draw(made, exhibit.caption(made.record)) for exhibit, made in self.made
+            f"figure-{exhibit.number}": exhibit.draw(results, exhibit.caption(results.record))
+            for exhibit, results in self.made
         }
 
     def save_tables(self, directory: Path) -> list[Path]:
         """A folder for each figure, with its tables and record."""
         of_run = {key: self.record[key] for key in ("command", "date") if key in self.record}
-        return [path for exhibit, made in self.made for path in save_figure(exhibit, made, directory, of_run)]
+        return [path for exhibit, results in self.made for path in save_figure(exhibit, results, directory, of_run)]
 
     def save(self, directory: str | Path, **options: Any) -> list[Path]:
         """Write what `repsim figures` writes: figures, their pictures, claims and the page, over what is there."""

@@ -179,15 +179,15 @@ def _too_much(takes: Callable[[int], Takes], networks: Sequence[Runs], batch_siz
     needs, may = size_in_words(needed.total), size_in_words(budget)
     return (
         f"this takes {needs} of memory ({_words(needed)}), and {may} may be taken, "
-        f"{SHARE:.0%} of what is free unless --memory says otherwise; {', or '.join(fits) or 'take fewer layers'}"
+        f"{SHARE:.0%} of the free memory unless --memory says otherwise; {', or '.join(fits) or 'take fewer layers'}"
     )
 
 
-def _words(made: Plan) -> str:
-    pieces = f", {min(made.at_once.values())} images at a time" if made.at_once else ""
+def _words(plan_: Plan) -> str:
+    pieces = f", {min(plan_.at_once.values())} images at a time" if plan_.at_once else ""
     return (
-        f"{size_in_words(made.takes.sums)} for sums, {size_in_words(made.batch)} for the largest batch{pieces}, "
-        f"{size_in_words(made.takes.tables)} for tables"
+        f"{size_in_words(plan_.takes.sums)} for sums, {size_in_words(plan_.batch)} for the largest batch{pieces}, "
+        f"{size_in_words(plan_.takes.tables)} for tables"
     )
 
 

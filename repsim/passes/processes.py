@@ -71,20 +71,20 @@ def own_device() -> str:
 
 def gathered(value: Any) -> list[Any]:
     """The values of all processes, in order, on all of them."""
-    everyone: list[Any] = [None] * dist.get_world_size()
+    values: list[Any] = [None] * dist.get_world_size()
     with _together():
-        dist.all_gather_object(everyone, value)
-    return everyone
+        dist.all_gather_object(values, value)
+    return values
 
 
 def agreed(value: Any) -> Any:
     """The value of the first process, on all of them."""
     if share() is None:
         return value
-    said = [value]
+    values = [value]
     with _together():
-        dist.broadcast_object_list(said, src=0, device=torch.device("cpu"))
-    return said[0]
+        dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+    return values[0]
 
 
 def reduced(value: Any, join: Callable[[Any, Any], Any], device: torch.device) -> Any:
@@ -120,10 +120,10 @@ def _unpacked(packed: bytes, device: torch.device) -> Any:
 
 def told(value: Any, source: int, device: torch.device) -> Any:
     """The value of one process, on all of them; tensors of a GPU come to this device."""
-    said = [_packed(value) if dist.get_rank() == source else b""]
+    packed = [_packed(value) if dist.get_rank() == source else b""]
     with _together():
-        dist.broadcast_object_list(said, src=source, device=torch.device("cpu"))
-    return _unpacked(said[0], device)
+        dist.broadcast_object_list(packed, src=source, device=torch.device("cpu"))
+    return _unpacked(packed[0], device)
 
 
 def wait() -> None:

@@ -26,7 +26,7 @@ def _place() -> tuple[int, int]:
     own, all_of_them = _number("RANK", 0), _number("WORLD_SIZE", 1)
     for name, other in (("RANK", "WORLD_SIZE"), ("WORLD_SIZE", "RANK")):
         if name in os.environ and other not in os.environ and (own, all_of_them) != (0, 1):
-            raise UsageError(f"{name} is set, and {other} is not; torchrun sets both, and without it neither must be")
+            raise UsageError(f"{name} is set, and {other} is not; torchrun sets both; without torchrun set neither")
     if not 0 <= own < all_of_them:
         raise UsageError(f"RANK must be from 0 to WORLD_SIZE - 1, got RANK={own} and WORLD_SIZE={all_of_them}")
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
@@ -43,6 +43,6 @@ def _number(name: str, default: int) -> int:
         return default
     if not (text.isascii() and text.isdigit()):
         raise UsageError(
-            f"{name} must be a whole number, got {text!r}; torchrun sets it, and without it it must not be"
+            f"{name} must be a whole number, got {text!r}; torchrun sets it; without torchrun do not set it"
         )
     return int(text)

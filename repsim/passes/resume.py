@@ -125,7 +125,7 @@ class Resume:
     def _take(self) -> None:
         """Lock the folder for this run."""
         if self.folder.is_symlink() or (self.folder.exists() and not self.folder.is_dir()):
-            raise UsageError(f"{self.folder} is no folder that repsim made; choose another directory with --out")
+            raise UsageError(f"{self.folder} is not a folder that repsim made; choose another directory with --out")
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             self._lock = locked(self.folder)
@@ -147,10 +147,10 @@ class Resume:
         unknown: dict[str, Any] = {"run": "", "writers": [], "files": []}
         if ABOUT not in names:
             kinds = (SUMS, ROWS, PART)
-            others = sorted(name for name in names if not any(kind.fullmatch(name) for kind in kinds))
-            if others:
+            strangers = sorted(name for name in names if not any(kind.fullmatch(name) for kind in kinds))
+            if strangers:
                 raise UsageError(
-                    f"{self.folder} holds {others[0]!r}, which repsim did not write; choose another directory with "
+                    f"{self.folder} holds {strangers[0]!r}, which repsim did not write; choose another directory with "
                     "--out"
                 )
             if sums and not fresh:
@@ -199,9 +199,9 @@ class Resume:
         saved = self._load(summing)
         self._first = saved["first"]
         unfinished_or_first = not saved["done"] or not self._pass
-        gave = once_more() if unfinished_or_first and self._first is not None and once_more is not None else None
-        if gave is not None:
-            now = sealed.fingerprint([summed.sums for summed in summing], gave)
+        values = once_more() if unfinished_or_first and self._first is not None and once_more is not None else None
+        if values is not None:
+            now = sealed.fingerprint([summed.sums for summed in summing], values)
             if not sealed.alike(now, self._first, rounding):
                 raise UsageError(
                     f"{self.folder} holds the sums of another computation: its first batch gives other values now "
@@ -218,7 +218,7 @@ class Resume:
             with safe_globals([*all_kept(), Counts]):
                 saved = sealed.load(self._file, self._mark)
             if {"sums", "counts", "done", "first"} != set(saved) or len(saved["sums"]) != len(summing):
-                raise ValueError("it holds something else than the sums of this pass")
+                raise ValueError("it holds something other than the sums of this pass")
         except Exception as error:
             raise RepsimError(
                 f"cannot read {self._file}: {first_line(error)}; start over with --fresh, or choose another directory "
@@ -226,14 +226,14 @@ class Resume:
             ) from None
         return saved
 
-    def after(self, batch: Batch, summing: Sequence[Any], counts: Counts, gave: Any = None) -> None:
+    def after(self, batch: Batch, summing: Sequence[Any], counts: Counts, values: Any = None) -> None:
         """After a batch: save if it is time, and stop if a signal asked for it.
 
         Args:
-            gave: the values that were computed from the batch.
+            values: the values that were computed from the batch.
         """
         if counts.batches == 1:
-            self._first = sealed.fingerprint([summed.sums for summed in summing], gave)
+            self._first = sealed.fingerprint([summed.sums for summed in summing], values)
         if self._stop:
             if self._save(summing, counts, done=False):
                 kept = "the sums are kept: the same command goes on from there"
@@ -351,8 +351,8 @@ class Resume:
             self._stop = True
             asked.append(time.monotonic())
             if asked[-1] - asked[0] > ONE_STOP:
-                for each, handler in before.items():
-                    signal.signal(each, handler)
+                for signal_number, handler in before.items():
+                    signal.signal(signal_number, handler)
                 os.kill(os.getpid(), number)
 
         for number in before:
@@ -377,7 +377,7 @@ def read_about(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise RepsimError(f"cannot read {file}: {error.strerror}; {again}") from None
     except ValueError:
-        raise RepsimError(f"cannot read {file}: it is damaged, cut off or no JSON; {again}") from None
+        raise RepsimError(f"cannot read {file}: it is damaged, cut off or not JSON; {again}") from None
     if not text.strip():
         raise RepsimError(f"cannot read {file}: it is empty; {again}")
     texts = {"run": str, "settings_sha256": str, "about": dict, "writers": list, "files": list}
@@ -386,9 +386,9 @@ def read_about(folder: Path) -> dict[str, Any]:
         or content.get("made_by") != MADE_BY
         or any(not isinstance(content.get(name), kind) for name, kind in texts.items())
     ):
-        raise RepsimError(f"cannot read {file}: it holds something else than repsim writes there; {again}")
-    content["writers"] = [each for each in content["writers"] if re.fullmatch(r"[0-9a-f]{12}", str(each))]
-    content["files"] = [str(each) for each in content["files"]]
+        raise RepsimError(f"cannot read {file}: it holds something other than repsim writes there; {again}")
+    content["writers"] = [writer for writer in content["writers"] if re.fullmatch(r"[0-9a-f]{12}", str(writer))]
+    content["files"] = [str(name) for name in content["files"]]
     return content
 
 
@@ -406,7 +406,7 @@ def locked(folder: Path) -> FileLock:
     while True:
         file = lock_of(folder)
         if file.is_symlink() or (file.exists() and (not file.is_file() or file.stat().st_size)):
-            raise OSError(0, f"{file.name} in it is no lock of repsim's")
+            raise OSError(0, f"{file.name} in it is not a lock that repsim made")
         lock = FileLock(file)
         lock.acquire(timeout=0)
         with suppress(OSError):

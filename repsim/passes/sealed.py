@@ -63,7 +63,7 @@ def _said(file: Path) -> dict[str, Any]:
         end = opened.read()
         length = int.from_bytes(end[:8], "big")
         if end[8:] != MAGIC or length > size - fixed:
-            raise ValueError("it is cut off, damaged, or no file of sums")
+            raise ValueError("it is cut off, damaged, or not a file of sums")
         opened.seek(size - fixed - length)
         line = opened.read(length)
     try:
@@ -71,9 +71,9 @@ def _said(file: Path) -> dict[str, Any]:
         checksum = said.pop("sha256")
         said["beside"] = dict(said["beside"])
     except (ValueError, KeyError, AttributeError, TypeError):
-        raise ValueError("it is damaged: its last line is not as it was written") from None
+        raise ValueError("it is damaged: its last line has changed since it was written") from None
     if checksum != _checksum(file, size - fixed - length, said):
-        raise ValueError("it is damaged: its checksum is another than when it was written")
+        raise ValueError("it is damaged: its checksum has changed since it was written")
     return said
 
 
@@ -127,13 +127,13 @@ def _alike(one: Any, other: Any, rounding: float) -> bool:
 def _leaves(value: Any) -> Iterator[Any]:
     """Tensors, numbers and texts in a value, in the order in which it holds them."""
     if isinstance(value, Mapping):
-        for key, each in value.items():
+        for key, item in value.items():
             yield str(key)
-            yield from _leaves(each)
+            yield from _leaves(item)
     elif isinstance(value, (list, tuple, set, frozenset)):
         yield len(value)
-        for each in sorted(value, key=str) if isinstance(value, (set, frozenset)) else value:
-            yield from _leaves(each)
+        for item in sorted(value, key=str) if isinstance(value, (set, frozenset)) else value:
+            yield from _leaves(item)
     elif isinstance(value, Tensor) or value is None or isinstance(value, bool | int | float | str):
         yield value
     elif hasattr(value, "__dict__"):

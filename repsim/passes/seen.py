@@ -107,9 +107,9 @@ class Seen(dict[Any, Any]):
     def sums(self, sums: Iterable[ResidualSum], reduce: Callable[[ResidualSum, Tensor, Tensor], Any]) -> Iterator[None]:
         """While active, keep `reduce(sum, skip, branch)` of each residual sum, rows for images, under its name."""
 
-        def take(found: ResidualSum, skip: Tensor, branch: Tensor) -> None:
+        def take(residual_sum: ResidualSum, skip: Tensor, branch: Tensor) -> None:
             with unobserved():
-                add_piece(self, found.name, reduce(found, skip, branch))
+                add_piece(self, residual_sum.name, reduce(residual_sum, skip, branch))
 
         with watch_sums(self.network, list(sums), take, passed=True):
             yield

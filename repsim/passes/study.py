@@ -109,10 +109,10 @@ def check_study(
     alone = _swept(fresh(), images, batch_size)
     ways: dict[str, tuple[Callable[[Study, ImageSet, int], Result], bool]] = {
         "a second time": (_swept, True),
-        "beside other studies": (lambda one, of, n: _swept(one, of, n, [_Bystander(one.networks), fresh()]), False),
+        "beside other studies": (lambda one, data, n: _swept(one, data, n, [_Bystander(one.networks), fresh()]), False),
         "in pieces of a batch": (_in_pieces, False),
-        "from sums that were saved": (lambda one, of, n: _resumed([one, fresh()], of, n), True),
-        "from sums of two processes": (lambda one, of, n: _merged([one, fresh()], of, n), False),
+        "from sums that were saved": (lambda one, data, n: _resumed([one, fresh()], data, n), True),
+        "from sums of two processes": (lambda one, data, n: _merged([one, fresh()], data, n), False),
     }
     for way, (run, exactly) in ways.items():
         try:
@@ -120,12 +120,12 @@ def check_study(
             _same(alone, again, *((0.0, 0.0) if exactly else (rtol, atol)))
         except Exception as error:
             reason = first_line(error)
-            raise AssertionError(f"{type(study).__name__} does not find the same {way}: {reason}") from error
+            raise AssertionError(f"{type(study).__name__} gives another result {way}: {reason}") from error
     return alone
 
 
-def _swept(study: Study, images: ImageSet, size: int, beside: Sequence[Study] = ()) -> Result:
-    return study.result(sweep(images, [*beside, study], batch_size=size))
+def _swept(study: Study, images: ImageSet, size: int, companions: Sequence[Study] = ()) -> Result:
+    return study.result(sweep(images, [*companions, study], batch_size=size))
 
 
 def _in_pieces(study: Study, images: ImageSet, size: int) -> Result:
@@ -196,11 +196,11 @@ class _Bystander(Study):
         self.sums.update(len(batch.positions))
 
 
-def _same(one: Result, other: Result, rtol: float, atol: float) -> None:
+def _same(first: Result, other: Result, rtol: float, atol: float) -> None:
     """Raise if two results differ in a table or an array."""
-    for name, table in {one.name: one.table, **one.tables}.items():
+    for name, table in {first.name: first.table, **first.tables}.items():
         again = {other.name: other.table, **other.tables}[name]
         pd.testing.assert_frame_equal(table, again, rtol=rtol, atol=atol, check_exact=not rtol, obj=f"table {name}")
-    for file, arrays in one.arrays.items():
+    for file, arrays in first.arrays.items():
         for name, values in arrays.items():
             np.testing.assert_allclose(other.arrays[file][name], values, rtol, atol, err_msg=f"array {name} of {file}")

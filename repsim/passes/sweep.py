@@ -92,7 +92,7 @@ def sweep(
     *,
     batch_size: int,
     short: bool = False,
-    **how: Unpack[Passing],
+    **pass_options: Unpack[Passing],
 ) -> Counts:
     """Run every network once on every batch, for any number of studies, and give each study the layers it asked for.
 
@@ -100,14 +100,16 @@ def sweep(
         images: the same images, in the same order, for all networks.
         studies: the studies to run; studies that share a network share its forward passes.
         batch_size: images per batch; a last short batch is dropped, unless `short`.
-        how: see `Passing`.
+        pass_options: see `Passing`.
 
     Returns:
         How many images were used, dropped and broken.
     """
     check_batch_size(batch_size)
     with watching(studies) as run_batch:
-        return over_batches(images, networks_of(studies), run_batch, studies, batch_size=batch_size, short=short, **how)
+        return over_batches(
+            images, networks_of(studies), run_batch, studies, batch_size=batch_size, short=short, **pass_options
+        )
 
 
 @contextmanager
@@ -124,7 +126,7 @@ def watching(studies: Sequence[Study]) -> Iterator[Callable[[Batch], list[list[S
             for index, of_network in enumerate(of_study):
                 stack.enter_context(study.watch(index, of_network.network, of_network))
 
-        def each(batch: Batch) -> list[list[Seen]]:
+        def run_batch(batch: Batch) -> list[list[Seen]]:
             for network in networks:
                 looking = [view for of_study in seen for view in of_study if view.network is network]
                 forward(network, batch.inputs[network.transform].to(network.device), batch, looking)
@@ -132,13 +134,13 @@ def watching(studies: Sequence[Study]) -> Iterator[Callable[[Batch], list[list[S
                 study.update(of_study, batch)
             return seen
 
-        yield each
+        yield run_batch
 
 
 def over_batches(
     images: ImageSet,
     networks: Sequence[Network],
-    each: Callable[[Batch], Any],
+    run_batch: Callable[[Batch], Any],
     summing: Sequence[Summing],
     *,
     batch_size: int,
@@ -155,7 +157,7 @@ def over_batches(
     batches afterwards.
 
     Args:
-        each: the function; it adds the batch to the sums of `summing`, and returns the values that it computed, by
+        run_batch: the function; it adds the batch to the sums of `summing`, and returns the values that it computed, by
             which `resume` recognises the computation.
         progress: wraps the iterator of batches, as `tqdm` does; called with `total`.
         workers, skip_broken, short: see `ImageSet.batches`.
@@ -174,10 +176,10 @@ def over_batches(
     size = min(batch_size, images.largest_batch)
     at_once = planned(images, networks, summing, size, gradients)
     reading = Reading(images, networks, size, at_once, workers, skip_broken, short, share, positions)
-    counts = Counts() if resume is None else _begun(resume, reading, each, summing)
+    counts = Counts() if resume is None else _begun(resume, reading, run_batch, summing)
     if resume is None or not resume.done:
         counts.at_once = {**at_once, **counts.at_once}
-        _run(reading, each, summing, counts, progress, resume)
+        _run(reading, run_batch, summing, counts, progress, resume)
         if share is not None:
             counts = _joined(summing, counts, networks[0].device)
             counts.broken += broken
@@ -225,12 +227,12 @@ class Reading:
         return total if self.share is None else len(range(self.share.rank, total, self.share.of))
 
 
-def inputs_of(images: ImageSet, networks: Sequence[Network], batch_size: int, **how: Any) -> Iterator[Batch]:
+def inputs_of(images: ImageSet, networks: Sequence[Network], batch_size: int, **options: Any) -> Iterator[Batch]:
     """Batches of images with the input of each network: pixels after its transform, or rows of features.
 
     Args:
         images, networks, batch_size: arguments of the pass.
-        how: see `ImageSet.batches`.
+        options: see `ImageSet.batches`.
     """
     rows = {
         network.transform: rows_of(network.features, images)
@@ -238,7 +240,7 @@ def inputs_of(images: ImageSet, networks: Sequence[Network], batch_size: int, **
         if isinstance(network, FeatureNetwork)
     }
     transforms = [network.transform for network in networks if network.transform not in rows]
-    for batch in images.batches(transforms, batch_size, **how):
+    for batch in images.batches(transforms, batch_size, **options):
         numbers = images.chosen[batch.positions.numpy()]
         batch.inputs.update(
             {transform: torch.from_numpy(rows_of_images[numbers]) for transform, rows_of_images in rows.items()}
@@ -259,13 +261,13 @@ def _readable(images: ImageSet, workers: int | None, share: Share) -> tuple[Imag
     return images.only(good), torch.from_numpy(good), list(unreadable.values())
 
 
-def _begun(resume: Resume, reading: Reading, each: Callable[[Batch], Any], summing: Sequence[Summing]) -> Counts:
+def _begun(resume: Resume, reading: Reading, run_batch: Callable[[Batch], Any], summing: Sequence[Summing]) -> Counts:
     """Begin a pass with its saved sums, if the first batch gives the same values as then."""
 
     def first_again() -> Any:
         with contextlib.closing(reading.batches(Counts(at_once=dict(reading.at_once)), here=True)) as batches:
             batch = next(batches, None)
-            return None if batch is None else each(batch)
+            return None if batch is None else run_batch(batch)
 
     counts = resume.begin(summing, first_again, max(map(_rounding, reading.networks)))
     return counts if reading.share is None else _as_who_finished(resume, summing, counts, reading.networks[0].device)
@@ -273,7 +275,7 @@ def _begun(resume: Resume, reading: Reading, each: Callable[[Batch], Any], summi
 
 def _run(
     reading: Reading,
-    each: Callable[[Batch], Any],
+    run_batch: Callable[[Batch], Any],
     summing: Sequence[Summing],
     counts: Counts,
     progress: Progress | None,
@@ -283,14 +285,14 @@ def _run(
     batches = reading.batches(counts)
     for batch in batches if progress is None else progress(batches, total=reading.total):
         try:
-            gave = each(batch)
+            values = run_batch(batch)
         except (RuntimeError, MemoryError, OSError) as error:  # in a forward pass it would have said so itself
             if isinstance(error, RepsimError) or not is_memory_error(error):
                 raise
             device = reading.networks[0].device
-            raise out_of_memory("what is computed of a batch", device, batch, first_line(error)) from error
+            raise out_of_memory("the values computed of a batch", device, batch, first_line(error)) from error
         if resume is not None:
-            resume.after(batch, summing, counts, gave)
+            resume.after(batch, summing, counts, values)
 
 
 def _joined(summing: Sequence[Summing], counts: Counts, device: torch.device) -> Counts:
@@ -391,7 +393,7 @@ def forward(network: Network, inputs: Tensor, batch: Batch, seen: Iterable[Seen]
         if network.device.type == "cuda":
             torch.cuda.empty_cache()
     gigabytes = sum(p.numel() * p.element_size() for p in network.module.parameters()) / 2**30
-    needed = f"{network.name} ({gigabytes:.1f} GiB of weights) and what is kept of a batch"
+    needed = f"{network.name} ({gigabytes:.1f} GiB of weights) and the values kept of a batch"
     raise out_of_memory(needed, network.device, batch, reason)
 
 
@@ -410,7 +412,7 @@ def require_finite(values: Sequence[Tensor], named: Sequence[tuple[str, str]], b
         raise not_finite(network, layer, batch.number)
 
 
-def out_of_memory(what: str, device: torch.device, batch: Batch, error: str) -> RepsimError:
+def out_of_memory(subject: str, device: torch.device, batch: Batch, error: str) -> RepsimError:
     """The error for memory that ran out, with the sizes."""
     sizes = ", ".join(str(tuple(inputs.shape)) for inputs in batch.inputs.values())
     room = ""
@@ -418,6 +420,6 @@ def out_of_memory(what: str, device: torch.device, batch: Batch, error: str) -> 
         free, total = (f"{size / 2**30:.1f} GiB" for size in torch.cuda.mem_get_info(device))
         room = f" ({total}, {free} of it free)"
     return RepsimError(
-        f"the memory of {device}{room} is too small for {what}: batch {batch.number} is of shape {sizes}; take a "
+        f"the memory of {device}{room} is too small for {subject}: batch {batch.number} has shape {sizes}; take a "
         f"smaller batch size, fewer layers or another device ({error})"
     )

@@ -1,8 +1,8 @@
 """Pictures of tables. Nothing here imports torch, so every figure can be redrawn from its saved table.
 
 >>> import repsim as rs
->>> found = rs.layer_cka("vit_mini", rs.ImageSet("sample", images=32), batch_size=16)
->>> heatmap(found.table)
+>>> cka = rs.layer_cka("vit_mini", rs.ImageSet("sample", images=32), batch_size=16)
+>>> heatmap(cka.table)
 <Figure size 430x430 with 2 Axes>
 """
 

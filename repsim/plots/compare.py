@@ -77,8 +77,8 @@ def _matrix(values: pd.DataFrame, tree: Axes, cells: Axes) -> None:
         both, names = both[np.ix_(order, order)], [values.index[k] for k in order]
     else:
         names = list(values.index)
-    off = both[~np.eye(len(both), dtype=bool)]
-    low = float(np.nanmin(off)) if np.isfinite(off).any() else 0.0
+    off_diagonal = both[~np.eye(len(both), dtype=bool)]
+    low = float(np.nanmin(off_diagonal)) if np.isfinite(off_diagonal).any() else 0.0
     cells.set_facecolor(UNDEFINED)
     options: dict[str, Any] = {"cbar": False, "xticklabels": False, "yticklabels": False, "square": False}
     if len(names) <= 10:
@@ -112,7 +112,7 @@ def networks_map(table: pd.DataFrame) -> Figure:
         for ax in axes[len(measures) :]:
             ax.set_axis_off()
         colours = dict(zip(dict.fromkeys(table["model"]), sns.color_palette("husl", table["model"].nunique())))
-        beside = all(inches_of(literal(model), 7) <= INCHES / 2 for model in colours)
+        has_room = all(inches_of(literal(model), 7) <= INCHES / 2 for model in colours)
         for ax, measure in zip(axes, measures):
             chosen = known[known["measure"] == measure]
             for row in chosen.itertuples():
@@ -120,7 +120,7 @@ def networks_map(table: pd.DataFrame) -> Figure:
                 if (ellipse := _ellipse(row)) is not None:
                     ax.add_patch(ellipse)
                     ellipse.set_facecolor((*colours[row.model], 0.25))
-                if not beside:
+                if not has_room:
                     continue
                 right = row.x > chosen["x"].mean()  # towards the middle, where there is room
                 alignment = {"xytext": (-4 if right else 4, 4), "ha": "right" if right else "left"}
@@ -128,7 +128,7 @@ def networks_map(table: pd.DataFrame) -> Figure:
             ax.set_aspect("equal", adjustable="datalim")
             ax.margins(0.25)
             label(ax, title=f"{measure}, stress {chosen['stress'].iloc[0]:.2f}", x="radians", inches=INCHES)
-        if not beside:  # long names would lie over each other
+        if not has_room:  # long names would lie over each other
             points = (
                 Line2D([], [], marker="o", linestyle="", markersize=4, color=colour) for colour in colours.values()
             )

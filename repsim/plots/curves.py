@@ -18,10 +18,10 @@ SHARES = {"accuracy": (0, 1), "knn_accuracy": (0, 1)}
 """Columns with bounds, and the bounds: no band is drawn beyond them, though an interval may reach there."""
 
 
-def ends(blocks: list[int], each: int = 2) -> list[int]:
+def ends(blocks: list[int], count: int = 2) -> list[int]:
     """The lowest and the highest few of a list of blocks, as the paper draws them."""
     blocks = sorted(blocks)
-    return blocks if len(blocks) <= 2 * each else blocks[:each] + blocks[-each:]
+    return blocks if len(blocks) <= 2 * count else blocks[:count] + blocks[-count:]
 
 
 def attention_distance(
@@ -98,8 +98,8 @@ def head_similarity(table: pd.DataFrame, *, groups: int | None = None, ax: Axes 
             drawn.append((ax.errorbar(part["distance_px"], part["cka"], yerr=half, label=layer, **style), layer))
         ax.set(xlabel="mean attention distance of the heads (px)", ylabel="CKA")
         label(ax, title=f"heads of {table['model_a'].iloc[0]}\nagainst {table['model_b'].iloc[0]}", inches=PANEL)
-        beside = {} if room(layers) else {"loc": "upper left", "bbox_to_anchor": (1, 1)}  # points may be anywhere
-        legend(ax, drawn, **beside)
+        position = {} if room(layers) else {"loc": "upper left", "bbox_to_anchor": (1, 1)}  # points may be anywhere
+        legend(ax, drawn, **position)
     return ax
 
 
@@ -144,11 +144,11 @@ def matched(table: pd.DataFrame, *, groups: int | None = None, ax: Axes | None =
         groups: of minibatches, whose number tells how wide the intervals are; see `half_widths`.
         ax: where to draw.
     """
-    others = list(dict.fromkeys(named(table)["model_b"]))
+    compared = list(dict.fromkeys(named(table)["model_b"]))
     with look():
         if ax is None:
             ax = Figure(figsize=(4, 3)).subplots()
-        drawn = _each_over_depth(ax, table, "model_b", others, "cka", groups)
+        drawn = _each_over_depth(ax, table, "model_b", compared, "cka", groups)
         ax.set(ylabel="CKA of the same layer", ylim=(min(0, table["cka"].min()), 1.02))
         label(ax, title=f"compared with {table['model_a'].iloc[0]}", inches=PANEL)
         legend(ax, drawn)
@@ -198,8 +198,8 @@ def localization_summary(summary: pd.DataFrame, *, groups: int | None = None) ->
         axes = figure.subplots(1, len(present), sharey=True, squeeze=False)[0]
         for ax, zone in zip(axes, present):
             ax.axhline(0, color="0.6", linewidth=0.8, linestyle=":")
-            there = summary[summary["where"] == zone]
-            drawn = _each_over_depth(ax, there, "model", models, "own_minus_rest", groups)
+            rows = summary[summary["where"] == zone]
+            drawn = _each_over_depth(ax, rows, "model", models, "own_minus_rest", groups)
             label(ax, title=f"{zone} tokens", inches=PANEL)
             if ax is axes[0]:
                 legend(ax, drawn)

@@ -54,18 +54,18 @@ def attention_maps(
         The figure: each image with its maps beside it, in lines; its last axes are the colour bar.
     """
     maps = np.concatenate([rollout[:, None], cls], 1)
-    said = ["rollout of all blocks", *(f"{block} head {head}".strip() for head in range(cls.shape[1]))]
-    lines = -(-len(said) // ACROSS)
-    across = -(-len(said) // lines)
+    titles = ["rollout of all blocks", *(f"{block} head {head}".strip() for head in range(cls.shape[1]))]
+    lines = -(-len(titles) // ACROSS)
+    across = -(-len(titles) // lines)
     side = PANEL if len(images) <= FEW else SMALL
     with look():
         figure = Figure(figsize=(side * (1 + across) + 0.7, (side + 0.25) * lines * len(images) + 0.4))
         axes = figure.subplots(len(images) * lines, 1 + across, squeeze=False)
         for ax in axes.flat:
             ax.set_axis_off()
-        for image, of, panels in zip(images, maps, axes.reshape(len(images), lines, 1 + across)):
+        for image, image_maps, panels in zip(images, maps, axes.reshape(len(images), lines, 1 + across)):
             over(panels[0, 0], image, None)
-            for ax, weights, name in zip(panels[:, 1:].flat, of, said):
+            for ax, weights, name in zip(panels[:, 1:].flat, image_maps, titles):
                 over(ax, image.mean(-1), weights)
                 label(ax, title=name, size=7, inches=side)
         for name, ax in zip(["image"] * len(images) if names is None else names, axes[::lines, 0]):
@@ -178,15 +178,15 @@ class TokenMap(NamedTuple):
     """The token's on its layer's grid."""
 
 
-def token_map(ax: Axes, of: TokenMap, *, low: float, high: float) -> None:
+def token_map(ax: Axes, shown: TokenMap, *, low: float, high: float) -> None:
     """One panel of `localization`."""
     ax.set_facecolor(UNDEFINED)
-    ax.imshow(of.values, cmap=TOKEN_CMAP, vmin=low, vmax=high, interpolation="nearest")
-    row, column = of.own
+    ax.imshow(shown.values, cmap=TOKEN_CMAP, vmin=low, vmax=high, interpolation="nearest")
+    row, column = shown.own
     outline = {"fill": False, "edgecolor": "white", "linewidth": 0.8, "clip_on": False, "zorder": 3}
     rim = [withStroke(linewidth=2, foreground="black")]  # white alone is lost on the brightest cells
     ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, path_effects=rim, **outline))
-    label(ax, title=f"token {of.token}: {of.values[of.own]:.2f}", size=7, inches=PANEL)
+    label(ax, title=f"token {shown.token}: {shown.values[shown.own]:.2f}", size=7, inches=PANEL)
 
 
 def _drawn_layers(table: pd.DataFrame, layer: str | None) -> list[pd.DataFrame]:

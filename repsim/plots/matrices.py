@@ -56,13 +56,13 @@ def heatmap(
     Raises:
         UsageError: the table has no rows, or none of the pair.
     """
-    there = list(dict.fromkeys(zip(named(table)["model_a"], table["model_b"])))
-    if not there:
+    present = list(dict.fromkeys(zip(named(table)["model_a"], table["model_b"])))
+    if not present:
         raise UsageError("the table has no rows, so there is nothing to draw; give one with pairs of layers")
-    models = list(dict.fromkeys(name for names in (*zip(*there),) for name in names))
+    models = list(dict.fromkeys(name for names in (*zip(*present),) for name in names))
     possible = [*((m, m) for m in models), *itertools.combinations(models, 2)]
     # Each two models stand in the table both ways round, unless rows were taken out.
-    pairs = [each if each in there else each[::-1] for each in possible if {each, each[::-1]} & set(there)]
+    pairs = [pair if pair in present else pair[::-1] for pair in possible if {pair, pair[::-1]} & set(present)]
     if pair is not None:
         pairs, models = [tuple(pair)], list(dict.fromkeys(pair))
     title = title if title is not None else f"Layer similarity: {' and '.join(models)}"
@@ -94,12 +94,12 @@ def panels(
     low, high = low if vmin is None else vmin, high if vmax is None else vmax
     if not low < high:
         raise UsageError(f"the colours must begin below where they end, got vmin={low:g} and vmax={high:g}")
-    said = f"{quantity}, fitted: {low:.2f} to {high:.2f}" if fitted else quantity
+    heading = f"{quantity}, fitted: {low:.2f} to {high:.2f}" if fitted else quantity
     columns = min(4, len(pairs))
     rows = -(-len(pairs) // columns)
     with look():
         parts = [table[(table["model_a"] == a) & (table["model_b"] == b)] for a, b in pairs]
-        width, height = (max(each) for each in zip(*map(size_of_panel, parts, pairs)))
+        width, height = (max(lengths) for lengths in zip(*map(size_of_panel, parts, pairs)))
         width, height = width * columns + 0.7, height * rows + 0.7
         height += further(title, width, LOOK["figure.titlesize"])
         figure = Figure(figsize=(width, height))
@@ -110,7 +110,7 @@ def panels(
         for ax, (down, across) in zip(axes, pairs):
             panel(table, down, across, ax=ax, low=low, high=high, cmap=cmap)
         bar = figure.colorbar(
-            axes[0].collections[0], ax=list(axes), label=said, fraction=0.03 if len(pairs) > 1 else 0.05, pad=0.01
+            axes[0].collections[0], ax=list(axes), label=heading, fraction=0.03 if len(pairs) > 1 else 0.05, pad=0.01
         )
         if fitted:  # both ends are read off the bar
             inner = [tick for tick in bar.get_ticks() if low + 0.06 * (high - low) < tick < high - 0.06 * (high - low)]

@@ -58,13 +58,13 @@ def pictures(name: str, tables: Tables, arrays: Arrays, record: Mapping[str, Any
         record: of the run.
         options: `blocks` of attention, `tokens` and `layer` of localization.
     """
-    there = name in DRAWINGS or has_picture(name, tables[name])
+    has_pictures = name in DRAWINGS or has_picture(name, tables[name])
     drawn = drawing(name)
     if drawn.intervals == "batches":
         options["groups"] = groups_of(record)
     elif drawn.intervals == "images":
         options["groups"] = groups_of_images(record)
-    figures = drawn.draw(name, tables, arrays, **options) if there else {}
+    figures = drawn.draw(name, tables, arrays, **options) if has_pictures else {}
     named = isinstance(record.get("protocol", {}).get("maps"), list)
     for file, figure in figures.items():
         if not (file == "attention_maps" and named):  # of other images, each with its name

@@ -62,7 +62,9 @@ def norm_ratios(table: pd.DataFrame, *, title: str | None = None) -> Figure:
     table = named(table).assign(token=table["token"].astype(str))
     shown = list(_heatmaps(table))
     if not shown:
-        raise UsageError("the norm ratio of every token is drawn of networks whose blocks all have the same tokens")
+        raise UsageError(
+            "the norm ratio of every token needs a network whose blocks all have the same tokens, and there is none"
+        )
     rows = len({model for model, _, _ in shown})
     with look():
         figure = Figure(figsize=(7.2, 2.6 * rows + 0.4))
@@ -88,7 +90,7 @@ def _legend(figure: Figure | SubFigure, drawn: list[tuple[Line2D, str]]) -> None
     legend(figure, drawn, loc="outside lower center", ncols=columns)
     whole = figure_of(figure)
     width, height = whole.get_size_inches()
-    lines = sum(text.get_text().count("\n") + 1 for made in figure.legends for text in made.get_texts())
+    lines = sum(text.get_text().count("\n") + 1 for box in figure.legends for text in box.get_texts())
     high = -(-lines // columns)
     whole.set_size_inches(width, height + 0.16 * max(high - 6, 0) * whole.bbox.height / figure.bbox.height)
 

@@ -43,7 +43,7 @@ from repsim.tables import ATTENTION, ATTENTION_MAPS
 MOST = 5000
 """Images of the bundled sample, where none are given."""
 BATCH = 50
-"""Images in a batch of as many; of few images fewer, see `passes.sweep.fitting`."""
+"""Images in a batch; fewer if images are few, see `passes.sweep.fitting`."""
 COPIES = 6
 """Memory of a map in multiples of its weights: inputs, and products with distances and logarithms."""
 
@@ -154,7 +154,7 @@ def attention_distance(
     renormalize: bool = False,
     maps: int | Named = 0,
     batch_size: int | None = None,
-    **how: Unpack[Passing],
+    **pass_options: Unpack[Passing],
 ) -> Result:
     """Mean attention distance of every head, with entropy and shares, averaged over images.
 
@@ -163,9 +163,9 @@ def attention_distance(
         images: see `layer_cka`; None: 5,000 of the bundled sample, as many as the paper takes.
         renormalize: divide attention rows by their sum once CLS and the like are taken out.
         maps: of how many images `attention_maps` are taken too; or of which: a file, a folder, or several.
-        batch_size: images per forward pass; a last short one is dropped. None: 50, or of few images fewer, see
+        batch_size: images per forward pass; a last short one is dropped. None: 50, or fewer if images are few, see
             `layer_cka`.
-        how: see `repsim.passes.sweep.Passing`.
+        pass_options: see `repsim.passes.sweep.Passing`.
 
     Returns:
         `table`: one row per block and head: model, layer, depth, block, head, distance_px (from 0, all attention on the
@@ -176,8 +176,8 @@ def attention_distance(
     Reference: paper section 4, Figures 3, 4, C.5 and C.6.
 
     >>> import repsim as rs
-    >>> found = rs.attention_distance("vit_mini", rs.ImageSet("sample", images=16), batch_size=8)
-    >>> found.table.shape[0]  # 12 blocks of 8 heads
+    >>> distances = rs.attention_distance("vit_mini", rs.ImageSet("sample", images=16), batch_size=8)
+    >>> distances.table.shape[0]  # 12 blocks of 8 heads
     96
     """
     begun = begin(network, images, most=MOST, layers="all", batch_size=batch_size, usual=BATCH)
@@ -186,11 +186,11 @@ def attention_distance(
     shown: int | list[str] = maps if isinstance(maps, int) else []
     if maps or not isinstance(maps, int):
         looked_at, count = (begun.images, maps) if isinstance(maps, int) else _those(maps)
-        arrays["attention_maps"] = taken = _maps(network, looked_at, count, how.get("skip_broken", False))
+        arrays["attention_maps"] = taken = _maps(network, looked_at, count, pass_options.get("skip_broken", False))
         shown = maps if isinstance(maps, int) else taken["names"].tolist()
     study = AttentionDistance(network, renormalize=renormalize)
     begun.notices.say(*study.notices)
-    result = begun.swept(study, **how)
+    result = begun.swept(study, **pass_options)
     result.protocol["maps"] = shown
     return replace(result, arrays=arrays)
 
@@ -206,8 +206,11 @@ def rollout(attentions: Sequence[Tensor]) -> Tensor:
 
     Reference: Abnar & Zuidema (2020); Dosovitskiy et al. (2021), appendix D.8.
     """
-    sums = (0.5 * each.mean(1) + 0.5 * torch.eye(each.shape[-1], device=each.device) for each in attentions)
-    steps = (each / each.sum(-1, keepdim=True) for each in sums)
+    sums = (
+        0.5 * attention.mean(1) + 0.5 * torch.eye(attention.shape[-1], device=attention.device)
+        for attention in attentions
+    )
+    steps = (total / total.sum(-1, keepdim=True) for total in sums)
     return reduce(lambda joint, step: step @ joint, steps)
 
 
@@ -287,11 +290,11 @@ def _maps(network: Network, images: ImageSet, count: int, skip_broken: bool) -> 
             )
     for why, names in (
         ("is left out", [*attentions.placeless, *attentions.linear]),
-        ("is not what values are summed with", attentions.mixed),
+        ("is mixed between its heads", attentions.mixed),
     ):
         if names:
             raise UsageError(
-                f"attention maps need the attention of all blocks; in {network.name} that of {names[0]} {why}"
+                f"attention maps need the attention of all blocks; in {network.name} the attention of {names[0]} {why}"
             )
     seen: dict[str, dict[int, Tensor]] = {}
 

@@ -87,7 +87,7 @@ class Comparison(Study):
         self.sums = _Sums(
             {measure.name: BatchMeans(measure.finish) for measure in self.streamed},
             {measure.name: GroupedSums(1) for measure in self.streamed if null},
-            [Joined() for of in layers for _ in of] if self.held else [],
+            [Joined() for layers_of_one in layers for _ in layers_of_one] if self.held else [],
             Joined(),
         )
 
@@ -149,8 +149,8 @@ class Comparison(Study):
         )
 
     def result(self, counts: Counts) -> Result:
-        table, others = self.tables()
-        return Result(self.name, table, {"protocol": self.protocol(counts)}, others)
+        table, other_tables = self.tables()
+        return Result(self.name, table, {"protocol": self.protocol(counts)}, other_tables)
 
     def protocol(self, counts: Counts) -> dict[str, Any]:
         """Settings that the numbers depend on."""
@@ -210,35 +210,39 @@ class Comparison(Study):
         return Found(measure, left_out.values, left_out, by_chance)
 
     def tables(
-        self, untrained: Comparison | None = None, of: Sequence[int] = ()
+        self, untrained: Comparison | None = None, network_numbers: Sequence[int] = ()
     ) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
         """The tables of layers, of networks, and of the map of networks.
 
         Args:
             untrained: the same measures between networks without training.
-            of: the numbers of the networks that these are without training.
+            network_numbers: the numbers of the networks that these are without training.
         """
         rows_of = slices([*map(len, self.layers)])
         names = [network.name for network in self.networks]
         pairs = pairs_of_layers(self.networks, self.layers)
-        at = torch.cat([torch.arange(rows_of[-1].stop)[rows_of[number]] for number in of]) if of else torch.arange(0)
-        twins = [None] * len(self.measures) if untrained is None else [each.value for each in untrained.found()]
+        at = (
+            torch.cat([torch.arange(rows_of[-1].stop)[rows_of[number]] for number in network_numbers])
+            if network_numbers
+            else torch.arange(0)
+        )
+        twins = [None] * len(self.measures) if untrained is None else [measured.value for measured in untrained.found()]
         layers, networks, maps = [], [], []
-        for each, twin in zip(self.found(), twins):
-            value, se, of_networks = each.with_errors(rows_of)
-            low, high = interval(value, se, each.df)
-            null, null_95 = each.null()
+        for measured, twin in zip(self.found(), twins):
+            value, se, of_networks = measured.with_errors(rows_of)
+            low, high = interval(value, se, measured.df)
+            null, null_95 = measured.null()
             random = torch.full_like(value, torch.nan)
             if twin is not None:
                 random[at[:, None], at] = twin
             columns = {"value": value, "se": se, "low": low, "high": high, "null": null, "null_95": null_95}
             columns["untrained"] = random
             flat = {column: values.cpu().flatten().numpy() for column, values in columns.items()}
-            layers.append(pairs.assign(measure=each.measure.name, df=each.df, **flat)[COMPARE])
-            networks.append(table_of_networks(each, names, of_networks))
-            maps.append(table_of_map(each, names, rows_of))
-        table, *others = (pd.concat(parts, ignore_index=True) for parts in (layers, networks, maps))
-        return table, dict(zip(("networks", "networks_map"), others, strict=True))
+            layers.append(pairs.assign(measure=measured.measure.name, df=measured.df, **flat)[COMPARE])
+            networks.append(table_of_networks(measured, names, of_networks))
+            maps.append(table_of_map(measured, names, rows_of))
+        table, *other_tables = (pd.concat(parts, ignore_index=True) for parts in (layers, networks, maps))
+        return table, dict(zip(("networks", "networks_map"), other_tables, strict=True))
 
 
 @dataclass(frozen=True)
@@ -258,25 +262,25 @@ class Found:
         groups = sum(0 < size < self.sums.batches for size in self.sums.counts.tolist())
         return max(self.measure.degrees(groups) if isinstance(self.measure, Held) else groups - 1, 0)
 
-    def with_errors(self, where: Sequence[slice]) -> tuple[Tensor, Tensor, Tensor]:
+    def with_errors(self, layer_slices: Sequence[slice]) -> tuple[Tensor, Tensor, Tensor]:
         """Values (N, N), their standard errors, and summaries for pairs of networks.
 
         The latter is (4, K, K): the value of the last layers and its standard error; the mean over layers of the first
         of the best match among those of the second, and its standard error.
         """
-        last, count = [each.stop - 1 for each in where], len(where)
+        last, count = [rows.stop - 1 for rows in layer_slices], len(layer_slices)
 
         def statistics(value: Tensor) -> Tensor:
-            best = [value[a, b].amax(1).mean() for a in where for b in where]
+            best = [value[a, b].amax(1).mean() for a in layer_slices for b in layer_slices]
             return torch.cat([value.flatten(), value[last][:, last].flatten(), torch.stack(best)])
 
         value, se = self.sums.compute(statistics)
-        square = where[-1].stop
-        parts = [each.split([square**2, count**2, count**2]) for each in (value, se)]
+        square = layer_slices[-1].stop
+        parts = [estimates.split([square**2, count**2, count**2]) for estimates in (value, se)]
         (layers, *networks), (layers_se, *networks_se) = parts
         own = torch.eye(square, dtype=torch.bool, device=value.device) & ((1 - layers.view(square, square)).abs() < ONE)
         layers_se = layers_se.view(square, square).masked_fill(own, 0)  # of a layer with itself, which is no estimate
-        pairs = [each.view(count, count) for pair in zip(networks, networks_se) for each in pair]
+        pairs = [summary.view(count, count) for pair in zip(networks, networks_se) for summary in pair]
         return layers.view(square, square), layers_se, torch.stack(pairs)
 
     def null(self) -> tuple[Tensor, Tensor]:
@@ -308,7 +312,7 @@ def measures_of(names: str | Sequence[str]) -> list[Streamed | Held]:
             raise one_of("measure", name, MEASURES)
         chosen.append(MEASURES[name])
     if not chosen:
-        raise UsageError(f"to compare takes at least one measure; choose among {', '.join(MEASURES)}")
+        raise UsageError(f"a comparison needs at least one measure; choose among {', '.join(MEASURES)}")
     return chosen
 
 
@@ -325,13 +329,13 @@ def _without_groups(measure: Streamed, features: Sequence[Tensor], group: Tensor
     return torch.stack(products).to(features[0].device)
 
 
-def table_of_networks(found: Found, names: Sequence[str], values: Tensor) -> pd.DataFrame:
+def table_of_networks(measured: Found, names: Sequence[str], values: Tensor) -> pd.DataFrame:
     """One row per ordered pair of networks; see `Found.with_errors`."""
     last, last_se, best, best_se = values
-    ends = [*interval(last, last_se, found.df), *interval(best, best_se, found.df)]
+    ends = [*interval(last, last_se, measured.df), *interval(best, best_se, measured.df)]
     columns = [last, last_se, *ends[:2], best, best_se, *ends[2:]]
     rows = [
-        (found.measure.name, a, b, found.df, *(column[i, j].item() for column in columns))
+        (measured.measure.name, a, b, measured.df, *(column[i, j].item() for column in columns))
         for i, a in enumerate(names)
         for j, b in enumerate(names)
         if i != j
@@ -339,20 +343,20 @@ def table_of_networks(found: Found, names: Sequence[str], values: Tensor) -> pd.
     return pd.DataFrame(rows, columns=COMPARE_NETWORKS)
 
 
-def table_of_map(found: Found, names: Sequence[str], where: Sequence[slice]) -> pd.DataFrame:
+def table_of_map(measured: Found, names: Sequence[str], layer_slices: Sequence[slice]) -> pd.DataFrame:
     """Where each network is on a map of the angles between last layers, and how sure that is; of two no map is made.
 
     The map without a group of images is turned to the one of all, from which it began.
     """
     if len(names) < 3:
         return pd.DataFrame(columns=COMPARE_MAP)
-    last = [each.stop - 1 for each in where]
+    last = [rows.stop - 1 for rows in layer_slices]
 
     def angles(value: Tensor) -> Tensor:
         between = value[last][:, last].cpu()
         return ((between + between.T) / 2).clamp(-1, 1).acos().fill_diagonal_(0)
 
-    positions, stress = mds(angles(found.value))
+    positions, stress = mds(angles(measured.value))
 
     def placed(value: Tensor) -> Tensor:
         again = turned(mds(angles(value), start=positions)[0], positions)
@@ -360,10 +364,12 @@ def table_of_map(found: Found, names: Sequence[str], where: Sequence[slice]) -> 
         # The squared length along the diagonal has the covariance of x and y in it.
         return torch.stack([x, y, (x + y) / 2**0.5])
 
-    _, (x_se, y_se, both_se) = found.sums.compute(placed)
+    _, (x_se, y_se, both_se) = measured.sums.compute(placed)
     covariance = both_se**2 - (x_se**2 + y_se**2) / 2
-    rows = zip(names, *(each.tolist() for each in (*positions.T, x_se, y_se, covariance)))
-    return pd.DataFrame([(found.measure.name, *row, found.df, stress.item()) for row in rows], columns=COMPARE_MAP)
+    rows = zip(names, *(column.tolist() for column in (*positions.T, x_se, y_se, covariance)))
+    return pd.DataFrame(
+        [(measured.measure.name, *row, measured.df, stress.item()) for row in rows], columns=COMPARE_MAP
+    )
 
 
 @study
@@ -377,7 +383,7 @@ def compare(
     null: int = 0,
     untrained: bool = False,
     batch_size: int | None = None,
-    **how: Unpack[Passing],
+    **pass_options: Unpack[Passing],
 ) -> Result:
     """Similarity of any number of networks and features by several measures, from one pass over the images.
 
@@ -395,7 +401,7 @@ def compare(
         untrained: whether the same architectures are measured without training too, because these are also alike.
         batch_size: images per minibatch, at least 4; the last short one is dropped. None: 256, or for few images
             fewer, see `layer_cka`.
-        how: see `repsim.passes.sweep.Passing`.
+        pass_options: see `repsim.passes.sweep.Passing`.
 
     Returns:
         `table`: one row per measure and ordered pair of layers: measure, model_a, layer_a, kind_a, index_a, depth_a,
@@ -412,8 +418,8 @@ def compare(
 
     >>> import repsim as rs
     >>> images = rs.ImageSet("sample", images=32)
-    >>> found = rs.compare(["vit_mini", "resnet_mini"], images, measures=["cka", "procrustes"], batch_size=16)
-    >>> sorted(set(found.networks["measure"])), len(found.networks)  # both ways
+    >>> comparison = rs.compare(["vit_mini", "resnet_mini"], images, measures=["cka", "procrustes"], batch_size=16)
+    >>> sorted(set(comparison.networks["measure"])), len(comparison.networks)  # both ways
     (['cka', 'procrustes'], 4)
     """
     measured = measures_of(measures)
@@ -429,25 +435,25 @@ def compare(
     for measure in measured:
         count = min(begun.batch_size, len(begun.images)) if isinstance(measure, Streamed) else len(begun.images)
         if count < measure.fewest:
-            place = "in a batch" if isinstance(measure, Streamed) else ""
-            raise UsageError(f"{measure.name} needs at least {measure.fewest} images {place}, got {count}")
+            place = " in a batch" if isinstance(measure, Streamed) else ""
+            raise UsageError(f"{measure.name} needs at least {measure.fewest} images{place}, got {count}")
     options = {"measures": [measure.name for measure in measured]}
     chosen = chosen_layers(begun.networks, layers, tokens)
     if sum(map(len, chosen)) < 2:
-        raise UsageError("to compare takes two or more networks, or several layers of one (layers='blocks')")
+        raise UsageError("a comparison needs two or more networks, or several layers of one network (layers='blocks')")
     study = Comparison(begun.networks, chosen, tokens=tokens, null=null, seed=begun.images.seed, **options)
     studies, computing = [study], []
     if untrained:
         computing = [number for number, network in enumerate(begun.networks) if not isinstance(network, FeatureNetwork)]
         twins = [without_training(begun.networks[number]) for number in computing]
         studies.append(Comparison(twins, chosen_layers(twins, layers, tokens), tokens=tokens, **options))
-    counts = sweep(begun.images, studies, batch_size=begun.batch_size, **how)
-    table, others = study.tables(*studies[1:], of=computing)
+    counts = sweep(begun.images, studies, batch_size=begun.batch_size, **pass_options)
+    table, other_tables = study.tables(*studies[1:], network_numbers=computing)
     undefined = table.loc[table["value"].isna(), "measure"].value_counts(sort=False)
     for measure, rows in undefined.items():
         begun.notices.say(f"{measure} is undefined for {rows} of {(table['measure'] == measure).sum()} pairs of layers")
     protocol = {"layers": layers, "untrained": untrained, **study.protocol(counts)}
-    return begun.result(study.name, table, counts, protocol, tables=others)
+    return begun.result(study.name, table, counts, protocol, tables=other_tables)
 
 
 def chosen_layers(networks: Sequence[Network], layers: str | Sequence[str], tokens: Tokens) -> list[list[Layer]]:

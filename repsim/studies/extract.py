@@ -39,7 +39,7 @@ from repsim.tables import RECORD, place, prepare, save_record, save_text, why
 MOST = 2560
 """Images of the bundled sample, where none are given."""
 BATCH = 50
-"""Images in a batch of as many; of few images fewer, see `passes.sweep.fitting`."""
+"""Images in a batch; fewer if images are few, see `passes.sweep.fitting`."""
 Dtype = Literal["float32", "float16"]
 LAYERS = "layers"
 """The folder of the arrays, in that of the results."""
@@ -203,13 +203,13 @@ class Writing:
                     right = opened.read(len(header)) == header
             if not right:
                 raise RepsimError(
-                    f"the rows that were written into {self.folder} before are not there any more, or others are; "
+                    f"the rows that were written into {self.folder} before are gone or have changed; "
                     "start over with --fresh, or choose another directory with --out"
                 )
 
     def _there(self) -> Iterator[Path]:
         if self.folder.is_symlink() or (self.folder.exists() and not self.folder.is_dir()):
-            raise UsageError(f"{self.folder} is no folder that repsim made; choose another directory with --out")
+            raise UsageError(f"{self.folder} is not a folder that repsim made; choose another directory with --out")
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
             if ROWS.fullmatch(path.name) and path.is_file():
                 yield path
@@ -238,7 +238,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 def named(network: str, layer: str, taken: set[str]) -> str:
     """The path of a layer's file, of letters that every disk takes; one that is taken gets a number."""
-    stem = "--".join(re.sub(r"[^\w.+-]+", "-", each, flags=re.ASCII)[:LONGEST] for each in (network, layer))
+    stem = "--".join(re.sub(r"[^\w.+-]+", "-", name, flags=re.ASCII)[:LONGEST] for name in (network, layer))
     name, number = stem, 1
     while name.lower() in taken:
         number += 1
@@ -306,7 +306,7 @@ def extract_features(
     tokens: Tokens = "all",
     dtype: Dtype = "float32",
     batch_size: int | None = None,
-    **how: Unpack[Passing],
+    **pass_options: Unpack[Passing],
 ) -> dict[str, Features]:
     """Write the features of layers into files, from one pass over the images, whatever number of networks there are.
 
@@ -321,9 +321,9 @@ def extract_features(
         layers: a choice of `find_layers`, for all networks.
         tokens: the part of each layer: `all`, `cls`, `spatial` or `pooled`.
         dtype: `float32`, or `float16`, which keeps about three digits, and nothing beyond 65,504.
-        batch_size: images per forward pass; a last short batch is kept. None: 50, or of few images fewer,
+        batch_size: images per forward pass; a last short batch is kept. None: 50, or fewer if images are few,
             see `layer_cka`.
-        how: see `repsim.passes.sweep.Passing`.
+        pass_options: see `repsim.passes.sweep.Passing`.
 
     Returns:
         Features of each network, by its name, mapped to memory.
@@ -339,11 +339,11 @@ def extract_features(
     ...     rs.extract_features("vit_mini", images, folder, layers=["blocks.11"], tokens="cls")
     {'vit_mini': Features 'vit_mini': 16 images with ids; blocks.11 (96)}
     """
-    out, resume = prepare(Path(out).expanduser()), how.get("resume")
+    out, resume = prepare(Path(out).expanduser()), pass_options.get("resume")
     if resume is None:
         _check_free(out)
     features, record = extract(
-        networks, images, out, layers=layers, tokens=tokens, dtype=dtype, batch_size=batch_size, **how
+        networks, images, out, layers=layers, tokens=tokens, dtype=dtype, batch_size=batch_size, **pass_options
     )
     if resume is None and _first():
         save_record(record, out / RECORD)
@@ -359,7 +359,7 @@ def extract(
     tokens: Tokens,
     dtype: Dtype,
     batch_size: int | None,
-    **how: Any,
+    **pass_options: Any,
 ) -> tuple[dict[str, Features], dict[str, Any]]:
     """`extract_features`, without `run.json`, whose record it returns; over what is there under these names."""
     if dtype not in get_args(Dtype):
@@ -367,7 +367,7 @@ def extract(
     begun = begin(networks, images, most=MOST, layers=layers, batch_size=batch_size, usual=BATCH)
     chosen = [find_layers(network, layers, tokens=tokens) for network in begun.networks]
     files = list(_files(begun, chosen, tokens, dtype))
-    resume = how.get("resume")
+    resume = pass_options.get("resume")
     writing = Writing(out, out / UNDER_WAY if resume is None else resume.folder, files, len(begun.images))
     tell(
         f"features: {size_in_words(writing.bytes)} for {len(files)} layers of {len(begun.images)} images in {dtype}; "
@@ -376,7 +376,7 @@ def extract(
     _by_the_first(lambda: writing.begin(resume is not None and resume.goes_on))
     extraction = Extraction(begun.networks, chosen, writing, tokens)
     try:
-        counts = sweep(begun.images, [extraction], batch_size=begun.batch_size, short=True, **how)
+        counts = sweep(begun.images, [extraction], batch_size=begun.batch_size, short=True, **pass_options)
     except BaseException:
         if resume is None and _first():  # nothing goes on from there
             writing.clear()

@@ -35,7 +35,7 @@ from repsim.tables import HEAD_CORRELATION, HEADS
 MOST = 2560
 """Images of the bundled sample, where none are given."""
 BATCH = 256
-"""Images in a batch of as many; of few images fewer, see `passes.sweep.fitting`."""
+"""Images in a batch; fewer if images are few, see `passes.sweep.fitting`."""
 LOWER_UNITS = 5  # block1 unit1-3 and block2 unit1-2 in the paper
 
 
@@ -102,15 +102,15 @@ def head_layer(network: Network) -> tuple[AttentionLayer, Layer]:
         first = find_attention(network).layers[0]
     except UsageError as error:
         raise UsageError(f"{network.name} has no attention heads that can be compared: {error}") from None
-    path, each = first.path, first.maps[0]
-    if len(first.maps) > 1 or each.product is None:
+    path, attention_map = first.path, first.maps[0]
+    if len(first.maps) > 1 or attention_map.product is None:
         raise UsageError(
-            f"the heads of {path} in {network.name} cannot be told apart: it attends several times, or by no plain "
-            "product of weights and values"
+            f"the heads of {path} in {network.name} cannot be told apart: it attends several times, or not by a "
+            "plain product of weights and values"
         )
-    heads, windows = each.groups.shape
+    heads, windows = attention_map.groups.shape
     (layer,) = find_layers(network, [first.name])
-    shape = (windows * each.query_places.shape[1], heads * each.width)
+    shape = (windows * attention_map.query_places.shape[1], heads * attention_map.width)
     return first, dataclasses.replace(layer, name=f"{path}.heads", shape=shape)
 
 
@@ -123,7 +123,7 @@ def head_similarity(
     window: int | None = None,
     batch_size: int | None = None,
     seed: int = 0,
-    **how: Unpack[Passing],
+    **pass_options: Unpack[Passing],
 ) -> Result:
     """CKA of local and global heads of a transformer's first block with lower layers of another network, in one pass.
 
@@ -136,7 +136,7 @@ def head_similarity(
         images: see `layer_cka`; None: 2,560 of the bundled sample.
         layers: layers of the second network, see `find_layers`; None: its first five blocks or units.
         window: heads per window; None: a quarter of them.
-        batch_size, how: see `layer_cka`.
+        batch_size, pass_options: see `layer_cka`.
         seed: of the permutations of more than 8 heads; of fewer all are taken.
 
     Returns:
@@ -150,8 +150,8 @@ def head_similarity(
 
     >>> import repsim as rs
     >>> images = rs.ImageSet("sample", images=32)
-    >>> found = rs.head_similarity(["vit_mini", "resnet_mini"], images, layers=["layer1.0"], batch_size=16)
-    >>> found.table["heads"].nunique()  # windows of 2 of 8 heads
+    >>> heads = rs.head_similarity(["vit_mini", "resnet_mini"], images, layers=["layer1.0"], batch_size=16)
+    >>> heads.table["heads"].nunique()  # windows of 2 of 8 heads
     7
     """
     begun = begin(networks, images, most=MOST, layers="all", batch_size=batch_size, usual=BATCH, over_batches=True)
@@ -166,7 +166,7 @@ def head_similarity(
     study = HeadSimilarity(networks, attention, heads, lower)
     distance = AttentionDistance(networks[0])
     begun.notices.say(*distance.notices)
-    counts = sweep(begun.images, [study, distance], batch_size=begun.batch_size, **how)
+    counts = sweep(begun.images, [study, distance], batch_size=begun.batch_size, **pass_options)
     table = windows(study, distance, window)
     lower = correlation(study, distance, window, seed=seed)
     names = [network.name for network in networks]
@@ -185,12 +185,12 @@ def lower_layers(network: Network) -> list[Layer]:
 
 def windows(study: HeadSimilarity, distance: AttentionDistance, window: int | None = None) -> pd.DataFrame:
     """The table of windows of heads, sorted by distance, from a study and the distances of the same pass."""
-    reach = distance.distances()[0].mean().cpu()
-    chosen = windows_of(reach.argsort(stable=True), _size(study, window))
+    distances = distance.distances()[0].mean().cpu()
+    chosen = windows_of(distances.argsort(stable=True), _size(study, window))
     cka, se = (part.cpu().numpy() for part in study.similarity(chosen))
     names = [network.name for network in study.networks]
     subsets = [row.nonzero()[:, 0] for row in chosen]
-    heads = [(names[0], " ".join(map(str, subset.tolist())), reach[subset].mean().item()) for subset in subsets]
+    heads = [(names[0], " ".join(map(str, subset.tolist())), distances[subset].mean().item()) for subset in subsets]
     layers = [(names[1], layer.name, layer.index, layer.depth) for layer in study.layers]
     rows = [(*window, *layer, cka[i, j], se[i, j]) for i, window in enumerate(heads) for j, layer in enumerate(layers)]
     return pd.DataFrame(rows, columns=HEADS)

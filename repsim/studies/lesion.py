@@ -39,7 +39,7 @@ from repsim.tables import LESION
 MOST = 512
 """Images of the bundled sample, where none are given."""
 BATCH = 64
-"""Images in a batch of as many; of few images fewer, see `passes.sweep.fitting`."""
+"""Images in a batch; fewer if images are few, see `passes.sweep.fitting`."""
 QUANTITY = "removed at inference from the trained network (the paper trains networks without them)"
 REMOVE = ("skip", "branch", "skips", "block")
 NOTHING = "nothing"
@@ -121,7 +121,7 @@ def lesions(
     blocks: Sequence[int] | None = None,
     layers: str | Sequence[str] = "blocks",
     batch_size: int | None = None,
-    **how: Unpack[Passing],
+    **pass_options: Unpack[Passing],
 ) -> Result:
     """Remove skip connections, branches and blocks one at a time, and measure changes of outputs and layers.
 
@@ -137,7 +137,7 @@ def lesions(
         layers: a choice of `find_layers`: the layers where the network is compared with the untouched one.
         batch_size: images per minibatch of CKA; a last short one is dropped. None: 64, or for few images fewer, see
             `layer_cka`.
-        how: see `repsim.passes.sweep.Passing`.
+        pass_options: see `repsim.passes.sweep.Passing`.
 
     Returns:
         `table`: one row per lesion and layer that runs after it: agreement (share of images whose prediction stays), kl
@@ -150,8 +150,8 @@ def lesions(
 
     >>> import repsim as rs
     >>> images = rs.ImageSet("sample", images=16)
-    >>> found = rs.lesions("vit_mini", images, remove=["block"], blocks=[10], batch_size=8)
-    >>> found.table[["removed", "block", "layer"]].values.tolist()[-2:]
+    >>> harm = rs.lesions("vit_mini", images, remove=["block"], blocks=[10], batch_size=8)
+    >>> harm.table[["removed", "block", "layer"]].values.tolist()[-2:]
     [['block', 10, 'blocks.10'], ['block', 10, 'blocks.11']]
     """
     begun = begin(network, images, most=MOST, layers=layers, batch_size=batch_size, usual=BATCH, over_batches=True)
@@ -172,25 +172,25 @@ def lesions(
     begun.notices.say(*blocks_without(network, sums), *([reason] if reason else []))
     with evaluating(network.module), surgery.watch(sums):
 
-        def each(batch: Batch) -> list[Any]:
+        def run_batch(batch: Batch) -> list[Any]:
             inputs = batch.inputs[network.transform].to(network.device)
             logits, whole = surgery.run(tried[0], inputs, batch)
-            gave = [logits, whole]
+            values = [logits, whole]
             labels = None if own is None else torch.as_tensor(own[batch.positions.numpy()]).to(logits.device)
-            for lesion, into in zip(tried, trying.sums):
+            for lesion, sums_of_lesion in zip(tried, trying.sums):
                 changed, rows = surgery.run(lesion, inputs, batch)
-                gave.append(changed)
-                into.outputs.update(
+                values.append(changed)
+                sums_of_lesion.outputs.update(
                     _outputs(logits, changed, labels) if scores else torch.full((len(inputs), 3), torch.nan)
                 )
                 compared = [whole[name] for name in rows], [list(rows.values())]
                 without = partial(matched_without_groups, *compared)
-                into.cka.update(matched_hsic(*compared, len(inputs)), batch.group, without)
-            return gave
+                sums_of_lesion.cka.update(matched_hsic(*compared, len(inputs)), batch.group, without)
+            return values
 
-        counts = over_batches(images, [network], each, [trying], batch_size=begun.batch_size, **how)
-    asked = {"remove": list(remove), "blocks": None if blocks is None else list(blocks), "layers": layers}
-    protocol = {"quantity": QUANTITY, **asked, "batch_size": counts.batch_size}
+        counts = over_batches(images, [network], run_batch, [trying], batch_size=begun.batch_size, **pass_options)
+    options = {"remove": list(remove), "blocks": None if blocks is None else list(blocks), "layers": layers}
+    protocol = {"quantity": QUANTITY, **options, "batch_size": counts.batch_size}
     return begun.result("lesion", _table(network, tried, compared, surgery.after, trying.sums), counts, protocol)
 
 
@@ -203,10 +203,10 @@ def reached_after(
         UsageError: no layer runs after a lesion.
     """
     order: list[str | ResidualSum] = []
-    sums = list(dict.fromkeys(each for lesion in tried for each in lesion.kept))
+    sums = list(dict.fromkeys(residual_sum for lesion in tried for residual_sum in lesion.kept))
 
-    def met(each: ResidualSum, skip: Tensor, branch: Tensor) -> None:
-        order.append(each)
+    def met(residual_sum: ResidualSum, skip: Tensor, branch: Tensor) -> None:
+        order.append(residual_sum)
 
     with (
         evaluating(network.module),
@@ -216,16 +216,16 @@ def reached_after(
         capture(network, layers, lambda layer, x: order.append(layer.name)),
     ):
         network.module(torch.zeros(1, *network.input_size, device=network.device, dtype=network.dtype))
-    reached = {}
+    layers_after = {}
     for lesion in tried:
-        first = min((order.index(each) for each in lesion.kept), default=-1)
-        reached[lesion.name] = [each for each in order[first + 1 :] if isinstance(each, str)]
-        if not reached[lesion.name]:
+        first = min((order.index(residual_sum) for residual_sum in lesion.kept), default=-1)
+        layers_after[lesion.name] = [item for item in order[first + 1 :] if isinstance(item, str)]
+        if not layers_after[lesion.name]:
             names = ", ".join(layer.name for layer in layers)
             raise UsageError(
                 f"none of the layers to compare ({names}) runs {what_is_gone(lesion)}; choose other layers or blocks"
             )
-    return reached
+    return layers_after
 
 
 class _Surgery:
@@ -244,8 +244,8 @@ class _Surgery:
         with self.seen.lesions(sums, self._cut), self.seen.layers(self.layers, self._reduce):
             yield
 
-    def _cut(self, each: ResidualSum, skip: Tensor, branch: Tensor) -> Tensor | None:
-        left = self.lesion.kept.get(each)
+    def _cut(self, residual_sum: ResidualSum, skip: Tensor, branch: Tensor) -> Tensor | None:
+        left = self.lesion.kept.get(residual_sum)
         return None if left is None else skip if left == "skip" else branch
 
     def _reduce(self, layer: Layer, activation: Tensor) -> GramRow | None:
@@ -257,10 +257,10 @@ class _Surgery:
         """The output, None if it holds no tensor, and the Gram of each layer after the lesion."""
         self.lesion = lesion
         output = first_tensor(forward(self.network, inputs, batch, [self.seen]))
-        gone = what_is_gone(lesion)
+        reason = what_is_gone(lesion)
         rows = {name: self.seen[name] for name in self.after[lesion.name]}
-        taken = {f"output ({gone})": output} if output is not None else {}
-        taken |= {f"{name} ({gone})": row.norm for name, row in rows.items()}
+        taken = {f"output ({reason})": output} if output is not None else {}
+        taken |= {f"{name} ({reason})": row.norm for name, row in rows.items()}
         require_finite(list(taken.values()), [(self.network.name, name) for name in taken], batch)
         return output, rows
 
@@ -281,7 +281,7 @@ def _scores(network: Network, logits: Tensor | None) -> bool:
 def _without_accuracy(network: Network, images: ImageSet, logits: Tensor | None) -> str:
     """Why there is no accuracy, if the network's outputs are not scores of the images' classes."""
     if logits is None or not _scores(network, logits):
-        return f"the outputs of {network.name} are no scores of classes, so there is no agreement, KL or accuracy"
+        return f"the outputs of {network.name} are not scores of classes, so there is no agreement, KL or accuracy"
     if images.source.labels is None:
         return "the images have no labels, so there is no accuracy"
     known = len(np.unique(images.source.labels))

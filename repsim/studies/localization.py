@@ -44,7 +44,7 @@ from repsim.tables import LOCALIZATION, LOCALIZATION_SUMMARY
 MOST = 2560
 """Images of the bundled sample, where none are given."""
 BATCH = 256
-"""Images in a batch of as many; of few images fewer, see `passes.sweep.fitting`."""
+"""Images in a batch; fewer if images are few, see `passes.sweep.fitting`."""
 FINEST = 32
 """Rows and columns of positions that are looked at, at most, unless more are asked for."""
 ROWS = 2**20
@@ -188,12 +188,12 @@ class _Part:
         """Each layer with its part of the sums: CKA (t, j)."""
         return ((layer, sums.part(number)) for number, layer in enumerate(self.layers))
 
-    def table(self, layer: Layer, found: BatchMeans, tokens: Sequence[Grid] | None = None) -> pd.DataFrame:
+    def table(self, layer: Layer, sums: BatchMeans, tokens: Sequence[Grid] | None = None) -> pd.DataFrame:
         """The rows of a layer: for all tokens, or for given places in the grid."""
         rows, columns = self.grid
         chosen = range(rows * columns) if tokens is None else [row * columns + column for row, column in tokens]
         positions = [self.positions[layer.name][token] for token in chosen]
-        values = [each[list(chosen)].numpy() for each in _values(found)]
+        values = [tensor[list(chosen)].numpy() for tensor in _values(sums)]
         table = token_rows(self.network.name, layer.name, positions, self.grid, *values)
         return table.assign(index=layer.index, depth=layer.depth)[LOCALIZATION]
 
@@ -225,10 +225,10 @@ class _Part:
         return divmod(number, self.grid[1])
 
 
-def _values(found: BatchMeans) -> tuple[Tensor, Tensor, Tensor]:
+def _values(sums: BatchMeans) -> tuple[Tensor, Tensor, Tensor]:
     """CKA of tokens and patches (t, j), its standard error, and 1 where it is too skewed for an interval."""
-    cka, se = found.compute()
-    return cka, se, skewed(cka, found, lambda hsics: (hsics[..., :-1, -1:], hsics[..., -1:, :-1])).byte()
+    cka, se = sums.compute()
+    return cka, se, skewed(cka, sums, lambda hsics: (hsics[..., :-1, -1:], hsics[..., -1:, :-1])).byte()
 
 
 def _where(mask: Tensor) -> list[int]:
@@ -307,7 +307,7 @@ def token_localization(
     finest: int = FINEST,
     tokens: Sequence[Grid] | None = None,
     batch_size: int | None = None,
-    **how: Unpack[Passing],
+    **pass_options: Unpack[Passing],
 ) -> Result:
     """CKA of every single token, or position of a map, with every input patch, in one pass over the images.
 
@@ -332,7 +332,7 @@ def token_localization(
             of the paper.
         batch_size: images per minibatch, at least 4; the last short one is dropped. None: 256, or for few images
             fewer, see `layer_cka`. Memory grows with its square: 4 bytes for each pair of images and each patch.
-        how: see `repsim.passes.sweep.Passing`.
+        pass_options: see `repsim.passes.sweep.Passing`.
 
     Returns:
         `table`: for each model, layer, index and depth, token_row and token_col on the layer's own grid, patch_row and
@@ -350,8 +350,8 @@ def token_localization(
 
     >>> import repsim as rs
     >>> images = rs.ImageSet("sample", images=16)
-    >>> found = rs.token_localization("vit_mini", images, layers=["blocks.11"], batch_size=8)
-    >>> len(found.table)  # 49 tokens with 49 patches
+    >>> localization = rs.token_localization("vit_mini", images, layers=["blocks.11"], batch_size=8)
+    >>> len(localization.table)  # 49 tokens with 49 patches
     2401
     """
     begun = begin(networks, images, most=MOST, layers=layers, batch_size=batch_size, usual=BATCH, over_batches=True)
@@ -360,7 +360,7 @@ def token_localization(
     groups = min(GROUPS, max(count // min(size, count), 1)) if size >= FEWEST else GROUPS
     groups = groups if begun.images.groups is None else begun.images.groups.jackknife
     study = Localization(networks, [kept for kept, _ in places_of_networks], finest=finest, groups=groups)
-    counts = sweep(begun.images, [study], batch_size=size, **how)
+    counts = sweep(begun.images, [study], batch_size=size, **pass_options)
     begun.notices.say(*study.undefined())
     result = study.result(counts, tokens)
     begun.notices.say(*too_skewed(result.table))

@@ -41,7 +41,7 @@ from repsim.tables import NEIGHBOURS, PROBE, PROBE_SUMMARY
 MOST = 5000
 """Images of the bundled sample, where none are given."""
 BATCH = 32
-"""Images in a batch of as many; of few images fewer, see `passes.sweep.fitting`."""
+"""Images in a batch; fewer if images are few, see `passes.sweep.fitting`."""
 SUMS = 2**29
 """Bytes of the data of probes that one pass over the training images collects, where more passes cost little."""
 AGAIN = 2500
@@ -61,7 +61,7 @@ def linear_probes(
     neighbours: int = 1000,
     k: int = 10,
     batch_size: int | None = None,
-    **how: Unpack[Passing],
+    **pass_options: Unpack[Passing],
 ) -> Result:
     """Accuracy of linear probes on every layer, from one pass over training and one over test images.
 
@@ -88,7 +88,7 @@ def linear_probes(
             many of each class; with too many classes for ten of each, of some classes. 0: do without.
         k: nearest neighbours that vote.
         batch_size: images per forward pass. None: 32, or of few test images fewer, see `layer_cka`.
-        how: see `repsim.passes.sweep.Passing`.
+        pass_options: see `repsim.passes.sweep.Passing`.
 
     Returns:
         `table`: accuracies from 0 to 1, per draw; `summary`: over draws, with a standard error that is over draws of
@@ -104,10 +104,10 @@ def linear_probes(
 
     >>> import repsim as rs
     >>> images, train = rs.ImageSet("sample", images=64), rs.ImageSet("sample", split="train", images=200)
-    >>> found = rs.linear_probes(
+    >>> probes = rs.linear_probes(
     ...     "vit_mini", images, train=train, layers=["blocks.11"], shots=5, seeds=1, tokens=False, neighbours=0
     ... )
-    >>> found.summary["aggregation"].tolist()
+    >>> probes.summary["aggregation"].tolist()
     ['cls', 'spatial_mean', 'mean']
     """
     if train is None:
@@ -123,9 +123,9 @@ def linear_probes(
     shots = [shots] if shots is None or isinstance(shots, int) else shots
     options = {"layers": layers, "shots": shots, "seeds": seeds, "tokens": tokens, "neighbours": neighbours, "k": k}
     probing = Probing.of(begun, train, **options)
-    probes, trained_on = probing.fit(batch_size=begun.batch_size, **how)
+    probes, trained_on = probing.fit(batch_size=begun.batch_size, **pass_options)
     testing = probing.testing(probes)
-    counts = sweep(begun.images, [testing], batch_size=begun.batch_size, short=True, **how)
+    counts = sweep(begun.images, [testing], batch_size=begun.batch_size, short=True, **pass_options)
     return probing.result(testing, trained_on, counts)
 
 
@@ -181,14 +181,14 @@ class Probing:
         return cls(begun, networks, features, train, labels, test_labels, split, sample, tested, k, asked)
 
     def fit(
-        self, *, batch_size: int, beside: Callable[[Sequence[Network]], Study] | None = None, **how: Any
+        self, *, batch_size: int, beside: Callable[[Sequence[Network]], Study] | None = None, **pass_options: Any
     ) -> tuple[dict[Place, Fitted], Counts]:
         """Pass the training images and fit, in as many parts as `parts` makes.
 
         Args:
             batch_size: images per forward pass.
             beside: a further study that sees every pass of these networks.
-            how: see `sweep`.
+            pass_options: see `sweep`.
 
         Returns:
             The probes, and the counts of the training images.
@@ -199,7 +199,7 @@ class Probing:
             fitting = Fitting(networks, list(part.values()), self.labels, self.split, list(part))
             check_memory(fitting.takes(batch_size, 1), networks[0].device)
             studies = [fitting] if beside is None else [fitting, beside(networks)]
-            counts = sweep(used, studies, batch_size=batch_size, short=True, **how)
+            counts = sweep(used, studies, batch_size=batch_size, short=True, **pass_options)
             probes.update(fitting.fit())
         return probes, counts
 
@@ -212,20 +212,20 @@ class Probing:
         """
         images = [len(features) for features in (self.split.held_out, *self.split.draws.values())]
         classes = int(self.labels.max()) + 1
-        takes = [
-            (number, each, bytes_of_layer(each, images, classes))
+        sizes = [
+            (number, layer, bytes_of_layer(layer, images, classes))
             for number, features in enumerate(self.features)
-            for each in features
+            for layer in features
         ]
         passes = max(max(len(self.test_labels), AGAIN) // len(self.split.used), 1)
-        most = max(SUMS, math.ceil(sum(size for *_, size in takes) / passes))
+        most = max(SUMS, math.ceil(sum(size for *_, size in sizes) / passes))
         parts: list[dict[int, list[Features]]] = []
         room = 0
-        for number, each, size in takes:
+        for number, layer, size in sizes:
             if not parts or size > room:
                 parts.append({})
                 room = most
-            parts[-1].setdefault(number, []).append(each)
+            parts[-1].setdefault(number, []).append(layer)
             room -= size
         return parts
 
@@ -323,12 +323,12 @@ def position_of(testing: Testing, place: Place, number: int) -> tuple[int | None
 def of_neighbours(testing: Testing, k: int) -> pd.DataFrame:
     """One row per place but single tokens, of the sample."""
     labels = testing.sums["labels"].values
-    fellows = torch.bincount(labels, minlength=1)[labels] > 1  # others may have been broken, or in a short batch
-    labels, k = labels[fellows], min(k, int(fellows.sum()) - 1)
-    groups = testing.sums["groups"].values[fellows] if testing.sums["groups"] else None
+    has_fellows = torch.bincount(labels, minlength=1)[labels] > 1  # others may have been broken, or in a short batch
+    labels, k = labels[has_fellows], min(k, int(has_fellows.sum()) - 1)
+    groups = testing.sums["groups"].values[has_fellows] if testing.sums["groups"] else None
     rows = []
     for place, kept in testing.sums["kept"].items() if k > 0 else ():
-        distances = squared_distances(kept.values[fellows.to(kept.values.device)])
+        distances = squared_distances(kept.values[has_fellows.to(kept.values.device)])
         own = labels.to(distances.device)
         right = nearest_neighbours(distances, own, k).double()
         soft = soft_nearest_neighbour(distances, own)
@@ -360,12 +360,12 @@ def _with_training(images: ImageSet | None) -> tuple[ImageSet, ImageSet | None]:
     return images.parted()
 
 
-def split_in_words(data: str, how: Mapping[str, Any]) -> str:
+def split_in_words(data: str, split: Mapping[str, Any]) -> str:
     """How training and test images were parted here; see `ImageSet.parted`."""
-    test, of = how["test"], how["test"] + how["training"]
+    test, total = split["test"], split["test"] + split["training"]
     return (
-        f"{data} has no training and test images apart: {how['test_share']:.0%} of each class are test images, {test} "
-        f"of {of}, by seed {how['seed']}"
+        f"{data} does not part training from test images: {split['test_share']:.0%} of each class are test images, "
+        f"{test} of {total}, drawn by seed {split['seed']}"
     )
 
 
@@ -387,22 +387,23 @@ def check_settings(shots: Sequence[int | None], seeds: int, neighbours: int, k: 
 
 def check_labels(train: ImageSet, test: ImageSet) -> tuple[np.ndarray, np.ndarray]:
     """The labels of both; raise for images without labels, or sets that do not have the same classes."""
-    found: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
     for part, images in (("training", train), ("test", test)):
         if images.labels is None:
             raise UsageError(
-                f"probes need labels, and the {part} images of {images.data} have none; one folder per class gives some"
+                f"probes need labels, and the {part} images of {images.data} have none; make one folder per class"
             )
         if unlabelled := int((images.labels < 0).sum()):
             raise UsageError(
-                f"labels must not be negative, and {unlabelled} of the {part} images of {images.data} have such; "
-                "images that lie beside the folders of classes have -1, and so do many data sets that are not labelled"
+                f"labels must not be negative, and {unlabelled} of the {part} images of {images.data} have negative "
+                "labels; images that lie beside the folders of classes have -1, and so do many data sets that are not "
+                "labelled"
             )
-        found.append(images.labels)
+        labels.append(images.labels)
     if train.classes is not None and test.classes is not None and train.classes != test.classes:
-        odd = sorted(set(train.classes) ^ set(test.classes))[0]
-        raise UsageError(f"training and test images must have the same classes; {odd!r} is in one of them only")
-    of_train, of_test = found
+        unshared = sorted(set(train.classes) ^ set(test.classes))[0]
+        raise UsageError(f"training and test images must have the same classes; {unshared!r} is in one of them only")
+    of_train, of_test = labels
     present, tested = np.unique(of_train), np.unique(of_test)
     if missing := sorted(set(tested.tolist()) - set(present.tolist())):
         name = train.classes[missing[0]] if train.classes else missing[0]
@@ -426,9 +427,9 @@ def tested_among(images: ImageSet, train: ImageSet, say: Callable[[str], None]) 
 def check_memory(takes: Takes, device: torch.device) -> None:
     """Raise before the pass if a GPU has no room for the data that probes of its activations are fitted on."""
     if device.type == "cuda":
-        there, needed = torch.cuda.mem_get_info(device)[0], takes.sums + takes.tables
-        if needed > there:
+        free, needed = torch.cuda.mem_get_info(device)[0], takes.sums + takes.tables
+        if needed > free:
             raise UsageError(
-                f"the sums of these probes take {needed / 2**30:.0f} GiB, more than the {there / 2**30:.0f} GiB that "
+                f"the sums of these probes take {needed / 2**30:.0f} GiB, more than the {free / 2**30:.0f} GiB that "
                 f"are free on {device}; take {takes.less}"
             )

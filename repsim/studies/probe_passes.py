@@ -71,7 +71,7 @@ class Split:
             if len(of_class) - count < max(few, default=1):
                 name = names[label] if names is not None else label
                 raise UsageError(
-                    f"class {name!r} has {len(of_class)} training images; needed are {max(few, default=1)} to fit on "
+                    f"class {name!r} has {len(of_class)} training images; {max(few, default=1)} are needed to fit on, "
                     f"and {count} to choose the ridge on"
                 )
             held.append(of_class[:count])
@@ -297,11 +297,17 @@ class Fitting(_Watching):
         for place in list(self.sums):
             data = self.sums.pop(place)  # frees the data of this place
             used = {draw: int(images.counts.sum()) for draw, images in data.items()}
-            if lacking := [draw for draw in self.members if draw not in data or (draw and not data[draw].counts.all())]:
+            if incomplete := [
+                draw for draw in self.members if draw not in data or (draw and not data[draw].counts.all())
+            ]:
                 subject = (
-                    f"{lacking[0].shots} per class, seed {lacking[0].seed}" if lacking[0] else "the held-out images"
+                    f"{incomplete[0].shots} per class, seed {incomplete[0].seed}"
+                    if incomplete[0]
+                    else "the held-out images"
                 )
-                raise RepsimError(f"broken images left none of some class in {subject}; take more shots, or mend them")
+                raise RepsimError(
+                    f"broken images left no image of some class in {subject}; take more shots, or mend the images"
+                )
             held_out = data.pop(None)
             yield place, Fitted.of({d: _fitted(d, data.pop(d), held_out) for d in self.members if d}, used)
 
@@ -312,8 +318,8 @@ def _fitted(draw: Draw, images: ProbeSums | ProbeRows, held_out: ProbeSums | Pro
     at_once = max(1, BUDGET // bytes_of(1, features, rows, len(images.counts)))
     parts = []
     for start in range(0, probes, at_once):
-        some = slice(start, start + at_once)
-        part, rest = images.part(some), held_out.part(some)
+        chunk = slice(start, start + at_once)
+        part, rest = images.part(chunk), held_out.part(chunk)
         ridge = Ridge(part)
         l2 = ridge.best(rest)
         # Held-out images are the fewer, so that theirs are rows wherever the others' are.

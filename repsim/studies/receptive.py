@@ -32,7 +32,7 @@ from repsim.tables import RECEPTIVE
 MOST = 32
 """Images of the bundled sample, where none are given."""
 BATCH = 8
-"""Images in a batch of as many; of few images fewer, see `passes.sweep.fitting`."""
+"""Images in a batch; fewer if images are few, see `passes.sweep.fitting`."""
 BUDGET = 2**28
 """Bytes that gradients of channels batched together may take, roughly."""
 
@@ -48,7 +48,7 @@ def receptive_fields(
     channels: int | None = 16,
     seed: int = 0,
     batch_size: int | None = None,
-    **how: Unpack[Passing],
+    **pass_options: Unpack[Passing],
 ) -> Result:
     """Mean |d centre / d pixel| of each layer, over images and channels.
 
@@ -61,7 +61,7 @@ def receptive_fields(
         channels: number of channels of each layer, chosen with `seed`; None or 0: all, which is exact.
         seed: of the choice.
         batch_size: images per pass, lowered to a divisor of the number of images so that none is left over; None: 8.
-        how: see `repsim.passes.sweep.Passing`.
+        pass_options: see `repsim.passes.sweep.Passing`.
 
     Returns:
         `table`: model, layer, index, depth, radius50_px, radius95_px, centre_share, each of these three of the mean
@@ -86,7 +86,7 @@ def receptive_fields(
     (network,) = begun.networks
     layers_found = places_of(network, layers, branch=branch, say=begun.notices.say)
     fields = ReceptiveFields(network, layers_found, proxy=proxy, channels=channels, seed=seed)
-    counts = fields.run(begun.images, batch_size=begun.batch_size, **how)
+    counts = fields.run(begun.images, batch_size=begun.batch_size, **pass_options)
     protocol = {
         "quantity": "gradient of the sum over channels (proxy)" if proxy else "mean over channels of |gradient|",
         "branch": branch,
@@ -169,7 +169,7 @@ class ReceptiveFields(Summing):
         self.rings = {grid: Rings(*self._size[1:], grid) for grid in set(self.grids.values())}
         self.sums: dict[str, _Field] = {}
 
-    def run(self, images: ImageSet, *, batch_size: int = 8, **how: Unpack[Passing]) -> Counts:
+    def run(self, images: ImageSet, *, batch_size: int = 8, **pass_options: Unpack[Passing]) -> Counts:
         """Pass the images; see `receptive_fields`."""
         network, seen = self.network, Seen(self.network)
         batch_size = _divisor(len(images), batch_size)
@@ -180,26 +180,28 @@ class ReceptiveFields(Summing):
         def reduce(layer: Layer, x: Tensor) -> Tensor:
             return centre(layer, x, self.grids[layer.name])
 
-        def each(batch: Batch) -> dict[str, Tensor]:
+        def run_batch(batch: Batch) -> dict[str, Tensor]:
             inputs = batch.inputs[network.transform].to(network.device).requires_grad_()
             with torch.enable_grad():
                 forward(network, inputs, batch, [seen])
-            gave = {name: self._gradients(name, seen[name], inputs, at_once) for name in list(seen)}
+            fields = {name: self._gradients(name, seen[name], inputs, at_once) for name in list(seen)}
             seen.clear()
-            for name, gradients in gave.items():
+            for name, gradients in fields.items():
                 self._add(name, gradients, batch)
-            return gave
+            return fields
 
         with frozen(network.module), seen.layers(self.layers, reduce):
-            return over_batches(images, [network], each, [self], batch_size=batch_size, gradients=True, **how)
+            return over_batches(
+                images, [network], run_batch, [self], batch_size=batch_size, gradients=True, **pass_options
+            )
 
     def _gradients(self, name: str, z: Tensor, inputs: Tensor, at_once: int) -> Tensor:
         """(n, h, w), means over channels and colours."""
-        which = self.channels[name].to(self.network.device)
+        channels = self.channels[name].to(self.network.device)
         if self.proxy:
-            z, which = z.sum(1, keepdim=True), torch.zeros_like(which[:1])
+            z, channels = z.sum(1, keepdim=True), torch.zeros_like(channels[:1])
         with self.network.computing():
-            return centre_gradients(z, inputs, which, at_once=at_once).mean(1).cpu()
+            return centre_gradients(z, inputs, channels, at_once=at_once).mean(1).cpu()
 
     def _add(self, name: str, gradients: Tensor, batch: Batch) -> None:
         sums = self.sums.setdefault(name, _Field(ImageMeans(1), ImageMeans()))
@@ -250,14 +252,14 @@ def centre(layer: Layer, activation: Tensor, grid: tuple[int, int]) -> Tensor:
 @contextmanager
 def frozen(module: nn.Module):
     """Evaluation mode, parameters that ask for no gradient, and attention in a form whose gradients batch."""
-    asked = [p for p in module.parameters() if p.requires_grad]
+    parameters = [p for p in module.parameters() if p.requires_grad]
     try:
         with evaluating(module), sdpa_kernel(SDPBackend.MATH):
-            for p in asked:
+            for p in parameters:
                 p.requires_grad_(False)
             yield
     finally:
-        for p in asked:
+        for p in parameters:
             p.requires_grad_(True)
 
 

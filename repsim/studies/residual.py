@@ -29,7 +29,7 @@ from repsim.tables import OUTLIERS, RESIDUAL
 MOST = 1000
 """Images of the bundled sample, where none are given."""
 BATCH = 50
-"""Images in a batch of as many; of few images fewer, see `passes.sweep.fitting`."""
+"""Images in a batch; fewer if images are few, see `passes.sweep.fitting`."""
 OUTLIER = 5.0
 """Times the image's median norm from which a token counts as an outlier."""
 
@@ -39,26 +39,26 @@ class ResidualNorms(Study):
 
     def __init__(self, networks: Sequence[Network], *, outlier: float = OUTLIER) -> None:
         self.networks, self.outlier = networks, outlier
-        self.found = [find_sums(network) for network in networks]
-        for network, sums in zip(networks, self.found):
+        self.residual_sums = [find_sums(network) for network in networks]
+        for network, sums in zip(networks, self.residual_sums):
             for residual_sum in sums:
                 if not residual_sum.reading.is_tokens:
                     why = f": {residual_sum.reading.unknown}" if residual_sum.reading.unknown else ""
                     raise UsageError(
-                        f"the residual sum {residual_sum.name!r} of {network.name} is no row of tokens and no map: "
-                        f"it is {residual_sum.reading.shape} for one image{why}"
+                        f"the residual sum {residual_sum.name!r} of {network.name} is neither a row of tokens nor "
+                        f"a map: it is {residual_sum.reading.shape} for one image{why}"
                     )
         self.sums: dict[tuple[int, str], _Sums] = {}
 
     def watch(self, index: int, network: Network, seen: Seen) -> AbstractContextManager[None]:
-        return seen.sums(self.found[index], self._reduce)
+        return seen.sums(self.residual_sums[index], self._reduce)
 
-    def _reduce(self, each: ResidualSum, skip: Tensor, branch: Tensor) -> SkipStatistics:
-        tokens = (each.reading.tokens(each.reading.read(x)) for x in (skip, branch))
+    def _reduce(self, residual_sum: ResidualSum, skip: Tensor, branch: Tensor) -> SkipStatistics:
+        tokens = (residual_sum.reading.tokens(residual_sum.reading.read(x)) for x in (skip, branch))
         return skip_statistics(*(t.float() if t.dtype.itemsize < 4 else t for t in tokens))
 
     def takes(self, size: int, batches: int) -> Takes:
-        all_sums = [residual_sum for sums in self.found for residual_sum in sums]
+        all_sums = [residual_sum for sums in self.residual_sums for residual_sum in sums]
         tokens = sum(
             math.prod(residual_sum.reading.shape[axis] for axis in residual_sum.reading.positions)
             for residual_sum in all_sums
@@ -76,7 +76,7 @@ class ResidualNorms(Study):
         for index, (network, mapping) in enumerate(zip(self.networks, seen)):
             norms = [statistics.skip_norm + statistics.branch_norm for statistics in mapping.values()]
             require_finite(norms, [(network.name, name) for name in mapping], batch)
-            for residual_sum in self.found[index]:
+            for residual_sum in self.residual_sums[index]:
                 statistics = mapping[residual_sum.name]
                 empty = _Sums(Moments(), Quantiles(), Moments(), Moments(), ImageMeans())
                 sums = self.sums.setdefault((index, residual_sum.name), empty)
@@ -114,7 +114,7 @@ class ResidualNorms(Study):
         return pd.concat(parts, ignore_index=True)[OUTLIERS]
 
     def _each(self) -> Iterator[tuple[pd.DataFrame, _Sums]]:
-        for index, (network, own) in enumerate(zip(self.networks, self.found)):
+        for index, (network, own) in enumerate(zip(self.networks, self.residual_sums)):
             for residual_sum in own:
                 sums = self.sums[index, residual_sum.name]
                 tokens = token_names(network, residual_sum, sums.times.mean().numel())
@@ -141,10 +141,10 @@ class _Sums(NamedTuple):
         return self.grouped.se(self.means)[SkipStatistics._fields.index("ratio")]
 
 
-def token_names(network: Network, each: ResidualSum, count: int) -> np.ndarray:
+def token_names(network: Network, residual_sum: ResidualSum, count: int) -> np.ndarray:
     """`cls` or `prefix0` ... for tokens before the grid, then the number of the position, row by row."""
-    prefix = [f"prefix{i}" for i in range(each.reading.prefix)]
-    if each.reading.cls:
+    prefix = [f"prefix{i}" for i in range(residual_sum.reading.prefix)]
+    if residual_sum.reading.cls:
         prefix[0] = "cls"
     return np.array([*prefix, *map(str, range(count - len(prefix)))])
 
@@ -156,7 +156,7 @@ def residual_norms(
     *,
     outlier: float = OUTLIER,
     batch_size: int | None = None,
-    **how: Unpack[Passing],
+    **pass_options: Unpack[Passing],
 ) -> Result:
     """Norm ratio and cosines of skip connection z and branch f(z) for every residual sum and token.
 
@@ -167,9 +167,9 @@ def residual_norms(
         networks: one, or several that see the same images.
         images: see `layer_cka`; None: 1,000 of the bundled sample.
         outlier: how many times the median norm (over the tokens of an image, on the skip connection) makes an outlier.
-        batch_size: images per forward pass; a last short one is dropped. None: 50, or of few images fewer, see
+        batch_size: images per forward pass; a last short one is dropped. None: 50, or fewer if images are few, see
             `layer_cka`.
-        how: see `repsim.passes.sweep.Passing`.
+        pass_options: see `repsim.passes.sweep.Passing`.
 
     Returns:
         `table`: model, layer, depth, block, sublayer, token, ratio, ratio_se, ratio_median, cos_output, cos_branch,
@@ -184,14 +184,14 @@ def residual_norms(
     Reference: paper section 5, Figure 7; appendix E. Means of ratios, not ratios of means: the paper does not say.
 
     >>> import repsim as rs
-    >>> found = rs.residual_norms("vit_mini", rs.ImageSet("sample", images=16), batch_size=8)
-    >>> len(found.table)  # two sums in each of 12 blocks, 50 tokens
+    >>> ratios = rs.residual_norms("vit_mini", rs.ImageSet("sample", images=16), batch_size=8)
+    >>> len(ratios.table)  # two sums in each of 12 blocks, 50 tokens
     1200
     """
     if not outlier > 1:
         raise UsageError(f"outlier must be more than 1, got {outlier}")
     begun = begin(networks, images, most=MOST, layers="blocks", batch_size=batch_size, usual=BATCH)
     study = ResidualNorms(begun.networks, outlier=outlier)
-    for network, sums in zip(begun.networks, study.found):
+    for network, sums in zip(begun.networks, study.residual_sums):
         begun.notices.say(*blocks_without(network, sums))
-    return begun.swept(study, **how)
+    return begun.swept(study, **pass_options)

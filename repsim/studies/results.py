@@ -124,15 +124,15 @@ class Begun:
         """
         return Result(name, table, self.record(counts, protocol), dict(tables or {}), dict(arrays or {}))
 
-    def swept(self, study: Study, *, batch_size: int | None = None, **how: Unpack[Passing]) -> Result:
+    def swept(self, study: Study, *, batch_size: int | None = None, **pass_options: Unpack[Passing]) -> Result:
         """Run a study in one pass over the images, and return its result; batches are as `begin` has them, or given."""
         size = self.batch_size if batch_size is None else batch_size
-        counts = sweep(self.images, [study], batch_size=size, **how)
+        counts = sweep(self.images, [study], batch_size=size, **pass_options)
         return self.finished(study.result(counts), counts)
 
-    def finished(self, found: Result, counts: Counts) -> Result:
+    def finished(self, result: Result, counts: Counts) -> Result:
         """The result of a study, with the whole record."""
-        return replace(found, record=self.record(counts, found.protocol))
+        return replace(result, record=self.record(counts, result.protocol))
 
     @property
     def untrained(self) -> bool:
@@ -142,10 +142,13 @@ class Begun:
     def record(self, counts: Counts | dict[str, Any], protocol: Mapping[str, Any]) -> dict[str, Any]:
         """The content of `run.json`; see `result`."""
         images = self.images.record(counts) if isinstance(counts, Counts) else counts
-        losses = {"dropped_in_short_batch": "left out, a short last batch", "broken_count": "could not be read"}
+        losses = {
+            "dropped_in_short_batch": "were left out with a short last batch",
+            "broken_count": "could not be read",
+        }
         for key, loss in losses.items():
             if images[key]:
-                self.notices.say(f"{images['used']} images used; {images[key]} {loss}")
+                self.notices.say(f"{images['used']} images were used; {images[key]} {loss}")
         for network, size in images.get("forward_batch_sizes", {}).items():
             self.notices.say(f"memory was too small: {network} took {size} images at a time")
         return {
@@ -169,14 +172,16 @@ def what_intervals_cover(images: Mapping[str, Any], protocol: Mapping[str, Any])
     """
     if protocol.get("repeats", 1) > 1:
         return (
-            "Standard errors are over repeats: how well the mean is known for these images, by what was drawn of them; "
-            "they say nothing of other images."
+            "Standard errors are over repeats: they say how well the mean is known for these images, and nothing of "
+            "other images."
         )
-    sentence = "Standard errors and intervals are over images: what others, drawn as these were, would give."
+    sentence = (
+        "Standard errors and intervals are over images: they say what other images, drawn as these were, would give."
+    )
     if groups := images.get("groups"):
         sentence = f"Standard errors and intervals are {groups['intervals']}."
     if images.get("available") is not None and images["available"] == images.get("used"):
-        sentence += " All images there are were used: of these themselves the values are exact, but for how batched."
+        sentence += " All images were used: for these images the values are exact, but for the choice of batches."
     return sentence
 
 
@@ -209,7 +214,7 @@ def begin(
     if images is None and features and len(features) == len(networks):
         images = of_features_alone(features)
     images, say = as_image_set(images, most), notices.say
-    networks = _beside([each.sized(images.tensor_size) for each in networks])
+    networks = _beside([network.sized(images.tensor_size) for network in networks])
     for network in networks:
         say(*network.notices)
     if images.asked is not None and len(images) < images.asked:
@@ -219,12 +224,14 @@ def begin(
     images = known_images(images, networks, say)
     count, size = len(images), fitting(usual, images) if batch_size is None else batch_size
     if batch_size is None and size < usual:
-        remark(f"batches are of {size} images, not {usual}, so that {count} make {count // size}; see --batch-size")
+        remark(
+            f"batches are of {size} images, not {usual}, so that {count} images make {count // size}; see --batch-size"
+        )
     begun = Begun(networks, images, notices, size)
     if images.groups is not None:
         say(f"standard errors and intervals are {images.groups.record()['intervals']}")
         if over_batches and not images.groups.spacing:
-            say("batches hold several images of one group, which CKA takes for independent: it comes out too high")
+            say("batches hold several images of one group, which CKA takes for independent, so it comes out too high")
         elif over_batches and size > images.largest_batch:
             say(f"batches are of {images.largest_batch} images, so that no two of one group are compared")
     elif over_batches and count < (size + 1 if short else 2 * size):
@@ -253,10 +260,10 @@ def _beside(networks: Sequence[Network]) -> list[Network]:
 
 
 def too_skewed(table: pd.DataFrame) -> list[str]:
-    """The notice on intervals in a table of CKA that are not to be trusted, if there are some."""
+    """The notice on intervals in a table of CKA that cannot be trusted, if there are some."""
     count = int(table["skewed"].sum())
-    which = f"intervals of {count} of {len(table)} CKA are not to be trusted"
-    return [f"{which}: they are near zero, or of few images (column skewed)"] if count else []
+    sentence = f"{count} of {len(table)} intervals of CKA cannot be trusted"
+    return [f"{sentence}: their CKA is near zero, or of few images (column skewed)"] if count else []
 
 
 # Results
@@ -266,8 +273,8 @@ def too_skewed(table: pd.DataFrame) -> list[str]:
 class Result:
     """The result of a study. In a notebook it shows its picture.
 
-    >>> found = Result("mine", pd.DataFrame({"layer": ["stem"], "value": [0.5]}))
-    >>> found
+    >>> result = Result("mine", pd.DataFrame({"layer": ["stem"], "value": [0.5]}))
+    >>> result
     Result of mine: 1 rows of layer, value
     """
 

@@ -28,7 +28,7 @@ from repsim.tables import SENSITIVITY
 MOST = 500
 """Images of the bundled sample, where none are given."""
 BATCH = 50
-"""Images in a batch of as many; of few images fewer, see `passes.sweep.fitting`."""
+"""Images in a batch; fewer if images are few, see `passes.sweep.fitting`."""
 WORK = 2**20
 """Bytes that decompositions take for themselves."""
 
@@ -102,7 +102,7 @@ def sensitivity(
     layers: str | Sequence[str] = "blocks",
     tokens: Tokens = "pooled",
     batch_size: int | None = None,
-    **how: Unpack[Passing],
+    **pass_options: Unpack[Passing],
 ) -> Result:
     """How measures of similarity answer when the layers of a network are changed in known ways.
 
@@ -118,7 +118,7 @@ def sensitivity(
         layers: what `find_layers` takes, or `last`.
         tokens: the part of each layer that stands for an image.
         batch_size: images per forward pass. None: 50, or for few images fewer, see `layer_cka`.
-        how: see `repsim.passes.sweep.Passing`.
+        pass_options: see `repsim.passes.sweep.Passing`.
 
     Returns:
         `table`: one row per measure, layer, change and amount: measure, model, layer, index, depth, change
@@ -132,22 +132,25 @@ def sensitivity(
     Reference: `repsim.measures.changes`.
 
     >>> import repsim as rs
-    >>> found = rs.sensitivity("vit_mini", rs.ImageSet("sample", images=32), measures="cka", layers="last")
-    >>> sorted(set(found.table["change"]))
+    >>> responses = rs.sensitivity("vit_mini", rs.ImageSet("sample", images=32), measures="cka", layers="last")
+    >>> sorted(set(responses.table["change"]))
     ['components', 'outlier', 'translation']
     """
     begun = begin(
         network, images, most=MOST, layers=None if layers == LAST else layers, batch_size=batch_size, usual=BATCH
     )
     if len(begun.networks) > 1:
-        raise UsageError(f"sensitivity is of one network, got {len(begun.networks)}; call it for each")
+        raise UsageError(f"sensitivity takes one network, got {len(begun.networks)}; call it for each network")
     names = [measure.name for measure in measures_of(list(MEASURES) if measures is None else measures)]
     if short := next((MEASURES[name] for name in names if len(begun.images) < MEASURES[name].fewest), None):
         raise UsageError(f"{short.name} needs at least {short.fewest} images, got {len(begun.images)}")
     (chosen,) = chosen_layers(begun.networks, layers, tokens)
     taken = Sensitivity(begun.networks[0], chosen, names, tokens, seed=begun.images.seed)
-    counts = sweep(begun.images, [taken], batch_size=begun.batch_size, short=True, **how)
+    counts = sweep(begun.images, [taken], batch_size=begun.batch_size, short=True, **pass_options)
     chosen = taken.result(counts)
     if undefined := list(dict.fromkeys(chosen.table.loc[chosen.table["value"].isna(), "measure"])):
-        begun.notices.say(f"undefined for some layers, such as of as many features as images: {', '.join(undefined)}")
+        begun.notices.say(
+            "some measures are undefined for some layers, such as layers of as many features as images: "
+            f"{', '.join(undefined)}"
+        )
     return begun.finished(chosen, counts)

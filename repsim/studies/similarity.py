@@ -42,7 +42,7 @@ from repsim.tables import MATCHED, SIMILARITY
 MOST = 2560
 """Images of the bundled sample, where none are given."""
 BATCH = 256
-"""Images in a batch of as many; of few images fewer, see `passes.sweep.fitting`."""
+"""Images in a batch; fewer if images are few, see `passes.sweep.fitting`."""
 BYTES_OF_ROW = 400
 """Bytes of a row of the table, while it is put together and written."""
 
@@ -165,7 +165,7 @@ class MatchedSimilarity(LayerSimilarity):
         super().__init__(networks, layers, tokens)
         self.sums = BatchMeans(normalise_matched)
         if len(networks) < 2:
-            raise UsageError("to compare the same layers takes a network and at least one other")
+            raise UsageError("the comparison of the same layers needs a network and at least one other network")
         for network, chosen in zip(networks, layers):
             if [layer.name for layer in chosen] != [layer.name for layer in layers[0]]:
                 raise UsageError(
@@ -181,9 +181,9 @@ class MatchedSimilarity(LayerSimilarity):
 
     def update(self, seen: Sequence[Seen], batch: Batch) -> None:
         rows, count = self._rows(seen, batch), len(self.layers[0])
-        reference, *others = (rows[start : start + count] for start in range(0, len(rows), count))
-        without = partial(matched_without_groups, reference, others)
-        self.sums.update(matched_hsic(reference, others, len(batch.positions)), batch.group, without)
+        reference, *other_rows = (rows[start : start + count] for start in range(0, len(rows), count))
+        without = partial(matched_without_groups, reference, other_rows)
+        self.sums.update(matched_hsic(reference, other_rows, len(batch.positions)), batch.group, without)
 
     def constant(self) -> list[tuple[str, str]]:
         return self._without(self.sums.mean()[: len(self.networks)].flatten())
@@ -210,7 +210,7 @@ def layer_cka(
     tokens: Tokens = "all",
     batch_size: int | None = None,
     repeats: int = 1,
-    **how: Unpack[Passing],
+    **pass_options: Unpack[Passing],
 ) -> Result:
     """CKA of every pair of layers within each network and across, from one pass over the images.
 
@@ -225,10 +225,10 @@ def layer_cka(
             of the bundled sample, or for features alone all images that they have in common.
         layers: a choice of `find_layers`, for all networks.
         tokens: `all`, `cls`, `spatial` or `pooled`.
-        batch_size: images per minibatch, at least 4; the last short one is dropped. None: 256, or of few images fewer,
-            so that there are standard errors (`passes.sweep.fitting`).
+        batch_size: images per minibatch, at least 4; the last short one is dropped. None: 256, or fewer if images are
+            few, so that there are standard errors (`passes.sweep.fitting`).
         repeats: passes, each over newly chosen images; the mean of their CKA is given.
-        how: see `repsim.passes.sweep.Passing`.
+        pass_options: see `repsim.passes.sweep.Passing`.
 
     Returns:
         `table`: one row per ordered pair of layers: model_a, layer_a, kind_a, index_a, depth_a,
@@ -241,12 +241,12 @@ def layer_cka(
 
     >>> import repsim as rs
     >>> images = rs.ImageSet("sample", images=32)
-    >>> found = rs.layer_cka(["vit_mini", "resnet_mini"], images, batch_size=16)
-    >>> found.table[["layer_a", "layer_b"]].values.tolist()[-1], len(found.table)  # 13 and 17 layers
+    >>> cka = rs.layer_cka(["vit_mini", "resnet_mini"], images, batch_size=16)
+    >>> cka.table[["layer_a", "layer_b"]].values.tolist()[-1], len(cka.table)  # 13 and 17 layers
     (['layer4.2', 'layer4.2'], 900)
     """
-    asked = {"layers": layers, "tokens": tokens, "batch_size": batch_size, "repeats": repeats}
-    return _compare(LayerSimilarity, networks, images, **asked, **how)
+    options = {"layers": layers, "tokens": tokens, "batch_size": batch_size, "repeats": repeats}
+    return _compare(LayerSimilarity, networks, images, **options, **pass_options)
 
 
 def matched_cka(
@@ -257,7 +257,7 @@ def matched_cka(
     tokens: Tokens = "all",
     batch_size: int | None = None,
     repeats: int = 1,
-    **how: Unpack[Passing],
+    **pass_options: Unpack[Passing],
 ) -> Result:
     """CKA of each layer of a network with the same layer of further networks of its architecture: checkpoints, seeds.
 
@@ -265,7 +265,7 @@ def matched_cka(
 
     Args:
         networks: the reference, and one or more networks, or `Features`, with layers of the same names.
-        images, layers, tokens, batch_size, repeats, how: see `layer_cka`.
+        images, layers, tokens, batch_size, repeats, pass_options: see `layer_cka`.
 
     Returns:
         `table`: one row per other network and layer: model_a (the reference), model_b, layer, index, depth, cka,
@@ -278,12 +278,12 @@ def matched_cka(
 
     >>> import repsim as rs
     >>> networks = ["vit_mini", rs.load_model("vit_mini", weights="random")]
-    >>> found = rs.matched_cka(networks, rs.ImageSet("sample", images=32), batch_size=16)
-    >>> found.table["layer"].tolist()[:2]
+    >>> cka = rs.matched_cka(networks, rs.ImageSet("sample", images=32), batch_size=16)
+    >>> cka.table["layer"].tolist()[:2]
     ['stem', 'blocks.0']
     """
-    asked = {"layers": layers, "tokens": tokens, "batch_size": batch_size, "repeats": repeats}
-    return _compare(MatchedSimilarity, networks, images, **asked, **how)
+    options = {"layers": layers, "tokens": tokens, "batch_size": batch_size, "repeats": repeats}
+    return _compare(MatchedSimilarity, networks, images, **options, **pass_options)
 
 
 @study
@@ -296,7 +296,7 @@ def _compare(
     tokens: Tokens,
     batch_size: int | None,
     repeats: int,
-    **how: Unpack[Passing],
+    **pass_options: Unpack[Passing],
 ) -> Result:
     if repeats < 1:
         raise UsageError(f"repeats must be at least 1, got {repeats}")
@@ -308,11 +308,11 @@ def _compare(
     for repeat in range(repeats):
         chosen = begun.images if repeat == 0 else begun.images.redrawn(begun.images.seed + repeat)
         studies.append(kind(begun.networks, layers_of_networks, tokens))
-        counts.append(sweep(chosen, studies[-1:], batch_size=begun.batch_size, **how))
+        counts.append(sweep(chosen, studies[-1:], batch_size=begun.batch_size, **pass_options))
     begun.notices.say(
         *(
-            f"layer {layer!r} of {network} is constant over all images, or has no U-centred Gram (as where all of a "
-            "batch but one are alike), so its CKA is undefined"
+            f"layer {layer!r} of {network} is constant over all images, or has no U-centred Gram (as where all "
+            "images of a batch but one are alike), so its CKA is undefined"
             for network, layer in studies[0].constant()
         )
     )

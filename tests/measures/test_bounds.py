@@ -76,7 +76,7 @@ def test_a_layer_that_is_an_outlier_alone_is_undefined_in_the_table():
     images[2] += 0.5
     module = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Threshold(0.3, 0.0), nn.Linear(1, 4)).eval()
     network = rs.Network(module, name="net")
-    with pytest.warns(UserWarning, match="as where all of a batch but one are alike"):
+    with pytest.warns(UserWarning, match="as where all images of a batch but one are alike"):
         table = rs.layer_cka(network, images=images, layers="all", batch_size=8).table
     own = table[table.layer_a == table.layer_b].set_index("layer_a").cka
     assert own[["2", "3"]].isna().all() and own["1"] == pytest.approx(1)

@@ -54,7 +54,7 @@ REFUSED = {
     "dates": (np.full((8, 3), np.datetime64("2020-01-01")), "real numbers"),
     "dictionary": ({"x": 1.0}, "got dict"),
     "long integers": (np.full((8, 3), 2**60 + 1), "float64 would round"),
-    "beyond float64": (X.astype(np.longdouble) * np.longdouble("1e4000"), "no place for"),
+    "beyond float64": (X.astype(np.longdouble) * np.longdouble("1e4000"), "cannot hold"),
 }
 
 

@@ -125,7 +125,7 @@ def test_a_statistic_of_several_sums_is_paired():
 
 def test_sums_of_different_batches_do_not_go_together():
     a, b = ImageMeans(4).update(torch.ones(3), 0), ImageMeans(4).update(torch.ones(3), 1)
-    with pytest.raises(ValueError, match="different batches"):
+    with pytest.raises(ValueError, match="needs sums of the same batches"):
         Together([a, b])
 
 

@@ -262,7 +262,7 @@ def test_the_command_writes_what_the_function_saves(own, tmp_path):
     networks = ["--network", f"vit={VIT}", "--network", f"cnn={CNN}", "--data", "sample", "--channels", 2]
     said = repsim("figures", *CHOSEN, *networks, "--images", IMAGES, "--batch-size", BATCH, "--out", tmp_path / "a")
     assert "passes over images, and the memory of each:" in said.output and "memory: " not in said.output
-    assert "The six findings of the paper, and what was found here:" in said.output
+    assert "The six findings of the paper, and the results here:" in said.output
     own.save(tmp_path / "b")
     places = [tmp_path / name for name in "ab"]
     files = [sorted(path.relative_to(place) for path in place.rglob("*") if path.is_file()) for place in places]
@@ -293,7 +293,7 @@ def test_weights_and_arguments_of_roles(tmp_path):
         (["--network", "vit_mini"], "--network takes ROLE=..., got 'vit_mini'"),
         (["--network", "vit="], "--network takes ROLE=..., got 'vit='"),
         (["--network", "vit=vit_mini", "--preset", "mini"], "give --network or --preset, not both"),
-        (["--network", "vit=vit_mini", "--weights", "cnn=random"], "--weights cnn=random is of no network"),
+        (["--network", "vit=vit_mini", "--weights", "cnn=random"], "--weights cnn=random belongs to no network"),
         (["--network", "vit=vit_mini", "--weights", "x.pt"], "say whose weights these are, --weights ROLE=x.pt"),
         (["--network", "vit=vit_mini", "--arg", "depth=2"], "--arg takes ROLE...., got 'depth=2'"),
         (["--arg", "vit.depth=2"], "are of networks that --network names"),
@@ -341,7 +341,7 @@ def test_findings_are_sentences_of_the_numbers():
     assert uniform.startswith(
         "Low and high layers are more alike in a than in b, by a CKA of 0.034 (0.028 to 0.04). 1 "
     )
-    assert global_ == "No number of this run tells; figures 5, 6 would."
+    assert global_ == "No number of this run tells of it; figures 5, 6 would."
     assert local.startswith("The nearest head of the first block of a looks 0.98 times as far as that of the last")
     assert places.startswith("Tokens stand out at their own place less in a than in b, by a CKA of 0.2 (0.1 to 0.3); ")
     assert (

@@ -291,7 +291,7 @@ def test_rows_that_are_gone_are_not_taken_for_written(server, tmp_path):
     assert run(server, 1, arguments, KILL) == [9]
     (tmp_path / "out" / ".repsim-resume" / "rows-1.filling").unlink()
     found = repsim(*arguments)
-    assert found.exit_code == 1 and "are not there any more, or others are; start over with --fresh" in found.output
+    assert found.exit_code == 1 and "are gone or have changed; start over with --fresh" in found.output
     assert repsim(*arguments, "--fresh").exit_code == 0
 
 
@@ -399,7 +399,7 @@ def test_commands_take_what_the_command_writes(tmp_path, monkeypatch):
         (["cka", "--features", f"x={out}"], "holds features of vit_micro, vit_mini; choose one"),
         (["cka", "--features", "x=nowhere.npy"], "there are no features at nowhere.npy"),
         (["cka", "--model-b", "vit_mini", "--features", f"x={out}:vit_mini"], "name the network with --model-a"),
-        (["cka", "--features", f"x={out}:vit_mini", "--split", "train"], "--split is of images"),
+        (["cka", "--features", f"x={out}:vit_mini", "--split", "train"], "--split is for images"),
         (
             ["cka", "--model-a", "vit_mini", "--model-b", "vit_micro", "--features", f"x={out}:vit_mini"],
             "2 stand for B",

@@ -153,7 +153,7 @@ def test_outputs_that_are_no_scores():
     network = rs.load_model("vit_tiny_patch16_224", weights="random", img_size=64, depth=2, num_classes=0)
     found = rs.lesions(network, noise(network, 8), blocks=[0], remove=["block"], batch_size=8)
     assert found.table[["agreement", "kl", "accuracy"]].isna().all(axis=None) and found.table.cka.notna().all()
-    assert ["no scores of classes" in notice for notice in found.notices].count(True) == 1
+    assert ["not scores of classes" in notice for notice in found.notices].count(True) == 1
 
 
 def test_broken_outputs_are_no_agreement():

@@ -185,7 +185,7 @@ def test_constant_patches_and_tokens_are_nan_with_a_reason():
         "input patches (0, 0), (0, 1) of Cells",
         "tokens (0, 0), (0, 1) of Cells, layer 'tokens',",
     ]
-    assert f"intervals of {result.table.skewed.sum()} of 256 CKA are not to be trusted" in result.notices[2]
+    assert f"{result.table.skewed.sum()} of 256 intervals of CKA cannot be trusted" in result.notices[2]
     assert "own_minus_rest leaves them out" in result.notices[0]
     cka = maps(result.table)
     corners = [cka[i, i] - np.nanmean(np.delete(cka[i], i)) for i in (3, 12, 15)]

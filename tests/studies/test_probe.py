@@ -214,7 +214,7 @@ def test_what_is_refused_before_anything_runs(vit, train, test_images, tmp_path,
         linear_probes(vit, test_images, train=noise)
     with pytest.raises(rs.UsageError, match="the test images of noise have none"):
         linear_probes(vit, noise, train=train)
-    with pytest.raises(rs.UsageError, match="class 0 has 52 training images; needed are 50 to fit on and 5"):
+    with pytest.raises(rs.UsageError, match="class 0 has 52 training images; 50 are needed to fit on, and 5"):
         linear_probes(vit, test_images, train=train, shots=50)
     few = rs.ImageSet("sample", split="train", images=8)
     with pytest.raises(rs.UsageError, match="every class needs training images; there are none of class"):
@@ -223,7 +223,7 @@ def test_what_is_refused_before_anything_runs(vit, train, test_images, tmp_path,
     owls = rs.ImageSet(folder(tmp_path / "b", {"cat": 3, "owl": 3}, side=28))
     with pytest.raises(rs.UsageError, match="'dog' is in one of them only"):
         linear_probes(vit, owls, train=cats)
-    with pytest.raises(rs.UsageError, match="class 'cat' has 3 training images; needed are 3 to fit on and 1"):
+    with pytest.raises(rs.UsageError, match="class 'cat' has 3 training images; 3 are needed to fit on, and 1"):
         linear_probes(vit, cats, train=cats, shots=3)
     for wrong in ({"shots": 0}, {"shots": []}, {"seeds": 0}, {"neighbours": 3}, {"k": 0}, {"neighbours": 30, "k": 30}):
         with pytest.raises(rs.UsageError, match=f"{list(wrong)[-1]} must be"):
@@ -286,7 +286,7 @@ def test_broken_images_that_empty_a_class_are_said(vit, tmp_path):
     Path(broken).write_text("no image")
     test = rs.ImageSet(folder(tmp_path / "test", {"cat": 4, "dog": 4}, side=28))
     options = {"layers": ["blocks.11"], "seeds": 1, "neighbours": 0, "skip_broken": True, "workers": 0}
-    with pytest.raises(RepsimError, match="left none of some class in 1 per class, seed 0; take more shots"):
+    with pytest.raises(RepsimError, match="left no image of some class in 1 per class, seed 0; take more shots"):
         linear_probes(vit, test, train=train, shots=1, **options)
     result = linear_probes(vit, test, train=train, shots=3, **options)
     assert result.protocol["training_images"]["fitted_on"]["3"] in (5, 6)

@@ -117,7 +117,7 @@ def test_the_network_is_left_as_it_was():
 
 def test_layers_without_a_centre():
     net = FAMILIES["resnet18"].load()
-    with pytest.raises(rs.UsageError, match="layer 'fc' of resnet18-random, .* is no map"):
+    with pytest.raises(rs.UsageError, match="layer 'fc' of resnet18-random, .* is not a map"):
         rs.receptive_fields(net, noise(net, 4), layers="fc")
     with pytest.raises(rs.UsageError, match="either layers or branch"):
         rs.receptive_fields(net, noise(net, 4), layers="fc", branch=True)

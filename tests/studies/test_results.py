@@ -108,7 +108,7 @@ def test_a_command_has_the_defaults_of_its_function(name):
     module = inspect.getmodule(inspect.unwrap(function))
     assert options["images"] == module.MOST
     help_of = next(option.help for option in main.commands[name].params if option.name == "batch_size")
-    assert f"[default: {module.BATCH}; of few images fewer" in help_of
+    assert f"[default: {module.BATCH}; fewer if images are few" in help_of
 
 
 def test_a_batch_size_that_was_given_is_kept_and_what_it_costs_is_said(vit):
@@ -148,7 +148,7 @@ def test_each_notice_is_a_warning_at_the_call_once_or_is_heard(vit):
         == found.notices
         == [
             "20 images make one batch of 16, so there are no standard errors; a batch size of 10 or less gives them",
-            "16 images used; 4 left out, a short last batch",
+            "16 images were used; 4 were left out with a short last batch",
         ]
     )
     assert {(warning.category, warning.filename) for warning in caught} == {(rs.Notice, __file__)}
@@ -205,9 +205,11 @@ def test_a_record_says_what_its_intervals_mean(vit):
         "groups": rs.layer_cka(vit, grouped, layers="stem", batch_size=16),
     }
     said = {kind: result.record["intervals"] for kind, result in said.items()}
-    of_images = "Standard errors and intervals are over images: what others, drawn as these were, would give."
+    of_images = (
+        "Standard errors and intervals are over images: they say what other images, drawn as these were, would give."
+    )
     assert said["some"] == of_images
-    assert said["all"].startswith(of_images) and "All images there are were used" in said["all"]
+    assert said["all"].startswith(of_images) and "All images were used" in said["all"]
     assert (
         said["repeats"].startswith("Standard errors are over repeats") and "nothing of other images" in said["repeats"]
     )

@@ -73,7 +73,7 @@ def test_undefined_measures_are_named():
 
 
 def test_what_is_no_network_for_it_is_said():
-    with pytest.raises(rs.UsageError, match="of one network, got 2"):
+    with pytest.raises(rs.UsageError, match="takes one network, got 2"):
         rs.sensitivity(["vit_mini", "resnet_mini"])
     with pytest.raises(rs.UsageError, match="mutual-knn needs at least 12 images"):
         rs.sensitivity("vit_mini", rs.ImageSet("sample", images=8), measures="mutual-knn")
