@@ -35,7 +35,7 @@ import repsim as rs
 from repsim.measures.intervals import crossed
 from repsim.measures.running import Together
 from repsim.networks.minis import bundled
-from repsim.paper.measuring import Measurements
+from repsim.paper.measurements import Measurements
 from repsim.paper.numbers import third
 from repsim.plots.curves import over_depth
 from repsim.plots.style import Figure, half_widths, look, save

@@ -15,7 +15,7 @@ from PIL import Image
 
 import repsim as rs
 from repsim.cli import main
-from repsim.cli.base import label
+from repsim.cli.asked import label
 from repsim.tables import (
     ATTENTION,
     HEADS,

@@ -22,7 +22,7 @@ from timm.data.readers.reader_image_folder import find_images_and_targets
 
 import repsim as rs
 from repsim.cli import main
-from repsim.cli.base import about
+from repsim.cli.job import about
 from repsim.images import sources
 from repsim.images.folders import KINDS, list_images, natural, said
 from repsim.images.image_set import ImageSet

@@ -20,7 +20,7 @@ from torch import nn
 
 import repsim as rs
 from repsim.cli import main
-from repsim.cli.base import each_model
+from repsim.cli.asked import each_model
 
 tf = pytest.importorskip("transformers")
 

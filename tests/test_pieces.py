@@ -131,7 +131,7 @@ def test_the_record_says_so(little_memory, tmp_path, monkeypatch, vit):
 
     from repsim.cli import main
 
-    monkeypatch.setattr("repsim.cli.base.load", lambda *a, **k: [vit])
+    monkeypatch.setattr("repsim.cli.job.load", lambda *a, **k: [vit])
     given = ["attention", "--model", "vit_mini", "--images", "64", "--batch-size", "32", "--out", str(tmp_path)]
     result = CliRunner().invoke(main, given)
     assert result.exit_code == 0, result.output

@@ -270,7 +270,7 @@ def test_the_command_says_what_was_taken_and_takes_a_key(tmp_path):
 
 
 def test_a_key_that_is_given_once_is_that_of_every_file():
-    from repsim.cli.base import each_model
+    from repsim.cli.asked import each_model
 
     asked = each_model(("a", "b", "c"), ("x.pt", "random", "y.pt"), ("ema",), ())
     assert [choice.key for choice in asked] == ["ema", None, "ema"]

@@ -16,6 +16,7 @@ from repsim.cli import (  # noqa: F401  each adds its commands to main
     sensitivity,
     similarity,
 )
-from repsim.cli.base import default_data, main
+from repsim.cli.base import main
+from repsim.cli.job import default_data
 
 __all__ = ["default_data", "main"]

@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
-from repsim.cli.base import Asked, Job, Source, data_at_hand, job_options, main, model_options
+from repsim.cli.asked import Asked, model_options
+from repsim.cli.base import Source, main
+from repsim.cli.job import Job, data_at_hand, job_options
 from repsim.cli.pictures import draw, pictures
 from repsim.cli.words import check_range
 from repsim.errors import UsageError

@@ -7,18 +7,9 @@ from typing import Any
 
 import click
 
-from repsim.cli.base import (
-    FEATURES,
-    Job,
-    Model,
-    each_model,
-    job_options,
-    known_models,
-    main,
-    read_features,
-    tokens_option,
-    weights_options,
-)
+from repsim.cli.asked import FEATURES, each_model, known_models, read_features, tokens_option, weights_options
+from repsim.cli.base import Model, main
+from repsim.cli.job import Job, job_options
 from repsim.cli.pictures import draw, pictures
 from repsim.cli.words import check_range
 from repsim.errors import UsageError

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import click
 
-from repsim.cli.base import AS_JSON, IMAGENET, main
+from repsim.cli.base import AS_JSON, main
+from repsim.cli.job import IMAGENET
 from repsim.cli.words import print_json
 from repsim.errors import first_line
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-from repsim.cli.base import LAYERS, Job, each_model, job_options, main, model_options, tokens_option
+from repsim.cli.asked import LAYERS, each_model, model_options, tokens_option
+from repsim.cli.base import main
+from repsim.cli.job import Job, job_options
 from repsim.cli.words import say
 from repsim.errors import UsageError
 

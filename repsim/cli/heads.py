@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 
-from repsim.cli.base import Asked, Job, job_options, main, model_options
+from repsim.cli.asked import Asked, model_options
+from repsim.cli.base import main
+from repsim.cli.job import Job, job_options
 from repsim.cli.pictures import draw, pictures
 
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
+from repsim.cli.asked import Asked, model_options
 from repsim.cli.attention import parse_blocks
-from repsim.cli.base import Asked, Job, job_options, main, model_options
+from repsim.cli.base import main
+from repsim.cli.job import Job, job_options
 from repsim.cli.pictures import draw, pictures
 
 

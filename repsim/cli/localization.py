@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 
-from repsim.cli.base import LAYERS, Job, each_model, job_options, main, model_options
+from repsim.cli.asked import LAYERS, each_model, model_options
+from repsim.cli.base import main
+from repsim.cli.job import Job, job_options
 from repsim.cli.pictures import draw, pictures
 from repsim.errors import UsageError, one_of
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from repsim.cli.base import AS_JSON, Model, known_models, main, transform_option
+from repsim.cli.asked import known_models, transform_option
+from repsim.cli.base import AS_JSON, Model, main
 from repsim.cli.words import print_columns, print_rows_as_json
 
 

@@ -10,19 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from repsim.cli.base import (
-    AS_JSON,
-    Asked,
-    Job,
-    Place,
-    Source,
-    default_data,
-    each_model,
-    is_first,
-    job_options,
-    label,
-    main,
-)
+from repsim.cli.asked import Asked, each_model, label
+from repsim.cli.base import AS_JSON, Place, Source, is_first, main
+from repsim.cli.job import Job, default_data, job_options
 from repsim.cli.words import check_range, print_json, say
 from repsim.errors import UsageError, one_of
 

@@ -7,19 +7,9 @@ from pathlib import Path
 
 import click
 
-from repsim.cli.base import (
-    FEATURES,
-    LAYERS,
-    Job,
-    Source,
-    default_data,
-    each_model,
-    given,
-    job_options,
-    main,
-    model_options,
-    read_features,
-)
+from repsim.cli.asked import FEATURES, LAYERS, each_model, model_options, read_features
+from repsim.cli.base import Source, given, main
+from repsim.cli.job import Job, default_data, job_options
 from repsim.cli.pictures import draw, pictures
 from repsim.cli.words import PASSES, check_range
 from repsim.errors import UsageError

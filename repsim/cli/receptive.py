@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-from repsim.cli.base import Asked, Job, job_options, main, model_options
+from repsim.cli.asked import Asked, model_options
+from repsim.cli.base import main
+from repsim.cli.job import Job, job_options
 from repsim.cli.pictures import draw, pictures
 from repsim.cli.words import check_range
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-from repsim.cli.base import LAYERS, Asked, Job, Model, job_options, known_models, main, tokens_option, weights_options
+from repsim.cli.asked import LAYERS, Asked, known_models, tokens_option, weights_options
+from repsim.cli.base import Model, main
+from repsim.cli.job import Job, job_options
 from repsim.cli.pictures import draw, pictures
 
 

@@ -7,18 +7,9 @@ from typing import Any
 
 import click
 
-from repsim.cli.base import (
-    FEATURES,
-    LAYERS,
-    Asked,
-    Job,
-    each_model,
-    job_options,
-    main,
-    model_options,
-    read_features,
-    tokens_option,
-)
+from repsim.cli.asked import FEATURES, LAYERS, Asked, each_model, model_options, read_features, tokens_option
+from repsim.cli.base import main
+from repsim.cli.job import Job, job_options
 from repsim.cli.pictures import draw, pictures
 from repsim.cli.words import PASSES, check_range
 from repsim.errors import UsageError

@@ -19,7 +19,8 @@ from repsim.paper.exhibits import Exhibit, Made, Probed
 from repsim.paper.figures import FIGURES, PRESETS
 from repsim.paper.files import draw_figures, numbers_of, save_figure
 from repsim.paper.findings import findings
-from repsim.paper.measuring import Cannot, Later, Measurements, Pass, measure
+from repsim.paper.measurements import Cannot, Measurements, Pass
+from repsim.paper.measuring import Later, measure
 from repsim.paper.numbers import over_runs
 from repsim.paper.report import conclude
 from repsim.paper.roles import Case, Roles, in_words

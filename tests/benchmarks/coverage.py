@@ -35,9 +35,10 @@ from repsim.images.image_set import Batch, ImageSet
 from repsim.measures.intervals import crossed
 from repsim.measures.neighbours import nearest_neighbours, soft_nearest_neighbour, squared_distances
 from repsim.measures.running import Accumulator, GroupedSums, Joined, Quantiles, Sums
-from repsim.paper import measuring
+from repsim.paper import measurements, measuring
 from repsim.paper.figures import FIGURES, PRESETS
-from repsim.paper.measuring import Measurements, measure
+from repsim.paper.measurements import Measurements, Passes
+from repsim.paper.measuring import measure
 from repsim.passes.sweep import sweep
 from repsim.studies import heads
 from repsim.studies.heads import windows
@@ -140,7 +141,7 @@ class Population:
     def sweep(self, images: ImageSet, studies: Sequence[Any], **how: Any) -> Any:
         """Take the place of `sweep`: the studies are known afterwards, and their sums are those of the last batch."""
         for study in studies:
-            if isinstance(study, measuring.Passes):
+            if isinstance(study, Passes):
                 continue
             self.studies.append(study)
             self.parts.append([])
@@ -245,7 +246,7 @@ def figures(
     population, m = Population(), Measurements(load, images, None, batch_size=batch)
     asked = bundled() if asked is None else asked
     later = {number: measure(FIGURES[number], m, *of) for number, of in asked.items()}
-    with patch.object(measuring, "sweep", population.sweep):
+    with patch.object(measurements, "sweep", population.sweep):
         m.run()
 
     def printed(batches: Sequence[int]) -> dict[str, Printed]:

@@ -23,7 +23,8 @@ from repsim.paper.claims import CLAIMS, check
 from repsim.paper.exhibits import Compared, Exhibit, Receptive
 from repsim.paper.figures import FIGURES, PRESETS
 from repsim.paper.files import load_figure
-from repsim.paper.measuring import Measurements, measure
+from repsim.paper.measurements import Measurements
+from repsim.paper.measuring import measure
 from repsim.paper.numbers import Number, numbers
 from repsim.paper.run import Cast
 from repsim.tables import NUMBERS, TABLES, load_table

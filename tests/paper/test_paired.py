@@ -7,7 +7,8 @@ from scipy.stats import t
 import repsim as rs
 from repsim.paper.exhibits import Compared
 from repsim.paper.figures import FIGURES
-from repsim.paper.measuring import Measurements, measure
+from repsim.paper.measurements import Measurements
+from repsim.paper.measuring import measure
 
 BATCH, BATCHES = 8, 3
 VIT, RESNET = "vit_mini", "resnet_mini"
