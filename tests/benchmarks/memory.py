@@ -6,7 +6,7 @@
 A peak is the largest resident set of the process that the system has seen, and the unshared memory of its decoding
 processes, if any, sampled ten times a second. (a) is a process that imports PyTorch and repsim, builds the network and
 runs it under `inference_mode` on one batch of noise of the command's default size; (b) is the command at its defaults
-with the same network (untrained, at 224 px, the bundled images enlarged), but with one batch of images (two for
+with the same network (untrained, at 224 px, the bundled images enlarged), but with one batch of that size (two for
 attention and residual norms), and one block of lesions: a batch takes as much as the batch before it, and so does a
 lesion. Sums that are kept apart for the jackknife, up to 32 batches, do grow: the command's own line says by how much.
 README.md in this folder keeps the results.
@@ -88,7 +88,7 @@ def main() -> None:
                 a = "-a" if command in ("cka", "heads") else ""
                 images = str(BATCHES.get(command, 1) * size)
                 asked = [command, f"--model{a}", network, f"--weights{a}", "random", "--data", "sample"]
-                asked += ["--images", images, "--out", str(Path(out) / "out"), *MORE.get(command, [])]
+                asked += ["--images", images, "--batch-size", str(size), "--out", str(Path(out) / "out"), *MORE.get(command, [])]
                 took, said = peak([sys.executable, "-m", "repsim", *asked])
             line = "; ".join(line[8:] for line in said.splitlines() if line.startswith("memory: "))
             floor = bare[network, size]
