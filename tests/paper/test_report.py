@@ -137,7 +137,7 @@ def test_what_the_page_says(directory):
 
 def test_every_kind_of_figure_says_how_it_is_made():
     assert all(len(how(exhibit)) > 100 for exhibit in FIGURES.values())
-    assert all((Path(__file__).parents[1] / page).exists() for page in (COLUMNS, INTERVALS))
+    assert all((Path(__file__).parents[2] / page).exists() for page in (COLUMNS, INTERVALS))
     assert how(Exhibit(number="0", title="", shows="", roles=())) == ""
 
 

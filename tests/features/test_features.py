@@ -17,7 +17,7 @@ from repsim.passes.study import check_study
 from repsim.passes.sweep import inputs_of
 from repsim.studies.similarity import LayerSimilarity
 
-PAGE = Path(__file__).parents[1] / "docs" / "features.md"
+PAGE = Path(__file__).parents[2] / "docs" / "features.md"
 IMAGES = rs.ImageSet("sample", images=64)
 RNG = np.random.default_rng(0)
 
