@@ -44,7 +44,7 @@ def said(result: Result) -> list[str]:
 def _between(value: float, low: float, high: float, within: Range, digits: int = 2) -> str:
     """A number with the part of its 95 % interval that is within what it can be."""
     if math.isnan(low) or math.isnan(high):
-        return f"{value:.{digits}f} (its interval is not known)"
+        return f"{value:.{digits}f} (interval unknown)"
     low, high = max(low, within[0]), min(high, within[1])
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 

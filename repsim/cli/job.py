@@ -81,7 +81,7 @@ class Job:
             beside: options that may differ between runs whose results lie in one directory.
             images: those that are looked at, where they are chosen already.
         """
-        from repsim.cli.directory import before, digest, own_directory
+        from repsim.cli.directory import SETTINGS, before, digest, own_directory
         from repsim.passes import processes
         from repsim.passes.resume import FOLDER, Resume
         from repsim.tables import prepare, recording
@@ -104,6 +104,8 @@ class Job:
 
         def allow(known: Collection[str], out: Path = out) -> None:
             old.update(before(out, settings, writes, known, self.overwrite))
+            if old.get(SETTINGS) == settings:
+                say(f"{out} holds the results of this run already; they are computed again", self.quiet)
             prepare(out)
 
         resume = Resume(

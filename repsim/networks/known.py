@@ -17,11 +17,17 @@ ADVICE = "`repsim models` lists the aliases, `timm.list_models()` the rest."
 
 
 def check_form(name: str) -> None:
-    """Raise `UsageError` for a name that is a file's: of weights, or of the code of a factory."""
+    """Raise `UsageError` for a name that is a file's, of weights or of the code of a factory, or that names weights."""
+    network, at, _ = name.partition("@")
+    if at and network and ":" not in name:
+        raise UsageError(
+            f"{name!r} names a network and its weights, as tables do; give the network {network}, and the file of its "
+            f"weights with {_weights_option('FILE')}"
+        )
     if name.endswith(WEIGHTS) and ":" not in name and name not in _timm()[0]:  # timm has tags such as beit3_....pt
         raise UsageError(
             f"a model is a name, and {name!r} is the name of a file of weights; give the network's name, and the file "
-            f"with --weights {name} (--weights-a or --weights-b where there are two networks; weights= in Python)"
+            f"with {_weights_option(name)}"
         )
     file, colon, factory = name.rpartition(":") if ":" in name else (name, "", "")
     if file.endswith(".py"):
@@ -33,6 +39,14 @@ def check_form(name: str) -> None:
             f"a factory is named as package.module:factory, and {name!r} begins with the path of a file; "
             f"write {module}:{factory or 'FACTORY'}{folder}"
         )
+
+
+def _weights_option(file: str) -> str:
+    """How a file of weights is given."""
+    return (
+        f"--weights {file} (--weights-a or --weights-b where there are two networks, --weights ROLE={file} where they "
+        "have roles; weights= in Python)"
+    )
 
 
 def check_early(name: str) -> None:

@@ -202,7 +202,7 @@ def note(figure: matplotlib.figure.Figure, record: Mapping[str, Any]) -> None:
     if images.get("used") is None or images.get("data") is None:
         return
     split = f", {images['split']}" if images.get("split") else ""
-    text = f"{images['used']:,} images of {images['data']}{split}"
+    text = f"{images['used']:,} image{'s' * (images['used'] != 1)} of {images['data']}{split}"
     small = {"fontsize": LOOK["xtick.labelsize"], "color": "0.4"}
     with look():
         if figure.legends and (title := figure.get_suptitle()):

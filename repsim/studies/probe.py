@@ -364,7 +364,7 @@ def split_in_words(data: str, split: Mapping[str, Any]) -> str:
     """How training and test images were parted here; see `ImageSet.parted`."""
     test, total = split["test"], split["test"] + split["training"]
     return (
-        f"{data} does not part training from test images: {split['test_share']:.0%} of each class are test images, "
+        f"{data} has no separate training and test images: {split['test_share']:.0%} of each class are test images, "
         f"{test} of {total}, drawn by seed {split['seed']}"
     )
 

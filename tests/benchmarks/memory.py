@@ -88,7 +88,15 @@ def main() -> None:
                 a = "-a" if command in ("cka", "heads") else ""
                 images = str(BATCHES.get(command, 1) * size)
                 asked = [command, f"--model{a}", network, f"--weights{a}", "random", "--data", "sample"]
-                asked += ["--images", images, "--batch-size", str(size), "--out", str(Path(out) / "out"), *MORE.get(command, [])]
+                asked += [
+                    "--images",
+                    images,
+                    "--batch-size",
+                    str(size),
+                    "--out",
+                    str(Path(out) / "out"),
+                    *MORE.get(command, []),
+                ]
                 took, said = peak([sys.executable, "-m", "repsim", *asked])
             line = "; ".join(line[8:] for line in said.splitlines() if line.startswith("memory: "))
             floor = bare[network, size]

@@ -133,6 +133,12 @@ def test_batches_of_few_images_are_smaller_and_are_said_to_be(somewhere):
     assert not any("batches are of" in notice for notice in record["notices"])
 
 
+def test_a_finished_run_is_said_to_be_computed_again(somewhere):
+    same = ["attention", "--model", "vit_micro", "--images", 16, "--out", "o"]
+    assert "already" not in repsim(*same).output
+    assert "o holds the results of this run already; they are computed again" in repsim(*same).output
+
+
 def test_quiet_says_nothing(somewhere):
     assert repsim("cka", "--model-a", "vit_mini", "--images", 16, "--quiet").output == ""
 

@@ -113,7 +113,7 @@ def test_probe():
     assert f"the probe on y (cls) has accuracy 0.80 [{0.8 - half:.2f}, {0.8 + half:.2f}]" in found
     assert found.endswith("from 10 training images per class, the highest of 2 probes on 2 layers.")
     unknown = one(Result("probe", pd.DataFrame(), tables={"probe_summary": summary.assign(df=math.nan)}))
-    assert "0.80 (its interval is not known)" in unknown
+    assert "0.80 (interval unknown)" in unknown
     every = summary.assign(shots=["all", "10", "10", "10"])
     assert "x (mean)" in one(Result("probe", pd.DataFrame(), tables={"probe_summary": every}))
 
@@ -143,7 +143,7 @@ def test_heads():
          "spearman": [-0.9, 0.0, 0.4], "low": [-1.0, -0.5, np.nan], "high": [-0.8, 0.5, np.nan]}
     )  # fmt: skip
     found = one(Result("heads", pd.DataFrame(), tables={"heads_correlation": table}))
-    assert "-0.90 [-1.00, -0.80] for x, and 0.40 (its interval is not known) for z;" in found
+    assert "-0.90 [-1.00, -0.80] for x, and 0.40 (interval unknown) for z;" in found
 
 
 def test_compare():

@@ -43,6 +43,7 @@ def test_a_mistyped_name_is_said_before_torch_is_imported():
         ("nets/mine.py:build", "write nets.mine:build$"),
         ("../mine.py:build", r"write mine:build in the folder \.\.$"),
         ("mynets.py", "write mynets:FACTORY$"),
+        ("vit_tiny@my.pth", r"names a network and its weights, as tables do; give the network vit_tiny, and the file"),
         ("my_vit.pt", r"is the name of a file of weights; give the network's name, and the file with --weights my_vit"),
     ],
 )
