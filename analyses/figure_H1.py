@@ -3,7 +3,7 @@
     python analyses/figure_H1.py  # about as figure 3, 31 s on 2 cores; the same as `repsim figures H.1`
 
 The paper shows CKA within MLP-Mixers: a small first block of layers, then a large one.
-Expect of the bundled networks: low layers alike, high layers alike, the first layers unlike the last: 0.54.
+Expect of the bundled networks: low layers alike, high layers alike, the first block unlike the last: CKA 0.54.
 Options of `repsim figures` may follow, such as --preset paper, or --out DIR.
 """
 

@@ -47,6 +47,23 @@ class Case:
         return {column: getattr(result, table or "table")[column].to_numpy(float) for table, _, column in columns}
 
 
+def assert_near(found: Numbers, expected: Numbers, share: float) -> None:
+    """Check that columns deviate by a small share of their spread, and lack the same values.
+
+    The root mean square of a column's deviations may be `share` of its standard deviation over rows, and one deviation
+    five times that. Accuracy and agreement are counts of few images, of which a few may change sides.
+    """
+    for column, values in expected.items():
+        known = np.isfinite(values)
+        assert known.any() and np.array_equal(known, np.isfinite(found[column])), column
+        apart, spread = np.abs(found[column] - values)[known], values[known].std()
+        if column in ("accuracy", "agreement"):
+            assert apart.max() <= 0.1, (column, apart.max())
+        else:
+            rms = np.sqrt(np.square(apart).mean())
+            assert rms <= share * spread and apart.max() <= 5 * share * spread, (column, rms, apart.max(), spread)
+
+
 def gap(vit: rs.Network) -> rs.Network:
     return rs.load_model("vit_mini_gap", device=vit.device)
 

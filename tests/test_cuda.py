@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from every_study import COARSE, STUDIES
+from every_study import STUDIES, assert_near
 from test_precision import settings
 
 import repsim as rs
@@ -16,8 +16,8 @@ from repsim.studies.similarity import LayerSimilarity
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 IMAGES = rs.ImageSet("sample", images=64)
 NAMES = ("vit_mini", "resnet_mini")
-TOLERANCE = {"fp32": 5e-4, "tf32": 2e-2, "bf16": 1e-1}
-"""Tolerances, relative, and absolute for values below 1."""
+TOLERANCE = {"fp32": 0.01, "tf32": 0.05, "bf16": 0.25}
+"""Shares of the spread of a column; the last is that of bfloat16 on the CPU."""
 
 
 def on(device: str, **options) -> list[rs.Network]:
@@ -27,16 +27,14 @@ def on(device: str, **options) -> list[rs.Network]:
 @pytest.fixture(scope="module")
 def on_the_cpu():
     networks = on("cpu")
-    return {name: study(*networks, IMAGES) for name, study in STUDIES.items()}
+    return {name: study(*networks, IMAGES, batch_size=8) for name, study in STUDIES.items()}
 
 
 @pytest.mark.parametrize("precision", TOLERANCE)
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_equals_the_cpu(name, precision, on_the_cpu):
-    tolerance = TOLERANCE[precision]
-    for column, values in STUDIES[name](*on("cuda", precision=precision), IMAGES).items():
-        atol = max(tolerance, COARSE.get(column, 0))
-        np.testing.assert_allclose(values, on_the_cpu[name][column], rtol=tolerance, atol=atol, err_msg=column)
+    found = STUDIES[name](*on("cuda", precision=precision), IMAGES, batch_size=8)
+    assert_near(found, on_the_cpu[name], TOLERANCE[precision])
 
 
 def test_the_usual_precision_is_tf32_and_the_settings_are_left_as_they_were():

@@ -1,5 +1,7 @@
 """The sources of images, the choice among them, and the sharing of images by networks."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -120,9 +122,12 @@ def test_a_broken_image(tmp_path, workers):
 
 
 def test_an_error_of_the_caller_ends_the_loading_thread():
+    before, during = set(threading.enumerate()), set()
     with pytest.raises(ZeroDivisionError):
         for _ in ImageSet("sample", images=64).batches([GREY], 8):
+            during = set(threading.enumerate()) - before
             raise ZeroDivisionError
+    assert during and not any(thread.is_alive() for thread in during)
 
 
 def test_fashion_mnist_files(tmp_path):

@@ -12,13 +12,14 @@ from repsim.measures.catalogue import MEASURES, Held, LeftOut, Streamed
 from repsim.measures.halves import CUTS, as_left_out, cuts
 from repsim.measures.intervals import interval
 from repsim.measures.overlap import CKNNA, JACCARD, MUTUAL
-from repsim.measures.ridge import squared_errors
+from repsim.measures.ridge import predictor, squared_errors
 from repsim.measures.running import BatchMeans
 
 N, P, Q = 90, 12, 9
 HELD = [name for name, measure in MEASURES.items() if isinstance(measure, Held)]
 STREAMED = [name for name, measure in MEASURES.items() if isinstance(measure, Streamed)]
-HALVES = ["cca", "svcca", "pwcca"]
+HALVES = {"cca": 2e-5, "svcca": 4e-6, "pwcca": 1e-4}
+"""Measures with standard errors by halves, and what float32 does to the values of halves, three times over or more."""
 OVERLAPS = {"mutual-knn": MUTUAL, "cknna": CKNNA, "jaccard": JACCARD}
 
 
@@ -88,9 +89,10 @@ def test_scale_of_any_size(measure, scale):
 def test_the_order_of_images(measure):
     x, y = related()
     order = torch.randperm(N, generator=torch.Generator().manual_seed(1))
-    # The folds of the ridge then hold other images.
-    tolerance = 0.02 if measure.name == "linear-r2" else 1e-9
-    assert measure.value(x[order], y[order]) == pytest.approx(measure.value(x, y), abs=tolerance)
+    if measure.name == "linear-r2":  # which images are a fold makes a difference: they change places within folds
+        for fold in predictor(x).folds:
+            order[fold.inside] = fold.inside.flip(0)
+    assert measure.value(x[order], y[order]) == pytest.approx(measure.value(x, y), abs=1e-9)
 
 
 def test_unrelated_representations_are_as_permuted_ones(measure):
@@ -225,7 +227,7 @@ def test_r2_without_groups_is_that_of_the_predictions_left():
 
 @pytest.mark.parametrize("name", HALVES)
 def test_halves_have_the_values_of_their_images(name):
-    """Halves have the values of their images, with features centred, whitened and cut anew, and squares to 1e-7."""
+    """Halves have the values of their images, with features centred, whitened and cut anew."""
     measure, features = MEASURES[name], [*related(), related(seed=3)[0]]
     groups = torch.arange(N) % 6
     signs, pairs = cuts(groups), [(0, 1), (1, 0), (2, 0)]
@@ -233,7 +235,7 @@ def test_halves_have_the_values_of_their_images(name):
     for cut, sign in enumerate(signs):
         for side, chosen in enumerate((sign[groups], ~sign[groups])):
             expected = [measure.value(features[i][chosen], features[j][chosen]) for i, j in pairs]
-            assert halves[side, cut].tolist() == pytest.approx(expected, abs=1e-4, nan_ok=True)
+            assert halves[side, cut].tolist() == pytest.approx(expected, abs=HALVES[name])
 
 
 def test_halves_that_hold_everything_have_no_standard_error():

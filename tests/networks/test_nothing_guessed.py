@@ -394,16 +394,6 @@ def test_attention_computed_otherwise_is_the_same(kind):
     np.testing.assert_allclose(*(table.distance_px for table in tables), rtol=1e-5)
 
 
-def test_heads_are_the_same_fused_and_not():
-    module = small_vit()
-    tables = []
-    for fused in (True, False):
-        for block in module.blocks:
-            block.attn.fused_attn = fused
-        tables.append(rs.attention_distance(network(module), IMAGES, batch_size=8).table)
-    pd.testing.assert_frame_equal(*tables, rtol=1e-4)
-
-
 def encoder(batch_first: bool, norm_first: bool) -> nn.Module:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(24, 3, 48, batch_first=batch_first, norm_first=norm_first, dropout=0.0)

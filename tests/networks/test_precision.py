@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from every_study import STUDIES
+from every_study import STUDIES, assert_near
 
 import repsim as rs
 from repsim.networks.precision import computing
@@ -59,25 +59,12 @@ def test_what_hooks_compute_is_not_in_bfloat16():
     assert types["blocks.3.mlp.fc1"] == (torch.bfloat16, torch.float32) and types["blocks.3"][1] == torch.float32
 
 
-# Two to three times the deviations on these images; tests/benchmarks/README.md has deviations on more. Accuracy and
-# agreement are counts of the 32 images; the processor's own products in bfloat16 decide which images change sides.
-OF_BF16 = {
-    "accuracy": 0.1,
-    "agreement": 0.1,
-    "ratio": 0.3,
-    "ratio_median": 0.8,
-    "distance_px": 0.05,
-    "soft_loss": 0.05,
-    "radius50_px": 1.0,
-}
-
-
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_in_bfloat16_finds_nearly_the_same(name, vit, resnet):
+    """The most that columns deviate is 0.11 of their spread; tests/benchmarks/README.md has more images."""
     half = [rs.load_model(network, precision="bf16") for network in ("vit_mini", "resnet_mini")]
-    result = STUDIES[name](*half, IMAGES)
-    for column, values in STUDIES[name](vit, resnet, IMAGES).items():
-        np.testing.assert_allclose(result[column], values, atol=OF_BF16.get(column, 0.03), rtol=0, err_msg=column)
+    numbers = [STUDIES[name](*networks, IMAGES, batch_size=8) for networks in (half, (vit, resnet))]
+    assert_near(*numbers, share=0.25)
 
 
 @pytest.mark.parametrize("name", ["cka", "attention", "residual", "localize", "receptive"])

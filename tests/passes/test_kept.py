@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from click.testing import CliRunner
 from every_study import STUDIES
 from PIL import Image
@@ -613,5 +614,6 @@ def check_stopped(process, tmp_path):
     process.join(30)
     said = (tmp_path / "said").read_text()
     assert process.exitcode == 130 and said.count("\n") == 1 and said.startswith("stopped after batch"), said
-    assert "the sums are kept" in said and (tmp_path / "o" / PASS).exists()
+    assert "the sums are kept" in said and not (tmp_path / "o" / "cka.csv").exists()
+    assert torch.load(tmp_path / "o" / PASS, weights_only=False)["counts"].batches >= 1
     assert not (tmp_path / "o" / f"{FOLDER}.lock").exists()

@@ -122,7 +122,8 @@ def test_memory_that_runs_out_elsewhere(vit, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr("repsim.measures.running.BatchMeans.update", run_out)
-    with pytest.raises(rs.RepsimError, match="too small for the values computed of a batch: batch 0 has shape"):
+    said = r"too small for the values computed of a batch: batch 0 has shape \(32, 1, 28, 28\)"
+    with pytest.raises(rs.RepsimError, match=said):
         rs.layer_cka(vit, images=IMAGES, batch_size=32)
 
 

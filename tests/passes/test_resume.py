@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import random
 import re
-import signal
 import time
 from pathlib import Path
 
@@ -85,19 +84,6 @@ def test_killed_while_the_sums_are_thrown_away(tmp_path, monkeypatch):
         resume.release()
         assert "about.json" not in gone[:2]
         Resume(folder, {"seed": 0}).release()
-
-
-def test_ctrl_c_keeps_the_sums(server, tmp_path):
-    many = [*CKA, "--images", "5000", "--data", "noise", "--out", tmp_path]
-    process = start(server, many)
-    saved = tmp_path / FOLDER / "pass-0-of-1-0.pt"
-    while not saved.exists():
-        time.sleep(0.02)
-        assert process.is_alive()
-    os.kill(process.pid, signal.SIGINT)
-    process.join()
-    assert process.exitcode == 130 and saved.exists() and not (tmp_path / "cka.csv").exists()
-    assert torch.load(saved, weights_only=False)["counts"].batches >= 1
 
 
 def test_two_runs_into_one_directory(tmp_path):

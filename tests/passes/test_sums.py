@@ -12,13 +12,16 @@ import repsim as rs
 from repsim.networks.models import Network
 from repsim.networks.residual_sums import blocks_without, find_sums, watch_sums
 
-TRANSFORMER = {"attention": 1, "mlp": 1}
 SUBLAYERS = {
-    **dict.fromkeys(["vit", "vit_gap", "vit_registers", "deit_distilled", "vit_hybrid", "swin"], TRANSFORMER),
-    **dict.fromkeys(["pit", "pvt_v2", "convit", "twins", "twins_pcpvt", "t2t", "deepvit"], TRANSFORMER),
-    **dict.fromkeys(["resnet18", "resnet50", "bit", "convnext"], {"unit": 1}),
-    "mixer": {"token_mixing": 1, "channel_mixing": 1},
+    **dict.fromkeys(["resnet18", "resnet50", "bit", "convnext"], ["unit"]),
+    "mixer": ["token_mixing", "channel_mixing"],
 }
+"""What each block of a family adds to the stream; of all others attention and an MLP."""
+COUNTS = {
+    **{name: dict.fromkeys(SUBLAYERS.get(name, ["attention", "mlp"]), FAMILIES[name].blocks) for name in FAMILIES},
+    "coatnet": {"unit": 7, "attention": 9, "mlp": 9},  # 7 convolutional units, 9 transformer blocks
+}
+"""How many residual sums of each kind a family has."""
 
 
 def operands(network: Network, images: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -74,13 +77,7 @@ def test_skip_plus_branch_is_what_the_network_goes_on_with(name):
     images = noise(network, 4)
     sums = operands(network, images)
     given, outputs = inputs_and_outputs(network, images)
-    blocks = FAMILIES[name].blocks
-    counts = Counter(key.split()[1] for key in sums)
-    if name == "coatnet":  # 7 convolutional units, 9 transformer blocks
-        assert counts == {"unit": 7, "attention": 9, "mlp": 9}
-    else:
-        assert counts == dict.fromkeys(SUBLAYERS[name], blocks)
-    assert len(sums) >= blocks
+    assert Counter(key.split()[1] for key in sums) == COUNTS[name]
     for key, (skip, branch) in sums.items():
         expected = next_input(network, key, given, outputs)
         torch.testing.assert_close(

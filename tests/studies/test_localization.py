@@ -158,12 +158,6 @@ def test_the_bundled_networks(vit, resnet):
     pd.testing.assert_frame_equal(alone.table, together)
 
 
-def test_before_and_after_the_final_norm(vit):
-    table = rs.token_localization(vit, rs.ImageSet(images=16), layers=["blocks.11", "norm"]).table
-    before, after = (maps(table, name) for name in ("blocks.11", "norm"))
-    assert before.shape == after.shape == (49, 49) and 0.001 < np.abs(before - after).max() < 0.5
-
-
 def test_another_study_shares_the_sweep(vit):
     images = rs.ImageSet(images=16)
     layers = [rs.find_layers(vit, ["blocks.3", "blocks.11"])]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import FAMILIES, noise
+from test_sums import COUNTS
 from torch import nn
 
 import repsim as rs
@@ -100,10 +101,8 @@ def test_residual_sums_are_the_stream_and_branches_what_is_added():
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_has_residual_sums(name):
     net = FAMILIES[name].load()
-    blocks = FAMILIES[name].blocks
     sums, branches = residual_layers(net), residual_layers(net, branch=True)
-    assert len(sums) == len(branches)
-    assert len(sums) == 1 + (2 * blocks if len(sums) > 1 + blocks and name != "coatnet" else len(sums) - 1)
+    assert len(sums) == len(branches) == 1 + sum(COUNTS[name].values())  # the stem comes first
 
 
 def test_the_network_is_left_as_it_was():

@@ -79,32 +79,35 @@ def test_a_layer_has_the_same_depth_in_every_table(vit, resnet):
     assert list(units.correlation.depth_b) == sorted(set(units.table.depth_b))
 
 
-DEFAULTS = {
-    "cka": (rs.layer_cka, {}),
-    "attention": (rs.attention_distance, {}),
-    "heads": (rs.head_similarity, {}),
-    "residual": (rs.residual_norms, {}),
-    "receptive": (rs.receptive_fields, {}),
-    "localize": (rs.token_localization, {"grid": "finest"}),
-    "lesion": (rs.lesions, {}),
-    "probe": (rs.linear_probes, {}),
+FUNCTIONS = {
+    "cka": rs.layer_cka,
+    "attention": rs.attention_distance,
+    "heads": rs.head_similarity,
+    "residual": rs.residual_norms,
+    "receptive": rs.receptive_fields,
+    "localize": rs.token_localization,
+    "lesion": rs.lesions,
+    "probe": rs.linear_probes,
 }
+OF_MANY = {
+    ("attention", "maps"): ((), 0),
+    ("lesion", "remove"): ((), lesion.REMOVE),  # all kinds, where none is given
+    ("probe", "shots"): (("10",), 10),
+}
+"""Defaults of options that may be given several times, beside those of the arguments."""
 
 
-@pytest.mark.parametrize("name", DEFAULTS)
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_command_has_the_defaults_of_its_function(name):
-    function, _ = DEFAULTS[name]
+    function = FUNCTIONS[name]
     options = {option.name: option.default for option in main.commands[name].params}
+    given = main.commands[name].make_context(name, []).params
     asked = inspect.signature(function).parameters
-    for shared in (options.keys() & asked.keys()) - {"images"}:
-        default = options[shared] if type(options[shared]).__name__ != "Sentinel" else None
-        if name == "probe" and shared == "shots":
-            default = int(*default)
-        expected = asked[shared].default
-        if name == "lesion" and shared == "remove":  # all kinds, where none is given
-            assert not default and expected == lesion.REMOVE
-        else:
-            assert default == expected or (not default and not expected), shared
+    shared = (given.keys() & asked.keys()) - {"images"}
+    assert "batch_size" in shared
+    for option in shared:
+        defaults = given[option], asked[option].default
+        assert defaults == OF_MANY.get((name, option), (asked[option].default,) * 2), option
     module = inspect.getmodule(inspect.unwrap(function))
     assert options["images"] == module.MOST
     help_of = next(option.help for option in main.commands[name].params if option.name == "batch_size")
