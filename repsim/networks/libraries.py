@@ -104,6 +104,12 @@ def _from_transformers(rest: str, pretrained: bool, args: dict[str, Any]) -> Fou
         config = transformers.AutoConfig.from_pretrained(place)
         if args:
             config = transformers.AutoConfig.from_pretrained(place, **_for_config(config, args, place))
+        expected = getattr(factory, "config_class", None)
+        if expected is not None and not any(isinstance(part, expected) for part in (config, *vars(config).values())):
+            raise UsageError(
+                f"{kind} is made from {expected.__name__}, and {place} holds {type(config).__name__}; "
+                f"name the class that its weights were saved from, or none (hf:{place})"
+            )
         if pretrained:
             module, loaded = factory.from_pretrained(
                 place, config=config, output_loading_info=True, dtype=torch.float32
