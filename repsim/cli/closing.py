@@ -94,10 +94,8 @@ def cka(result: Result) -> Iterator[str]:
         size = -(-len(matrix) // 3)
         value = matrix.iloc[:size, -size:].to_numpy().mean()
         if len(matrix) >= 3 and not math.isnan(value):
-            yield (
-                f"{model}: CKA of the lowest with the highest third of its layers is {value:.2f} on average "
-                f"({NO_INTERVAL})."
-            )
+            average = _average(result, value, model, model, "lowest third", "highest third")
+            yield f"{model}: CKA of the lowest with the highest third of its layers is {average}."
     names = list(table["model_a"].unique())
     if len(names) != 2:
         return
@@ -106,12 +104,31 @@ def cka(result: Result) -> Iterator[str]:
     size = -(-len(matrix) // 3)
     parts = {"lowest": matrix[:size], "middle": matrix[size:-size], "highest": matrix[-size:]}
     means = {third: best.mean(skipna=False).dropna() for third, best in parts.items() if len(best)}
-    likest = [f"the {third} like {best.idxmax()} ({best.max():.2f})" for third, best in means.items() if len(best)]
+    likest = [
+        f"the {third} like {best.idxmax()} ({_mean(result, best.max(), a, b, f'{third} third', str(best.idxmax()))})"
+        for third, best in means.items()
+        if len(best)
+    ]
     if len(matrix) >= 3 and likest:
         yield (
             f"Each third of {a}'s layers is most like one of the {matrix.shape[1]} layers of {b}, by mean CKA: "
             f"{', '.join(likest)}."
         )
+
+
+def _mean(result: Result, value: float, model_a: str, model_b: str, layers_a: str, layers_b: str) -> str:
+    """A mean over CKA, with its interval where the record of the run has it."""
+    names = {"model_a": model_a, "layers_a": layers_a, "model_b": model_b, "layers_b": layers_b}
+    for row in result.record.get("means", ()):
+        if names.items() <= row.items() and row["se"] is not None:
+            return _by_t(value, row["se"], row["df"], CORRELATION)
+    return f"{value:.2f}"
+
+
+def _average(result: Result, value: float, *names: str) -> str:
+    """The same, with the reason where it has no interval."""
+    mean = _mean(result, value, *names)
+    return f"{mean} on average" + ("" if mean.endswith("]") else f" ({NO_INTERVAL})")
 
 
 def _matrix(part: pd.DataFrame) -> pd.DataFrame:
@@ -127,8 +144,9 @@ def matched(result: Result) -> Iterator[str]:
     for model, part in _models(result.table.dropna(subset="cka"), "model_b"):
         least = part.loc[part["cka"].idxmin()]
         yield (
-            f"{model} with {least['model_a']}: CKA of the same layers is {part['cka'].mean():.2f} on average "
-            f"({NO_INTERVAL}), and in {least['layer']}, the lowest of {_count(len(part), 'layer')}, "
+            f"{model} with {least['model_a']}: CKA of the same layers is "
+            f"{_average(result, part['cka'].mean(), least['model_a'], model, 'all', 'all')}, and in {least['layer']}, "
+            f"the lowest of {_count(len(part), 'layer')}, "
             f"{_by_groups(least['cka'], least['se'], groups, CORRELATION)}."
         )
 
@@ -152,7 +170,10 @@ def residual(result: Result) -> Iterator[str]:
     """Skip over branch of each network: the mean over residual sums, each a mean over its tokens."""
     for model, part in _models(result.table.dropna(subset="ratio")):
         ratio = part.groupby(["block", "sublayer"])["ratio"].mean().mean()
-        yield f"{model}: a skip is {ratio:.2f} times as long as its branch on average ({NO_INTERVAL})."
+        means = [row for row in result.record.get("means", ()) if row["model"] == model and row["se"] is not None]
+        known = [_by_t(ratio, row["se"], row["df"], LENGTH) for row in means]
+        why = "" if known else f" ({NO_INTERVAL})"
+        yield f"{model}: a skip is {[*known, f'{ratio:.2f}'][0]} times as long as its branch on average{why}."
 
 
 def localization(result: Result) -> Iterator[str]:

@@ -34,6 +34,7 @@ from repsim.paper.numbers import (
 from repsim.studies.heads import correlation, windows
 from repsim.studies.probe_passes import Place
 from repsim.studies.receptive import ReceptiveFields
+from repsim.studies.residual import mean_ratio
 from repsim.studies.similarity import LayerSimilarity, MatchedSimilarity, slices
 
 Later = Callable[[], Made]
@@ -292,15 +293,6 @@ def each_apart(
     """The differences between results of networks that are compared."""
     pairs = [(first, second) for *_, first, second in compared]
     return [one for a, b in pairs for one in apart(key, label, [models[a], models[b]], [functions[a], functions[b]])]
-
-
-def mean_ratio(part: pd.DataFrame) -> Of:
-    """The mean over residual sums, each a mean over its tokens, of some rows of a table whose ratios are given."""
-    part = part[part["ratio"].notna()]
-    ratios = part.groupby(["block", "sublayer"])["ratio"]
-    rows = torch.from_numpy(part.index.to_numpy(copy=True))
-    weights = torch.from_numpy(1 / ratios.transform("size").to_numpy(float))
-    return lambda means: torch.cat(means).cpu()[rows] @ weights / weights.sum()
 
 
 @measure.register(exhibits.Localization)

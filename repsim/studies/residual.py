@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from typing_extensions import Unpack
 from repsim.errors import UsageError
 from repsim.images.image_set import Batch, Counts
 from repsim.measures.residual import SkipStatistics, skip_statistics
-from repsim.measures.running import GROUPS, ImageMeans, Moments, Quantiles, kept
+from repsim.measures.running import GROUPS, ImageMeans, Moments, Quantiles, Together, kept
 from repsim.networks.models import Network
 from repsim.networks.residual_sums import ResidualSum, blocks_without, find_sums
 from repsim.passes.plan import Takes
@@ -105,6 +106,16 @@ class ResidualNorms(Study):
         """Ratios of the tokens of each residual sum, side by side as many as the table has rows."""
         return [sums.grouped for _, sums in self._each()]
 
+    def mean_ratios(self) -> list[dict[str, Any]]:
+        """The mean ratio of each network, its standard error and degrees of freedom, for `run.json`."""
+        sums, means = Together(self.grouped()), []
+        for model, rows in self.table().groupby("model", sort=False):
+            ratio, se = (number.item() for number in sums.compute(mean_ratio(rows)))
+            if math.isfinite(ratio):
+                error = None if math.isnan(se) else se
+                means.append({"model": model, "ratio": ratio, "se": error, "df": sums.groups - 1})
+        return means
+
     def outliers(self) -> pd.DataFrame:
         """Tokens whose norm on the skip connection is over `outlier` times the median of their image, in some image."""
         parts = []
@@ -139,6 +150,22 @@ class _Sums(NamedTuple):
 
     def ratio_se(self) -> Tensor:
         return self.grouped.se(self.means)[SkipStatistics._fields.index("ratio")]
+
+
+def mean_ratio(rows: pd.DataFrame) -> Callable[[list[Tensor]], Tensor]:
+    """The mean over residual sums, each a mean over its tokens, of some rows of a study's table, from their ratios.
+
+    Args:
+        rows: of the table, with their numbers in it; those without a ratio do not count.
+
+    Returns:
+        A function of the means of `ResidualNorms.grouped`.
+    """
+    rows = rows[rows["ratio"].notna()]
+    ratios = rows.groupby(["block", "sublayer"])["ratio"]
+    numbers = torch.from_numpy(rows.index.to_numpy(copy=True))
+    weights = torch.from_numpy(1 / ratios.transform("size").to_numpy(float))
+    return lambda means: torch.cat(means).cpu()[numbers] @ weights / weights.sum()
 
 
 def token_names(network: Network, residual_sum: ResidualSum, count: int) -> np.ndarray:
@@ -194,4 +221,5 @@ def residual_norms(
     study = ResidualNorms(begun.networks, outlier=outlier)
     for network, sums in zip(begun.networks, study.residual_sums):
         begun.notices.say(*blocks_without(network, sums))
-    return begun.swept(study, **pass_options)
+    result = begun.swept(study, **pass_options)
+    return dataclasses.replace(result, record={**result.record, "means": study.mean_ratios()})

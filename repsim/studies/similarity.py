@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -115,6 +116,30 @@ class LayerSimilarity(Study):
         own = hsics.diagonal()
         return own[:, None], own[None]
 
+    def means(self, cka: Tensor) -> list[tuple[dict[str, str], Any]]:
+        """The means over CKA that a command says last: what each is of, and where in the matrix its CKA are.
+
+        Lowest with highest third of the layers of each network; and of two networks each third of the first's layers
+        with the layer of the second that it is most like.
+        """
+        places = slices([len(layers) for layers in self.layers])
+        means: list[tuple[dict[str, str], Any]] = []
+        for network, own in zip(self.networks, places):
+            if own.stop - own.start >= 3:
+                low, _, high = thirds_of(own)
+                name = network.name
+                means.append(({"model_a": name, "layers_a": LOWEST, "model_b": name, "layers_b": HIGHEST}, (low, high)))
+        if len(places) == 2 and places[0].stop >= 3:
+            of, other = self.networks
+            for name, rows in zip((LOWEST, MIDDLE, HIGHEST), thirds_of(places[0])):
+                likeness = cka[rows, places[1]].mean(0)
+                if len(likeness) and rows.stop > rows.start and not likeness.isnan().all():
+                    best = int(likeness.nan_to_num(-torch.inf).argmax())
+                    layer = self.layers[1][best].name
+                    row = {"model_a": of.name, "layers_a": name, "model_b": other.name, "layers_b": layer}
+                    means.append((row, (rows, slice(places[1].start + best, places[1].start + best + 1))))
+        return means
+
     def _without(self, own: Tensor) -> list[tuple[str, str]]:
         """Layers whose HSIC with themselves is zero."""
         return [(name, layer.name) for (name, layer), hsic in zip(self._named(), own.tolist()) if not hsic > 0]
@@ -138,6 +163,17 @@ def pairs_of_layers(networks: Sequence[Network], layers: Sequence[Sequence[Layer
         ],
         axis=1,
     )
+
+
+LOWEST, MIDDLE, HIGHEST, ALL = "lowest third", "middle third", "highest third", "all"
+"""Names of groups of layers in `run.json`."""
+
+
+def thirds_of(layers: slice) -> tuple[slice, slice, slice]:
+    """The lowest, middle and highest third; the middle has what is left where they are uneven."""
+    size = -(-(layers.stop - layers.start) // 3)
+    low, high = layers.start + size, layers.stop - size
+    return slice(layers.start, low), slice(low, high), slice(high, layers.stop)
 
 
 def slices(lengths: Sequence[int]) -> list[slice]:
@@ -200,6 +236,12 @@ class MatchedSimilarity(LayerSimilarity):
 
     def own(self, hsics: Tensor) -> tuple[Tensor, Tensor]:
         return hsics[:1], hsics[1 : len(self.networks)]
+
+    def means(self, cka: Tensor) -> list[tuple[dict[str, str], Any]]:
+        """The mean over the layers of each network with the first."""
+        reference, *others = (network.name for network in self.networks)
+        names = {"model_a": reference, "layers_a": ALL}
+        return [({**names, "model_b": name, "layers_b": ALL}, number) for number, name in enumerate(others)]
 
 
 def layer_cka(
@@ -331,7 +373,31 @@ def _compare(
     images_seen = {**seen, "broken": broken, "broken_count": len(broken)}
     table = kind.table(studies)
     begun.notices.say(*too_skewed(table))
-    return begun.result(kind.name, table, images_seen, protocol)
+    result = begun.result(kind.name, table, images_seen, protocol)
+    return dataclasses.replace(result, record={**result.record, "means": _means(studies)})
+
+
+def _means(studies: Sequence[LayerSimilarity]) -> list[dict[str, Any]]:
+    """The means of `LayerSimilarity.means`, with standard error and degrees of freedom, for `run.json`.
+
+    Groups of batches are left out of all CKA of a mean at once; of several repeats the error is over these.
+    """
+    means = studies[0].means(torch.stack([study.sums.compute()[0] for study in studies]).mean(0))
+    if not means:
+        return []
+
+    def statistic(cka: Tensor) -> Tensor:
+        return torch.stack([cka[place].mean() for _, place in means])
+
+    results = [study.sums.compute(statistic) for study in studies]
+    values = torch.stack([value for value, _ in results])
+    repeats, groups = len(studies), studies[0].sums.groups
+    se, df = (values.std(0) / repeats**0.5, repeats - 1) if repeats > 1 else (results[0][1], groups - 1)
+    return [
+        {**names, "cka": value, "se": None if math.isnan(error) else error, "df": df}
+        for (names, _), value, error in zip(means, values.mean(0).tolist(), se.tolist())
+        if not math.isnan(value)
+    ]
 
 
 def _with_values(table: pd.DataFrame, studies: Sequence[LayerSimilarity], columns: list[str]) -> pd.DataFrame:

@@ -46,6 +46,17 @@ def test_cka():
     assert likest.endswith("the lowest like b1 (0.60), the middle like b0 (0.70), the highest like b2 (0.85).")
 
 
+def test_means_of_cka_have_the_intervals_of_the_record():
+    half = t.ppf(0.975, 9) * 0.02
+    low = {"model_a": "A", "layers_a": "lowest third", "model_b": "A", "layers_b": "highest third"}
+    record = {"means": [{**low, "cka": 0.5, "se": 0.02, "df": 9}]}
+    assert one(Result("cka", square(np.full((6, 6), 0.5)), record)).endswith(
+        f"third of its layers is 0.50 [{0.5 - half:.2f}, {0.5 + half:.2f}] on average."
+    )
+    record["means"][0]["se"] = None
+    assert "0.50 on average (no interval" in one(Result("cka", square(np.full((6, 6), 0.5)), record))
+
+
 def test_cka_of_few_or_undefined_layers():
     assert said(Result("cka", square(np.eye(2)))) == []
     assert said(Result("cka", square(np.full((3, 3), np.nan)))) == []

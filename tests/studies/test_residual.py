@@ -206,3 +206,21 @@ def test_blocks_without_skips_are_named():
     found = rs.residual_norms(network, rs.ImageSet("sample", images=8), batch_size=4)
     assert found.notices == ["1 blocks of vit_mini_noskip5-random have no residual sum: blocks.5"]
     assert 5 not in set(found.table.block)
+
+
+def test_the_mean_that_a_command_says_last_has_a_joint_error(vit, resnet):
+    images = rs.ImageSet("sample", images=24)
+    result = rs.residual_norms([vit, resnet], images, batch_size=8)
+
+    def mean(table):
+        return (
+            table.groupby(["model", "block", "sublayer"], sort=False).ratio.mean().groupby("model", sort=False).mean()
+        )
+
+    rest = [np.setdiff1d(np.arange(24), np.arange(start, start + 8)) for start in (0, 8, 16)]
+    left = [mean(rs.residual_norms([vit, resnet], images.only(part), batch_size=8).table) for part in rest]
+    for row in result.record["means"]:
+        assert row["ratio"] == pytest.approx(mean(result.table)[row["model"]], rel=1e-9) and row["df"] == 2
+        without = np.array([values[row["model"]] for values in left])
+        assert row["se"] == pytest.approx(np.sqrt(2 / 3 * ((without - without.mean()) ** 2).sum()), rel=1e-6)
+    assert len(result.record["means"]) == 2

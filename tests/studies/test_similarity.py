@@ -209,3 +209,41 @@ def test_a_network_matches_itself(vit):
 def test_matched_needs_the_same_layers(vit, resnet):
     with pytest.raises(rs.UsageError, match="resnet_mini and vit_mini do not have the same layers"):
         rs.matched_cka([vit, resnet], rs.ImageSet("sample", images=8), batch_size=4)
+
+
+def test_means_that_a_command_says_last_have_joint_errors(vit, resnet):
+    """Each is a mean over CKA of the table, and its error that of leaving out a batch of all of them at once."""
+    images = rs.ImageSet("sample", images=64)
+    result = rs.layer_cka([vit, resnet], images, batch_size=16)
+    names = {name: list(part.layer_a.unique()) for name, part in result.table.groupby("model_a", sort=False)}
+    cka = result.table.set_index(["model_a", "layer_a", "model_b", "layer_b"]).cka
+
+    def mean(values, row):
+        size = -(-len(names[row["model_a"]]) // 3)
+        thirds = {"lowest third": slice(size), "middle third": slice(size, -size), "highest third": slice(-size, None)}
+        sides = []
+        for side in "ab":
+            layers = names[row[f"model_{side}"]]
+            chosen = row[f"layers_{side}"]
+            sides.append(layers[thirds[chosen]] if chosen in thirds else [chosen])
+        a, b = row["model_a"], row["model_b"]
+        return np.mean([values[a, i, b, j] for i in sides[0] for j in sides[1]])
+
+    means = result.record["means"]
+    assert [row["layers_a"] for row in means] == [*["lowest third"] * 3, "middle third", "highest third"]
+    without = []
+    for left_out in range(4):
+        rest = images.only(np.setdiff1d(np.arange(64), np.arange(16 * left_out, 16 * left_out + 16)))
+        table = rs.layer_cka([vit, resnet], rest, batch_size=16).table
+        without.append(table.set_index(["model_a", "layer_a", "model_b", "layer_b"]).cka)
+    for row in means:
+        assert row["cka"] == pytest.approx(mean(cka, row), abs=1e-9) and row["df"] == 3
+        left = np.array([mean(values, row) for values in without])
+        assert row["se"] == pytest.approx(np.sqrt(3 / 4 * ((left - left.mean()) ** 2).sum()), rel=1e-4)
+    like = [row for row in means if row["model_a"] != row["model_b"]]
+    for row in like:
+        others = [mean(cka, {**row, "layers_b": layer}) for layer in names[resnet.name]]
+        assert row["cka"] == pytest.approx(max(others), abs=1e-9)
+    (matched,) = rs.matched_cka([vit, vit], images, batch_size=16).record["means"]
+    assert matched["cka"] == pytest.approx(1) and matched["layers_a"] == "all"
+    assert rs.layer_cka(vit, images, batch_size=16, layers="blocks.[012]", repeats=2).record["means"][0]["df"] == 1
