@@ -178,7 +178,7 @@ def all_attention(network: Network) -> Attentions:
     reasons = (("pooling", "by queries that no image changes"), ("placeless", PLACELESS), ("linear", LINEAR))
     for why, phrase in reasons:
         if names := ", ".join(dict.fromkeys(left_out[why])):
-            notices.append(f"attention {phrase} has no heads that look around the image, so {names} are left out")
+            notices.append(f"attention {phrase} has no heads that look around the image: {names} left out")
     if names := ", ".join(dict.fromkeys(mixed)):
         notices.append(f"heads are mixed after the softmax in {names}, and the weights before that are read")
     return Attentions(layers, places, notices, **left_out, mixed=mixed)

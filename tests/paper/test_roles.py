@@ -220,7 +220,7 @@ def test_probes_part_a_folder_of_classes_that_all_other_figures_see_whole(tmp_pa
             Image.fromarray(pixels).save(tmp_path / "mine" / name / f"{i}.png")
     networks = ["--network", f"vit={VIT}", "--network", f"cnn={CNN}", "--data", tmp_path / "mine"]
     said = repsim("figures", "1", "13", *networks, "--out", tmp_path / "o")
-    assert "20% of each class are test images, 12 of 60, by seed 0" in said.output
+    assert "20% of each class are test images, 12 of 60, drawn by seed 0" in said.output
     assert "48 of the 60 test images are training images; probes are tested on the other 12 alone" in said.output
     record = json.loads((tmp_path / "o" / "run.json").read_text())
     (probes,) = record["protocol"]["probes"]
