@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import queues
+from multiprocessing.util import Finalize
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,14 @@ class _Processes(_MultiProcessingDataLoaderIter):
             raise _no_room(error) or error from None
         _remove_worker_pids(id(self))
         self._worker_pids_set = False
+        # At exit Python sends SIGTERM and waits, which these take for a scheduler's; see `_undisturbed`.
+        Finalize(self, _kill, (self._workers,), exitpriority=10)
+
+
+def _kill(workers: list[Any]) -> None:
+    """End processes of which nothing is wanted any more."""
+    for worker in workers:
+        worker.kill()
 
 
 def _ended(at_work: Any, *, wait: bool) -> int | None:

@@ -175,7 +175,10 @@ def test_an_item_unlike_the_first_is_named():
         (iter(PICTURES), "and list_iterator can only be iterated; give a list"),
         (Stream(), "and Stream can only be iterated; give a list"),
         ({"train": PICTURES}, "got a dict of 'train'; try one of its values"),
-        (Given(TENSORS.to(torch.uint8)), r"in the first item the image is a tensor torch.uint8 \(1, 28, 28\); give float"),
+        (
+            Given(TENSORS.to(torch.uint8)),
+            r"in the first item the image is a tensor torch.uint8 \(1, 28, 28\); give float",
+        ),
         (Given(["name"] * 5), "items of Given of 5 must be images; in the first item the image is a str"),
         (Given([{"img": PICTURES[0]}] * 5), "in the first item there is no `image`, but 'img'; rename"),
         (HuggingFace(img=PICTURES), "its column 'image', and its columns are 'img'; rename"),
