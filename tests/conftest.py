@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 import repsim as rs
 from repsim.tables import MATCHED, NUMBERS, save_record, save_table
@@ -125,6 +126,17 @@ def noise(network: rs.Network, n: int, seed: int = 0) -> torch.Tensor:
     """n noise images of the size that the network takes."""
     channels, height, width = network.input_size
     return torch.randn(n, channels, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def folder(root, images_of, side=64, seed=0):
+    """A folder of noise images, with a brightness of its own for each class."""
+    rng = np.random.default_rng(seed)
+    for number, (name, count) in enumerate(images_of.items()):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = (40 * number + rng.integers(0, 120, (side, side, 3))).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    return root
 
 
 @pytest.fixture

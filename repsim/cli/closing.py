@@ -10,7 +10,7 @@ that, so the sentence says from how many it is picked.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -94,8 +94,9 @@ def cka(result: Result) -> Iterator[str]:
         size = -(-len(matrix) // 3)
         value = matrix.iloc[:size, -size:].to_numpy().mean()
         if len(matrix) >= 3 and not math.isnan(value):
-            average = _average(result, value, model, model, "lowest third", "highest third")
-            yield f"{model}: CKA of the lowest with the highest third of its layers is {average}."
+            ends = {"model_a": model, "layers_a": "lowest third", "model_b": model, "layers_b": "highest third"}
+            average, why = _mean(result, value, CORRELATION, ends)
+            yield f"{model}: CKA of the lowest with the highest third of its layers is {average} on average{why}."
     names = list(table["model_a"].unique())
     if len(names) != 2:
         return
@@ -104,11 +105,11 @@ def cka(result: Result) -> Iterator[str]:
     size = -(-len(matrix) // 3)
     parts = {"lowest": matrix[:size], "middle": matrix[size:-size], "highest": matrix[-size:]}
     means = {third: best.mean(skipna=False).dropna() for third, best in parts.items() if len(best)}
-    likest = [
-        f"the {third} like {best.idxmax()} ({_mean(result, best.max(), a, b, f'{third} third', str(best.idxmax()))})"
-        for third, best in means.items()
-        if len(best)
-    ]
+    likest = []
+    for third, best in means.items():
+        if len(best):
+            pair = {"model_a": a, "layers_a": f"{third} third", "model_b": b, "layers_b": best.idxmax()}
+            likest.append(f"the {third} like {best.idxmax()} ({_mean(result, best.max(), CORRELATION, pair)[0]})")
     if len(matrix) >= 3 and likest:
         yield (
             f"Each third of {a}'s layers is most like one of the {matrix.shape[1]} layers of {b}, by mean CKA: "
@@ -116,19 +117,12 @@ def cka(result: Result) -> Iterator[str]:
         )
 
 
-def _mean(result: Result, value: float, model_a: str, model_b: str, layers_a: str, layers_b: str) -> str:
-    """A mean over CKA, with its interval where the record of the run has it."""
-    names = {"model_a": model_a, "layers_a": layers_a, "model_b": model_b, "layers_b": layers_b}
+def _mean(result: Result, value: float, within: Range, names: Mapping[str, str]) -> tuple[str, str]:
+    """A mean over layers with its interval, from the record of the run; or without, and the reason to add."""
     for row in result.record.get("means", ()):
         if names.items() <= row.items() and row["se"] is not None:
-            return _by_t(value, row["se"], row["df"], CORRELATION)
-    return f"{value:.2f}"
-
-
-def _average(result: Result, value: float, *names: str) -> str:
-    """The same, with the reason where it has no interval."""
-    mean = _mean(result, value, *names)
-    return f"{mean} on average" + ("" if mean.endswith("]") else f" ({NO_INTERVAL})")
+            return _by_t(value, row["se"], row["df"], within), ""
+    return f"{value:.2f}", f" ({NO_INTERVAL})"
 
 
 def _matrix(part: pd.DataFrame) -> pd.DataFrame:
@@ -143,10 +137,11 @@ def matched(result: Result) -> Iterator[str]:
     groups = groups_of(result.record)
     for model, part in _models(result.table.dropna(subset="cka"), "model_b"):
         least = part.loc[part["cka"].idxmin()]
+        pair = {"model_a": least["model_a"], "model_b": model}
+        average, why = _mean(result, part["cka"].mean(), CORRELATION, pair)
         yield (
-            f"{model} with {least['model_a']}: CKA of the same layers is "
-            f"{_average(result, part['cka'].mean(), least['model_a'], model, 'all', 'all')}, and in {least['layer']}, "
-            f"the lowest of {_count(len(part), 'layer')}, "
+            f"{model} with {least['model_a']}: CKA of the same layers is {average} on average{why}, and in "
+            f"{least['layer']}, the lowest of {_count(len(part), 'layer')}, "
             f"{_by_groups(least['cka'], least['se'], groups, CORRELATION)}."
         )
 
@@ -170,10 +165,8 @@ def residual(result: Result) -> Iterator[str]:
     """Skip over branch of each network: the mean over residual sums, each a mean over its tokens."""
     for model, part in _models(result.table.dropna(subset="ratio")):
         ratio = part.groupby(["block", "sublayer"])["ratio"].mean().mean()
-        means = [row for row in result.record.get("means", ()) if row["model"] == model and row["se"] is not None]
-        known = [_by_t(ratio, row["se"], row["df"], LENGTH) for row in means]
-        why = "" if known else f" ({NO_INTERVAL})"
-        yield f"{model}: a skip is {[*known, f'{ratio:.2f}'][0]} times as long as its branch on average{why}."
+        average, why = _mean(result, ratio, LENGTH, {"model": model})
+        yield f"{model}: a skip is {average} times as long as its branch on average{why}."
 
 
 def localization(result: Result) -> Iterator[str]:

@@ -92,7 +92,7 @@ def _owns(path: str, op: Operation) -> bool:
 def _taken_after(trace: Trace, path: str, end: Operation) -> Spot:
     """The module input or output that holds the output of a block."""
     last = max(trace.below(path), key=lambda call: call.ended)
-    takers = [Spot(call, "block", path, "input") for call in trace.calls if call.argument and call.argument.made is end]
+    takers = [Spot(call, "block", path, "input") for call in trace.takers(end)]
     gives = [Spot(call, "block", path) for call in trace.calls if call.result and call.result.made is end]
     after = [spot for spot in (*takers, *gives) if spot.when > last.ended]
     if after:

@@ -63,7 +63,7 @@ def _unit(trace: Trace, first: Call, end: Operation) -> tuple[str, Spot]:
     if gives:
         return gives[0].path, Spot(gives[0], "block", since=first)
     name = f"{first.path}.activation"
-    if given := _given(trace, end):
+    if given := trace.takers(end):
         return first.path, Spot(given[0], "block", name, "input", since=first)
     return first.path, Spot(first, "block", name, lost=end, since=first)
 
@@ -81,7 +81,7 @@ def summed(trace: Trace) -> list[tuple[str, Spot]]:
     halves = [_adds_attention(trace, here) and not _adds_attention(trace, after) for here, after in pairwise(sums)]
     ends = [here for here, half in zip(sums, [*halves, False]) if not half]
     bent = [_bent(trace, end) for end in ends]
-    if all(end is not None and _given(trace, end) for end in bent):
+    if all(end is not None and trace.takers(end) for end in bent):
         ends = [end for end in bent if end is not None]
     entries = [_skip(sums[0]), *ends]
     blocks = [_block(trace, entry, end) for entry, end in zip(entries, ends)]
@@ -112,19 +112,8 @@ def _skip(addition: Operation) -> Operation:
 
 
 def _adds_attention(trace: Trace, addition: Operation) -> bool:
-    skip = _skip(addition)
-    return any(
-        op.when > skip.when and op.at in {weights.at for weights in trace.provenance.attentions}
-        for op in addition.ancestors()
-    )
-
-
-def _given(trace: Trace, op: Operation) -> list[Call]:
-    """The calls of modules that take what an operation makes, in the order in which they begin."""
-    return sorted(
-        (call for call in trace.calls if call.argument is not None and call.argument.made is op),
-        key=lambda call: call.started,
-    )
+    skip, weights = _skip(addition), {weights.at for weights in trace.provenance.attentions}
+    return any(op.when > skip.when and op.at in weights for op in addition.ancestors())
 
 
 def _bent(trace: Trace, end: Operation) -> Operation | None:
@@ -140,6 +129,6 @@ def _block(trace: Trace, entry: Operation, end: Operation) -> tuple[str, Spot] |
         return None
     first = min(inside, key=lambda call: call.started)
     name = f"{max(inside, key=lambda call: call.ended).path}.sum"
-    if given := _given(trace, end):
+    if given := trace.takers(end):
         return first.path, Spot(given[0], "block", name, "input", since=first)
     return first.path, Spot(first, "block", name, lost=end, since=first)

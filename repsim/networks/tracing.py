@@ -229,6 +229,11 @@ class Trace:
         """The operations that take what an operation makes."""
         return self._following.get(op, [])
 
+    def takers(self, op: Operation) -> list[Call]:
+        """The calls of modules that take what an operation makes, in the order in which they begin."""
+        calls = (call for call in self.calls if call.argument is not None and call.argument.made is op)
+        return sorted(calls, key=lambda call: call.started)
+
     @cached_property
     def _following(self) -> dict[Operation, list[Operation]]:
         following: dict[Operation, list[Operation]] = {}

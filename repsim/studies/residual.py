@@ -106,10 +106,10 @@ class ResidualNorms(Study):
         """Ratios of the tokens of each residual sum, side by side as many as the table has rows."""
         return [sums.grouped for _, sums in self._each()]
 
-    def mean_ratios(self) -> list[dict[str, Any]]:
-        """The mean ratio of each network, its standard error and degrees of freedom, for `run.json`."""
+    def mean_ratios(self, table: pd.DataFrame) -> list[dict[str, Any]]:
+        """The mean ratio of each network in the table, its standard error and degrees of freedom, for `run.json`."""
         sums, means = Together(self.grouped()), []
-        for model, rows in self.table().groupby("model", sort=False):
+        for model, rows in table.groupby("model", sort=False):
             ratio, se = (number.item() for number in sums.compute(mean_ratio(rows)))
             if math.isfinite(ratio):
                 error = None if math.isnan(se) else se
@@ -222,4 +222,4 @@ def residual_norms(
     for network, sums in zip(begun.networks, study.residual_sums):
         begun.notices.say(*blocks_without(network, sums))
     result = begun.swept(study, **pass_options)
-    return dataclasses.replace(result, record={**result.record, "means": study.mean_ratios()})
+    return dataclasses.replace(result, record={**result.record, "means": study.mean_ratios(result.table)})

@@ -382,7 +382,7 @@ def _means(studies: Sequence[LayerSimilarity]) -> list[dict[str, Any]]:
 
     Groups of batches are left out of all CKA of a mean at once; of several repeats the error is over these.
     """
-    means = studies[0].means(torch.stack([study.sums.compute()[0] for study in studies]).mean(0))
+    means = studies[0].means(torch.stack([study.sums.finish(study.sums.mean()) for study in studies]).mean(0))
     if not means:
         return []
 

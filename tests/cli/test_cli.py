@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
+from conftest import folder
 from PIL import Image
 
 import repsim as rs
@@ -409,12 +410,7 @@ def test_probe_on_folders(somewhere):
 
 
 def test_probe_on_a_folder_of_classes_without_a_split(somewhere):
-    rng = np.random.default_rng(0)
-    for number, name in enumerate(("cat", "dog")):
-        (somewhere / "mine" / name).mkdir(parents=True)
-        for i in range(20):
-            pixels = (60 * number + rng.integers(0, 90, (28, 28))).astype(np.uint8)
-            Image.fromarray(pixels).save(somewhere / "mine" / name / f"{i}.png")
+    folder(somewhere / "mine", {"cat": 20, "dog": 20}, side=28)
     few = {"shots": 2, "seeds": 1, "neighbours": 0, "layers": "blocks.11"}
     arguments = [f"--{name}={value}" for name, value in few.items()]
     result = repsim("probe", "--model", "vit_mini", *arguments, "--no-tokens", "--data", "mine", "--out", "o")

@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from conftest import planted
-from PIL import Image
+from conftest import folder, planted
 from scipy.stats import t
 from test_resume import interrupted
 
@@ -212,12 +211,7 @@ def test_probes_need_training_images():
 
 
 def test_probes_part_a_folder_of_classes_that_all_other_figures_see_whole(tmp_path):
-    rng = np.random.default_rng(0)
-    for number, name in enumerate(("cat", "dog")):
-        (tmp_path / "mine" / name).mkdir(parents=True)
-        for i in range(30):
-            pixels = (60 * number + rng.integers(0, 90, (28, 28))).astype(np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "mine" / name / f"{i}.png")
+    folder(tmp_path / "mine", {"cat": 30, "dog": 30}, side=28)
     networks = ["--network", f"vit={VIT}", "--network", f"cnn={CNN}", "--data", tmp_path / "mine"]
     said = repsim("figures", "1", "13", *networks, "--out", tmp_path / "o")
     assert "20% of each class are test images, 12 of 60, drawn by seed 0" in said.output

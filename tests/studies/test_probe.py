@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
+from conftest import folder
 from sklearn.linear_model import RidgeClassifier
 from sklearn.preprocessing import StandardScaler
 
@@ -29,17 +29,6 @@ def train():
 @pytest.fixture(scope="module")
 def test_images():
     return rs.ImageSet("sample", split="test", images=210)
-
-
-def folder(root, images_of, side=64, seed=0):
-    """A folder of noise images, with a brightness of its own for each class."""
-    rng = np.random.default_rng(seed)
-    for number, (name, count) in enumerate(images_of.items()):
-        (root / name).mkdir(parents=True)
-        for i in range(count):
-            pixels = (40 * number + rng.integers(0, 120, (side, side, 3))).astype(np.uint8)
-            Image.fromarray(pixels).save(root / name / f"{i}.png")
-    return root
 
 
 def activations(network, images, layer):
